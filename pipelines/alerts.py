@@ -1,0 +1,177 @@
+"""What the scorer publishes: scores, alerts, dead letters and progress. JSON values with CloudEvents 1.0 headers."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contract import EPOCH, Event, Refusal
+
+MAX_RAW_BYTES = 4_096
+_encoder = msgspec.json.Encoder()
+
+
+class Explained(Protocol):
+    """Why a model gave its score; `reasons` are {field, actual, expected, surprise, score_if_expected}."""
+
+    reasons: Sequence[Mapping[str, Any]]
+    score_if_all_expected: float
+
+
+class Model(Protocol):
+    """What the scorer needs of a model. `names` are its inputs, numeric ones first; scores lie in [0, 1], high = anomalous."""
+
+    digest: str
+    threshold: float
+    numeric_names: Sequence[str]
+    categorical_names: Sequence[str]
+
+    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]: ...
+
+    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explained]: ...
+
+
+class RecordSource(msgspec.Struct, frozen=True):
+    """Where the event lies in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.scores`: one for every accepted event, exactly once."""
+
+    event_id: str
+    score: float
+    alert: bool
+    model: str
+    source: RecordSource
+    event_time: str
+    arrival: str
+    late_ms: int
+    out_of_order: bool
+    features_hash: str
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One odd field: what it is, what was expected, and the score had it been as expected."""
+
+    field: str
+    actual: float | str | None
+    expected: float | str | None
+    surprise: float
+    score_if_expected: float
+
+
+class Alert(Score, frozen=True, kw_only=True):
+    """A message of `<stream>.alerts`: a score over the threshold, with its reasons. `alert_id` is the idempotency key."""
+
+    alert_id: str
+    threshold: float
+    entities: dict[str, str | None]
+    reasons: list[Reason]
+    score_if_all_expected: float
+    features: dict[str, float | str | None]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored."""
+
+    rule: str
+    detail: str
+    mend: str
+    source: RecordSource
+    raw_base64: str
+    raw_bytes: int
+    sha256: str
+    duplicate_of: int | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.progress`: what is out, per partition. The authority on a restart.
+
+    `frontier` is what had been folded at that moment, of every partition; `origin` where folding began; `start` the first
+    offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...] not told before.
+    """
+
+    next_offset: int
+    start: int
+    n_scored: int
+    n_refused: int
+    n_duplicates: int
+    n_out_of_turn: int
+    n_partitions: int
+    definition: str
+    model: str
+    owner: str
+    origin: dict[str, list[int]]
+    frontier: dict[str, list[int]] | None
+    out_of_turn: list[list[int]]
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """JSON of a message."""
+    return _encoder.encode(value)
+
+
+def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
+    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2)."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", f"unmask.{kind}".encode()),
+        ("ce_source", f"unmask/{stream}".encode()),
+        ("ce_id", f"{source.topic}/{source.partition}/{source.offset}/{kind}".encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
+def rfc3339(time_ms: int) -> str:
+    """UTC time with milliseconds.
+
+    >>> rfc3339(0)
+    '1970-01-01T00:00:00.000Z'
+    """
+    return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def refused_of(refusal: Refusal, source: RecordSource, raw: bytes | None, *, duplicate_of: int | None = None) -> Refused:
+    """The dead letter of a refused event or a duplicate; raw bytes are capped at `MAX_RAW_BYTES`."""
+    raw = raw or b""
+    return Refused(
+        rule=refusal.rule,
+        detail=refusal.detail,
+        mend=refusal.mend,
+        source=source,
+        raw_base64=base64.b64encode(raw[:MAX_RAW_BYTES]).decode(),
+        raw_bytes=len(raw),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        duplicate_of=duplicate_of,
+    )
+
+
+def alert_of(
+    score: Score,
+    *,
+    threshold: float,
+    event: Event,
+    entity_names: Sequence[str],
+    explained: Explained,
+    features: dict[str, float | str | None],
+) -> Alert:
+    """The alert of a score over the threshold."""
+    named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
+    return Alert(
+        **msgspec.structs.asdict(score),
+        alert_id=hashlib.sha256(named.encode()).hexdigest()[:32],
+        threshold=threshold,
+        entities=dict(zip(entity_names, event.entity_ids, strict=True)),
+        reasons=[msgspec.convert(dict(r), Reason) for r in explained.reasons],
+        score_if_all_expected=explained.score_if_all_expected,
+        features=features,
+    )

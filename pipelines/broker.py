@@ -1,0 +1,404 @@
+"""Kafka: the only file with a client. Topics, a reader of assigned partitions, a writer, guarded transactions."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.errors import (
+    InvalidProducerEpochError,
+    KafkaError,
+    ProducerFencedError,
+    TopicAlreadyExistsError,
+    TransactionalIdAuthorizationFailedError,
+)
+
+from pipelines.errors import BrokerError, FencedError
+
+log = logging.getLogger(__name__)
+
+# request < delivery < transaction: a record gives up before its transaction does.
+REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
+FETCH_WAIT_MS = 20
+KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where Kafka is. `options` go to the client as they are (security_protocol, sasl_*, ssl_*) and never show in a repr."""
+
+    bootstrap: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def config(self) -> dict[str, Any]:
+        return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
+
+
+class Message(NamedTuple):
+    """What is to be written. `partition` None lets the key decide (murmur2, as the Java client does)."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    partition: int | None = None
+    timestamp_ms: int | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class Received(NamedTuple):
+    """A record as it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+Position = tuple[str, int]  # topic, partition
+
+
+def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
+    """Return once the broker answers.
+
+    Raises:
+        BrokerError: no answer within `deadline_s`.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            with _admin(connection) as admin:
+                admin.describe_cluster()
+            return
+        except (KafkaError, OSError) as error:
+            if time.monotonic() > until:
+                raise BrokerError(
+                    f"no Kafka answers at {connection.bootstrap} within {deadline_s:g} s ({type(error).__name__}); "
+                    "start one with `unmask kafka start` or set KAFKA_BOOTSTRAP_SERVERS"
+                ) from error
+            time.sleep(0.1)
+
+
+class _admin:
+    """A short-lived admin client, closed at the end of the block."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> KafkaAdminClient:
+        try:
+            self._client = KafkaAdminClient(**self._connection.config(), request_timeout_ms=REQUEST_MS)
+        except KafkaError as error:
+            raise BrokerError(f"no Kafka answers at {self._connection.bootstrap}") from error
+        return self._client
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.close()
+
+
+def create_topics(connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1) -> None:
+    """Create the topics that are not there yet: name -> number of partitions."""
+    with _admin(connection) as admin:
+        for name, n_partitions in topics.items():
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics([NewTopic(name, n_partitions, replication, topic_configs=dict(config))], timeout_ms=10_000)
+        until = time.monotonic() + 10
+        while missing := set(topics) - set(admin.list_topics()):
+            if time.monotonic() > until:
+                raise BrokerError(f"topics {sorted(missing)} did not appear within 10 s of being created")
+            time.sleep(0.05)
+
+
+def topic_names(connection: Connection) -> set[str]:
+    """Names of all topics."""
+    with _admin(connection) as admin:
+        return set(admin.list_topics())
+
+
+def stamps_appends(connection: Connection, topic: str) -> bool:
+    """Whether the broker stamps the topic's records on arrival (LogAppendTime)."""
+    with _admin(connection) as admin:
+        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
+    return "LogAppendTime" in str(answer)
+
+
+class Reader:
+    """Reads assigned partitions, raw bytes, committed records only; one thread at a time."""
+
+    def __init__(self, connection: Connection, positions: Mapping[Position, int], *, max_records: int = 5_000) -> None:
+        self._consumer = KafkaConsumer(
+            **connection.config(),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            request_timeout_ms=REQUEST_MS,
+            max_poll_records=max_records,
+            max_partition_fetch_bytes=1 << 20,
+        )
+        self._partitions = {position: TopicPartition(*position) for position in positions}
+        self._consumer.assign(list(self._partitions.values()))
+        for position, offset in positions.items():
+            self._consumer.seek(self._partitions[position], offset)
+
+    def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
+        """What has come since the last poll, in order within each partition.
+
+        Raises:
+            BrokerError: the position is not in the log any more (retention has passed it, or the topic was made anew).
+        """
+        try:
+            batches = self._consumer.poll(timeout_ms=timeout_ms)
+        except KafkaError as error:
+            raise BrokerError(f"reading stopped: {type(error).__name__}: {error}; nothing was skipped") from error
+        return [
+            Received(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for batch in batches.values() for r in batch
+        ]
+
+    def ends(self, *, timeout_ms: int = REQUEST_MS) -> dict[Position, int] | None:
+        """End offset of every partition (control markers included), None where the broker gave no answer in time."""
+        try:
+            ends = self._consumer.end_offsets(list(self._partitions.values()), timeout_ms=timeout_ms)
+        except KafkaError as error:
+            log.warning("no answer about end offsets: %s", error)
+            return None
+        return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+
+    def position(self, position: Position) -> int:
+        """Next offset to read; moves past control markers too."""
+        return int(self._consumer.position(self._partitions[position]))
+
+    def pause(self) -> None:
+        """Stop fetching until `resume`."""
+        self._consumer.pause(*self._partitions.values())
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._consumer.resume(*self._partitions.values())
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def partitions_of(connection: Connection, topic: str) -> list[Position]:
+    """The topic's partitions.
+
+    Raises:
+        BrokerError: there is no such topic.
+    """
+    with _admin(connection) as admin:
+        described = admin.describe_topics([topic]) if topic in set(admin.list_topics()) else []
+    numbers = sorted(p["partition_index"] for t in described for p in t["partitions"])
+    if not numbers:
+        raise BrokerError(f"topic {topic} does not exist; create it, or check the stream file's `topics`")
+    return [(topic, number) for number in numbers]
+
+
+def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
+    """First offset kept and end offset of every partition of the topics."""
+    positions = [p for topic in topics for p in partitions_of(connection, topic)]
+    tps = [TopicPartition(*p) for p in positions]
+    consumer = KafkaConsumer(
+        **connection.config(), group_id=None, request_timeout_ms=REQUEST_MS, isolation_level="read_committed"
+    )
+    try:
+        consumer.assign(tps)
+        first, end = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
+    except KafkaError as error:
+        raise BrokerError(f"no answer about offsets from {connection.bootstrap}: {error}") from error
+    finally:
+        consumer.close(autocommit=False)
+    return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
+
+
+def read_between(
+    connection: Connection, spans: Mapping[Position, tuple[int, int]], *, stall_s: float = 30.0
+) -> Iterator[list[Received]]:
+    """Batches of every committed record with first <= offset < end, per partition.
+
+    Raises:
+        BrokerError: nothing came for `stall_s` seconds while records are missing.
+    """
+    open_spans = {p: span for p, span in spans.items() if span[0] < span[1]}
+    if not open_spans:
+        return
+    with Reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
+        moved, before = time.monotonic(), -1
+        while any(reader.position(p) < end for p, (_, end) in open_spans.items()):
+            batch = [r for r in reader.poll(timeout_ms=200) if r.offset < open_spans[(r.topic, r.partition)][1]]
+            if batch:
+                yield batch
+            total = sum(reader.position(p) for p in open_spans)
+            if total != before:
+                moved, before = time.monotonic(), total
+            elif time.monotonic() - moved > stall_s:
+                raise BrokerError(f"nothing came from {connection.bootstrap} for {stall_s:g} s while records are missing")
+
+
+def last_record(connection: Connection, topic: str, partition: int) -> Received | None:
+    """The last committed record of a partition, None where there is none.
+
+    Control markers and aborted records take offsets too, so it steps back wider and wider.
+    """
+    position = (topic, partition)
+    first, end = bounds(connection, [topic])[position]
+    width = 8
+    while True:
+        start = max(first, end - width)
+        last = None
+        for batch in read_between(connection, {position: (start, end)}):
+            last = batch[-1]
+        if last is not None or start == first:
+            return last
+        width *= 8
+
+
+class Writer:
+    """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent since the last one."""
+
+    def __init__(self, connection: Connection, *, linger_ms: int = 5) -> None:
+        self._producer = KafkaProducer(
+            **connection.config(), acks="all", linger_ms=linger_ms, request_timeout_ms=REQUEST_MS, delivery_timeout_ms=60_000
+        )
+        self._futures: list[Any] = []
+
+    def send(self, message: Message) -> None:
+        self._futures.append(_send(self._producer, message))
+
+    def flush(self, *, timeout_s: float = 60.0) -> list[tuple[str, int, int]]:
+        """Wait until everything sent is stored; returns (topic, partition, offset) of each record.
+
+        Raises:
+            BrokerError: a record was not stored.
+        """
+        futures, self._futures = self._futures, []
+        try:
+            self._producer.flush(timeout=timeout_s)
+            stored = [f.get(timeout=1) for f in futures]
+        except KafkaError as error:
+            raise BrokerError(f"a record was not stored: {type(error).__name__}: {error}") from error
+        return [(m.topic, m.partition, m.offset) for m in stored]
+
+    def close(self) -> None:
+        self._producer.close(timeout=5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class TransactionalWriter:
+    """One transactional id. Opening it fences and aborts whoever used the id before.
+
+    The guard (kafka-python's commit is silent about a record that expired): flush, check every record's future,
+    commit within a deadline, check every future again. After any error the writer is done: open a new one.
+    """
+
+    def __init__(self, connection: Connection, transactional_id: str) -> None:
+        self._id = transactional_id
+        try:
+            self._producer = KafkaProducer(
+                **connection.config(),
+                transactional_id=transactional_id,
+                acks="all",
+                linger_ms=0,
+                batch_size=1 << 18,
+                request_timeout_ms=REQUEST_MS,
+                delivery_timeout_ms=DELIVERY_MS,
+                transaction_timeout_ms=TRANSACTION_MS,
+                max_block_ms=DELIVERY_MS,
+                retry_backoff_ms=5,  # the coordinator answers CONCURRENT_TRANSACTIONS for a few ms after each commit
+            )
+        except KafkaError as error:
+            raise BrokerError(f"no transactional producer {transactional_id}: {type(error).__name__}: {error}") from error
+        try:
+            self._within(DELIVERY_MS / 1000, self._producer.init_transactions)
+        except BaseException:
+            self.close()
+            raise
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Any = None) -> None:
+        """Write all messages in one transaction, or none.
+
+        Raises:
+            FencedError: somebody else has opened the same id.
+            BrokerError: the outcome is failure or unknown; read what is there before going on.
+        """
+        try:
+            self._producer.begin_transaction()
+            futures = [_send(self._producer, m) for m in messages]
+            self._producer.flush(timeout=DELIVERY_MS / 1000)
+            for future in futures:
+                future.get(timeout=0)
+        except KafkaError as error:
+            raise self._translate(error) from error
+        if before_commit is not None:
+            before_commit()
+        self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
+        for future in futures:
+            if not future.succeeded():
+                raise BrokerError(f"{self._id}: the transaction was committed without a record")
+
+    def close(self) -> None:
+        """Give the producer up within a second; an open transaction is left to the next owner."""
+        closing = threading.Thread(target=self._close_quietly, daemon=True)
+        closing.start()
+        closing.join(timeout=2)
+
+    def _close_quietly(self) -> None:
+        with suppress(Exception):
+            self._producer.close(timeout=1)
+
+    def _within(self, deadline_s: float, call: Any) -> None:
+        """Run `call` in a thread of its own: the client waits for ever in commit, we do not."""
+        outcome: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                call()
+                outcome.set_result(None)
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name=f"{self._id}-call").start()
+        try:
+            outcome.result(timeout=deadline_s)
+        except KafkaError as error:
+            raise self._translate(error) from error
+        except TimeoutError as error:
+            raise BrokerError(f"{self._id}: {call.__name__} gave no answer within {deadline_s:g} s") from error
+
+    def _translate(self, error: KafkaError) -> BrokerError:
+        if isinstance(error, ProducerFencedError | InvalidProducerEpochError):
+            return FencedError(f"{self._id}: another producer has taken over ({type(error).__name__})")
+        if isinstance(error, TransactionalIdAuthorizationFailedError):
+            return BrokerError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
+        return BrokerError(f"{self._id}: {type(error).__name__}: {error}")
+
+
+def _send(producer: KafkaProducer, message: Message) -> Any:
+    return producer.send(
+        message.topic,
+        value=message.value,
+        key=message.key,
+        headers=list(message.headers),
+        partition=message.partition,
+        timestamp_ms=message.timestamp_ms,
+    )

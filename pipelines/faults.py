@@ -1,0 +1,42 @@
+"""Crash as a test input: the scorer and the ingest call `fault(point)` at their seams; a test makes one of them a SIGKILL."""
+
+import os
+import signal
+from collections.abc import Callable
+
+POINTS = (
+    "after_poll",
+    "mid_fold",
+    "before_flush",
+    "after_flush",
+    "before_outbox_drop",
+    "after_outbox_drop",
+    "mid_snapshot",
+    "mid_restore",
+    "between_lake_and_kafka",
+)
+Fault = Callable[[str], None]
+
+
+def no_fault(point: str) -> None:
+    """What runs in production: nothing."""
+
+
+def kill_at(spec: str) -> Fault:
+    """A fault that SIGKILLs this process at the nth passage of a point: "after_flush:3".
+
+    Raises:
+        ValueError: the point is not one of `POINTS`.
+    """
+    point, _, count = spec.partition(":")
+    if point not in POINTS:
+        raise ValueError(f"a fault's point must be one of {', '.join(POINTS)}, however: {point!r}")
+    left = [int(count or 1)]
+
+    def fault(passed: str) -> None:
+        if passed == point:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return fault

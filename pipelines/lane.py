@@ -1,0 +1,320 @@
+"""A lane: the outbox of one partition, and the guarded transactions that empty it."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.alerts import (
+    Model,
+    Progress,
+    RecordSource,
+    Score,
+    alert_of,
+    cloudevent_headers,
+    encode,
+    refused_of,
+    rfc3339,
+)
+from pipelines.broker import Connection, Message, TransactionalWriter, last_record
+from pipelines.contract import Event, Refusal
+from pipelines.errors import BrokerError, FencedError
+from pipelines.faults import Fault, no_fault
+from pipelines.order import Record
+from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 1_000
+IDLE_S = 0.25
+_ROW_BYTES = 512
+
+
+class Row(NamedTuple):
+    """One event record after the fold, waiting to be published: scored, refused or a duplicate."""
+
+    record: Record
+    arrival_ms: int
+    out_of_turn: bool
+    event: Event | None = None
+    refusal: Refusal | None = None
+    duplicate_of: int | None = None
+    late_ms: int = 0
+    numeric: NDArray[np.float64] | None = None
+    categorical: NDArray[np.uint64] | None = None
+    features_hash: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Rough size in memory."""
+        features = 0 if self.numeric is None else 8 * len(self.numeric)
+        return _ROW_BYTES + len(self.record.value or b"") + features
+
+
+class Batch(NamedTuple):
+    """Rows taken from an outbox, and what the progress record says with them."""
+
+    rows: list[Row]
+    frontier: dict[str, list[int]] | None
+    places: list[list[int]]
+
+
+class Outbox:
+    """Rows of one partition between fold and publication, in order. One thread puts, one takes."""
+
+    def __init__(self, next_offset: int) -> None:
+        self._ready = threading.Condition()
+        self._rows: deque[Row] = deque()
+        self._places: list[list[int]] = []
+        self._frontier: dict[str, list[int]] | None = None
+        self.next_offset = next_offset
+        self.n_bytes = 0
+
+    def put(self, rows: Sequence[Row], places: Sequence[list[int]], frontier: dict[str, list[int]]) -> None:
+        """Append rows (those already out are left away) and tell how far the fold has come."""
+        with self._ready:
+            fresh = [row for row in rows if row.record.offset >= self.next_offset]
+            self._rows.extend(fresh)
+            self.n_bytes += sum(row.n_bytes for row in fresh)
+            self._places.extend(places)
+            self._frontier = frontier
+            if fresh:
+                self._ready.notify()
+
+    def take(self) -> Batch:
+        """Up to `MAX_ROWS` rows, which stay in the outbox until dropped; none after `IDLE_S` seconds without any."""
+        with self._ready:
+            if not self._rows:
+                self._ready.wait(IDLE_S)
+            rows = [self._rows[i] for i in range(min(MAX_ROWS, len(self._rows)))]
+            return Batch(rows, self._frontier, list(self._places))
+
+    def wake(self) -> None:
+        """Let a waiting `take` return."""
+        with self._ready:
+            self._ready.notify()
+
+    def drop(self, next_offset: int, n_places: int) -> None:
+        """Forget rows below `next_offset` and the first `n_places` places: they are out."""
+        with self._ready:
+            while self._rows and self._rows[0].record.offset < next_offset:
+                self.n_bytes -= self._rows.popleft().n_bytes
+            self.next_offset = max(self.next_offset, next_offset)
+            del self._places[:n_places]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+@dataclass(frozen=True)
+class LaneSetting:
+    """What all lanes of a scorer share."""
+
+    connection: Connection
+    stream: Stream
+    model: Model
+    definition: str
+    owner: str
+    fault: Fault = no_fault
+
+
+class Lane:
+    """Publishes one partition's outbox: scores, alerts, dead letters and progress, in one transaction per batch.
+
+    The progress record is the authority: after a failed or doubtful transaction the lane opens a new producer (which
+    aborts what was open), reads how far the last committed record says it came, and goes on from the outbox.
+    """
+
+    def __init__(self, setting: LaneSetting, partition: int) -> None:
+        self._setting = setting
+        self.partition = partition
+        self._writer = self._open()
+        self.progress = read_progress(setting.connection, setting.stream, partition)
+        self.outbox = Outbox(self.progress.next_offset if self.progress else 0)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        self.n_alerts = 0
+        self.n_rebuilt = 0
+
+    def claim(self, progress: Progress) -> None:
+        """Write a progress record that says who owns the partition from now on."""
+        self._writer.commit([self._progress_message(progress)])
+        self.progress = progress
+        self.outbox.drop(progress.next_offset, 0)
+
+    def start(self) -> None:
+        """Publish from a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run, name=f"lane-{self.partition}", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, deadline_s: float = 10.0) -> None:
+        """Publish what is in the outbox, then close."""
+        self._stopping.set()
+        self.outbox.wake()
+        if self._thread:
+            self._thread.join(deadline_s)
+        self._writer.close()
+
+    def _run(self) -> None:
+        try:
+            while not (self._stopping.is_set() and not len(self.outbox)):
+                batch = self.outbox.take()
+                if batch.rows:
+                    self._publish(batch)
+        except BaseException as error:
+            self.failure = error
+            log.error("lane %d stops: %s", self.partition, error)
+
+    def _publish(self, batch: Batch) -> None:
+        messages, progress, n_alerts = self._messages(batch)
+        fault = self._setting.fault
+        try:
+            fault("before_flush")
+            self._writer.commit(messages, before_commit=lambda: fault("after_flush"))
+        except BrokerError as error:
+            self._rebuild(error)
+            return
+        fault("before_outbox_drop")
+        self.progress = progress
+        self.outbox.drop(progress.next_offset, len(batch.places))
+        self.n_alerts += n_alerts
+        fault("after_outbox_drop")
+
+    def _rebuild(self, error: BrokerError) -> None:
+        """Open a new producer and let the last committed progress record say what is out."""
+        self.n_rebuilt += 1
+        log.warning("lane %d: %s; rebuilding", self.partition, error)
+        fenced, wait_s = isinstance(error, FencedError), 0.1
+        while True:
+            try:
+                if fenced:
+                    self._still_ours()
+                self._writer.close()
+                self._writer = self._open()
+                progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
+            except FencedError:
+                raise
+            except BrokerError as again:
+                if self._stopping.is_set():
+                    raise
+                log.warning("lane %d: %s; trying again", self.partition, again)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, 5.0)
+                continue
+            if progress is None or progress.owner != self._setting.owner:
+                raise FencedError(f"partition {self.partition}: another scorer has taken over")
+            committed = self.progress is not None and progress.next_offset > self.progress.next_offset
+            self.progress = progress
+            self.outbox.drop(progress.next_offset, len(progress.out_of_turn) if committed else 0)
+            return
+
+    def _still_ours(self) -> None:
+        """A transaction that timed out looks like fencing; the last progress record tells them apart."""
+        progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
+        if progress is None or progress.owner != self._setting.owner:
+            raise FencedError(f"partition {self.partition}: another scorer has taken over")
+
+    def _open(self) -> TransactionalWriter:
+        return TransactionalWriter(self._setting.connection, f"unmask.{self._setting.stream.topics}.{self.partition}")
+
+    def _messages(self, batch: Batch) -> tuple[list[Message], Progress, int]:
+        stream, model = self._setting.stream, self._setting.model
+        scored = [row for row in batch.rows if row.event is not None]
+        messages, n_alerts = [], 0
+        if scored:
+            numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
+            categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
+            values = model.score(numeric, categorical)
+            alerting = values >= model.threshold
+            n_alerts = int(alerting.sum())
+            scores = [self._score(row, float(v), bool(a)) for row, v, a in zip(scored, values, alerting, strict=True)]
+            messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]
+            if n_alerts:
+                explained = model.explain(numeric[alerting], categorical[alerting])
+                raised = [i for i, a in enumerate(alerting) if a]
+                for i, why in zip(raised, explained, strict=True):
+                    event = scored[i].event
+                    assert event is not None
+                    alert = alert_of(
+                        scores[i],
+                        threshold=model.threshold,
+                        event=event,
+                        entity_names=stream.entities,
+                        explained=why,
+                        features=features_of(stream, numeric[i], event),
+                    )
+                    messages.append(self._message("alerts", scored[i], alert))
+        for row in batch.rows:
+            if row.refusal is not None:
+                source = self._source(row)
+                refused = refused_of(row.refusal, source, row.record.value, duplicate_of=row.duplicate_of)
+                messages.append(self._message("refused", row, refused))
+        progress = self._next_progress(batch, len(scored))
+        messages.append(self._progress_message(progress))
+        return messages, progress, n_alerts
+
+    def _next_progress(self, batch: Batch, n_scored: int) -> Progress:
+        assert self.progress is not None
+        n_duplicates = sum(row.duplicate_of is not None for row in batch.rows)
+        before = self.progress
+        return msgspec.structs.replace(
+            before,
+            next_offset=batch.rows[-1].record.offset + 1,
+            n_scored=before.n_scored + n_scored,
+            n_duplicates=before.n_duplicates + n_duplicates,
+            n_refused=before.n_refused + len(batch.rows) - n_scored - n_duplicates,
+            n_out_of_turn=before.n_out_of_turn + len(batch.places),
+            frontier=batch.frontier,
+            out_of_turn=batch.places,
+        )
+
+    def _score(self, row: Row, value: float, alert: bool) -> Score:
+        assert row.event is not None
+        return Score(
+            event_id=row.event.event_id,
+            score=float(f"{value:.8g}"),
+            alert=alert,
+            model=self._setting.model.digest,
+            source=self._source(row),
+            event_time=rfc3339(row.event.time_ms),
+            arrival=rfc3339(row.arrival_ms),
+            late_ms=row.late_ms,
+            out_of_order=row.out_of_turn,
+            features_hash=f"{row.features_hash:016x}",
+        )
+
+    def _source(self, row: Row) -> RecordSource:
+        return RecordSource(self._setting.stream.topic("events"), self.partition, row.record.offset)
+
+    def _message(self, kind: str, row: Row, value: msgspec.Struct) -> Message:
+        stream = self._setting.stream
+        headers = cloudevent_headers(kind, stream.name, self._source(row))
+        return Message(stream.topic(kind), encode(value), row.record.key, self.partition, None, headers)
+
+    def _progress_message(self, progress: Progress) -> Message:
+        return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
+
+
+def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> dict[str, float | str | None]:
+    """Every model input of one event by name, for people to read; None where it is missing."""
+    values: dict[str, float | str | None] = {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(stream.numeric_columns, numeric.tolist(), strict=True)
+    }
+    return values | dict(zip(stream.categories, event.category_texts, strict=True))
+
+
+def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
+    """The last committed progress record of a partition, None where there is none yet."""
+    record = last_record(connection, stream.topic("progress"), partition)
+    return msgspec.json.decode(record.value, type=Progress) if record and record.value else None
+
+

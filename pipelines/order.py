@@ -1,0 +1,241 @@
+"""The one order: events and labels of all partitions, merged by arrival into one sequence that anybody can find again.
+
+The order is (effective time, labels before events, partition, offset). Effective time is the arrival (a record's time,
+kept from running backwards by a running maximum per partition), for a label plus `label_lag`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+LABEL, EVENT = 0, 1
+KIND_NAMES = ("labels", "events")
+_FOREVER = math.inf
+
+
+class Source(NamedTuple):
+    """One partition of the labels (kind 0) or the events (kind 1)."""
+
+    kind: int
+    partition: int
+
+
+class Record(NamedTuple):
+    """A raw Kafka record of the events or the labels."""
+
+    kind: int
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Key(NamedTuple):
+    """A place in the one order. `seq` is 0 for what came in turn; n for the nth that was folded late behind this place."""
+
+    effective_ms: int
+    kind: int
+    partition: int
+    offset: int
+    seq: int = 0
+
+
+class Item(NamedTuple):
+    """A record at its place; `out_of_turn` says that its natural place had already passed."""
+
+    key: Key
+    arrival_ms: int
+    record: Record
+    out_of_turn: bool
+
+
+Frontier = Mapping[Source, int]  # next offset to fold, per source
+Places = Mapping[tuple[int, int, int], Key]  # (kind, partition, offset) -> the place where it was folded
+
+
+class Mark(NamedTuple):
+    """A replay's clock: nothing stamped below `below_ms` comes after these end offsets."""
+
+    below_ms: float
+    ends: Frontier
+
+
+class _Queue:
+    """What one source has in hand, and how far its time is known."""
+
+    def __init__(self, arrival_ms: int, position: int, lag_ms: int) -> None:
+        self.items: deque[Item] = deque()
+        self.arrival_ms = arrival_ms
+        self.position = position
+        self.lag_ms = lag_ms
+        self.bound_ms: float = -_FOREVER  # nothing stamped below this will still come
+        self.waited_ms = 0.0
+        self.waived = False
+
+    @property
+    def effective_bound_ms(self) -> float:
+        return max(self.bound_ms, self.arrival_ms if self.items else -_FOREVER) + self.lag_ms
+
+
+class Merge:
+    """Merges sources into the one order, releasing what lies strictly below every source's bound.
+
+    Time is an argument (`asked_ms`, `now_ms`): the caller's clock, never read here.
+
+    Args:
+        frontier: the sources, with the next offset of each.
+        label_lag_ms: delay from a label's arrival to its effect, ms.
+        arrivals: running maximum of record time per source so far, ms; for a restore.
+        last: the last place already folded; for a restore.
+        places: where records that came out of turn were folded before.
+        folded_first: a frontier that is known to have been folded before everything beyond it.
+        order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
+        order_stall_ms: how long a partition that is behind or without a leader is waited for, ms.
+    """
+
+    def __init__(
+        self,
+        frontier: Frontier,
+        *,
+        label_lag_ms: int,
+        arrivals: Mapping[Source, int] | None = None,
+        last: Key | None = None,
+        places: Places | None = None,
+        folded_first: Frontier | None = None,
+        order_wait_ms: int = 50,
+        order_stall_ms: int = 30_000,
+    ) -> None:
+        arrivals = arrivals or {}
+        self._queues = {
+            s: _Queue(arrivals.get(s, 0), offset, label_lag_ms if s.kind == LABEL else 0) for s, offset in frontier.items()
+        }
+        self._last = last
+        self._places = dict(places or {})
+        self._prefix = dict(folded_first) if folded_first else None
+        self._order_wait_ms = order_wait_ms
+        self._order_stall_ms = order_stall_ms
+        self._marks: deque[Mark] = deque()
+        self._ticked_ms: float | None = None
+        self.n_out_of_turn = 0
+
+    @property
+    def n_waiting(self) -> int:
+        """Records in hand that are not released yet."""
+        return sum(len(q.items) for q in self._queues.values())
+
+    @property
+    def last(self) -> Key | None:
+        """The last place released."""
+        return self._last
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Take records in hand; those of one source in the order of their offsets."""
+        for record in records:
+            queue = self._queues[Source(record.kind, record.partition)]
+            if record.offset < queue.position:
+                continue  # read again after a seek
+            queue.position = record.offset + 1
+            arrival = queue.arrival_ms = max(queue.arrival_ms, record.timestamp_ms)
+            key = self._places.pop((record.kind, record.partition, record.offset), None)
+            placed = key is not None
+            if key is None:
+                key = Key(arrival + queue.lag_ms, record.kind, record.partition, record.offset)
+            queue.items.append(Item(key, arrival, record, placed))
+
+    def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
+        """The broker answered, to a question sent at `asked_ms`, that `source` ends at `end`; we have read to `position`.
+
+        Only a live stream (record time = append time) bounds an idle partition by the moment of asking.
+        """
+        queue = self._queues[source]
+        queue.position = max(queue.position, position)
+        if queue.position >= end and live:
+            bound = asked_ms - self._order_wait_ms
+            if bound > queue.bound_ms:
+                queue.bound_ms = bound
+                queue.waited_ms, queue.waived = 0.0, False
+
+    def mark(self, mark: Mark) -> None:
+        """Take a replay's clock mark; marks come in rising time."""
+        self._marks.append(mark)
+
+    def tick(self, now_ms: float) -> None:
+        """Count the time that sources keep the others waiting; one call's step counts 1 s at most (we may have stood still)."""
+        step = 0.0 if self._ticked_ms is None else min(max(now_ms - self._ticked_ms, 0.0), 1_000.0)
+        self._ticked_ms = now_ms
+        if self._prefix is not None or not self.n_waiting:
+            return
+        least = self._least()
+        for queue in self._queues.values():
+            if queue.items or queue.effective_bound_ms > least:
+                queue.waited_ms, queue.waived = 0.0, False
+                continue
+            queue.waited_ms += step
+            queue.waived = queue.waited_ms > self._order_stall_ms
+
+    def release(self) -> list[Item]:
+        """Everything that can no longer be preceded, in the one order."""
+        self._reach_marks()
+        if self._prefix is not None:
+            items = self._take(self._least_of_prefix(), self._prefix)
+            if not self._prefix_done():
+                return items
+            self._prefix = None
+            return items + self._take(self._least(), None)
+        return self._take(self._least(), None)
+
+    def _reach_marks(self) -> None:
+        """A mark counts for a source once its end offset is in hand."""
+        while self._marks:
+            mark = self._marks[0]
+            reached = True
+            for source, queue in self._queues.items():
+                if queue.position >= mark.ends.get(source, 0):
+                    queue.bound_ms = max(queue.bound_ms, mark.below_ms)
+                else:
+                    reached = False
+            if not reached:
+                return
+            self._marks.popleft()
+
+    def _least(self) -> float:
+        return min((q.effective_bound_ms for q in self._queues.values() if not q.waived), default=_FOREVER)
+
+    def _least_of_prefix(self) -> float:
+        assert self._prefix is not None
+        unread = [q for s, q in self._queues.items() if q.position < self._prefix.get(s, 0)]
+        return min((q.effective_bound_ms for q in unread), default=_FOREVER)
+
+    def _prefix_done(self) -> bool:
+        assert self._prefix is not None
+        return all(
+            q.position >= self._prefix.get(s, 0) and (not q.items or q.items[0].record.offset >= self._prefix.get(s, 0))
+            for s, q in self._queues.items()
+        )
+
+    def _take(self, below_ms: float, prefix: Frontier | None) -> list[Item]:
+        taken: list[Item] = []
+        for source, queue in self._queues.items():
+            items = queue.items
+            end = prefix.get(source, 0) if prefix is not None else None
+            while items and items[0].key.effective_ms < below_ms and (end is None or items[0].record.offset < end):
+                taken.append(items.popleft())
+        taken.sort()
+        last = self._last
+        for index, item in enumerate(taken):
+            if last is not None and item.key < last:
+                last = last._replace(seq=last.seq + 1)
+                taken[index] = item._replace(key=last, out_of_turn=True)
+                self.n_out_of_turn += 1
+            else:
+                last = item.key
+        self._last = last
+        return taken
+
+
+def sources(n_partitions: int, *, labels: bool) -> list[Source]:
+    """All sources of a stream: its event partitions and, where it has labels, its label partitions."""
+    kinds: Sequence[int] = (LABEL, EVENT) if labels else (EVENT,)
+    return [Source(kind, p) for kind in kinds for p in range(n_partitions)]

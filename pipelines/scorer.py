@@ -1,0 +1,377 @@
+"""The live loop: read -> one order -> contract -> fold -> outbox -> lanes. Readable top to bottom."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pipelines import broker
+from pipelines.alerts import Model, Progress
+from pipelines.broker import Connection, Position, Reader, Received
+from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.errors import BrokerError, RestoreError
+from pipelines.faults import Fault, no_fault
+from pipelines.lane import Lane, LaneSetting, Row
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Merge, Record, Source, sources
+from pipelines.state import Snapshot, State, by_kind, from_kinds, items_of
+from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_MS = 20
+SWEEP_EVERY_S = 60.0
+CHUNK = 2_000
+KEPT_SNAPSHOTS = 4
+StartFrom = Literal["earliest", "latest"]
+
+
+@dataclass(frozen=True)
+class ScorerSetting:
+    """Where a scorer works and how much it may hold."""
+
+    stream: Stream
+    connection: Connection
+    snapshots: Path
+    snapshot_every: timedelta = timedelta(seconds=30)
+    max_outbox_bytes: int = 64 << 20
+    fault: Fault = no_fault
+
+
+@dataclass
+class Counters:
+    """What a scorer has done since it started."""
+
+    n_read: int = 0
+    n_folded: int = 0
+    n_out_of_turn: int = 0
+    n_unknown_fields: int = 0
+    n_broken_labels: int = 0
+    n_late: int = 0
+    n_snapshots: int = 0
+
+
+class Scorer:
+    """One replica: owns every partition of the stream, folds in the one order, publishes exactly once.
+
+    Args:
+        start: where to begin if nothing was ever published: what lies before is folded into the state only.
+
+    Raises:
+        RestoreError: there is no progress and no `start`, or no state can be built that agrees with the progress.
+        BrokerError: a topic is missing, or their numbers of partitions differ.
+    """
+
+    def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
+        self.setting, self.model = setting, model
+        stream, connection = setting.stream, setting.connection
+        self.counters = Counters()
+        self._events, self._labels = EventContract(stream), LabelContract(stream)
+        self._n_partitions = _checked_partitions(connection, stream)
+        self._live = broker.stamps_appends(connection, stream.topic("events"))
+        self._sources = sources(self._n_partitions, labels=stream.labels is not None)
+        blank = State(stream, self._n_partitions)
+        lane_setting = LaneSetting(connection, stream, model, blank.digest, uuid.uuid4().hex[:12], setting.fault)
+        self.lanes = [Lane(lane_setting, p) for p in range(self._n_partitions)]
+        self._bounds = {
+            Source(KIND_NAMES.index(topic.rpartition(".")[2]), p): span
+            for (topic, p), span in broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in self._sources}).items()
+        }
+        progress = self._claim(lane_setting, start)
+        self.state = self._restored(blank, progress)
+        for lane in self.lanes:
+            lane.outbox.put([], self.state.places, by_kind(self.state.frontier, self._n_partitions))
+        self._merge = Merge(
+            self.state.frontier,
+            label_lag_ms=stream.labels.lag_ms if stream.labels else 0,
+            arrivals=self.state.arrivals,
+            last=self.state.last,
+            places=_told_places(connection, stream, progress, self.state.frontier),
+            folded_first=_furthest(progress),
+        )
+        self._positions: dict[Source, Position] = {s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources}
+        self._by_position = {position: source for source, position in self._positions.items()}
+        positions = {self._positions[s]: offset for s, offset in self.state.frontier.items()}
+        self._clock_topic = stream.topic("clock")
+        if not self._live:
+            positions[(self._clock_topic, 0)] = broker.bounds(connection, [self._clock_topic])[(self._clock_topic, 0)][0]
+        self._reader = Reader(connection, positions)
+        self._asked_ms = 0.0
+        self._caught_up = False
+        self._ends_at_start = {s: end for s, (_, end) in self._bounds.items()}
+        self._snapshotting: Future[None] | None = None
+        self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._snapshot_due_s = time.monotonic() + setting.snapshot_every.total_seconds()
+        self._sweep_due_s = time.monotonic() + SWEEP_EVERY_S
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was in Kafka at the start has been folded."""
+        return self._caught_up
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Score until `should_stop()`; then publish what is folded and write a snapshot."""
+        for lane in self.lanes:
+            lane.start()
+        try:
+            while not should_stop():
+                self.step()
+        finally:
+            self._stop()
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        self._raise_lane_failure()
+        if sum(lane.outbox.n_bytes for lane in self.lanes) > self.setting.max_outbox_bytes:
+            time.sleep(0.01)  # back-pressure: nothing is read until the lanes have made room
+            return
+        self._take(self._reader.poll())
+        self._ask()
+        for chunk in _chunks(self._merge.release(), CHUNK):
+            self._fold(chunk)
+        self._note_catching_up()
+        now_s = time.monotonic()
+        if now_s >= self._snapshot_due_s:
+            self._snapshot_due_s = now_s + self.setting.snapshot_every.total_seconds()
+            self._snapshot()
+        if now_s >= self._sweep_due_s:
+            self._sweep_due_s = now_s + SWEEP_EVERY_S
+            self.state.windows.sweep(self.state.clock_ms)
+
+    def _take(self, received: Sequence[Received]) -> None:
+        if received:
+            self.setting.fault("after_poll" if self._caught_up else "mid_restore")
+        records = []
+        for r in received:
+            if r.topic == self._clock_topic:
+                self._merge.mark(mark_of(r.value or b""))
+            else:
+                source = self._by_position[(r.topic, r.partition)]
+                records.append(Record(source.kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value))
+        self.counters.n_read += len(records)
+        self._merge.add(records)
+
+    def _ask(self) -> None:
+        """Ask the broker where the partitions end; the answer holds for the moment the question was sent."""
+        now_ms = time.time() * 1000
+        if now_ms - self._asked_ms >= ASK_EVERY_MS:
+            self._asked_ms = now_ms
+            ends = self._reader.ends()
+            for source, position in self._positions.items() if ends is not None else ():
+                at = self._reader.position(position)
+                self._merge.observe(source, position=at, end=ends[position], asked_ms=now_ms, live=self._live)
+        if self._live and self._caught_up:
+            self._merge.tick(time.time() * 1000)
+
+    def _fold(self, items: Sequence[Item]) -> None:
+        """Decode, fold, and put a row for every event record into its partition's outbox."""
+        state = self.state
+        rows: list[list[Row]] = [[] for _ in self.lanes]
+        decoded: list[tuple[Key, Event | Label]] = []
+        pending: list[tuple[Item, Event | Refusal, int]] = []
+        places: list[list[int]] = []
+        for item in items:
+            record = item.record
+            if item.out_of_turn:
+                places.append([record.kind, record.partition, record.offset, *item.key])
+            if record.kind == LABEL:
+                label = self._labels.decode(record.value, record.key)
+                if isinstance(label, Label):
+                    decoded.append((item.key, label))
+                else:
+                    self.counters.n_broken_labels += 1
+                continue
+            event = self._events.decode(record.value, record.key, item.arrival_ms)
+            if isinstance(event, Event):
+                self.counters.n_unknown_fields += event.n_unknown
+                pending.append((item, event, len(decoded)))
+                decoded.append((item.key, event))
+            else:
+                pending.append((item, event, -1))
+        self.setting.fault("mid_fold")
+        folded = state.fold(items_of(decoded, self.setting.stream))
+        for item in items:
+            record = item.record
+            state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)
+        row_of = {int(i): n for n, i in enumerate(folded.index)}
+        for item, event, at in pending:
+            if item.record.offset < self.lanes[item.record.partition].outbox.next_offset:
+                continue  # published before the restart, or before the stream was scored
+            base = Row(item.record, item.arrival_ms, item.out_of_turn)
+            if isinstance(event, Refusal):
+                row = base._replace(refusal=event)
+            elif at in folded.duplicates:
+                original = folded.duplicates[at]
+                refusal = Refusal("duplicate", f"{event.event_id} was accepted at offset {original}")
+                row = base._replace(refusal=refusal, duplicate_of=original)
+            else:
+                n = row_of[at]
+                row = base._replace(
+                    event=event,
+                    late_ms=int(folded.late_ms[n]),
+                    numeric=folded.numeric[n],
+                    categorical=folded.categorical[n],
+                    features_hash=int(folded.hashes[n]),
+                )
+                self.counters.n_late += row.late_ms > 0
+            rows[item.record.partition].append(row)
+        state.places += places
+        frontier = by_kind(state.frontier, self._n_partitions)
+        for lane, lane_rows in zip(self.lanes, rows, strict=True):
+            lane.outbox.put(lane_rows, places, frontier)
+        self.counters.n_folded += len(items)
+        self.counters.n_out_of_turn += len(places)
+
+    def _note_catching_up(self) -> None:
+        if not self._caught_up:
+            behind = [s for s, end in self._ends_at_start.items() if self._reader.position(self._positions[s]) < end]
+            self._caught_up = not behind
+            if self._caught_up:
+                log.info("caught up with %d records", self.counters.n_folded)
+
+    def _claim(self, setting: LaneSetting, start: StartFrom | None) -> dict[int, Progress]:
+        """Take every lane over; at the very first start, write where scoring begins."""
+        claimed = {}
+        for lane in self.lanes:
+            before = lane.progress
+            if before is None:
+                if start is None:
+                    raise RestoreError(
+                        f"{self.setting.stream.topic('progress')} [{lane.partition}] has no progress record; "
+                        "say where to begin with --from earliest or --from latest (if scores were published before and the "
+                        "progress topic was emptied, rebuild it first: starting anew would score events twice)"
+                    )
+                first, end = self._bounds[Source(EVENT, lane.partition)]
+                at = first if start == "earliest" else end
+                origin = by_kind({s: span[0] for s, span in self._bounds.items()}, self._n_partitions)
+                claim = Progress(
+                    next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+                    n_partitions=self._n_partitions, definition=setting.definition, model=self.model.digest,
+                    owner=setting.owner, origin=origin, frontier=None, out_of_turn=[],
+                )  # fmt: skip
+            else:
+                if before.n_partitions != self._n_partitions:
+                    raise RestoreError(
+                        f"the stream had {before.n_partitions} partitions when it was scored last, now {self._n_partitions}; "
+                        "events of one key lie in two partitions now: replay the stream into new topics"
+                    )
+                if before.definition != setting.definition:
+                    raise RestoreError(
+                        "the features in the stream file are not those that were scored last; put them back, or give the "
+                        "stream new topics (`topics = ...` in the stream file)"
+                    )
+                claim = msgspec.structs.replace(before, owner=setting.owner, model=self.model.digest, out_of_turn=[])
+            lane.claim(claim)
+            claimed[lane.partition] = claim
+        return claimed
+
+    def _restored(self, blank: State, progress: Mapping[int, Progress]) -> State:
+        """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
+        self.setting.snapshots.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
+            try:
+                snapshot = Snapshot.read(path)
+                if any(snapshot.frontier[Source(EVENT, p)] > record.next_offset for p, record in progress.items()):
+                    log.info("snapshot %s is ahead of what is published; trying an older one", path.name)
+                    continue
+                if any(offset < self._bounds[s][0] for s, offset in snapshot.frontier.items()):
+                    log.warning("snapshot %s is older than the input kept", path.name)
+                    continue
+                state = State.restore(self.setting.stream, snapshot)
+                log.info("restored from snapshot %s", path.name)
+                return state
+            except (RestoreError, OSError, ValueError, KeyError) as error:
+                log.warning("snapshot %s is not used: %s", path.name, error)
+        origin = from_kinds(progress[0].origin)
+        for source, first in origin.items():
+            if self._bounds[source][0] > first:
+                raise RestoreError(
+                    f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at "
+                    f"{self._bounds[source][0]}, its first {self._bounds[source][0] - first} records are gone, and no snapshot "
+                    "fits; keep the input as long as the longest window, or put a snapshot back"
+                )
+        blank.frontier = origin
+        return blank
+
+    def _snapshot(self) -> None:
+        """Copy the state now, write it in the background; a slow disk never holds up the loop."""
+        if self._snapshotting is not None:
+            if not self._snapshotting.done():
+                return
+            if error := self._snapshotting.exception():
+                log.warning("the last snapshot was not written: %s", error)
+        snapshot = self.state.snapshot()
+        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, snapshot, time.time_ns())
+
+    def _write_snapshot(self, snapshot: Snapshot, stamp_ns: int) -> None:
+        snapshot.write(self.setting.snapshots / f"{stamp_ns}.snapshot", fault=self.setting.fault)
+        self.counters.n_snapshots += 1
+        for old in sorted(self.setting.snapshots.glob("*.snapshot"))[:-KEPT_SNAPSHOTS]:
+            old.unlink(missing_ok=True)
+
+    def _raise_lane_failure(self) -> None:
+        for lane in self.lanes:
+            if lane.failure is not None:
+                raise lane.failure
+
+    def _stop(self) -> None:
+        for lane in self.lanes:
+            lane.stop()
+        if all(lane.failure is None for lane in self.lanes) and self._caught_up:
+            self._snapshot()
+        self._snapshot_pool.shutdown(wait=True)
+        self._reader.close()
+        self._raise_lane_failure()
+
+
+def mark_of(value: bytes) -> Mark:
+    """A clock mark: {"below_ms": number or null for the end of time, "ends": {"events": [..], "labels": [..]}}."""
+    document = msgspec.json.decode(value)
+    below = document["below_ms"]
+    return Mark(float("inf") if below is None else below, from_kinds(document["ends"]))
+
+
+def mark_bytes(below_ms: int | None, ends: Frontier, n_partitions: int) -> bytes:
+    """The message of a clock mark; `below_ms` None is the end of time."""
+    return msgspec.json.encode({"below_ms": below_ms, "ends": by_kind(ends, n_partitions)})
+
+
+def _checked_partitions(connection: Connection, stream: Stream) -> int:
+    """Number of partitions, the same in every topic of the stream but the clock."""
+    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
+    counts = {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
+    if len(set(counts.values())) != 1:
+        raise BrokerError(f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}")
+    return counts["events"]
+
+
+def _furthest(progress: Mapping[int, Progress]) -> Frontier | None:
+    """What is known to have been folded before everything beyond it."""
+    frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
+    return {s: max(f[s] for f in frontiers) for s in frontiers[0]} if frontiers else None
+
+
+def _told_places(
+    connection: Connection, stream: Stream, progress: Mapping[int, Progress], frontier: Frontier
+) -> dict[tuple[int, int, int], Key]:
+    """Where records that came out of turn were folded, as all progress records beyond `frontier` tell."""
+    if not any(p.n_out_of_turn for p in progress.values()):
+        return {}
+    spans = broker.bounds(connection, [stream.topic("progress")])
+    places = {}
+    for batch in broker.read_between(connection, spans):
+        for record in batch:
+            for kind, partition, offset, *key in msgspec.json.decode(record.value or b"", type=Progress).out_of_turn:
+                if offset >= frontier[Source(kind, partition)]:
+                    places[(kind, partition, offset)] = Key(*key)
+    return places
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
