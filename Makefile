@@ -54,12 +54,14 @@ $(STAMP): requirements.lock requirements-torch.lock pyproject.toml Makefile
 
 # torch is pinned apart, without hashes: its CPU and CUDA builds differ. What it needs is in the main lock.
 TORCH_NEEDS := filelock sympy networkx jinja2 fsspec typing-extensions setuptools
-lock:  ## resolve requirements.lock anew from pyproject.toml (wants `uv`)
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url
+lock:  ## resolve the lock files anew from pyproject.toml and docker/scorer.in (wants `uv`)
 	@mkdir -p build/lock
 	grep -v '"torch' pyproject.toml > build/lock/pyproject.toml
 	printf '%s\n' $(TORCH_NEEDS) > build/lock/torch-needs.txt
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  --all-extras build/lock/pyproject.toml build/lock/torch-needs.txt --output-file requirements.lock --quiet
+	$(COMPILE) --all-extras build/lock/pyproject.toml build/lock/torch-needs.txt --output-file requirements.lock
+	$(COMPILE) --constraints requirements.lock docker/scorer.in --output-file docker/scorer.lock
 
 clean:  ## remove .venv, caches, and what the demo left
 	rm -rf $(VENV) build *.egg-info .unmask .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.contract import EPOCH, Event, Refusal
 
 MAX_RAW_BYTES = 4_096
+T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
 
 
@@ -118,6 +119,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 def encode(value: msgspec.Struct) -> bytes:
     """JSON of a message."""
     return _encoder.encode(value)
+
+
+def decode(value: bytes | None, kind: type[T]) -> T:
+    """A message of a kind from its JSON."""
+    return msgspec.json.decode(value or b"", type=kind)
 
 
 def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:

@@ -19,6 +19,8 @@ from kafka.errors import (
     TopicAlreadyExistsError,
     TransactionalIdAuthorizationFailedError,
 )
+from kafka.partitioner.default import murmur2
+from kafka.structs import OffsetAndMetadata
 
 from pipelines.errors import BrokerError, FencedError
 
@@ -214,7 +216,11 @@ def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tupl
     positions = [p for topic in topics for p in partitions_of(connection, topic)]
     tps = [TopicPartition(*p) for p in positions]
     consumer = KafkaConsumer(
-        **connection.config(), group_id=None, request_timeout_ms=REQUEST_MS, isolation_level="read_committed"
+        **connection.config(),
+        group_id=None,
+        enable_auto_commit=False,
+        request_timeout_ms=REQUEST_MS,
+        isolation_level="read_committed",
     )
     try:
         consumer.assign(tps)
@@ -248,6 +254,36 @@ def read_between(
                 moved, before = time.monotonic(), total
             elif time.monotonic() - moved > stall_s:
                 raise BrokerError(f"nothing came from {connection.bootstrap} for {stall_s:g} s while records are missing")
+
+
+def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
+    """Commit a group's offsets: a hint for those who watch lag, never an authority."""
+    consumer = KafkaConsumer(
+        **connection.config(), group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
+    )
+    try:
+        tps = {TopicPartition(*position): OffsetAndMetadata(offset, "", -1) for position, offset in positions.items()}
+        consumer.assign(list(tps))
+        consumer.commit(tps)
+    except KafkaError as error:
+        raise BrokerError(f"the offsets of group {group} were not noted: {type(error).__name__}: {error}") from error
+    finally:
+        consumer.close(autocommit=False)
+
+
+def group_positions(connection: Connection, group: str) -> dict[Position, int]:
+    """The offsets that `note_group` committed."""
+    with _admin(connection) as admin:
+        return {(tp.topic, tp.partition): o.offset for tp, o in admin.list_group_offsets(group)[group].items()}
+
+
+def partition_of(key: bytes, n_partitions: int) -> int:
+    """Where the Java client's default partitioner puts a key (murmur2).
+
+    >>> partition_of(b"4711", 4)
+    2
+    """
+    return int((murmur2(key) & 0x7FFFFFFF) % n_partitions)
 
 
 def last_record(connection: Connection, topic: str, partition: int) -> Received | None:

@@ -1,11 +1,11 @@
 """Every error a user can cause, as one tree; all others are our own bugs.
 
-    UnmaskError
-    ├── StreamFileError      the stream file is wrong: line, value and mend are in the message
-    ├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
-    │   └── FencedError      another scorer has taken over this partition
-    ├── LakeError            a table is missing or was written by something else
-    └── RestoreError         no state can be built that agrees with what was already published
+UnmaskError
+├── StreamFileError      the stream file is wrong: line, value and mend are in the message
+├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
+│   └── FencedError      another scorer has taken over this partition
+├── LakeError            a table is missing or was written by something else
+└── RestoreError         no state can be built that agrees with what was already published
 """
 
 

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 POINTS = (
+    "between_claims",
     "after_poll",
     "mid_fold",
     "before_flush",

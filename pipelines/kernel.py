@@ -1,11 +1,15 @@
 """The compiled fold: one entity column's state in flat words, moved forward one item at a time.
 
-An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then one
-section per lifetime, window and label window. A window's section is [newest pane, live panes, ring of panes]; bit
-`ring - 1` of *live panes* stands for the newest pane, the bit below for the one before. A dead pane's words are
-never read, so moving on costs nothing. A pane holds 32-bit counts (all events, then values of each number), then
-the other accumulators. A label window's section is [newest pane, ring of (events, frauds)].
+An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
+one section per lifetime, window and label window. A window's section is [newest pane, live panes, ring of
+panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one before. A dead
+pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events, then values
+of each number), then the other accumulators. A label window's section is [newest pane, ring of (events,
+frauds)]. Half words are in little-endian order.
 """
+
+# mypy: disable-error-code="no-untyped-def"
+# The compiled functions are typed by numba, from their first call.
 
 import math
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -24,6 +28,7 @@ DISTINCT_BITS = 256
 LIMIT = 1e100  # a larger number counts as missing: its square, summed, stays finite
 ROUNDING = 1e-12  # a variance below this share of the mean square is rounding, and counts as zero
 AHEAD = 4  # how many items ahead a row is asked for; 2 to 8 measure alike
+AHEAD_WORDS = 1024  # of the row, at most
 
 COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT = range(12)
 
@@ -48,7 +53,7 @@ OUTPUT = _record("stat", "column")
 class Batch(NamedTuple):
     """Events and labels, mixed, in the one order.
 
-    Shapes: every array has n rows; `entities` (n, n_entities), `numbers` (n, n_numbers), `hashed` (n, n_hashed).
+    Shapes: all have n rows; `entities` (n, n_entities), `numbers` (n, n_numbers), `hashed` (n, n_hashed).
     """
 
     is_event: NDArray[np.bool_]
@@ -61,7 +66,7 @@ class Batch(NamedTuple):
 
     def slice(self, start: int, stop: int) -> "Batch":
         """Items `start` to `stop`, as views."""
-        return Batch(*(column[start:stop] for column in self))
+        return Batch._make(column[start:stop] for column in self)
 
 
 class Layout(NamedTuple):
@@ -102,38 +107,40 @@ class Counters(NamedTuple):
 
 
 _int = np.int64
+_intrinsic: Any = intrinsic  # its stubs count the typing context as an argument
 _ZERO, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at first call; keep the machine code on disk where there is a place to write it."""
-    options = {"nogil": True, "error_model": "numpy"}
+    # Nothing here owns memory, so no reference counts ("_nrt"): with them the same code runs at a third.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only install without NUMBA_CACHE_DIR
         return numba.njit(**options)(function)
 
 
-@intrinsic
-def _lowest_bit(_context, word):  # type: ignore[no-untyped-def]  # index of the lowest set bit
-    def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+@_intrinsic
+def _lowest_bit(_context, word):  # index of the lowest set bit
+    def generate(context, builder, _signature, arguments):
         return builder.cttz(arguments[0], context.get_constant(types.boolean, False))
 
     return types.int64(types.uint64), generate
 
 
-@intrinsic
-def _set_bits(_context, word):  # type: ignore[no-untyped-def]  # how many bits are set
-    def generate(_compiler, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+@_intrinsic
+def _set_bits(_context, word):  # how many bits are set
+    def generate(_compiler, builder, _signature, arguments):
         return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), generate
 
 
-@intrinsic
-def _prefetch(_context, words, at):  # type: ignore[no-untyped-def]  # ask for words[at] ahead of its use
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+@_intrinsic
+def _prefetch(_context, words, at):  # ask for words[at] ahead of its use
+    def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         address = builder.gep(array.data, [arguments[1]])
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -147,7 +154,7 @@ def _prefetch(_context, words, at):  # type: ignore[no-untyped-def]  # ask for w
 
 
 @_compiled
-def _place(table, key):  # type: ignore[no-untyped-def]
+def _place(table, key):
     """Where `key` stands in the table, or the free place where it belongs."""
     last = np.uint64(table.shape[0] - 1)
     place = ((key * _MULTIPLIER) >> np.uint64(20)) & last
@@ -157,7 +164,7 @@ def _place(table, key):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def index(table, keys):  # type: ignore[no-untyped-def]
+def index(table, keys):
     """Fill an empty table with the slots of `keys`, in order (slot + 1; 0 is a free place)."""
     for slot in range(keys.shape[0]):
         place = _place(table, keys[slot])
@@ -166,7 +173,7 @@ def index(table, keys):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def clear_dead_panes(words, stride, windows):  # type: ignore[no-untyped-def]
+def clear_dead_panes(words, stride, windows):
     """Zero what can never be read again, so that equal states have equal bytes."""
     for start in range(0, words.shape[0], stride):
         for w in range(windows.shape[0]):
@@ -180,18 +187,18 @@ def clear_dead_panes(words, stride, windows):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _measured(value):  # type: ignore[no-untyped-def]
+def _measured(value):
     """The value as it is folded: -0.0 is 0.0; NaN, infinite and absurd ones are missing."""
     return value + 0.0 if abs(value) <= LIMIT else np.nan
 
 
 @_compiled
-def _finite(value):  # type: ignore[no-untyped-def]
+def _finite(value):
     return value if math.isfinite(value) else np.nan
 
 
 @_compiled
-def _statistic(stat, value, n, total, square, low, high):  # type: ignore[no-untyped-def]
+def _statistic(stat, value, n, total, square, low, high):
     """One statistic of `n` values; `square` is the sum of squares."""
     if stat == SUM:
         return total
@@ -214,7 +221,7 @@ def _statistic(stat, value, n, total, square, low, high):  # type: ignore[no-unt
 
 
 @_compiled
-def _spread(stat, value, n, mean, variance):  # type: ignore[no-untyped-def]
+def _spread(stat, value, n, mean, variance):
     if n < 2:
         return np.nan
     deviation = math.sqrt(variance)
@@ -222,14 +229,14 @@ def _spread(stat, value, n, mean, variance):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _next(left, turn, ring):  # type: ignore[no-untyped-def]
+def _next(left, turn, ring):
     """Where in the ring the oldest pane of `left` stands."""
     where = turn + _lowest_bit(left)
     return where if where < ring else where - ring
 
 
 @_compiled
-def _begin(time_ms, at, memory, layout):  # type: ignore[no-untyped-def]
+def _begin(time_ms, at, memory, layout):
     """A new entity, or one that was idle for so long that it is as new."""
     memory.words[at : at + layout.stride] = _ZERO
     memory.ints[at + 1] = time_ms
@@ -240,7 +247,7 @@ def _begin(time_ms, at, memory, layout):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _report(i, at, known, batch, memory, layout, counters):  # type: ignore[no-untyped-def]
+def _report(i, at, known, batch, memory, layout, counters):
     """A label moves the frauds of its event's pane, where that is held."""
     if batch.delta[i] == 0:
         return
@@ -259,7 +266,7 @@ def _report(i, at, known, batch, memory, layout, counters):  # type: ignore[no-u
 
 
 @_compiled
-def _lifetimes(i, at, row, batch, memory, layout, out):  # type: ignore[no-untyped-def]
+def _lifetimes(i, at, row, batch, memory, layout, out):
     """All time: count, since last, and mean and spread after Welford (1962)."""
     floats, ints = memory.floats, memory.ints
     time_ms = batch.time_ms[i]
@@ -303,7 +310,7 @@ def _lifetimes(i, at, row, batch, memory, layout, out):  # type: ignore[no-untyp
 
 
 @_compiled
-def _window(i, at, row, w, batch, memory, layout, counters, out):  # type: ignore[no-untyped-def]
+def _window(i, at, row, w, batch, memory, layout, counters, out):
     """Features of one window, then the event enters its pane."""
     words, floats, counts = memory.words, memory.floats, memory.counts
     window = layout.windows[w]
@@ -375,7 +382,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):  # type: ignor
             bits_1 |= words[cell + 1]
             bits_2 |= words[cell + 2]
             bits_3 |= words[cell + 3]
-        taken = _set_bits(bits_0) + _set_bits(bits_1) + _set_bits(bits_2) + _set_bits(bits_3)
+        taken: int = _set_bits(bits_0) + _set_bits(bits_1) + _set_bits(bits_2) + _set_bits(bits_3)
         out[row, distinct.output] = layout.estimates[DISTINCT_BITS - taken]
 
     if pane < oldest:
@@ -410,7 +417,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):  # type: ignor
 
 
 @_compiled
-def _label_window(i, at, row, w, batch, memory, layout, counters, out):  # type: ignore[no-untyped-def]
+def _label_window(i, at, row, w, batch, memory, layout, counters, out):
     """Frauds among the events old enough to have their labels, then the event enters its pane."""
     words = memory.words
     window = layout.label_windows[w]
@@ -449,7 +456,7 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):  # type:
 
 
 @_compiled
-def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):  # type: ignore[no-untyped-def]
+def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
 
     Stops early where every slot is taken. Returns (next item, next row, slots used).
@@ -461,7 +468,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             soon = batch.entities[i + AHEAD, column]
             if soon != _ZERO:
                 there = (_int(table[_place(table, soon), 1]) - 1) * layout.stride
-                for word in range(there, there + layout.stride, 8):
+                for word in range(there, there + min(layout.stride, AHEAD_WORDS), 8):
                     _prefetch(words, word)
 
         event = batch.is_event[i]

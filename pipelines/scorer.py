@@ -40,6 +40,7 @@ class ScorerSetting:
     connection: Connection
     snapshots: Path
     snapshot_every: timedelta = timedelta(seconds=30)
+    order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
     max_outbox_bytes: int = 64 << 20
     fault: Fault = no_fault
 
@@ -94,6 +95,7 @@ class Scorer:
             last=self.state.last,
             places=_told_places(connection, stream, progress, self.state.frontier),
             folded_first=_furthest(progress),
+            order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
         )
         self._positions: dict[Source, Position] = {s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources}
         self._by_position = {position: source for source, position in self._positions.items()}
@@ -268,6 +270,7 @@ class Scorer:
                     )
                 claim = msgspec.structs.replace(before, owner=setting.owner, model=self.model.digest, out_of_turn=[])
             lane.claim(claim)
+            self.setting.fault("between_claims")
             claimed[lane.partition] = claim
         return claimed
 

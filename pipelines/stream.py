@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +63,13 @@ class Labels(msgspec.Struct, frozen=True):
     column: str = "label"
 
 
+class Replay(msgspec.Struct, frozen=True):
+    """Which part of a folder of past events is played live in a demo: [live_from_ms, live_until_ms), event time."""
+
+    live_from_ms: int
+    live_until_ms: int
+
+
 class Stream(msgspec.Struct, frozen=True):
     """A kind of event, as its stream file describes it.
 
@@ -99,6 +107,7 @@ class Stream(msgspec.Struct, frozen=True):
     future_tolerance_ms: int
     duplicate_memory_ms: int
     max_message_bytes: int
+    replay: Replay | None = None
 
     def field(self, name: str) -> Field:
         """The field called `name`; KeyError where there is none."""
@@ -144,10 +153,17 @@ class Stream(msgspec.Struct, frozen=True):
         own = [Column(name, "numeric", name, False) for name in self.numbers]
         clock = [Column(name, "numeric", None, False) for name in ("hour", "weekday")]
         windows = [
-            Column(f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS)
+            Column(
+                f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS
+            )
             for f in self.features
         ]
-        return (*own, *clock, *windows, *(Column(name, "categorical", name, False) for name in self.categories))
+        return (
+            *own,
+            *clock,
+            *windows,
+            *(Column(name, "categorical", name, False) for name in self.categories),
+        )
 
     @property
     def _ids(self) -> frozenset[str]:
@@ -163,7 +179,9 @@ def load(path: Path) -> Stream:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise StreamFileError(f"{path}: cannot be read ({error.strerror}); give the path of a stream file") from error
+        raise StreamFileError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a stream file"
+        ) from error
     return parse(text, where=str(path))
 
 
@@ -197,7 +215,7 @@ class _Reader:
         self.document = document
 
     def stream(self) -> Stream:
-        known = ("stream", "fields", "labels", "features", "alerts")
+        known = ("stream", "fields", "labels", "features", "alerts", "replay")
         for name in self.document:
             if name not in known:
                 self.fail((name,), name, f"unknown table; known are {', '.join(known)}")
@@ -214,7 +232,9 @@ class _Reader:
         topics = self.text("stream", head, "topics", default=name)
         for key, value in (("name", name), ("topics", topics)):
             if not re.fullmatch(r"[a-zA-Z0-9_-]{1,100}", value):
-                self.fail(("stream", key), value, "must be 1-100 letters, digits, _ or - (it names Kafka topics)")
+                self.fail(
+                    ("stream", key), value, "must be 1-100 letters, digits, _ or - (it names Kafka topics)"
+                )
         event_id = self.field_ref("stream", head, "event_id", by_name, ID_TYPES)
         event_time = self.field_ref("stream", head, "event_time", by_name, ("time",))
         entities = self.entities(head, by_name)
@@ -226,14 +246,26 @@ class _Reader:
         )
         for f in fields:
             if f.type == "time" and f.name not in ids:
-                self.fail(("fields", f.name), f.type, "only the event time may be of type time; give the age as a number")
+                self.fail(
+                    ("fields", f.name),
+                    f.type,
+                    "only the event time may be of type time; give the age as a number",
+                )
         features = self.features(entities, by_name, ids, labels)
         numbers = [f.name for f in fields if f.type in ("int", "number") and f.name not in ids]
         taken = {"hour", "weekday"} & {f.name for f in fields}
         if taken:
-            self.fail(("fields", taken.pop()), "", "hour and weekday are computed from the event time; rename the field")
+            self.fail(
+                ("fields", taken.pop()),
+                "",
+                "hour and weekday are computed from the event time; rename the field",
+            )
         if not numbers and not features and not any(f.type == "category" for f in fields):
-            self.fail(("fields",), "", "nothing to learn from: add a number or category field, or a [[features]] table")
+            self.fail(
+                ("fields",),
+                "",
+                "nothing to learn from: add a number or category field, or a [[features]] table",
+            )
         return Stream(
             name=name,
             topics=topics,
@@ -247,6 +279,7 @@ class _Reader:
             future_tolerance_ms=self.duration("stream", head, "future_tolerance", "5m"),
             duplicate_memory_ms=self.duration("stream", head, "duplicate_memory", "2d"),
             max_message_bytes=self.integer("stream", head, "max_message_bytes", 65_536),
+            replay=self.replay(),
         )
 
     def fields(self) -> tuple[Field, ...]:
@@ -259,7 +292,9 @@ class _Reader:
                 self.fail(("fields", name), spec, 'must be a table such as { type = "number", min = 0 }')
             for key in spec:
                 if key not in ("type", "required", "min", "max", "max_length"):
-                    self.fail(("fields", name), key, "unknown key; known are type, required, min, max, max_length")
+                    self.fail(
+                        ("fields", name), key, "unknown key; known are type, required, min, max, max_length"
+                    )
             kind = spec.get("type")
             if kind not in FIELD_TYPES:
                 self.fail(("fields", name), kind, f"type must be one of {', '.join(FIELD_TYPES)}")
@@ -270,7 +305,9 @@ class _Reader:
                 self.fail(("fields", name), spec["required"], "required must be true or false")
             length = spec.get("max_length", 256)
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-                self.fail(("fields", name), length, "max_length must be a whole number of characters, at least 1")
+                self.fail(
+                    ("fields", name), length, "max_length must be a whole number of characters, at least 1"
+                )
             field = Field(
                 name,
                 kind,
@@ -287,7 +324,11 @@ class _Reader:
     def entities(self, head: dict[str, Any], by_name: dict[str, Field]) -> tuple[str, ...]:
         names = head.get("entities")
         if not isinstance(names, list) or not names:
-            self.fail(("stream", "entities"), names, 'must list at least one field, e.g. ["customer_id"]; the first is the key')
+            self.fail(
+                ("stream", "entities"),
+                names,
+                'must list at least one field, e.g. ["customer_id"]; the first is the key',
+            )
         for name in names:
             if name not in by_name or by_name[name].type not in ID_TYPES:
                 self.fail(("stream", "entities"), name, "must be a field of type int or text under [fields]")
@@ -301,7 +342,9 @@ class _Reader:
         table = self.table("labels")
         self.only("labels", table, ("maturity", "lag", "column"))
         if "maturity" not in table:
-            self.fail(("labels",), "", 'maturity is missing: the delay until labels count, e.g. maturity = "7d"')
+            self.fail(
+                ("labels",), "", 'maturity is missing: the delay until labels count, e.g. maturity = "7d"'
+            )
         lag = self.duration("labels", table, "lag", "60s")
         maturity = self.duration("labels", table, "maturity", "7d")
         if maturity < lag:
@@ -354,13 +397,21 @@ class _Reader:
                 fail("stats", stat, f"must be one of {', '.join(STATS)}")
             if stat in LABEL_STATS and labels is None:
                 fail("stats", stat, "needs labels: add a [labels] table with maturity")
-            if stat in VALUE_STATS and (field not in by_name or field in ids or by_name[field].type not in ("int", "number")):
+            if stat in VALUE_STATS and (
+                field not in by_name or field in ids or by_name[field].type not in ("int", "number")
+            ):
                 fail("field", field, f"{stat} needs field = a field of type int or number")
             if stat == "distinct" and (
-                field not in by_name or field == entity or (by_name[field].type != "category" and field not in entities)
+                field not in by_name
+                or field == entity
+                or (by_name[field].type != "category" and field not in entities)
             ):
                 fail("field", field, "distinct needs field = a category field or another entity")
-            named = f"{entity}.{field}.{stat}" if stat in VALUE_STATS or stat == "distinct" else f"{entity}.{stat}"
+            named = (
+                f"{entity}.{field}.{stat}"
+                if stat in VALUE_STATS or stat == "distinct"
+                else f"{entity}.{stat}"
+            )
             if stat == "since_last":
                 result.append(Feature(named, stat, entity))
                 continue
@@ -370,12 +421,16 @@ class _Reader:
                 result.append(self.windowed(index, named, stat, entity, field, window))
         return result
 
-    def windowed(self, index: int, named: str, stat: str, entity: str, field: str | None, window: Any) -> Feature:
+    def windowed(
+        self, index: int, named: str, stat: str, entity: str, field: str | None, window: Any
+    ) -> Feature:
         own_field = field if stat in VALUE_STATS or stat == "distinct" else None
         if window == "all":
             if stat not in ALL_TIME_STATS:
                 self.fail(
-                    ("features", index, "windows"), window, f"{stat} has no all-time form; those are {', '.join(ALL_TIME_STATS)}"
+                    ("features", index, "windows"),
+                    window,
+                    f"{stat} has no all-time form; those are {', '.join(ALL_TIME_STATS)}",
                 )
             return Feature(f"{named}.all", stat, entity, own_field, None)
         try:
@@ -391,7 +446,9 @@ class _Reader:
             "rate": lambda v: _is_number(v) and 0 < v < 1,
             "per_day": lambda v: _is_number(v) and v > 0,
             "cost": lambda v: (
-                isinstance(v, dict) and set(v) == {"missed", "review"} and all(_is_number(x) and x > 0 for x in v.values())
+                isinstance(v, dict)
+                and set(v) == {"missed", "review"}
+                and all(_is_number(x) and x > 0 for x in v.values())
             ),
         }
         if not isinstance(budget, dict) or len(budget) != 1 or next(iter(budget)) not in shapes:
@@ -409,6 +466,21 @@ class _Reader:
             }
             self.fail(("alerts", "budget"), value, mend[kind])
         return dict(budget)
+
+    def replay(self) -> Replay | None:
+        if "replay" not in self.document:
+            return None
+        table = self.table("replay")
+        self.only("replay", table, ("live_from", "live_until"))
+        days = []
+        for key in ("live_from", "live_until"):
+            day = table.get(key)
+            if type(day) is not date:
+                self.fail(("replay", key), day, "must be a day such as 2018-07-01, without quotes (UTC)")
+            days.append((day - date(1970, 1, 1)).days * _UNIT_MS["d"])
+        if days[0] >= days[1]:
+            self.fail(("replay", "live_until"), str(table["live_until"]), "must be after live_from")
+        return Replay(*days)
 
     def table(self, name: str, *, required: bool = False) -> dict[str, Any]:
         table = self.document.get(name, {})

@@ -1,0 +1,43 @@
+"""Flow: what is new in Kafka goes to the lake, exactly once."""
+
+import time
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows import progress
+from flows.lineage import lineage
+from flows.settings import Settings
+from models import registry
+from pipelines.ingest import IngestCounts
+from pipelines.ingest import ingest as ingest_stream
+from pipelines.stream import load
+
+
+@flow(name="ingest", retries=2, retry_delay_seconds=10, validate_parameters=False)
+def ingest(stream: Path) -> IngestCounts:
+    """Read events, labels, scores and progress from where the lake stands to Kafka's ends as of now.
+
+    Args:
+        stream: path of the stream file.
+    """
+    settings, spec = Settings(), load(stream)
+    lake = settings.lake(spec)
+    started = time.monotonic()
+    with progress.shown("ingest") as report:
+        counts = ingest_stream(
+            settings.connection(),
+            spec,
+            lake,
+            progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} records"),
+        )
+    seconds = time.monotonic() - started
+    figures = {name: float(value) for name, value in vars(counts).items()} | {"seconds": seconds}
+    uri = settings.tracking_uri()
+    with registry.open_run(
+        f"{spec.name}/ingest", tracking_uri=uri, run_name="ingest", tags=lineage(spec, lake)
+    ) as run:
+        run.log_metrics(figures)
+    create_table_artifact(key="ingest", table=[figures], description=f"[MLflow run]({run.url})")
+    return counts

@@ -1,0 +1,28 @@
+"""Where a run comes from: the tags that every MLflow run and model version carries."""
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.lake import Lake
+from pipelines.stream import Stream
+
+
+def lineage(stream: Stream, lake: Lake) -> dict[str, str]:
+    """Tags: code version and commit, stream, its topics, the lake's table versions."""
+    return {
+        "unmask.version": version("unmask"),
+        "git.commit": _commit(),
+        "stream": stream.name,
+        "stream.topics": stream.topics,
+        "lake.version": lake.version(),
+    }
+
+
+def _commit() -> str:
+    """The commit this code was installed from, "unknown" outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

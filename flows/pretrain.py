@@ -1,0 +1,71 @@
+"""Flow: the lake's events, without labels, become a masked-feature encoder."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact
+
+from flows import progress, training_data
+from flows.lineage import lineage
+from flows.settings import Settings
+from models import plots, registry
+from models.pretrain import PretrainConfig
+from models.pretrain import pretrain as pretrain_encoder
+from pipelines.stream import load
+
+
+@flow(name="pretrain", retries=1, retry_delay_seconds=10, validate_parameters=False)
+def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
+    """Train the encoder on everything that had arrived by `as_of_ms`; goes on from a checkpoint if it was cut off.
+
+    Args:
+        stream: path of the stream file.
+        as_of_ms: the moment to look back from, ms since 1970; None is now.
+        seed: of weights, masks and batches.
+
+    Returns:
+        id of the MLflow run; the encoder lies in the stream's work folder and in the run.
+    """
+    settings, spec = Settings(), load(stream)
+    lake = settings.lake(spec)
+    data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
+    folder = settings.work_folder(spec, "pretrain")
+    tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "seed": str(seed)}
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with (
+        registry.open_run(
+            f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags
+        ) as run,
+        progress.shown("pretrain") as report,
+    ):
+
+        def log(values: Mapping[str, float], step: int) -> None:
+            run.log_metrics(values, step)
+            for name, value in values.items():
+                curves.setdefault(name, []).append((step, value))
+
+        config = PretrainConfig()
+        run.log_params(vars(config) | {"rows": len(data.table), "columns": len(data.table.columns)})
+        pretrained = pretrain_encoder(
+            data.table,
+            config=config,
+            seed=seed,
+            label=data.label,
+            known=data.known,
+            report=log,
+            progress=report,
+            checkpoint=folder / "checkpoint",
+        )
+        pretrained.save(folder / "encoder")
+        (folder / "run_id").write_text(run.run_id)
+        run.log_folder(folder / "encoder", "encoder")
+        losses = {name: points for name, points in curves.items() if "loss" in name}
+        if losses:
+            run.log_figure("loss", plots.loss_curves(losses))
+        probes = {name: points for name, points in curves.items() if "probe" in name}
+        if probes:
+            run.log_figure("probe", plots.probe_curves(probes))
+    create_link_artifact(key="pretrain", link=run.url, link_text="MLflow run")
+    return run.run_id

@@ -1,0 +1,113 @@
+"""Flow: the challenger passes the gate, or says why not; then it is the champion."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.lineage import lineage
+from flows.settings import Settings
+from models import artifact, registry
+from pipelines.errors import UnmaskError
+from pipelines.stream import Stream, load
+
+# A challenger may be this much worse than the champion in validation average precision: less is seed noise.
+TOLERATED_LOSS = 0.02
+
+
+class NothingToPromoteError(UnmaskError):
+    """The registry holds no challenger."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate said. `checks` maps each check to what was seen and whether it holds."""
+
+    version: int
+    digest: str
+    promoted: bool
+    checks: dict[str, tuple[str, bool]]
+
+    @property
+    def words(self) -> str:
+        """One line for a person."""
+        failed = [f"{name}: {seen}" for name, (seen, holds) in self.checks.items() if not holds]
+        outcome = "is the champion" if self.promoted else "stays the challenger"
+        return (
+            f"version {self.version} {outcome}"
+            + (f" although {'; '.join(failed)}" if failed and self.promoted else "")
+            + (f": {'; '.join(failed)}" if failed and not self.promoted else "")
+        )
+
+
+@flow(name="promote", retries=1, retry_delay_seconds=10, validate_parameters=False)
+def promote(stream: Path, force: bool = False) -> Decision:
+    """Compare the challenger with the champion and move the champion alias to it if it may serve.
+
+    Args:
+        stream: path of the stream file.
+        force: move the alias even where a check fails; a model that does not load is never promoted.
+    """
+    settings, spec = Settings(), load(stream)
+    uri, name = settings.tracking_uri(), f"{spec.name}-scorer"
+    found = registry.version_of(name, "challenger", tracking_uri=uri)
+    if found is None:
+        raise NothingToPromoteError(
+            f"{name} has no challenger in MLflow at {uri}; run `unmask finetune` first"
+        )
+    version, tags = found
+    champion = registry.version_of(name, "champion", tracking_uri=uri)
+    resolved = registry.resolve(name, "challenger", tracking_uri=uri, cache=settings.model_cache)
+    model = artifact.load(resolved.folder, expect=resolved.digest)
+    checks = _checks(spec, tags, champion[1] if champion else None, {c.name for c in model.columns})
+    promoted = force or all(holds for _, holds in checks.values())
+    decision = Decision(version, resolved.digest, promoted, checks)
+    marks = lineage(spec, settings.lake(spec)) | {
+        "model.version": str(version),
+        "model.digest": resolved.digest,
+    }
+    with registry.open_run(
+        f"{spec.name}/promote", tracking_uri=uri, run_name=f"version {version}", tags=marks
+    ) as run:
+        if promoted:
+            registry.set_alias(name, "champion", version, tracking_uri=uri)
+        run.log_metrics({"promoted": float(promoted), "threshold": model.threshold})
+        rows = {
+            "check": list(checks),
+            "seen": [s for s, _ in checks.values()],
+            "holds": [h for _, h in checks.values()],
+        }
+        run.log_table("gate", rows)
+    _record(settings.home / "promotions.jsonl", spec, decision, champion[0] if champion else None)
+    table = [{"check": check, "seen": seen, "holds": holds} for check, (seen, holds) in checks.items()]
+    create_table_artifact(key="gate", table=table, description=decision.words)
+    return decision
+
+
+def _checks(
+    stream: Stream, challenger: dict[str, str], champion: dict[str, str] | None, columns: set[str]
+) -> dict[str, tuple[str, bool]]:
+    missing = sorted(columns - {c.name for c in stream.columns})
+    checks = {"columns": (f"the stream lacks {missing}" if missing else "all there", not missing)}
+    rate = challenger.get("validation_alert_rate")
+    if rate is not None and "rate" in stream.budget:
+        checks["alert budget"] = (
+            f"{float(rate):.3%} of {stream.budget['rate']:.3%}",
+            float(rate) <= stream.budget["rate"] * 1.1,
+        )
+    key = "validation_average_precision"
+    if key in challenger and champion is not None and key in champion:
+        new, old = float(challenger[key]), float(champion[key])
+        checks["average precision"] = (f"{new:.3f}, the champion had {old:.3f}", new >= old - TOLERATED_LOSS)
+    return checks
+
+
+def _record(path: Path, stream: Stream, decision: Decision, before: int | None) -> None:
+    """Append to the log of promotions: an alias in MLflow keeps no history."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"at": time.time(), "stream": stream.name, "from": before, **asdict(decision)}
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(entry) + "\n")

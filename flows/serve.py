@@ -1,0 +1,137 @@
+"""The live scorer as a plain service: no Prefect, and MLflow only to fetch the model at the start."""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.settings import Settings
+from models import artifact, registry
+from models.artifact import ServedModel
+from models.explain import Explanation
+from pipelines import faults
+from pipelines.scorer import Scorer, ScorerSetting, StartFrom
+from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 0.5
+
+
+class ColumnsByName:
+    """A served model that takes the stream's features by name: a column that one side does not know is a masked cell.
+
+    Shapes: `score` and `explain` take the scorer's rows, (n, d) numbers and (n, c) category hashes.
+    """
+
+    def __init__(self, model: ServedModel, stream: Stream) -> None:
+        self.digest, self.threshold = model.digest, model.threshold
+        self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
+        self._model = model
+        wanted_numeric = [c.name for c in model.columns if c.kind == "numeric"]
+        wanted_categorical = [c.name for c in model.columns if c.kind == "categorical"]
+        self._numeric = _places(wanted_numeric, self.numeric_names)
+        self._categorical = _places(wanted_categorical, self.categorical_names)
+
+    @property
+    def missing(self) -> list[str]:
+        """Columns that the model was trained on and the stream does not have."""
+        have = {*self.numeric_names, *self.categorical_names}
+        return [c.name for c in self._model.columns if c.name not in have]
+
+    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
+        return self._model.score(*self._arranged(numeric, categorical))
+
+    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explanation]:
+        return self._model.explain(*self._arranged(numeric, categorical))
+
+    def _arranged(
+        self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+        # One more column holds what is missing: NaN or 0, picked by the last index.
+        masked = np.full((len(numeric), 1), np.nan)
+        unknown = np.zeros((len(categorical), 1), np.uint64)
+        return (
+            np.hstack([numeric, masked])[:, self._numeric],
+            np.hstack([categorical, unknown])[:, self._categorical],
+        )
+
+
+def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:
+    at = {name: i for i, name in enumerate(have)}
+    return np.array([at.get(name, len(have)) for name in wanted], np.int64)
+
+
+def champion(settings: Settings, stream: Stream) -> ColumnsByName:
+    """The champion through ONNX Runtime, from MLflow or, where that is down, the last good copy."""
+    resolved = registry.resolve(
+        registry_name(stream),
+        "champion",
+        tracking_uri=settings.tracking_uri_or_nowhere(),
+        cache=settings.model_cache,
+    )
+    if not resolved.registry_answered:
+        log.warning("MLflow does not answer; serving the last good copy, version %s", resolved.version)
+    model = ColumnsByName(artifact.load(resolved.folder, expect=resolved.digest), stream)
+    if model.missing:
+        log.warning(
+            "the model knows columns that the stream does not have; they are masked: %s",
+            ", ".join(model.missing),
+        )
+    log.info("model version %s, digest %s", resolved.version, resolved.digest[:12])
+    return model
+
+
+def registry_name(stream: Stream) -> str:
+    """Name of the stream's model in the registry."""
+    return f"{stream.name}-scorer"
+
+
+def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault: faults.Fault) -> None:
+    """Score until SIGTERM or Ctrl-C; then publish what is folded, write a snapshot and return."""
+    stopping = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stopping.set())
+    model = champion(settings, stream)
+    setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), fault=fault)
+    scorer = Scorer(setting, model, start=start)
+    told_s = [0.0]
+
+    def should_stop() -> bool:
+        if time.monotonic() - told_s[0] > STATUS_EVERY_S:
+            told_s[0] = time.monotonic()
+            _write_status(settings.scorer_status(stream), scorer)
+        return stopping.is_set()
+
+    scorer.run(should_stop)
+    _write_status(settings.scorer_status(stream), scorer)
+
+
+def _write_status(path: Path, scorer: Scorer) -> None:
+    """What the scorer is doing, for `unmask score --status`, health checks and the demo."""
+    published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
+    status = {
+        "pid": os.getpid(),
+        "at": time.time(),
+        "caught_up": scorer.caught_up,
+        "model": scorer.model.digest,
+        "scored": sum(p.n_scored for p in published),
+        "refused": sum(p.n_refused for p in published),
+        "duplicates": sum(p.n_duplicates for p in published),
+        "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
+        "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
+        "state_bytes": scorer.state.windows.nbytes,
+        **asdict(scorer.counters),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(status))
+    draft.replace(path)

@@ -1,0 +1,71 @@
+"""Which columns are hidden together, and in which passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.columns import Column
+
+MAX_SINGLE = 8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Columns that are hidden together because each reveals the same value.
+
+    Args:
+        name: the raw field of the event.
+        target: index of the column that holds the raw value.
+        columns: indices of every column to hide, ``target`` among them.
+    """
+
+    name: str
+    target: int
+    columns: tuple[int, ...]
+
+
+def event_fields(columns: Sequence[Column]) -> tuple[Field, ...]:
+    """The fields of the event that can surprise; label-fed columns never count.
+
+    Where no column names its field, each column stands for itself.
+
+    >>> [f.name for f in event_fields([Column("amount", "numeric", "amount"), Column("c.count.7d", "numeric")])]
+    ['amount']
+    """
+    usable = [i for i, column in enumerate(columns) if not column.label_fed]
+    if not any(columns[i].of for i in usable):
+        return tuple(Field(columns[i].name, i, (i,)) for i in usable)
+    members: dict[str, list[int]] = {}
+    for i in usable:
+        of = columns[i].of
+        if of is not None:
+            members.setdefault(of, []).append(i)
+    by_name = {columns[i].name: i for i in usable}
+    return tuple(Field(of, by_name.get(of, found[0]), tuple(found)) for of, found in members.items())
+
+
+def views(fields: Sequence[Field], d: int, *, seed: int = 0) -> NDArray[np.bool_]:
+    """Passes that between them hide every field.
+
+    Returns:
+        bool, **shape (n_views, d)**, True = hidden: one field a pass where there are few, else two rounds of four
+        random groups.
+    """
+    if len(fields) <= MAX_SINGLE:
+        groups = [[field] for field in fields]
+    else:
+        random = np.random.default_rng(seed)
+        groups = [
+            [fields[i] for i in part]
+            for _ in range(2)
+            for part in np.array_split(random.permutation(len(fields)), MAX_SINGLE // 2)
+        ]
+    hidden = np.zeros((len(groups), d), bool)
+    for row, group in zip(hidden, groups, strict=True):
+        for field in group:
+            row[list(field.columns)] = True
+    return hidden

@@ -1,0 +1,155 @@
+"""The plots of a run's page: what a person looks at before a model is promoted. Arrays in, figure out."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito, 2008).
+FRAUD, LEGIT, MARK = "#D55E00", "#0072B2", "#444444"
+CYCLE = [LEGIT, FRAUD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+
+
+def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold: float | None = None) -> Figure:
+    """Precision over recall, with the average precision, the share of frauds, and where the threshold lies.
+
+    Args:
+        label: 1 fraud, 0 not. **Shape** (n,)
+        score: high = anomalous. **Shape** (n,)
+        threshold: the alert threshold, marked on the curve.
+
+    Raises:
+        ValueError: there is no fraud among the labels.
+
+    Example:
+        >>> pr_curve(np.array([0, 1]), np.array([0.1, 0.9])).axes[0].get_xlabel()
+        'recall (share of frauds caught)'
+    """
+    recall, precision, cut = _pr_points(label, score)
+    average = float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    figure, axes = _canvas("recall (share of frauds caught)", "precision (share of alerts that are fraud)")
+    axes.step(recall, precision, where="pre", color=LEGIT, linewidth=2)
+    axes.fill_between(recall, precision, step="pre", alpha=0.12, color=LEGIT)
+    share = float(np.mean(label))
+    axes.axhline(share, color=MARK, linestyle=":", linewidth=1)
+    axes.text(0.99, share, f" by chance {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
+    if threshold is not None and bool(np.any(cut >= threshold)):
+        at = int(np.flatnonzero(cut >= threshold)[-1])
+        axes.plot(recall[at], precision[at], "o", color=FRAUD, markersize=8)
+        note = f"threshold {threshold:.3g}\nprecision {precision[at]:.1%}, recall {recall[at]:.1%}"
+        axes.annotate(note, (recall[at], precision[at]), xytext=(8, 8), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), title=f"Precision and recall: average precision {average:.3f}")
+    return figure
+
+
+def precision_at_budget(
+    label: NDArray[np.int8],
+    score: NDArray[np.floating],
+    *,
+    rates: Sequence[float] = (0.001, 0.002, 0.005, 0.01, 0.02),
+) -> Figure:
+    """What an alert budget buys: precision and recall where the `rate` highest scores are alerted.
+
+    Args:
+        label: 1 fraud, 0 not. **Shape** (n,)
+        score: high = anomalous. **Shape** (n,)
+        rates: shares of all events that may be alerted.
+    """
+    ranked = np.asarray(label)[np.argsort(-np.asarray(score), kind="stable")]
+    taken = np.maximum(1, np.round(np.asarray(rates) * len(ranked)).astype(int))
+    caught = np.cumsum(ranked)[taken - 1]
+    figure, axes = _canvas("alert budget (share of events)", "share")
+    place = np.arange(len(taken))
+    bars = {
+        "precision": (caught / taken, -0.2, LEGIT),
+        "recall": (caught / max(1, int(ranked.sum())), 0.2, FRAUD),
+    }
+    for name, (height, shift, colour) in bars.items():
+        drawn = axes.bar(place + shift, height, width=0.38, color=colour, label=name)
+        axes.bar_label(drawn, fmt="{:.0%}", fontsize=8)
+    axes.set_xticks(place, [f"{rate:.2%}\n({n} alerts)" for rate, n in zip(rates, taken, strict=True)])
+    axes.set(ylim=(0, 1.08), title="What an alert budget buys")
+    axes.legend(frameon=False)
+    return figure
+
+
+def score_histogram(
+    score: NDArray[np.floating], *, label: NDArray[np.int8] | None = None, threshold: float | None = None
+) -> Figure:
+    """How many events have which score, on a logarithmic axis; frauds apart where labels are known.
+
+    Args:
+        score: in [0, 1]. **Shape** (n,)
+        label: 1 fraud, 0 not; None where unknown. **Shape** (n,)
+        threshold: the alert threshold, marked.
+    """
+    figure, axes = _canvas("score", "events")
+    known = np.zeros(len(score), dtype=bool) if label is None else np.asarray(label) == 1
+    bins = np.linspace(0.0, 1.0, 51).tolist()
+    axes.hist(
+        np.asarray(score)[~known],
+        bins=bins,
+        color=LEGIT,
+        alpha=0.75,
+        label="not fraud" if label is not None else "all",
+    )
+    if label is not None:
+        axes.hist(np.asarray(score)[known], bins=bins, color=FRAUD, alpha=0.75, label="fraud")
+    if threshold is not None:
+        alerted = float(np.mean(np.asarray(score) >= threshold))
+        axes.axvline(threshold, color=MARK, linestyle="--", linewidth=1.2, label=f"threshold: {alerted:.2%} alerted")
+    axes.set_yscale("log")
+    axes.set(xlim=(0, 1), title="Scores")
+    axes.legend(frameon=False)
+    return figure
+
+
+def loss_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str = "step") -> Figure:
+    """Losses while training.
+
+    Args:
+        curves: name to its points (step, loss).
+        xlabel: what the steps are.
+    """
+    figure, axes = _canvas(xlabel, "loss")
+    for (name, points), colour in zip(curves.items(), CYCLE * (1 + len(curves) // len(CYCLE)), strict=False):
+        steps, losses = np.asarray(points, dtype=float).T
+        axes.plot(steps, losses, color=colour, linewidth=1.8, label=name)
+        best = int(np.argmin(losses))
+        axes.plot(steps[best], losses[best], "o", color=colour, markersize=5)
+    axes.set(title="Loss while training (dot: the least)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    # A Figure of its own instead of pyplot's: no global state, no window system.
+    figure = Figure(figsize=(7.0, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _pr_points(
+    label: NDArray[np.int8], score: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Recall, precision and score at each distinct score, from the highest down."""
+    label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
+    n_frauds = int(label.sum())
+    if n_frauds == 0:
+        raise ValueError(
+            f"a precision-recall curve needs at least one fraud, however there is none in {len(label)} labels"
+        )
+    order = np.argsort(-score, kind="stable")
+    ranked, caught = score[order], np.cumsum(label[order])
+    last_of_score = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    return (
+        caught[last_of_score] / n_frauds,
+        caught[last_of_score] / (last_of_score + 1),
+        ranked[last_of_score],
+    )

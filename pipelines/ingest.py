@@ -1,0 +1,280 @@
+"""The ingest: what has come to Kafka goes into the lake, each record once."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from pipelines import broker
+from pipelines.alerts import MAX_RAW_BYTES, Score
+from pipelines.broker import Connection, Position, Received
+from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.errors import LakeError
+from pipelines.faults import Fault, no_fault
+from pipelines.lake import Lake
+from pipelines.stream import Stream
+
+COMMIT_RECORDS = 100_000
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass
+class IngestCounts:
+    """Rows that one ingest wrote."""
+
+    n_events: int = 0
+    n_labels: int = 0
+    n_refused: int = 0
+    n_scores: int = 0
+    n_places: int = 0
+
+
+def group_of(stream: Stream) -> str:
+    """The Kafka group under which the ingest notes how far it has come."""
+    return f"unmask.{stream.topics}.ingest"
+
+
+def ingest(
+    connection: Connection,
+    stream: Stream,
+    lake: Lake,
+    *,
+    fault: Fault = no_fault,
+    progress: OnProgress | None = None,
+) -> IngestCounts:
+    """Read every topic from where the lake stands to its end as of now, and append it to the lake.
+
+    The lake is the authority on how far it has come; the group's offsets in Kafka are a hint for those who watch lag.
+
+    Args:
+        fault: called with "between_lake_and_kafka" after every commit; a test makes it a crash.
+        progress: called with the number of records done and the number there are to do.
+
+    Raises:
+        LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
+        BrokerError: Kafka does not answer, or a topic is missing.
+    """
+    work = _Work(stream, lake)
+    inputs = ["events", "labels"] if stream.labels else ["events"]
+    spans: dict[Position, tuple[int, int]] = {}
+    at = lake.positions()
+    # What is published is asked about first: the inputs of every score are then in what is asked about next.
+    for kinds in (["scores"], ["progress"], inputs):
+        for position, (first, end) in broker.bounds(connection, [stream.topic(k) for k in kinds]).items():
+            spans[position] = (_checked(position, at.get(position, first), first, end), end)
+    done, total = 0, sum(end - first for first, end in spans.values())
+    append = {"events": work.events, "labels": work.labels, "scores": work.scores, "progress": work.places}
+    for kind in (*inputs, "scores", "progress"):
+        topic = stream.topic(kind)
+        mine = {position: span for position, span in spans.items() if position[0] == topic}
+        for records, through in _batches(connection, mine):
+            append[kind](topic, records, through)
+            fault("between_lake_and_kafka")
+            done += len(records)
+            if progress:
+                progress(done, total)
+    broker.note_group(connection, group_of(stream), {position: end for position, (_, end) in spans.items()})
+    if progress:
+        progress(total, total)
+    return work.counts
+
+
+def _checked(position: Position, at: int, first: int, end: int) -> int:
+    topic, partition = position
+    if at < first:
+        raise LakeError(
+            f"{topic} [{partition}] begins at {first}, the lake ends at {at}: {first - at} records are gone from Kafka; "
+            "keep the input at least as long as the ingest may lag (retention.ms), and begin a new lake"
+        )
+    if at > end:
+        raise LakeError(
+            f"{topic} [{partition}] ends at {end}, the lake is at {at} already: the topic was made anew; "
+            "give the stream new topics (`topics = ...` in the stream file) or move its lake away"
+        )
+    return at
+
+
+def _batches(
+    connection: Connection, spans: dict[Position, tuple[int, int]]
+) -> Iterator[tuple[list[Received], dict[int, int]]]:
+    """Records in commits' sizes, each with the last offset covered per partition (control markers too at the end)."""
+    if all(first >= end for first, end in spans.values()):
+        return
+    records: list[Received] = []
+    for batch in broker.read_between(connection, spans):
+        records += batch
+        if len(records) >= COMMIT_RECORDS:
+            yield records, {r.partition: r.offset for r in records}
+            records = []
+    yield records, {p: end - 1 for (_, p), (_, end) in spans.items()}
+
+
+class _Columns(NamedTuple):
+    """Where each accepted record lay."""
+
+    partition: list[int]
+    offset: list[int]
+    arrival_ms: list[int]
+
+    def add(self, record: Received, arrival_ms: int) -> None:
+        self.partition.append(record.partition)
+        self.offset.append(record.offset)
+        self.arrival_ms.append(arrival_ms)
+
+
+class _Places(msgspec.Struct):
+    """What the ingest needs of a progress record."""
+
+    out_of_turn: list[list[int]]
+
+
+class _Work:
+    """Turns the records of each topic into rows of the lake."""
+
+    def __init__(self, stream: Stream, lake: Lake) -> None:
+        self.stream, self.lake = stream, lake
+        self.counts = IngestCounts()
+        self._events = EventContract(stream)
+        self._labels = LabelContract(stream)
+        self._score = msgspec.json.Decoder(Score)
+        self._progress = msgspec.json.Decoder(_Places)
+        self._arrivals = lake.arrivals()
+
+    def events(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        stream, decode = self.stream, self._events.decode
+        at, refused = _Columns([], [], []), _Dead([])
+        good: list[Event] = []
+        for record, arrival_ms in self._with_arrivals(topic, records):
+            event = decode(record.value, record.key, arrival_ms)
+            if isinstance(event, Refusal):
+                refused.add(record, arrival_ms, event)
+            else:
+                at.add(record, arrival_ms)
+                good.append(event)
+        numbers = np.array([e.numbers for e in good], np.float64).reshape(len(good), len(stream.numbers))
+        rows = pl.DataFrame(
+            {
+                **at._asdict(),
+                "event_id": pl.Series([e.event_id for e in good], dtype=pl.String),
+                "event_time_ms": [e.time_ms for e in good],
+                **{name: pl.Series([e.entity_ids[i] for e in good], dtype=pl.String) for i, name in enumerate(stream.entities)},
+                **{name: pl.Series(numbers[:, i]).fill_nan(None) for i, name in enumerate(stream.numbers)},
+                **{
+                    name: pl.Series([e.category_texts[i] for e in good], dtype=pl.String)
+                    for i, name in enumerate(stream.categories)
+                },
+            },
+            schema_overrides={"partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64, "event_time_ms": pl.Int64},
+        )
+        self._refused(topic, refused, through)
+        self.counts.n_events += self._append("events", rows, topic, through)
+
+    def labels(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        at, refused = _Columns([], [], []), _Dead([])
+        good: list[Label] = []
+        for record, arrival_ms in self._with_arrivals(topic, records):
+            label = self._labels.decode(record.value, record.key)
+            if isinstance(label, Refusal):
+                refused.add(record, arrival_ms, label)
+            else:
+                at.add(record, arrival_ms)
+                good.append(label)
+        rows = pl.DataFrame(
+            {
+                **at._asdict(),
+                "event_id": [v.event_id for v in good],
+                "event_time_ms": [v.time_ms for v in good],
+                "label": [v.label for v in good],
+                "labelled_at_ms": [v.labelled_at_ms for v in good],
+                "source": [v.source for v in good],
+                **{e: pl.Series([v.entity_ids[i] for v in good], dtype=pl.String) for i, e in enumerate(self.stream.entities)},
+            },
+            schema_overrides={
+                **dict.fromkeys(("offset", "arrival_ms", "event_time_ms", "labelled_at_ms"), pl.Int64),
+                **dict.fromkeys(("event_id", "source"), pl.String),
+                "partition": pl.Int32,
+                "label": pl.Int8,
+            },
+        )
+        self._refused(topic, refused, through)
+        self.counts.n_labels += self._append("labels", rows, topic, through)
+
+    def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        scores = [(record.offset, self._score.decode(record.value or b"")) for record in records]
+        rows = pl.DataFrame(
+            [
+                (s.source.partition, s.source.offset, at, s.event_id, s.score, s.alert, s.model, s.features_hash,
+                 s.late_ms, s.out_of_order)
+                for at, s in scores
+            ],
+            schema={
+                "partition": pl.Int32, "offset": pl.Int64, "scores_offset": pl.Int64, "event_id": pl.String,
+                "score": pl.Float64, "alert": pl.Boolean, "model": pl.String, "features_hash": pl.String,
+                "late_ms": pl.Int64, "out_of_order": pl.Boolean,
+            },
+            orient="row",
+        )  # fmt: skip
+        self.counts.n_scores += self.lake.append("scores", rows, topic=topic, through=through)
+
+    def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        told = [
+            (record.partition, record.offset, *place)
+            for record in records
+            for place in self._progress.decode(record.value or b"").out_of_turn
+        ]
+        rows = pl.DataFrame(
+            told,
+            schema={
+                "told_partition": pl.Int32, "told_offset": pl.Int64, "kind": pl.Int8, "partition": pl.Int32,
+                "offset": pl.Int64, "at_effective_ms": pl.Int64, "at_kind": pl.Int8, "at_partition": pl.Int32,
+                "at_offset": pl.Int64, "at_seq": pl.Int64,
+            },
+            orient="row",
+        )  # fmt: skip
+        self.counts.n_places += self.lake.append("places", rows, topic=topic, through=through)
+
+    def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
+        """Each record with the running maximum of its partition, as the scorer takes it."""
+        arrivals = self._arrivals
+        for record in records:
+            position = (topic, record.partition)
+            arrival = arrivals.get(position, 0)
+            if record.timestamp_ms > arrival:
+                arrivals[position] = arrival = record.timestamp_ms
+            yield record, arrival
+
+    def _append(self, table: str, rows: pl.DataFrame, topic: str, through: dict[int, int]) -> int:
+        arrivals = {p: stamp for (t, p), stamp in self._arrivals.items() if t == topic}
+        return self.lake.append(table, rows, topic=topic, through=through, arrivals=arrivals)
+
+    def _refused(self, topic: str, refused: "_Dead", through: dict[int, int]) -> None:
+        """Before the rows that move the position on: a crash between the two writes neither twice."""
+        if refused.rows:
+            self.counts.n_refused += self.lake.append("refused", refused.frame(), topic=topic, through=through)
+
+
+class _Dead(NamedTuple):
+    """Refused records: as they came, with the rule they broke."""
+
+    rows: list[tuple[int, int, int, str, str, bytes, int, str]]
+
+    def add(self, record: Received, arrival_ms: int, refusal: Refusal) -> None:
+        raw = record.value or b""
+        self.rows.append(
+            (record.partition, record.offset, arrival_ms, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw),
+             hashlib.sha256(raw).hexdigest())
+        )  # fmt: skip
+
+    def frame(self) -> pl.DataFrame:
+        return pl.DataFrame(
+            self.rows,
+            schema={
+                "partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64, "rule": pl.String, "detail": pl.String,
+                "raw": pl.Binary, "raw_bytes": pl.Int64, "sha256": pl.String,
+            },
+            orient="row",
+        )  # fmt: skip

@@ -1,0 +1,251 @@
+"""The lake: Delta tables of what went through Kafka, each record in it once. The only file with deltalake."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipelines.errors import LakeError
+from pipelines.stream import Stream
+
+TABLES = ("events", "labels", "refused", "scores", "places")
+_ATTEMPTS = 20
+_ARROW = {
+    pl.Int8: pa.int8(),
+    pl.Int32: pa.int32(),
+    pl.Int64: pa.int64(),
+    pl.Float64: pa.float64(),
+    pl.String: pa.string(),
+    pl.Binary: pa.binary(),
+    pl.Boolean: pa.bool_(),
+}
+
+
+class _Shape(NamedTuple):
+    """A table's columns, and which of them say where a row's record lay in its topic."""
+
+    columns: dict[str, type[pl.DataType]]
+    place: tuple[str, str]
+
+
+class Lake:
+    """Delta tables of one stream, in a folder named after its topics.
+
+    A record enters a table once, whoever writes and whenever it dies: every append carries, per partition, the last
+    offset it covers as a Delta app transaction, and leaves away what an earlier append covered.
+
+    Args:
+        root: folder of all lakes.
+        stream: whose lake it is.
+
+    Raises:
+        LakeError: a field of the stream has the name of one of the lake's own columns.
+    """
+
+    def __init__(self, root: Path, stream: Stream) -> None:
+        self.folder = Path(root) / stream.topics
+        self.stream = stream
+        self._shapes = _shapes(stream)
+
+    def append(
+        self,
+        table: str,
+        rows: pl.DataFrame,
+        *,
+        topic: str,
+        through: Mapping[int, int],
+        arrivals: Mapping[int, int] | None = None,
+    ) -> int:
+        """Append rows made from the records of `topic` up to the offsets `through` (partition -> last offset).
+
+        One commit for all partitions, on disk when this returns. What is in the table already is left away.
+
+        Args:
+            table: one of `TABLES`.
+            rows: the table's columns (`topic` is filled in); may be empty: then only the offsets are noted.
+            arrivals: running maximum of record time per partition, ms; kept with the same commit.
+
+        Returns:
+            Number of rows written.
+
+        Raises:
+            LakeError: the table cannot be written, or was written under other types.
+        """
+        shape = self._shapes[table]
+        arrow = pa.schema([(name, _ARROW[kind]) for name, kind in shape.columns.items()])
+        if "topic" in shape.columns:
+            rows = rows.with_columns(topic=pl.lit(topic))
+        rows = rows.select(shape.columns)
+        for _ in range(_ATTEMPTS):
+            delta = self._open_or_create(table, arrow)
+            before = {p: delta.transaction_version(_app(topic, p)) for p in through}
+            fresh = {p: last for p, last in through.items() if last > _or(before[p], -1)}
+            if not fresh:
+                return 0
+            new = _beyond(rows, shape.place, {p: _or(before[p], -1) for p in fresh})
+            marks = [Transaction(_app(topic, p), last) for p, last in fresh.items()]
+            marks += [Transaction(_app_arrival(topic, p), (arrivals or {})[p]) for p in fresh if p in (arrivals or {})]
+            marks.append(Transaction(_app_count(topic), max(_or(delta.transaction_version(_app_count(topic)), 0), 1 + max(fresh))))
+            try:
+                write_deltalake(
+                    delta,
+                    new.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(arrow),
+                    mode="append",
+                    schema_mode="merge",
+                    commit_properties=CommitProperties(app_transactions=marks),
+                )
+            except CommitFailedError:
+                continue  # another writer was first; what it covered is left away in the next try
+            except (DeltaError, OSError) as error:
+                raise LakeError(
+                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error}); if a field has changed its "
+                    "type, give the stream new topics (`topics = ...` in the stream file)"
+                ) from error
+            self._sync(table, delta.version())
+            return new.height
+        raise LakeError(f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time")
+
+    def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
+        """All rows of a table in the order of its topic; empty where nothing was written yet.
+
+        Raises:
+            LakeError: the table cannot be read.
+        """
+        shape = self._shapes[table]
+        wanted = list(dict.fromkeys([*(columns or shape.columns), *shape.place]))
+        delta = self._open(table)
+        if delta is None:
+            return pl.DataFrame(schema=shape.columns).select(columns or wanted)
+        try:
+            there = {field.name for field in delta.schema().fields}
+            data = delta.to_pyarrow_table(columns=[c for c in wanted if c in there])
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise LakeError(f"{self.folder / table}: cannot be read ({type(error).__name__}: {error})") from error
+        frame = pl.DataFrame(data).with_columns(
+            pl.lit(None, shape.columns[c]).alias(c) for c in wanted if c not in there
+        )
+        return frame.cast({c: shape.columns[c] for c in wanted}).sort(shape.place).select(columns or wanted)  # type: ignore[arg-type]
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Next offset to ingest, per topic and partition."""
+        return {(topic, p): last + 1 for topic, p, last in self._noted(_app)}
+
+    def arrivals(self) -> dict[tuple[str, int], int]:
+        """Running maximum of record time, ms, over all that was ingested: accepted, refused or repeated."""
+        return {(topic, p): stamp for topic, p, stamp in self._noted(_app_arrival)}
+
+    def version(self) -> str:
+        """Version of every table, for lineage.
+
+        Example:
+            "events=12 labels=3 refused=1 scores=9 places=9"; a table that is not there yet has version "-".
+        """
+        tables = ((name, self._open(name)) for name in TABLES)
+        return " ".join(f"{name}={'-' if delta is None else delta.version()}" for name, delta in tables)
+
+    def _noted(self, app: Callable[[str, int], str]) -> list[tuple[str, int, int]]:
+        noted = []
+        for table, kind in (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress")):
+            delta, topic = self._open(table), self.stream.topic(kind)
+            if delta is None:
+                continue
+            for p in range(_or(delta.transaction_version(_app_count(topic)), 0)):
+                value = delta.transaction_version(app(topic, p))
+                if value is not None:
+                    noted.append((topic, p, value))
+        return noted
+
+    def _open(self, table: str) -> DeltaTable | None:
+        try:
+            return DeltaTable(self.folder / table)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away") from error
+
+    def _open_or_create(self, table: str, schema: pa.Schema) -> DeltaTable:
+        delta = self._open(table)
+        if delta is not None:
+            return delta
+        try:
+            (self.folder / table).mkdir(parents=True, exist_ok=True)
+            return DeltaTable.create(self.folder / table, schema=schema, mode="ignore")
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table}: cannot be created ({type(error).__name__}: {error})") from error
+
+    def _sync(self, table: str, version: int) -> None:
+        """delta-rs never calls fsync: without this a power cut could lose a commit that Kafka was told of."""
+        folder = self.folder / table
+        commit = folder / "_delta_log" / f"{version:020}.json"
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        files = [folder / action["add"]["path"] for action in actions if "add" in action]
+        for path in (*files, folder, commit, commit.parent):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _shapes(stream: Stream) -> dict[str, _Shape]:
+    at: dict[str, type[pl.DataType]] = {"topic": pl.String, "partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64}
+    event: dict[str, type[pl.DataType]] = {**at, "event_id": pl.String, "event_time_ms": pl.Int64}
+    label: dict[str, type[pl.DataType]] = {
+        **event, "label": pl.Int8, "labelled_at_ms": pl.Int64, "source": pl.String
+    }  # fmt: skip
+    ours = set(label) - ({"event_id"} if stream.event_id == "event_id" else set())
+    for name in (*stream.entities, *stream.numbers, *stream.categories):
+        if name in ours:
+            raise LakeError(f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field")
+    texts = dict.fromkeys(stream.entities, pl.String)
+    scores: dict[str, type[pl.DataType]] = {
+        "topic": pl.String, "partition": pl.Int32, "offset": pl.Int64, "scores_offset": pl.Int64, "event_id": pl.String,
+        "score": pl.Float64, "alert": pl.Boolean, "model": pl.String, "features_hash": pl.String, "late_ms": pl.Int64,
+        "out_of_order": pl.Boolean,
+    }  # fmt: skip
+    refused: dict[str, type[pl.DataType]] = {
+        **at, "rule": pl.String, "detail": pl.String, "raw": pl.Binary, "raw_bytes": pl.Int64, "sha256": pl.String
+    }  # fmt: skip
+    places: dict[str, type[pl.DataType]] = {
+        "told_partition": pl.Int32, "told_offset": pl.Int64, "kind": pl.Int8, "partition": pl.Int32, "offset": pl.Int64,
+        "at_effective_ms": pl.Int64, "at_kind": pl.Int8, "at_partition": pl.Int32, "at_offset": pl.Int64, "at_seq": pl.Int64,
+    }  # fmt: skip
+    here = ("partition", "offset")
+    return {
+        "events": _Shape(
+            {**event, **texts, **dict.fromkeys(stream.numbers, pl.Float64), **dict.fromkeys(stream.categories, pl.String)}, here
+        ),
+        "labels": _Shape({**label, **texts}, here),
+        "refused": _Shape(refused, here),
+        "scores": _Shape(scores, ("partition", "scores_offset")),
+        "places": _Shape(places, ("told_partition", "told_offset")),
+    }
+
+
+def _beyond(rows: pl.DataFrame, place: tuple[str, str], covered: Mapping[int, int]) -> pl.DataFrame:
+    """Rows of the partitions in `covered`, beyond the offset covered there."""
+    partition, offset = place
+    last = pl.col(partition).replace_strict(covered, default=None, return_dtype=pl.Int64)
+    return rows.filter(pl.col(offset) > last)
+
+
+def _app(topic: str, partition: int) -> str:
+    return f"{topic}-{partition}"
+
+
+def _app_arrival(topic: str, partition: int) -> str:
+    return f"{topic}-{partition}/arrival_ms"
+
+
+def _app_count(topic: str) -> str:
+    return f"{topic}/partitions"
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

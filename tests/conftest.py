@@ -1,0 +1,59 @@
+"""What all tests share: one real Kafka broker, MLflow and Prefect for the whole session."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from flows import processes
+from flows.kafka_server import Broker, start_broker
+from flows.servers import Servers, start_servers
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the real broker, so that `-m "not broker"` leaves them out."""
+    for item in items:
+        if {"broker", "kafka"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("broker")
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Kafka broker, had the way the demo has it; without one the test is skipped, in CI it fails."""
+    said: list[str] = []
+    broker = start_broker(tmp_path_factory.mktemp("kafka"), log=said.append)
+    try:
+        if not broker.is_durable:
+            why = "needs a real Kafka broker, however: " + " | ".join(said)
+            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        yield broker
+    finally:
+        broker.stop()
+        if request.session.testsfailed:
+            print(f"\nthe broker's log and data were kept in {broker.folder}")
+        elif broker.kind == "kafka":
+            shutil.rmtree(broker.folder / "data", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: Broker) -> str:
+    """Bootstrap address of the session's broker; its topics are shared, so tests name their own."""
+    return broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """MLflow and Prefect, empty at the start of the session."""
+    servers = start_servers(tmp_path_factory.mktemp("servers"), log=lambda line: None)
+    try:
+        yield servers
+    finally:
+        servers.stop()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
+    return processes.free_port()

@@ -1,0 +1,66 @@
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker" / "compose.yaml"
+
+
+def test_compose_accepts_its_file():
+    compose = ["docker", "compose", "-f", str(COMPOSE), "config", "-q"]
+    if shutil.which("docker") is None or subprocess.run([*compose[:2], "version"], capture_output=True).returncode:
+        pytest.skip("needs the client of docker compose")
+    done = subprocess.run(compose, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_names_only_files_and_services_that_exist():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for service in services.values():
+        mounts = [mount for mount in service.get("volumes", []) if ":-" in mount]
+        assert all((COMPOSE.parent / re.findall(r":-(.*?)}", mount)[0]).is_file() for mount in mounts)
+        if "build" in service:
+            assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        assert set(service.get("depends_on", {})) <= set(services)
+
+
+def test_every_port_of_compose_is_bound_to_the_loopback():
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.flows", "Dockerfile.scorer"])
+def test_an_image_copies_what_is_there_and_does_not_run_as_root(dockerfile: str):
+    lines = (ROOT / "docker" / dockerfile).read_text().splitlines()
+    copied = [word for line in lines if re.match(r"COPY (?!--)", line) for word in line.split()[1:-1]]
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert "USER 10001" in lines
+
+
+def test_the_scorers_packages_are_those_of_the_main_lock():
+    assert _pins("docker/scorer.lock") <= _pins("requirements.lock")
+
+
+def test_the_scorer_imports_nothing_that_its_image_lacks():
+    listed = "import flows.cli, flows.serve, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=ROOT, check=True)
+    owners = packages_distributions()
+    used = {_plain(owner) for name in ran.stdout.split() for owner in owners.get(name, ())}
+    installed = {_plain(pin.partition("==")[0]) for pin in _pins("docker/scorer.lock")}
+    assert used - installed - {"unmask", "setuptools"} == set()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _pins(lock: str) -> set[str]:
+    return {line.split(" ")[0] for line in (ROOT / lock).read_text().splitlines() if re.match(r"[a-z]", line)}

@@ -1,0 +1,129 @@
+"""The whole path on a stream that is not of payments: one entity, no labels, append-time topics."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import processes
+from flows.servers import Servers
+from flows.settings import Settings
+from pipelines import audit, broker, replay
+from pipelines.alerts import Alert, Score, decode
+from pipelines.broker import Connection, Message, Writer
+from pipelines.stream import Stream, load
+from pipelines.training import replay_rows
+
+LOGINS = Path(__file__).parent / "logins.toml"
+N_USERS, N_HISTORY, N_LIVE, N_ODD = 60, 6_000, 1_500, 12
+
+
+@pytest.fixture
+def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of its own, and the session's servers in the environment."""
+    monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
+    monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
+    yield tmp_path
+
+
+def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> list[dict[str, object]]:
+    """Logins of users with habits; the last `odd` of them break the user's habit."""
+    now_ms = int(time.time() * 1000) - n
+    events = []
+    for i in range(n):
+        user = int(rng.integers(N_USERS))
+        event: dict[str, object] = {
+            "id": f"e{first + i}",
+            "at": now_ms + i,
+            "user": f"user-{user}",
+            "kilobytes": round(float(rng.gamma(5.0, 2.0 * (1 + user % 5))), 2),
+            "duration_s": round(float(rng.gamma(3.0, 20.0)), 1),
+            "country": ["be", "de", "fr"][user % 3],
+        }
+        if i >= n - odd:
+            event |= {"kilobytes": 5_000.0, "duration_s": 4_000.0}
+        events.append(event)
+    return events
+
+
+def send(connection: Connection, stream: Stream, events: list[dict[str, object]]) -> None:
+    with Writer(connection) as writer:
+        for event in events:
+            writer.send(Message(stream.topic("events"), json.dumps(event).encode(), str(event["user"]).encode()))
+        writer.flush()
+
+
+def published(connection: Connection, topic: str, kind: type[Score] | type[Alert]) -> list[Score]:
+    spans = broker.bounds(connection, [topic])
+    return [decode(r.value, kind) for batch in broker.read_between(connection, spans) for r in batch]
+
+
+@pytest.mark.timeout(300)
+def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_live_offline_and_alone(
+    home: Path, kafka: str
+) -> None:
+    from flows.finetune import finetune
+    from flows.ingest import ingest
+    from flows.pretrain import pretrain
+    from flows.promote import promote
+    from flows.serve import champion
+
+    stream_file = home / "logins.toml"
+    topics = f"logins-{time.time_ns()}"
+    stream_file.write_text(LOGINS.read_text().replace("[stream]\n", f'[stream]\ntopics = "{topics}"\n', 1))
+    stream, settings, connection = load(stream_file), Settings(), Connection(kafka)
+    replay.create_stream_topics(connection, stream, n_partitions=2, append_time=True)
+    rng = np.random.default_rng(7)
+    send(connection, stream, logins(rng, N_HISTORY, 0))
+    ingest(stream_file)
+    pretrain(stream_file)
+    finetune(stream_file)
+    assert promote(stream_file).promoted
+
+    command = [sys.executable, "-m", "flows.cli", "score", "--stream", str(stream_file), "--from", "latest"]
+    scorer = processes.launch("scorer", command, folder=home, address="", env=dict(os.environ))
+    status = settings.scorer_status(stream)
+    try:
+        scorer.wait_until_up(lambda: status.exists() and json.loads(status.read_text())["caught_up"], deadline_s=60)
+        send(connection, stream, logins(rng, N_LIVE, N_HISTORY, odd=N_ODD))
+        deadline = time.monotonic() + 60
+        while json.loads(status.read_text())["scored"] < N_LIVE:
+            assert time.monotonic() < deadline, scorer.printed()
+            assert scorer.is_running, scorer.printed()
+            time.sleep(0.1)
+        os.kill(scorer.pid, signal.SIGTERM)
+    finally:
+        scorer.stop()
+
+    scores = published(connection, stream.topic("scores"), Score)
+    alerts = published(connection, stream.topic("alerts"), Alert)
+    odd_ids = {f"e{N_HISTORY + N_LIVE - 1 - i}" for i in range(N_ODD)}
+    assert len(scores) == len({s.event_id for s in scores}) == N_LIVE
+    assert {a.event_id for a in alerts} == {s.event_id for s in scores if s.alert}
+    assert len({a.event_id for a in alerts} & odd_ids) >= N_ODD // 2
+    assert all(isinstance(a, Alert) and a.reasons for a in alerts)
+    assert audit.reconcile(connection, stream).holds
+
+    ingest(stream_file)
+    lake, model = settings.lake(stream), champion(settings, stream)
+    skew = audit.skew_audit(lake, stream, model=model)
+    assert skew.checked == skew.equal == N_LIVE
+    assert skew.n_score_differs == 0
+
+    rows = replay_rows(lake, stream)
+    live = {(s.source.partition, s.source.offset): s.score for s in scores}
+    picked = [i for i in range(len(rows.offset)) if (int(rows.partition[i]), int(rows.offset[i])) in live][::50]
+    batch = model.score(rows.numeric[picked], rows.categorical[picked])
+    for at, i in enumerate(picked):
+        alone = model.score(rows.numeric[i : i + 1], rows.categorical[i : i + 1])[0]
+        assert abs(alone - batch[at]) <= 1e-5
+        assert abs(alone - live[(int(rows.partition[i]), int(rows.offset[i]))]) <= 1e-5

@@ -1,0 +1,50 @@
+"""What a plan refuses, what it costs, and what its digest covers."""
+
+import pytest
+
+from pipelines.errors import StreamFileError
+from pipelines.plan import Panes, Plan
+from pipelines.stream import Feature
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+def customer(stat: str, window_ms: int | None = HOUR_MS, *, field: str | None = None) -> Feature:
+    return Feature(f"customer.{stat}.{field}.{window_ms}", stat, "customer", field, window_ms)
+
+
+@pytest.mark.parametrize(
+    ("feature", "complaint"),
+    [
+        (customer("median", field="amount"), "stat must be one of count, distinct"),
+        (Feature("x", "count", "card", None, HOUR_MS), "entity must be one of customer"),
+        (customer("sum", field="country"), "field must be one of the numbers amount"),
+        (customer("distinct", field="amount"), "field must be one of country"),
+        (customer("count", field="amount"), "count takes no field"),
+        (customer("distinct", None, field="country"), "distinct has no all-time form, give it a window"),
+        (customer("since_last"), "since_last takes no window"),
+        (customer("fraud_rate"), "fraud_rate needs a maturity"),
+        (customer("count", 100), "must be a whole multiple of 12 ms, however: 100 ms; take 96 ms"),
+    ],
+)
+def test_a_feature_that_cannot_be_computed_is_refused_with_its_reason(feature: Feature, complaint: str) -> None:
+    with pytest.raises(StreamFileError, match=complaint):
+        Plan.of([feature], entities=["customer"], numbers=["amount"], hashed=["country"], maturity_ms=None)
+
+
+def test_panes_are_finer_for_shorter_windows() -> None:
+    assert [Panes.of(ms).count for ms in (HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)] == [12, 24, 28, 30]
+
+
+def test_a_plan_says_what_an_entity_costs_and_when_it_is_forgotten() -> None:
+    features = [
+        customer("count"),
+        Feature("terminal.fraud_rate.1d", "fraud_rate", "terminal", None, DAY_MS),
+        Feature("card.mean.all", "mean", "card", "amount", None),
+    ]
+    plan = Plan.of(
+        features, entities=["customer", "terminal", "card"], numbers=["amount"], hashed=[], maturity_ms=DAY_MS
+    )
+    assert plan.bytes_per_entity == (8 * (3 + 2 + 14), 8 * (3 + 1 + 24 + 24 + 2), 8 * (3 + 3))
+    assert plan.idle_ms == (HOUR_MS + HOUR_MS // 12, 2 * DAY_MS + 2 * HOUR_MS, 400 * DAY_MS)
