@@ -64,4 +64,4 @@ lock:  ## resolve the lock files anew from pyproject.toml and docker/scorer.in (
 	$(COMPILE) --constraints requirements.lock docker/scorer.in --output-file docker/scorer.lock
 
 clean:  ## remove .venv, caches, and what the demo left
-	rm -rf $(VENV) build *.egg-info .unmask .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .unmask demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from models.errors import ModelError
 from pipelines.errors import FencedError, UnmaskError
 
 if TYPE_CHECKING:
@@ -127,10 +128,8 @@ def ui_stop() -> None:
     """Stop them; what they know stays."""
     from flows import servers
 
-    found = servers.find_servers(_settings().ui_folder)
-    if found:
-        found.stop()
-    out.print("stopped MLflow and Prefect" if found else "the servers were not running")
+    stopped = servers.stop_servers(_settings().ui_folder)
+    out.print(f"stopped {' and '.join(stopped)}" if stopped else "the servers were not running")
 
 
 @ui_app.command("status")
@@ -388,7 +387,7 @@ def main() -> None:
     except FencedError as error:
         err.print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(3)
-    except UnmaskError as error:
+    except (UnmaskError, ModelError) as error:
         err.print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ def ingest(stream: Path) -> IngestCounts:
     Args:
         stream: path of the stream file.
     """
-    settings, spec = Settings(), load(stream)
+    settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)
     started = time.monotonic()
     with progress.shown("ingest") as report:

@@ -28,7 +28,7 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
     Returns:
         id of the MLflow run; the encoder lies in the stream's work folder and in the run.
     """
-    settings, spec = Settings(), load(stream)
+    settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)
     data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
     folder = settings.work_folder(spec, "pretrain")

@@ -51,7 +51,7 @@ def promote(stream: Path, force: bool = False) -> Decision:
         stream: path of the stream file.
         force: move the alias even where a check fails; a model that does not load is never promoted.
     """
-    settings, spec = Settings(), load(stream)
+    settings, spec = Settings(), load(Path(stream))
     uri, name = settings.tracking_uri(), f"{spec.name}-scorer"
     found = registry.version_of(name, "challenger", tracking_uri=uri)
     if found is None:

@@ -80,6 +80,13 @@ def find_servers(folder: Path) -> Servers | None:
     return None if mlflow is None or prefect is None else Servers(mlflow, prefect)
 
 
+def stop_servers(folder: Path) -> list[str]:
+    """Stop whichever of the two runs in `folder`; returns their names."""
+    found = [process for name in ("mlflow", "prefect") if (process := processes.find(name, folder)) is not None]
+    processes.stop_all(found)
+    return [process.name for process in found]
+
+
 def _launch_mlflow(folder: Path) -> Process:
     port = processes.choose_port("mlflow", folder)
     home = folder.resolve() / "mlflow"

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from models.errors import ModelError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
@@ -40,7 +42,7 @@ PARAMS_PER_CALL = 100
 FLUSH_AFTER_S = 2.0
 
 
-class RegistryError(Exception):
+class RegistryError(ModelError):
     """MLflow has no such model, or cannot be reached and there is no copy to go on with."""
 
 

@@ -155,7 +155,8 @@ class Windows:
             (n,),
         )
         types = (np.bool_, np.int64, np.int64, np.uint64, np.float64, np.uint64, np.int8)
-        for name, column, shape, kind in zip(Batch._fields, batch, shapes, types, strict=True):
+        columns: tuple[NDArray[Any], ...] = tuple(batch)
+        for name, column, shape, kind in zip(Batch._fields, columns, shapes, types, strict=True):
             if column.shape != shape or column.dtype != kind:
                 raise ValueError(
                     f"{name} must be {np.dtype(kind)} {shape}, however: {column.dtype} {column.shape}; "
@@ -169,7 +170,7 @@ class Windows:
             )
         if n and (abs(int(batch.time_ms.min())) > _FARTHEST_MS or abs(int(batch.time_ms.max())) > _FARTHEST_MS):
             raise ValueError("time_ms must be within 2^53 ms of 1970; let the contract refuse such events")
-        return Batch._make(np.ascontiguousarray(column) for column in batch)
+        return Batch._make(np.ascontiguousarray(column) for column in columns)
 
 
 class _Column:

@@ -87,8 +87,8 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
     topic, partition = position
     if at < first:
         raise LakeError(
-            f"{topic} [{partition}] begins at {first}, the lake ends at {at}: {first - at} records are gone from Kafka; "
-            "keep the input at least as long as the ingest may lag (retention.ms), and begin a new lake"
+            f"{topic} [{partition}] begins at {first}, the lake ends at {at}: {first - at} records are gone from "
+            "Kafka; keep the input at least as long as the ingest may lag (retention.ms), and begin a new lake"
         )
     if at > end:
         raise LakeError(
@@ -146,44 +146,42 @@ class _Work:
 
     def events(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         stream, decode = self.stream, self._events.decode
-        at, refused = _Columns([], [], []), _Dead([])
+        at, refused = _Columns([], [], []), list[tuple]()
         good: list[Event] = []
         for record, arrival_ms in self._with_arrivals(topic, records):
             event = decode(record.value, record.key, arrival_ms)
             if isinstance(event, Refusal):
-                refused.add(record, arrival_ms, event)
+                refused.append(_dead(record, arrival_ms, event))
             else:
                 at.add(record, arrival_ms)
                 good.append(event)
         numbers = np.array([e.numbers for e in good], np.float64).reshape(len(good), len(stream.numbers))
-        rows = pl.DataFrame(
+        rows = self.lake.frame(
+            "events",
             {
                 **at._asdict(),
-                "event_id": pl.Series([e.event_id for e in good], dtype=pl.String),
+                "event_id": [e.event_id for e in good],
                 "event_time_ms": [e.time_ms for e in good],
-                **{name: pl.Series([e.entity_ids[i] for e in good], dtype=pl.String) for i, name in enumerate(stream.entities)},
+                **{name: [e.entity_ids[i] for e in good] for i, name in enumerate(stream.entities)},
                 **{name: pl.Series(numbers[:, i]).fill_nan(None) for i, name in enumerate(stream.numbers)},
-                **{
-                    name: pl.Series([e.category_texts[i] for e in good], dtype=pl.String)
-                    for i, name in enumerate(stream.categories)
-                },
+                **{name: [e.category_texts[i] for e in good] for i, name in enumerate(stream.categories)},
             },
-            schema_overrides={"partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64, "event_time_ms": pl.Int64},
         )
         self._refused(topic, refused, through)
         self.counts.n_events += self._append("events", rows, topic, through)
 
     def labels(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        at, refused = _Columns([], [], []), _Dead([])
+        at, refused = _Columns([], [], []), list[tuple]()
         good: list[Label] = []
         for record, arrival_ms in self._with_arrivals(topic, records):
             label = self._labels.decode(record.value, record.key)
             if isinstance(label, Refusal):
-                refused.add(record, arrival_ms, label)
+                refused.append(_dead(record, arrival_ms, label))
             else:
                 at.add(record, arrival_ms)
                 good.append(label)
-        rows = pl.DataFrame(
+        rows = self.lake.frame(
+            "labels",
             {
                 **at._asdict(),
                 "event_id": [v.event_id for v in good],
@@ -191,51 +189,31 @@ class _Work:
                 "label": [v.label for v in good],
                 "labelled_at_ms": [v.labelled_at_ms for v in good],
                 "source": [v.source for v in good],
-                **{e: pl.Series([v.entity_ids[i] for v in good], dtype=pl.String) for i, e in enumerate(self.stream.entities)},
-            },
-            schema_overrides={
-                **dict.fromkeys(("offset", "arrival_ms", "event_time_ms", "labelled_at_ms"), pl.Int64),
-                **dict.fromkeys(("event_id", "source"), pl.String),
-                "partition": pl.Int32,
-                "label": pl.Int8,
+                **{name: [v.entity_ids[i] for v in good] for i, name in enumerate(self.stream.entities)},
             },
         )
         self._refused(topic, refused, through)
         self.counts.n_labels += self._append("labels", rows, topic, through)
 
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        scores = [(record.offset, self._score.decode(record.value or b"")) for record in records]
-        rows = pl.DataFrame(
-            [
-                (s.source.partition, s.source.offset, at, s.event_id, s.score, s.alert, s.model, s.features_hash,
-                 s.late_ms, s.out_of_order)
-                for at, s in scores
-            ],
-            schema={
-                "partition": pl.Int32, "offset": pl.Int64, "scores_offset": pl.Int64, "event_id": pl.String,
-                "score": pl.Float64, "alert": pl.Boolean, "model": pl.String, "features_hash": pl.String,
-                "late_ms": pl.Int64, "out_of_order": pl.Boolean,
-            },
-            orient="row",
-        )  # fmt: skip
-        self.counts.n_scores += self.lake.append("scores", rows, topic=topic, through=through)
+        rows = []
+        for record in records:
+            s = self._score.decode(record.value or b"")
+            at = (s.source.partition, s.source.offset, record.offset)
+            rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
+        self.counts.n_scores += self.lake.append(
+            "scores", self.lake.frame("scores", rows), topic=topic, through=through
+        )
 
     def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        told = [
+        rows = [
             (record.partition, record.offset, *place)
             for record in records
             for place in self._progress.decode(record.value or b"").out_of_turn
         ]
-        rows = pl.DataFrame(
-            told,
-            schema={
-                "told_partition": pl.Int32, "told_offset": pl.Int64, "kind": pl.Int8, "partition": pl.Int32,
-                "offset": pl.Int64, "at_effective_ms": pl.Int64, "at_kind": pl.Int8, "at_partition": pl.Int32,
-                "at_offset": pl.Int64, "at_seq": pl.Int64,
-            },
-            orient="row",
-        )  # fmt: skip
-        self.counts.n_places += self.lake.append("places", rows, topic=topic, through=through)
+        self.counts.n_places += self.lake.append(
+            "places", self.lake.frame("places", rows), topic=topic, through=through
+        )
 
     def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
         """Each record with the running maximum of its partition, as the scorer takes it."""
@@ -251,30 +229,15 @@ class _Work:
         arrivals = {p: stamp for (t, p), stamp in self._arrivals.items() if t == topic}
         return self.lake.append(table, rows, topic=topic, through=through, arrivals=arrivals)
 
-    def _refused(self, topic: str, refused: "_Dead", through: dict[int, int]) -> None:
+    def _refused(self, topic: str, rows: list[tuple], through: dict[int, int]) -> None:
         """Before the rows that move the position on: a crash between the two writes neither twice."""
-        if refused.rows:
-            self.counts.n_refused += self.lake.append("refused", refused.frame(), topic=topic, through=through)
+        if rows:
+            frame = self.lake.frame("refused", rows)
+            self.counts.n_refused += self.lake.append("refused", frame, topic=topic, through=through)
 
 
-class _Dead(NamedTuple):
-    """Refused records: as they came, with the rule they broke."""
-
-    rows: list[tuple[int, int, int, str, str, bytes, int, str]]
-
-    def add(self, record: Received, arrival_ms: int, refusal: Refusal) -> None:
-        raw = record.value or b""
-        self.rows.append(
-            (record.partition, record.offset, arrival_ms, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw),
-             hashlib.sha256(raw).hexdigest())
-        )  # fmt: skip
-
-    def frame(self) -> pl.DataFrame:
-        return pl.DataFrame(
-            self.rows,
-            schema={
-                "partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64, "rule": pl.String, "detail": pl.String,
-                "raw": pl.Binary, "raw_bytes": pl.Int64, "sha256": pl.String,
-            },
-            orient="row",
-        )  # fmt: skip
+def _dead(record: Received, arrival_ms: int, refusal: Refusal) -> tuple:
+    """A refused record as a row: as it came, with the rule it broke."""
+    raw = record.value or b""
+    at = (record.partition, record.offset, arrival_ms)
+    return (*at, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw), hashlib.sha256(raw).hexdigest())

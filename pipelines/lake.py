@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -53,6 +53,13 @@ class Lake:
         self.stream = stream
         self._shapes = _shapes(stream)
 
+    def frame(self, table: str, data: Mapping[str, Any] | Sequence[tuple]) -> pl.DataFrame:
+        """Columns, or row tuples in the order of the table's columns without `topic`, in the table's types."""
+        types = {name: kind for name, kind in self._shapes[table].columns.items() if name != "topic"}
+        if isinstance(data, Mapping):
+            return pl.DataFrame(data, schema_overrides=types)
+        return pl.DataFrame(data, schema=types, orient="row")
+
     def append(
         self,
         table: str,
@@ -81,7 +88,7 @@ class Lake:
         arrow = pa.schema([(name, _ARROW[kind]) for name, kind in shape.columns.items()])
         if "topic" in shape.columns:
             rows = rows.with_columns(topic=pl.lit(topic))
-        rows = rows.select(shape.columns)
+        rows = rows.select(list(shape.columns))
         for _ in range(_ATTEMPTS):
             delta = self._open_or_create(table, arrow)
             before = {p: delta.transaction_version(_app(topic, p)) for p in through}
@@ -91,7 +98,11 @@ class Lake:
             new = _beyond(rows, shape.place, {p: _or(before[p], -1) for p in fresh})
             marks = [Transaction(_app(topic, p), last) for p, last in fresh.items()]
             marks += [Transaction(_app_arrival(topic, p), (arrivals or {})[p]) for p in fresh if p in (arrivals or {})]
-            marks.append(Transaction(_app_count(topic), max(_or(delta.transaction_version(_app_count(topic)), 0), 1 + max(fresh))))
+            marks.append(
+                Transaction(
+                    _app_count(topic), max(_or(delta.transaction_version(_app_count(topic)), 0), 1 + max(fresh))
+                )
+            )
             try:
                 write_deltalake(
                     delta,
@@ -104,12 +115,14 @@ class Lake:
                 continue  # another writer was first; what it covered is left away in the next try
             except (DeltaError, OSError) as error:
                 raise LakeError(
-                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error}); if a field has changed its "
-                    "type, give the stream new topics (`topics = ...` in the stream file)"
+                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error}); if a field has changed "
+                    "its type, give the stream new topics (`topics = ...` in the stream file)"
                 ) from error
             self._sync(table, delta.version())
             return new.height
-        raise LakeError(f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time")
+        raise LakeError(
+            f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time"
+        )
 
     def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
         """All rows of a table in the order of its topic; empty where nothing was written yet.
@@ -167,7 +180,9 @@ class Lake:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            raise LakeError(f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away") from error
+            raise LakeError(
+                f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away"
+            ) from error
 
     def _open_or_create(self, table: str, schema: pa.Schema) -> DeltaTable:
         delta = self._open(table)
@@ -194,37 +209,51 @@ class Lake:
 
 
 def _shapes(stream: Stream) -> dict[str, _Shape]:
-    at: dict[str, type[pl.DataType]] = {"topic": pl.String, "partition": pl.Int32, "offset": pl.Int64, "arrival_ms": pl.Int64}
-    event: dict[str, type[pl.DataType]] = {**at, "event_id": pl.String, "event_time_ms": pl.Int64}
-    label: dict[str, type[pl.DataType]] = {
-        **event, "label": pl.Int8, "labelled_at_ms": pl.Int64, "source": pl.String
-    }  # fmt: skip
-    ours = set(label) - ({"event_id"} if stream.event_id == "event_id" else set())
+    text, whole, real, place = pl.String, pl.Int64, pl.Float64, pl.Int32
+    at: dict[str, type[pl.DataType]] = {"topic": text, "partition": place, "offset": whole, "arrival_ms": whole}
+    event = {**at, "event_id": text, "event_time_ms": whole}
+    label = {**event, "label": pl.Int8, "labelled_at_ms": whole, "source": text}
+    ours = set(label)
     for name in (*stream.entities, *stream.numbers, *stream.categories):
         if name in ours:
-            raise LakeError(f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field")
-    texts = dict.fromkeys(stream.entities, pl.String)
-    scores: dict[str, type[pl.DataType]] = {
-        "topic": pl.String, "partition": pl.Int32, "offset": pl.Int64, "scores_offset": pl.Int64, "event_id": pl.String,
-        "score": pl.Float64, "alert": pl.Boolean, "model": pl.String, "features_hash": pl.String, "late_ms": pl.Int64,
-        "out_of_order": pl.Boolean,
-    }  # fmt: skip
-    refused: dict[str, type[pl.DataType]] = {
-        **at, "rule": pl.String, "detail": pl.String, "raw": pl.Binary, "raw_bytes": pl.Int64, "sha256": pl.String
-    }  # fmt: skip
-    places: dict[str, type[pl.DataType]] = {
-        "told_partition": pl.Int32, "told_offset": pl.Int64, "kind": pl.Int8, "partition": pl.Int32, "offset": pl.Int64,
-        "at_effective_ms": pl.Int64, "at_kind": pl.Int8, "at_partition": pl.Int32, "at_offset": pl.Int64, "at_seq": pl.Int64,
-    }  # fmt: skip
+            raise LakeError(
+                f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field"
+            )
+    entities = dict.fromkeys(stream.entities, text)
+    cells = {**entities, **dict.fromkeys(stream.numbers, real), **dict.fromkeys(stream.categories, text)}
+    raw: dict[str, type[pl.DataType]] = {
+        "rule": text,
+        "detail": text,
+        "raw": pl.Binary,
+        "raw_bytes": whole,
+        "sha256": text,
+    }
+    score: dict[str, type[pl.DataType]] = {"event_id": text, "score": real, "alert": pl.Boolean, "model": text}
+    score |= {"features_hash": text, "late_ms": whole, "out_of_order": pl.Boolean}
+    told: dict[str, type[pl.DataType]] = {
+        "told_partition": place,
+        "told_offset": whole,
+        "kind": pl.Int8,
+        "partition": place,
+        "offset": whole,
+    }
+    key: dict[str, type[pl.DataType]] = {
+        "at_effective_ms": whole,
+        "at_kind": pl.Int8,
+        "at_partition": place,
+        "at_offset": whole,
+        "at_seq": whole,
+    }
     here = ("partition", "offset")
     return {
-        "events": _Shape(
-            {**event, **texts, **dict.fromkeys(stream.numbers, pl.Float64), **dict.fromkeys(stream.categories, pl.String)}, here
+        "events": _Shape({**event, **cells}, here),
+        "labels": _Shape({**label, **entities}, here),
+        "refused": _Shape({**at, **raw}, here),
+        "scores": _Shape(
+            {"topic": text, "partition": place, "offset": whole, "scores_offset": whole, **score},
+            ("partition", "scores_offset"),
         ),
-        "labels": _Shape({**label, **texts}, here),
-        "refused": _Shape(refused, here),
-        "scores": _Shape(scores, ("partition", "scores_offset")),
-        "places": _Shape(places, ("told_partition", "told_offset")),
+        "places": _Shape({**told, **key}, ("told_partition", "told_offset")),
     }
 
 

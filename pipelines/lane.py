@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 1_000
 IDLE_S = 0.25
 _ROW_BYTES = 512
+_PLACE_BYTES = 128
 
 
 class Row(NamedTuple):
@@ -58,12 +59,21 @@ class Row(NamedTuple):
         return _ROW_BYTES + len(self.record.value or b"") + features
 
 
+class Put(NamedTuple):
+    """What one fold left for a partition: its rows, every place told with them, and how far the fold had come."""
+
+    rows: Sequence[Row]
+    places: Sequence[list[int]]
+    frontier: dict[str, list[int]]
+
+
 class Batch(NamedTuple):
-    """Rows taken from an outbox, and what the progress record says with them."""
+    """Whole puts taken from an outbox: rows never go out without the frontier and the places they were folded under."""
 
     rows: list[Row]
-    frontier: dict[str, list[int]] | None
     places: list[list[int]]
+    frontier: dict[str, list[int]] | None
+    n_puts: int
 
 
 class Outbox:
@@ -71,46 +81,64 @@ class Outbox:
 
     def __init__(self, next_offset: int) -> None:
         self._ready = threading.Condition()
-        self._rows: deque[Row] = deque()
-        self._places: list[list[int]] = []
-        self._frontier: dict[str, list[int]] | None = None
+        self._puts: deque[Put] = deque()
+        self._n_rows = self._n_places = 0
         self.next_offset = next_offset
         self.n_bytes = 0
 
     def put(self, rows: Sequence[Row], places: Sequence[list[int]], frontier: dict[str, list[int]]) -> None:
-        """Append rows (those already out are left away) and tell how far the fold has come."""
+        """Append rows (those already out are left away) with the places and the frontier of the fold they came from."""
         with self._ready:
             fresh = [row for row in rows if row.record.offset >= self.next_offset]
-            self._rows.extend(fresh)
-            self.n_bytes += sum(row.n_bytes for row in fresh)
-            self._places.extend(places)
-            self._frontier = frontier
-            if fresh:
+            if not fresh and not places:
+                return  # the next put tells its own, later frontier
+            put = Put(fresh, places, frontier)
+            self._puts.append(put)
+            self._count(put, 1)
+            if self._is_due():
                 self._ready.notify()
 
     def take(self) -> Batch:
-        """Up to `MAX_ROWS` rows, which stay in the outbox until dropped; none after `IDLE_S` seconds without any."""
+        """Whole puts up to about `MAX_ROWS` rows or places, which stay until dropped; none after `IDLE_S` without rows."""
         with self._ready:
-            if not self._rows:
+            if not self._is_due():
                 self._ready.wait(IDLE_S)
-            rows = [self._rows[i] for i in range(min(MAX_ROWS, len(self._rows)))]
-            return Batch(rows, self._frontier, list(self._places))
+            rows: list[Row] = []
+            places: list[list[int]] = []
+            frontier, n_puts = None, 0
+            for put in self._puts if self._is_due() else ():
+                rows += put.rows
+                places += put.places
+                frontier = put.frontier
+                n_puts += 1
+                if len(rows) >= MAX_ROWS or len(places) >= MAX_ROWS:
+                    break
+            return Batch(rows, places, frontier, n_puts)
 
     def wake(self) -> None:
         """Let a waiting `take` return."""
         with self._ready:
             self._ready.notify()
 
-    def drop(self, next_offset: int, n_places: int) -> None:
-        """Forget rows below `next_offset` and the first `n_places` places: they are out."""
+    def drop(self, batch: Batch) -> None:
+        """Forget what `take` gave: it is out."""
         with self._ready:
-            while self._rows and self._rows[0].record.offset < next_offset:
-                self.n_bytes -= self._rows.popleft().n_bytes
-            self.next_offset = max(self.next_offset, next_offset)
-            del self._places[:n_places]
+            for _ in range(batch.n_puts):
+                self._count(self._puts.popleft(), -1)
+            if batch.rows:
+                self.next_offset = batch.rows[-1].record.offset + 1
+
+    def _is_due(self) -> bool:
+        """Places alone go out too once they are many: a record has a size limit, and the outbox a bound."""
+        return self._n_rows > 0 or self._n_places >= MAX_ROWS
+
+    def _count(self, put: Put, sign: int) -> None:
+        self._n_rows += sign * len(put.rows)
+        self._n_places += sign * len(put.places)
+        self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._n_rows
 
 
 @dataclass(frozen=True)
@@ -148,7 +176,7 @@ class Lane:
         """Write a progress record that says who owns the partition from now on."""
         self._writer.commit([self._progress_message(progress)])
         self.progress = progress
-        self.outbox.drop(progress.next_offset, 0)
+        self.outbox.next_offset = progress.next_offset
 
     def start(self) -> None:
         """Publish from a thread of its own until `stop`."""
@@ -167,7 +195,7 @@ class Lane:
         try:
             while not (self._stopping.is_set() and not len(self.outbox)):
                 batch = self.outbox.take()
-                if batch.rows:
+                if batch.n_puts:
                     self._publish(batch)
         except BaseException as error:
             self.failure = error
@@ -181,10 +209,11 @@ class Lane:
             self._writer.commit(messages, before_commit=lambda: fault("after_flush"))
         except BrokerError as error:
             self._rebuild(error)
-            return
+            if self.progress != progress:
+                return  # it was not committed: the batch is taken again
         fault("before_outbox_drop")
         self.progress = progress
-        self.outbox.drop(progress.next_offset, len(batch.places))
+        self.outbox.drop(batch)
         self.n_alerts += n_alerts
         fault("after_outbox_drop")
 
@@ -211,9 +240,7 @@ class Lane:
                 continue
             if progress is None or progress.owner != self._setting.owner:
                 raise FencedError(f"partition {self.partition}: another scorer has taken over")
-            committed = self.progress is not None and progress.next_offset > self.progress.next_offset
             self.progress = progress
-            self.outbox.drop(progress.next_offset, len(progress.out_of_turn) if committed else 0)
             return
 
     def _still_ours(self) -> None:
@@ -232,10 +259,10 @@ class Lane:
         if scored:
             numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
             categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
-            values = model.score(numeric, categorical)
-            alerting = values >= model.threshold
+            values = [float(f"{value:.8g}") for value in model.score(numeric, categorical).tolist()]
+            alerting = np.array(values) >= model.threshold  # of what is published, so that anybody finds the same
             n_alerts = int(alerting.sum())
-            scores = [self._score(row, float(v), bool(a)) for row, v, a in zip(scored, values, alerting, strict=True)]
+            scores = [self._score(row, v, a) for row, v, a in zip(scored, values, alerting.tolist(), strict=True)]
             messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]
             if n_alerts:
                 explained = model.explain(numeric[alerting], categorical[alerting])
@@ -267,7 +294,7 @@ class Lane:
         before = self.progress
         return msgspec.structs.replace(
             before,
-            next_offset=batch.rows[-1].record.offset + 1,
+            next_offset=batch.rows[-1].record.offset + 1 if batch.rows else before.next_offset,
             n_scored=before.n_scored + n_scored,
             n_duplicates=before.n_duplicates + n_duplicates,
             n_refused=before.n_refused + len(batch.rows) - n_scored - n_duplicates,
@@ -280,7 +307,7 @@ class Lane:
         assert row.event is not None
         return Score(
             event_id=row.event.event_id,
-            score=float(f"{value:.8g}"),
+            score=value,
             alert=alert,
             model=self._setting.model.digest,
             source=self._source(row),

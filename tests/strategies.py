@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pipelines.features import Batch, Plan
+from pipelines.plan import Panes
 from pipelines.stream import Feature
 from tests.pipelines.reference import Item
 
@@ -83,8 +84,9 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
     entities = ("customer", "terminal", "card")[: draw(st.integers(1, 3))]
     numbers = ("amount", "balance")[: draw(st.integers(1, 2))]
     hashed = ("country", *entities)
-    windows_ms = draw(st.lists(st.sampled_from(WINDOWS_MS), min_size=1, max_size=3, unique=True))
-    maturity_ms = draw(st.sampled_from((1, min(windows_ms) // 2, min(windows_ms), 3 * min(windows_ms))))
+    windows_ms = draw(st.lists(st.sampled_from(WINDOWS_MS), min_size=1, max_size=2, unique=True))
+    finest_ms = Panes.of(min(windows_ms)).width_ms
+    maturity_ms = draw(st.sampled_from((1, finest_ms, 5 * finest_ms + 1, 12 * finest_ms, 36 * finest_ms)))
     wanted = draw(
         st.lists(
             features(entities, numbers, hashed, windows_ms),
@@ -93,14 +95,11 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
             unique_by=lambda f: f.name,
         )
     )
-    pane_ms = min(windows_ms) // 12
-    jump = st.one_of(
-        st.integers(0, 2),
-        st.integers(0, 3 * pane_ms),
-        st.integers(0, 15).map(lambda panes: panes * pane_ms),
-        st.integers(0, 3 * max(windows_ms)),
-    )
-    shift = st.one_of(st.just(0), jump, jump.map(lambda ms: -ms))
+    pane_ms = Panes.of(draw(st.sampled_from(windows_ms))).width_ms
+    # What matters happens at the edges of panes: the window's, the ring's, the moment of falling idle.
+    whole_panes = st.one_of(st.integers(0, 3), st.integers(0, 75)).map(lambda n: n * pane_ms)
+    jump = st.one_of(st.integers(0, 2), whole_panes, whole_panes.map(lambda ms: ms + 1), st.integers(0, 3 * pane_ms))
+    shift = st.one_of(st.just(0), jump, jump.map(lambda ms: -ms), jump.map(lambda ms: -ms))
     ids = st.integers(0, draw(st.integers(1, 4)))
     clock_ms = draw(st.sampled_from((0, -3 * pane_ms - 1, 1_700_000_000_000)))
     items: list[Item] = []

@@ -9,7 +9,8 @@ from flows.kafka_jars import COORDINATES
 from flows.kafka_server import Broker, find_broker, start_broker, stop_broker
 
 
-def test_a_stopped_broker_finds_its_data_and_its_port_again(broker: Broker, tmp_path: Path):
+def test_a_stopped_broker_finds_its_data_and_its_port_again(broker: Broker, monkeypatch, tmp_path: Path):
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     first = start_broker(tmp_path, log=_quiet)
     try:
         cluster = (tmp_path / "data" / "meta.properties").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from flows import processes
 from flows.processes import ServerError
-from flows.servers import find_servers, start_servers
+from flows.servers import find_servers, start_servers, stop_servers
 
 
 def test_mlflow_and_prefect_answer_are_found_again_and_end_within_ten_seconds(tmp_path: Path):
@@ -29,6 +29,14 @@ def test_mlflow_and_prefect_answer_are_found_again_and_end_within_ten_seconds(tm
     assert time.monotonic() - began < 10.0
     assert not [member for member in family if member.is_running()]
     assert find_servers(tmp_path) is None
+
+
+def test_a_server_left_alone_is_still_stopped(tmp_path: Path):
+    left = processes.launch("mlflow", ["sleep", "60"], folder=tmp_path, address="127.0.0.1:1")
+    assert find_servers(tmp_path) is None
+    assert stop_servers(tmp_path) == ["mlflow"]
+    assert not left.is_running
+    assert stop_servers(tmp_path) == []
 
 
 def test_a_server_that_ends_at_once_says_so_with_the_end_of_its_log(tmp_path: Path):

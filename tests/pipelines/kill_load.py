@@ -85,8 +85,8 @@ class Load(threading.Thread):
         event: dict[str, Any] = {
             "id": f"e{self.n_events}",
             "at": ms if chance.random() < 0.5 else time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z",
-            "card": f"c{int(3_000 * chance.random() ** 1.5)}",
-            "shop": int(1_500 * chance.random() ** 1.5),
+            "card": f"c{self._entity(5_000)}",
+            "shop": self._entity(3_000),
             "amount": round(chance.lognormvariate(3, 1), 2),
             "pieces": chance.randrange(5),
             "country": chance.choice(COUNTRIES),
@@ -97,6 +97,10 @@ class Load(threading.Thread):
         if chance.random() < 0.01:
             event["colour"] = "unknown to the stream file"
         return event
+
+    def _entity(self, n: int) -> int:
+        """One of `n`; a few have much to do (the slow reference is quadratic in an entity's past)."""
+        return self.random.randrange(20 if self.random.random() < 0.05 else n)
 
     def _broken(self, event: dict[str, Any]) -> tuple[bytes | None, bytes | None, str]:
         """One of the ways to break the contract."""

@@ -42,10 +42,10 @@ class Run:
 
     bootstrap: str
     kills: int = 12
-    per_s: int = 1_200
+    per_s: int = 1_100
     seed: int = 0
     order_wait_ms: int = 50
-    longest_life_s: float = 6.0
+    longest_life_s: float = 4.0
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _one_life(run: Run, stream: Stream, snapshots: Path, spec: str, chance: rand
     """Start a scorer and see it killed; returns by what."""
     scorer = _start(run, stream, snapshots, spec, log)
     try:
-        code = scorer.wait(timeout=chance.uniform(0.5, run.longest_life_s) if not spec else 4 * run.longest_life_s)
+        code = scorer.wait(timeout=chance.uniform(0.5, run.longest_life_s) if not spec else 6 * run.longest_life_s)
     except subprocess.TimeoutExpired:
         scorer.kill()
         scorer.wait()

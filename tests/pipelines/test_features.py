@@ -17,7 +17,7 @@ from tests.strategies import DAY_MS, Case, batch_of, cases
 HOUR_MS = 3_600_000
 NAN = float("nan")
 slow = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -193,6 +193,19 @@ def test_the_spread_of_equal_values_is_zero_and_has_no_zscore_whatever_the_round
     assert row[2] == 0.0
 
 
+def test_a_small_but_real_spread_is_not_taken_for_rounding() -> None:
+    row = fold([customer("std", field="amount")], [event(0, 1.0), event(1, 1.00001), event(2)])[-1]
+    assert row[0] == pytest.approx(5e-6, rel=1e-2)
+
+
+@pytest.mark.parametrize("past", [0.0, 5e-324])
+def test_what_is_not_finite_is_the_one_missing_value(past: float) -> None:
+    features = [customer("ratio", field="amount"), customer("ratio", None, field="amount")]
+    for now in (0.0, 1.0, -1e99):
+        rows = fold(features, [event(0, past), event(1, now)])
+        assert np.isnan(rows[1]).all() or now == 0.0
+
+
 def test_minus_zero_is_zero() -> None:
     row = fold([customer("min", field="amount"), customer("sum", field="amount")], [event(0, -0.0), event(1, 0.0)])[1]
     assert np.signbit(row).tolist() == [False, False]
@@ -239,6 +252,56 @@ def test_a_label_of_an_unknown_entity_or_before_its_event_is_counted_as_outside(
     windows = check(Case((customer("fraud_rate"),), ("customer",), ("amount",), ("country",), HOUR_MS, items))
     assert windows.labels_outside == {f"customer, {HOUR_MS} ms, labels": 3}
     assert windows.n_entities == (1,)
+
+
+def test_a_label_is_held_to_the_last_pane_of_the_ring_and_not_beyond() -> None:
+    pane_ms = HOUR_MS // 12
+    ring = 12 + 12 + 2
+    for panes_ago, outside in ((ring - 1, 0), (ring, 1)):
+        items = (
+            event(0),
+            event(40 * pane_ms),
+            label(40 * pane_ms, about_ms=(40 - panes_ago) * pane_ms),
+            event(41 * pane_ms),
+        )
+        case = Case((customer("fraud_rate"),), ("customer",), ("amount",), ("country",), HOUR_MS, items)
+        assert check(case).labels_outside == {f"customer, {HOUR_MS} ms, labels": outside}
+
+
+def test_an_event_too_late_for_the_ring_is_not_counted_where_a_later_pane_stands() -> None:
+    now, ring_ms = 40 * HOUR_MS, (12 + 12 + 2) * HOUR_MS // 12
+    items = [
+        event(now),
+        event(now - ring_ms, clock_ms=now),
+        label(now, about_ms=now),
+        event(now + HOUR_MS + HOUR_MS // 2),
+    ]
+    assert fold([customer("fraud_rate")], items)[-1] == [1.0]
+
+
+def test_a_late_event_does_not_see_what_stood_in_its_panes_a_turn_of_the_ring_ago() -> None:
+    pane_ms = HOUR_MS // 12
+    features = [customer("fraud_rate"), customer("fraud_count"), customer("sum", field="amount")]
+    for panes in range(26, 80):
+        now = panes * pane_ms
+        early = [event(pane * pane_ms, clock_ms=now) for pane in range(26)]
+        late = [event(now - back * pane_ms, clock_ms=now) for back in range(30)]
+        fold(features, [*early, *(label(now, about_ms=i.time_ms) for i in early), *late])
+
+
+def test_an_entity_at_the_very_edge_of_idleness_outlives_a_sweep_and_a_snapshot() -> None:
+    features = (customer("count"), customer("count", None))
+    idle_ms = HOUR_MS + HOUR_MS // 12
+    plan = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, ()).plan
+    windows = Windows(plan)
+    first = [event(0), event(idle_ms, id=2)]
+    windows.fold(batch_of(first, n_entities=1, n_numbers=1, n_hashed=1))
+    assert windows.sweep(idle_ms) == 0
+    windows = Windows.restore(plan, windows.snapshot())
+    back = batch_of([event(1, clock_ms=idle_ms)], n_entities=1, n_numbers=1, n_hashed=1)
+    assert windows.fold(back).tolist() == [[1.0, 1.0]]
+    windows.fold(batch_of([event(2 * idle_ms + 1, id=3)], n_entities=1, n_numbers=1, n_hashed=1))
+    assert windows.sweep(2**60) == 2
 
 
 def test_an_entity_that_was_idle_for_longer_than_its_windows_is_as_new() -> None:

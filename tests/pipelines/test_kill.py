@@ -9,7 +9,7 @@ from tests.pipelines.kill_run import Run, kill_run
 
 @pytest.mark.timeout(300)
 def test_a_scorer_killed_at_every_seam_loses_doubles_and_changes_nothing(kafka: str, tmp_path: Path) -> None:
-    run = Run(kafka, kills=12, per_s=1_200, seed=7)
+    run = Run(kafka, kills=12, per_s=1_100, seed=7)
     outcome = kill_run(run, tmp_path)
     print(outcome)
     assert outcome.problems == {}

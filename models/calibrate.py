@@ -1,0 +1,176 @@
+"""Alert budgets and thresholds, and scores in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAY_MS = 86_400_000
+
+
+class BudgetError(ValueError):
+    """An alert budget cannot be met or does not say one thing."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many alerts people can look at: exactly one of three.
+
+    Args:
+        rate: largest share of events that may alert, in (0, 1).
+        per_day: largest number of alerts a day, on average over the period.
+        cost: (cost of a missed fraud, cost of one review), same unit.
+
+    Raises:
+        BudgetError: none or several are given, or one is out of range.
+
+    >>> Budget(rate=0.005)
+    Budget(rate=0.005, per_day=None, cost=None)
+    """
+
+    rate: float | None = None
+    per_day: float | None = None
+    cost: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("rate", "per_day", "cost") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BudgetError(f"a budget must give exactly one of rate, per_day and cost, however: given={given}")
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise BudgetError(f"rate must be in (0, 1), however: rate={self.rate}; 0.005 means 0.5 % of events")
+        if self.per_day is not None and not self.per_day > 0:
+            raise BudgetError(f"per_day must be positive, however: per_day={self.per_day}")
+        if self.cost is not None and not (len(self.cost) == 2 and min(self.cost) > 0):
+            raise BudgetError(f"cost must be (missed, review), both positive, however: cost={self.cost}")
+
+
+def threshold_for(
+    budget: Budget,
+    scores: NDArray[np.float32],
+    time_ms: NDArray[np.int64],
+    label: NDArray[np.int8] | None = None,
+    known: NDArray[np.bool_] | None = None,
+) -> float:
+    """The lowest threshold that keeps within the budget on a period; an event alerts where score > threshold.
+
+    Args:
+        budget: rate, alerts a day, or costs.
+        scores: **shape (n,)**, of every event of the period.
+        time_ms: event times, **shape (n,)**.
+        label, known: needed for a cost budget; only rows with ``known`` count there. Without labels a cost budget
+            takes the scores for probabilities: an alert pays where score > review / missed.
+
+    Raises:
+        BudgetError: there are no scores.
+
+    >>> threshold_for(Budget(rate=0.25), np.float32([0.1, 0.2, 0.3, 0.4]), np.zeros(4, np.int64))
+    0.30000001192092896
+    """
+    if len(scores) == 0:
+        raise BudgetError("a threshold needs at least one score, however: scores is empty; take a longer period")
+    if budget.cost is not None:
+        missed, review = budget.cost
+        if label is None or known is None or not np.any(label[known] == 1):
+            return float(min(review / missed, 1.0))
+        return _cheapest(scores[known], label[known], missed, review)
+    if budget.rate is not None:
+        allowed = int(budget.rate * len(scores))
+    else:
+        assert budget.per_day is not None
+        days = max((int(time_ms.max()) - int(time_ms.min())) / DAY_MS, 1.0)
+        allowed = int(budget.per_day * days)
+    if allowed >= len(scores):
+        return 0.0
+    # strictly above the score of rank allowed + 1 are at most `allowed` events, ties included
+    return float(np.partition(scores, len(scores) - 1 - allowed)[len(scores) - 1 - allowed])
+
+
+def _cheapest(scores: NDArray[np.float32], label: NDArray[np.int8], missed: float, review: float) -> float:
+    order = np.argsort(-scores, kind="stable")
+    ranked, fraud = scores[order], label[order] == 1
+    alerts = np.arange(len(ranked) + 1)
+    cost = review * alerts + missed * (fraud.sum() - np.concatenate([[0], np.cumsum(fraud)]))
+    real = np.concatenate([[True], ranked[1:] < ranked[:-1], [True]])  # cuts between equal scores do not exist
+    best = int(np.argmin(np.where(real, cost, np.inf)))
+    return float(ranked[best]) if best < len(ranked) else 0.0
+
+
+@dataclass(frozen=True)
+class TailCalibration:
+    """A label-free number -> the share of ordinary events that lie below it.
+
+    Args:
+        knots: rising, **shape (k,)**.
+        tail: share of events at or above each, falling from 1, **shape (k,)**; beyond the last it falls as 1/x, so
+            the order of extremes is kept.
+    """
+
+    knots: NDArray[np.float64]
+    tail: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, raw: NDArray[np.float64]) -> Self:
+        """Fit on a period of unlabelled rows, **shape (n,)**.
+
+        >>> TailCalibration.fit(np.arange(1000.0)).apply(np.array([500.0])).round(2)
+        array([0.5])
+        """
+        smallest = max(1e-4, min(0.5, 5 / len(raw)))
+        shares = np.concatenate([np.linspace(1, 0.1, 19)[:-1], np.geomspace(0.1, min(smallest, 0.09), 25)])
+        knots, first = np.unique(np.quantile(raw, 1 - shares), return_index=True)
+        return cls(knots.astype(np.float64), shares[first].astype(np.float64))
+
+    def apply(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated score in [0, 1), **shape (n,)**."""
+        last = max(abs(self.knots[-1]), 1e-9)
+        tail = np.exp(np.interp(raw, self.knots, np.log(self.tail)))
+        return 1.0 - tail * last / (last + np.maximum(raw - self.knots[-1], 0.0))
+
+
+@dataclass(frozen=True)
+class LogitCalibration:
+    """A logit -> probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with his smoothed targets)."""
+
+    slope: float
+    shift: float
+
+    @classmethod
+    def fit(cls, logit: NDArray[np.float64], label: NDArray[np.int8]) -> Self:
+        """Fit by Newton steps on rows at their full prevalence, both **shape (n,)**.
+
+        >>> fitted = LogitCalibration.fit(np.array([-2.0, -1.0, 1.0, 2.0] * 50), np.int8([0, 0, 1, 1] * 50))
+        >>> bool(fitted.apply(np.array([2.0]))[0] > 0.9)
+        True
+        """
+        fraud = label == 1
+        n_one, n_zero = int(fraud.sum()), int((~fraud).sum())
+        target = np.where(fraud, (n_one + 1) / (n_one + 2), 1 / (n_zero + 2))
+        x = np.stack([logit, np.ones_like(logit)], axis=1)
+        prior = np.array([1.0, 0.0])
+        weights = np.array([1.0, np.log((n_one + 1) / (n_zero + 1)) - np.log(max(_odds(logit), 1e-12))])
+        ridge = np.diag([1.0, 1e-3])
+        for _ in range(50):
+            p = _sigmoid(x @ weights)
+            gradient = x.T @ (p - target) + ridge @ (weights - prior)
+            hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
+            step = np.linalg.solve(hessian, gradient)
+            weights = weights - np.clip(step, -2, 2)
+            if np.abs(step).max() < 1e-8:
+                break
+        return cls(float(max(weights[0], 0.05)), float(weights[1]))
+
+    def apply(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability, **shape (n,)**."""
+        return _sigmoid(self.slope * logit + self.shift)
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60, 60))))
+
+
+def _odds(logit: NDArray[np.float64]) -> float:
+    mean = float(_sigmoid(logit).mean())
+    return mean / max(1 - mean, 1e-12)

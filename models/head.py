@@ -1,0 +1,161 @@
+"""The whole scoring network: what was expected, how much it surprises, and the risk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.columns import Column
+from models.encoder import Encoder
+from models.masking import Field, event_fields, views
+
+SPREAD = 5.0  # log standard deviations (in scaled units) stay within +- this
+FLOOR = 1e-3  # probability that a categorical prediction spreads over all codes
+
+
+class Expectation(nn.Module):
+    """Predicts every readable column from the cells that are not hidden.
+
+    Outputs per numeric column a mean and a log standard deviation (one mode: a flexible density would learn the
+    frauds, DETECTION section 1), per categorical column logits over its codes. Label-fed columns are never read.
+    """
+
+    readable: Tensor
+
+    def __init__(
+        self, columns: Sequence[Column], edges: NDArray[np.float32], n_codes: Sequence[int], *, width: int, n_layers: int
+    ) -> None:
+        super().__init__()
+        self.columns = tuple(columns)
+        self.d_num, self.n_codes = len(edges), tuple(n_codes)
+        numeric = self.columns[: self.d_num]
+        self.register_buffer("readable", torch.tensor([0.0 if c.label_fed else 1.0 for c in numeric]))
+        d_out = 2 * self.d_num + sum(self.n_codes)
+        self.encoder = Encoder(edges, n_codes, width=width, n_layers=n_layers, d_out=d_out)
+        self.fields: tuple[Field, ...] = event_fields(self.columns)
+        self.views = views(self.fields, len(self.columns))
+
+    def forward(self, values: Tensor, present: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log deviation (n, d_num), logits (n, all codes)."""
+        return self.split(self.encoder(values, present * self.readable, codes))
+
+    def split(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's output as mean, log deviation and logits."""
+        d = self.d_num
+        return out[:, :d], out[:, d : 2 * d].clamp(-SPREAD, SPREAD), out[:, 2 * d :]
+
+    def code_slice(self, column: int) -> slice:
+        """Where the logits of a categorical column stand."""
+        start = sum(self.n_codes[: column - self.d_num])
+        return slice(start, start + self.n_codes[column - self.d_num])
+
+    def surprises(self, values: Tensor, present: Tensor, codes: Tensor) -> Tensor:
+        """Nats per field, (n, n_fields): each field hidden in turn; 0 where it is missing.
+
+        The first layer is shared by all views: a hidden column's part is taken out of it again.
+        """
+        present = present * self.readable
+        pieces = self.encoder.pieces(values)
+        joint = self.encoder.first(pieces, present, codes)
+        found: list[list[Tensor]] = [[] for _ in self.fields]
+        for view in self.views:
+            out = self.encoder.rest(self._hide(joint, pieces, present, codes, np.flatnonzero(view)))
+            mean, spread, logits = self.split(out)
+            for field, nats in zip(self.fields, found, strict=True):
+                if view[field.target]:
+                    nats.append(self._nats(field.target, values, present, codes, mean, spread, logits))
+        return torch.stack([torch.stack(nats).mean(dim=0) for nats in found], dim=1)
+
+    def _hide(self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]) -> Tensor:
+        numbers = [int(i) for i in hidden if i < self.d_num]
+        if numbers:
+            shown = present[:, numbers]
+            n_bins = pieces.shape[2]
+            weight = self.encoder.pieces_weight.view(self.d_num, n_bins, -1)[numbers].flatten(0, 1)
+            joint = joint - (pieces[:, numbers] * shown.unsqueeze(-1)).flatten(1) @ weight
+            joint = joint + shown @ self.encoder.missing_weight[numbers]
+        for j in (int(i) - self.d_num for i in hidden if i >= self.d_num):
+            weight = self.encoder.code_weights[j]
+            joint = joint - nn.functional.embedding(codes[:, j], weight - weight[:1])
+        return joint
+
+    def _nats(
+        self, target: int, values: Tensor, present: Tensor, codes: Tensor, mean: Tensor, spread: Tensor, logits: Tensor
+    ) -> Tensor:
+        if target < self.d_num:
+            z = (values[:, target] - mean[:, target]) * torch.exp(-spread[:, target])
+            return 0.5 * z * z * present[:, target]
+        code = codes[:, target - self.d_num]
+        p = torch.softmax(logits[:, self.code_slice(target)], dim=1)
+        chosen = p.gather(1, code.unsqueeze(1)).squeeze(1)
+        return -torch.log((1 - FLOOR) * chosen + FLOOR / p.shape[1]) * (code > 0)
+
+
+class Scorer(nn.Module):
+    """Surprises and, where labels were known, the mean logit of a few risk networks.
+
+    The risk networks read every cell, label-fed ones too, and log(1 + surprise) of each field; they start from the
+    pretrained trunk.
+    """
+
+    def __init__(self, expectation: Expectation, risks: Sequence[Encoder]) -> None:
+        super().__init__()
+        self.expectation = expectation
+        self.risks = nn.ModuleList(risks)
+
+    def forward(self, values: Tensor, present: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logit (n,), 0 without a head, and surprises in nats (n, n_fields)."""
+        nats = self.expectation.surprises(values, present, codes)
+        values, present = beside(self.expectation, values, present, codes, nats)
+        logits = [risk(values, present, codes)[:, 0] for risk in self.risks]
+        return (torch.stack(logits).mean(dim=0) if logits else nats.new_zeros(len(nats))), nats
+
+
+def beside(
+    expectation: Expectation, values: Tensor, present: Tensor, codes: Tensor, nats: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values and present marks of a risk network: the cells, then the surprises."""
+    shown = [
+        present[:, f.target] if f.target < expectation.d_num else (codes[:, f.target - expectation.d_num] > 0).float()
+        for f in expectation.fields
+    ]
+    return torch.cat([values, torch.log1p(nats)], 1), torch.cat([present, torch.stack(shown, 1)], 1)
+
+
+def risk_network(expectation: Expectation, nats: NDArray[np.float32], *, dropout: float) -> Encoder:
+    """A risk network with the pretrained trunk; its weights on label-fed columns and surprises start small.
+
+    Args:
+        expectation: the pretrained network.
+        nats: surprises of training rows, **shape (n, n_fields)**, for the edges of these inputs.
+        dropout: share of hidden units dropped.
+    """
+    source = expectation.encoder
+    left, slope = source.left.numpy(), source.slope.numpy()
+    right = left + np.divide(1.0, slope, out=np.zeros_like(slope), where=slope > 0)
+    edges = np.concatenate([left, right[:, -1:]], axis=1)
+    shares = np.concatenate([[0.0], 1 - np.geomspace(1, 1 / max(2, len(nats)), edges.shape[1] - 1)])
+    extra = np.stack([np.maximum.accumulate(np.quantile(np.log1p(column), shares)) for column in nats.T])
+    risk = Encoder(
+        np.concatenate([edges, extra]).astype(np.float32),
+        expectation.n_codes,
+        width=source.width,
+        n_layers=len(source.layers),
+        d_out=1,
+        dropout=dropout,
+    )
+    width, rows = source.width, source.pieces_weight.shape[0]
+    with torch.no_grad():
+        fresh = risk.pieces_weight[:, :width]
+        readable = expectation.readable.repeat_interleave(left.shape[1]).unsqueeze(1) > 0
+        fresh[:rows] = torch.where(readable, source.pieces_weight[:, :width], fresh[:rows])
+        risk.missing_weight[: expectation.d_num, :width] = source.missing_weight[:, :width]
+        for mine, theirs in zip(risk.code_weights, source.code_weights, strict=True):
+            mine[:, :width] = theirs[:, :width]
+        risk.bias[:width] = source.bias[:width]
+    risk.layers.load_state_dict(source.layers.state_dict())
+    return risk
