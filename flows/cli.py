@@ -194,7 +194,8 @@ def simulate(
         return
     connection = _settings().connection()
     replay.create_stream_topics(connection, spec, n_partitions=4, append_time=False)
-    with progress.shown("simulate") as report, replay.Replayer(connection, spec, n_partitions=4) as replayer:
+    replayer = replay.Replayer(connection, spec, n_partitions=4)
+    with progress.shown("simulate") as report:
         played = replayer.play(
             frame,
             label_delay_ms=spec.labels.maturity_ms if spec.labels else 0,
@@ -216,7 +217,7 @@ def ingest(stream: StreamOption = None) -> None:
     _report_to_prefect()
     from flows.ingest import ingest as flow
 
-    out.print(flow(path))
+    out.print(flow.with_options(retries=0)(path))
 
 
 @app.command()
@@ -229,7 +230,7 @@ def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
     _report_to_prefect()
     from flows.pretrain import pretrain as flow
 
-    out.print(f"MLflow run {flow(path, as_of_ms=_time_ms(as_of), seed=seed)}")
+    out.print(f"MLflow run {flow.with_options(retries=0)(path, as_of_ms=_time_ms(as_of), seed=seed)}")
 
 
 @app.command()
@@ -242,7 +243,7 @@ def finetune(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
     _report_to_prefect()
     from flows.finetune import finetune as flow
 
-    out.print(f"version {flow(path, as_of_ms=_time_ms(as_of), seed=seed)} is the challenger")
+    out.print(f"version {flow.with_options(retries=0)(path, as_of_ms=_time_ms(as_of), seed=seed)} is the challenger")
 
 
 @app.command()
@@ -258,7 +259,7 @@ def promote(
     _report_to_prefect()
     from flows.promote import promote as flow
 
-    decision = flow(path, force=force)
+    decision = flow.with_options(retries=0)(path, force=force)
     out.print(decision.words)
     raise typer.Exit(0 if decision.promoted else 1)
 
@@ -280,7 +281,7 @@ def backtest(
     _report_to_prefect()
     from flows.backtest import backtest as flow
 
-    for name, figure in flow(path, since_ms=since_ms, until_ms=_time_ms(until)).items():
+    for name, figure in flow.with_options(retries=0)(path, since_ms=since_ms, until_ms=_time_ms(until)).items():
         out.print(f"{name:40s} {figure:.4f}")
 
 
@@ -373,7 +374,13 @@ def reconcile(stream: StreamOption = None) -> None:
 
     settings, spec = _settings(), _stream(stream)
     found = audit.reconcile(settings.connection(), spec)
-    out.print(found.words())
+    out.print(
+        f"{found.n_events:,} events = {found.n_scored:,} scored + {found.n_refused:,} refused + "
+        f"{found.n_duplicates:,} duplicates; {found.pending:,} more not scored yet"
+    )
+    for what in ("missing", "doubled", "stray", "unscored_duplicates"):
+        if places := getattr(found, what):
+            out.print(f"[red]{what}[/red]: {len(places):,}, first (partition, offset) {places[:5]}")
     skew = audit.skew_audit(settings.lake(spec), spec)
     out.print(f"skew audit of the ingested scores: checked {skew.checked:,}, equal {skew.equal:,}")
     raise typer.Exit(0 if found.holds and skew.equal == skew.checked else 1)
@@ -423,8 +430,10 @@ def _stream(path: Path | None, *, default: str | None = None) -> "Stream":
 
 def _report_to_prefect() -> None:
     """Let the flow that is imported next report to the Prefect server; before Prefect reads its settings."""
+    from flows import servers
+
     os.environ.update(_settings().prefect_environment())
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.update(servers.NO_PREFECT_CONSOLE)
 
 
 def _time_ms(text: str | None) -> int | None:

@@ -123,7 +123,7 @@ class Demo:
             "PREFECT_API_URL": self.servers.prefect_api,
             "PREFECT_HOME": str((settings.ui_folder / "prefect").resolve()),
         }
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        os.environ |= servers.NO_PREFECT_CONSOLE
         broker.wait_until_up(self._connection, deadline_s=30)
 
     @property
@@ -160,8 +160,8 @@ class Demo:
         return replay.Replayer(self._connection, stream, n_partitions=N_PARTITIONS)
 
     def _history(self, frame: pl.DataFrame, stream: Stream, live_from_ms: int) -> None:
-        with progress.shown("history") as report, self._replayer(stream) as replayer:
-            played = replayer.play(
+        with progress.shown("history") as report:
+            played = self._replayer(stream).play(
                 frame,
                 label_delay_ms=_label_delay_ms(stream),
                 until_ms=live_from_ms,
@@ -179,10 +179,10 @@ class Demo:
         from flows.promote import promote
 
         steps: list[tuple[str, Callable[[], Any]]] = [
-            ("ingest", lambda: ingest(self._stream_path)),
-            ("pretrain", lambda: pretrain(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
-            ("finetune", lambda: finetune(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
-            ("promote", lambda: promote(self._stream_path, force=True).words),
+            ("ingest", lambda: ingest.with_options(retries=0)(self._stream_path)),
+            ("pretrain", lambda: pretrain.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
+            ("finetune", lambda: finetune.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
+            ("promote", lambda: promote.with_options(retries=0)(self._stream_path, force=True).words),
         ]
         for name, step in steps:
             began = time.monotonic()
@@ -196,7 +196,8 @@ class Demo:
         follower = Follower(self._connection, stream)
         follower.start()
         try:
-            with progress.shown("live") as report, self._replayer(stream) as replayer:
+            replayer = self._replayer(stream)
+            with progress.shown("live") as report:
                 began = time.monotonic()
                 played = replayer.play(
                     frame,
@@ -214,7 +215,7 @@ class Demo:
             self._await_scores(stream, follower, played.n_events)
         finally:
             follower.stop()
-        follower.seconds = follower.last_read_s - began
+        follower.seconds, follower.n_sent = follower.last_read_s - began, played.n_events
         self._say(
             "live",
             f"{played.n_events:,} events sent in {played.wall_s:.0f} s, {len(follower.scores):,} scores read",
@@ -290,7 +291,10 @@ class Demo:
                 "worst_score_difference": skew.worst_score_difference,
             },
         }
-        if stream.labels is not None:
+        if stream.labels is not None and stream.labels.column in frame.columns:
+            truth = self.out / "truth.parquet"
+            columns = [pl.col(stream.event_id).cast(pl.String).alias("event_id"), pl.col(stream.labels.column).alias("label")]
+            frame.select(columns).write_parquet(truth)
             summary["backtest"] = {
                 name: round(figure, 4)
                 for name, figure in backtest(
@@ -301,11 +305,12 @@ class Demo:
         target = self.out / "summary.json"
         target.write_text(json.dumps(summary, indent=2) + "\n")
         self._print(stream, live, summary, target)
-        whole = found.holds and found.n_events == found.n_scored + found.n_refused + found.n_duplicates
+        accounted = found.n_scored + found.n_refused + found.n_duplicates
+        whole = found.holds and found.n_events == accounted == live.n_sent and not found.pending
         equal = skew.checked == skew.equal == found.n_scored
         if not (whole and equal):
             self.console.print(
-                f"[bold red]The books do not balance:[/bold red] {found.words()}; skew audit {skew}"
+                f"[bold red]The books do not balance:[/bold red] {found}; skew audit {skew}"
             )
         return whole and equal
 
@@ -326,6 +331,7 @@ class Demo:
     def _stop(self) -> None:
         """End every child, side by side, within seconds; with `keep` only the scorer."""
         self._stop_scorer()
+        _drain_prefect()
         if self.keep and self.summary is not None and self.servers is not None and self.broker is not None:
             self.console.print(
                 f"left up: Kafka at {self.broker.bootstrap} and the pages; look on with "
@@ -363,6 +369,7 @@ class Follower:
         self.alerts: list[Alert] = []
         self.last_read_s = time.monotonic()
         self.seconds = 0.0
+        self.n_sent = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -439,6 +446,16 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in values.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
+
+
+def _drain_prefect() -> None:
+    """Let Prefect's client send what it holds while its server is up; later it would try for a minute."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=3)
 
 
 def _empty(folder: Path) -> None:

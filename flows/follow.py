@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 import msgspec
+import polars as pl
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
@@ -78,7 +79,8 @@ def send_label(
     Raises:
         UnknownEventError: the lake does not hold the event (yet).
     """
-    event = lake.find_event(event_id)
+    events = lake.read("events", columns=["partition", "event_id", "event_time_ms", *stream.entities])
+    event = next(events.filter(pl.col("event_id") == event_id).iter_rows(named=True), None)
     if event is None:
         raise UnknownEventError(
             f"{stream.name}: the lake holds no event {event_id!r}; check the id, or run `unmask ingest` if it came just now"

@@ -11,7 +11,7 @@ from flows import progress, training_data
 from flows.lineage import lineage
 from flows.settings import Settings
 from models import plots, registry
-from models.pretrain import PretrainConfig
+from models.pretrain import PretrainConfig, save_pretrained
 from models.pretrain import pretrain as pretrain_encoder
 from pipelines.stream import load
 
@@ -58,14 +58,14 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
             progress=report,
             checkpoint=folder / "checkpoint",
         )
-        pretrained.save(folder / "encoder")
+        save_pretrained(pretrained, folder / "encoder")
         (folder / "run_id").write_text(run.run_id)
         run.log_folder(folder / "encoder", "encoder")
         losses = {name: points for name, points in curves.items() if "loss" in name}
         if losses:
-            run.log_figure("loss", plots.loss_curves(losses))
+            run.log_figure("loss", plots.training_curves(losses))
         probes = {name: points for name, points in curves.items() if "probe" in name}
         if probes:
-            run.log_figure("probe", plots.probe_curves(probes))
+            run.log_figure("probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True))
     create_link_artifact(key="pretrain", link=run.url, link_text="MLflow run")
     return run.run_id

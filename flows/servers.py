@@ -21,6 +21,9 @@ NO_CALLS_HOME = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+# A flow called from the command line shows its own progress; its log stands on the run's Prefect page.
+NO_PREFECT_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+
 
 @dataclass(frozen=True)
 class Servers:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from models.columns import Column, Table
@@ -18,11 +19,12 @@ class TooLittleDataError(UnmaskError):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows in time order with what is known of them at `as_of_ms`. Shapes: `label` and `known` (n,)."""
+    """Rows in time order with what is known of them at `as_of_ms`. Shapes: `label`, `known` and `event_id` (n,)."""
 
     table: Table
     label: NDArray[np.int8]
     known: NDArray[np.bool_]
+    event_id: pl.Series
     as_of_ms: int
 
 
@@ -49,4 +51,4 @@ def load(lake: Lake, stream: Stream, *, as_of_ms: int, min_rows: int = 1_000) ->
             "run `unmask ingest` first"
         )
     table = Table(columns_of(stream), rows.numeric, rows.categorical, rows.time_ms, rows.category_names)
-    return TrainingData(table, rows.label, rows.known, as_of_ms)
+    return TrainingData(table, rows.label, rows.known, rows.event_id, as_of_ms)

@@ -16,11 +16,15 @@ TAILS = (0.0002, 0.001, 0.004, 0.015)
 
 
 class Cells(NamedTuple):
-    """What the network reads: ``values`` (n, d_num), ``present`` (n, d_num), both float32; ``codes`` (n, d_cat)."""
+    """What the network reads: ``values`` and ``present`` (n, d_num), ``codes`` (n, d_cat)."""
 
     values: NDArray[np.float32]
     present: NDArray[np.float32]
     codes: NDArray[np.int64]
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Cells:
+        """The rows that a slice or indices name."""
+        return Cells(self.values[rows], self.present[rows], self.codes[rows])
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class CellCoding:
         edges: per numeric column the rising edges of its bins on the scaled axis, padded with the last edge,
             float32, **shape (d_num, n_edges)**.
         vocabularies: per categorical column the sorted hashes that have a code of their own.
+        whole: which numeric columns hold whole numbers only (hours, counts), bool, **shape (d_num,)**.
     """
 
     columns: tuple[Column, ...]
@@ -41,18 +46,22 @@ class CellCoding:
     scale: NDArray[np.float64]
     edges: NDArray[np.float32]
     vocabularies: tuple[NDArray[np.uint64], ...]
+    whole: NDArray[np.bool_]
 
     @classmethod
-    def fit(cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000) -> Self:
+    def fit(
+        cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000
+    ) -> Self:
         """Fit on the table's rows (an even subsample where there are many).
 
-        Edges are quantiles, half of them spent on tails and on equal widths, since quantiles alone blur the thin
-        tails where frauds live (source: piecewise-linear encoding, arXiv 2203.05556; NOTE[DIFF]: the tail edges).
+        Edges are quantiles, half of them spent on tails and on equal widths, since quantiles alone blur
+        the thin tails where frauds live (source: piecewise-linear encoding, arXiv 2203.05556; NOTE[DIFF]:
+        the tail edges).
         """
         step = max(1, len(table) // max_rows)
         numeric, categorical = table.numeric[::step], table.categorical[::step]
         d_num = table.d_num
-        center, scale = np.zeros(d_num), np.ones(d_num)
+        center, scale, whole = np.zeros(d_num), np.ones(d_num), np.zeros(d_num, bool)
         ladders: list[NDArray[np.float32]] = []
         for i in range(d_num):
             seen = numeric[:, i]
@@ -61,13 +70,20 @@ class CellCoding:
                 ladders.append(np.array([0.0, 1.0], np.float32))
                 continue
             center[i] = np.median(seen)
+            whole[i] = np.array_equal(seen, np.rint(seen))
             scale[i] = _robust_scale(seen)
             scaled = np.clip((seen - center[i]) / scale[i], -LIMIT, LIMIT)
             ladders.append(_edges(scaled, n_bins))
         n_edges = max((len(ladder) for ladder in ladders), default=2)
-        edges = np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders]) if ladders else np.zeros((0, 2))
-        vocabularies = tuple(_vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1]))
-        return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies)
+        edges = (
+            np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders])
+            if ladders
+            else np.zeros((0, 2))
+        )
+        vocabularies = tuple(
+            _vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1])
+        )
+        return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies, whole)
 
     @property
     def d_num(self) -> int:
@@ -97,8 +113,10 @@ class CellCoding:
         return Cells(np.clip(scaled, -LIMIT, LIMIT).astype(np.float32), present.astype(np.float32), codes)
 
     def numeric_value(self, column: int, scaled: float) -> float:
-        """A scaled value of a numeric column in its original unit."""
-        return float(scaled * self.scale[column] + self.center[column])
+        """A predicted, scaled value in its original unit, kept to the range that training saw."""
+        edges = self.edges[column]
+        value = float(np.clip(scaled, edges[0], edges[-1])) * self.scale[column] + self.center[column]
+        return float(np.rint(value) if self.whole[column] else value)
 
 
 def _robust_scale(seen: NDArray[np.float64]) -> float:

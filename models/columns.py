@@ -9,6 +9,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Column:
@@ -31,7 +33,7 @@ class Column:
     label_fed: bool = False
 
 
-class TableError(ValueError):
+class TableError(ModelError, ValueError):
     """A table does not have the form that the model needs."""
 
 
@@ -65,7 +67,9 @@ class Table:
         kinds = [column.kind for column in self.columns]
         d_num = kinds.count("numeric")
         if kinds != ["numeric"] * d_num + ["categorical"] * (len(kinds) - d_num):
-            raise TableError(f"numeric columns must come before categorical ones, however: kinds={kinds}; sort them")
+            raise TableError(
+                f"numeric columns must come before categorical ones, however: kinds={kinds}; sort them"
+            )
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -76,10 +80,14 @@ class Table:
             ("categorical", self.categorical.shape, (n, len(kinds) - d_num)),
         ):
             if got != want:
-                raise TableError(f"{name} must have shape {want} (rows, columns of that kind), however: {got}")
+                raise TableError(
+                    f"{name} must have shape {want} (rows, columns of that kind), however: {got}"
+                )
         if n and np.any(np.diff(self.time_ms) < 0):
             row = int(np.flatnonzero(np.diff(self.time_ms) < 0)[0]) + 1
-            raise TableError(f"rows must be in time order, however: row {row} is earlier than the one before; sort them")
+            raise TableError(
+                f"rows must be in time order, however: row {row} is earlier than the one before; sort them"
+            )
 
     def __len__(self) -> int:
         return len(self.time_ms)

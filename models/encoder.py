@@ -1,4 +1,4 @@
-"""The network: cells -> piecewise-linear pieces -> trunk -> what the columns are expected to be, or a risk."""
+"""The network: cells -> piecewise-linear pieces -> trunk -> expected columns, or a risk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """An MLP with a linear skip over piecewise-linear pieces; a hidden cell contributes only its "missing" vector.
+    """An MLP with a linear skip over piecewise-linear pieces; a hidden cell adds only its "missing" vector.
 
-    Attention bought nothing over an MLP on single rows and costs 10-20 times at scoring (DETECTION, section 3).
+    Attention bought nothing over an MLP on single rows and costs 10-20 times at scoring (DETECTION,
+    section 3).
 
     Args:
         edges: rising bin edges per numeric column, padded with the last one, **shape (d_num, n_edges)**.
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
         return ((values.unsqueeze(-1) - self.left) * self.slope).clamp(0.0, 1.0)
 
     def first(self, pieces: Tensor, present: Tensor, codes: Tensor) -> Tensor:
-        """First layer with the linear skip beside it, (n, width + d_out); hidden cells have present 0 or code 0."""
+        """First layer and linear skip, (n, width + d_out); hidden cells have present 0 or code 0."""
         joint = (pieces * present.unsqueeze(-1)).flatten(1) @ self.pieces_weight
         joint = joint + (1.0 - present) @ self.missing_weight + self.bias
         for j, weight in enumerate(self.code_weights):

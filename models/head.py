@@ -13,21 +13,28 @@ from models.columns import Column
 from models.encoder import Encoder
 from models.masking import Field, event_fields, views
 
-SPREAD = 5.0  # log standard deviations (in scaled units) stay within +- this
+SPREAD = 3.0  # log deviations stay within +- this: narrower ones would magnify rounding beyond 1e-5
 FLOOR = 1e-3  # probability that a categorical prediction spreads over all codes
 
 
 class Expectation(nn.Module):
     """Predicts every readable column from the cells that are not hidden.
 
-    Outputs per numeric column a mean and a log standard deviation (one mode: a flexible density would learn the
-    frauds, DETECTION section 1), per categorical column logits over its codes. Label-fed columns are never read.
+    Outputs per numeric column a mean and a log standard deviation (one mode: a flexible density would
+    learn the frauds, DETECTION section 1), per categorical column logits over its codes. Label-fed columns
+    are never read.
     """
 
     readable: Tensor
 
     def __init__(
-        self, columns: Sequence[Column], edges: NDArray[np.float32], n_codes: Sequence[int], *, width: int, n_layers: int
+        self,
+        columns: Sequence[Column],
+        edges: NDArray[np.float32],
+        n_codes: Sequence[int],
+        *,
+        width: int,
+        n_layers: int,
     ) -> None:
         super().__init__()
         self.columns = tuple(columns)
@@ -70,7 +77,9 @@ class Expectation(nn.Module):
                     nats.append(self._nats(field.target, values, present, codes, mean, spread, logits))
         return torch.stack([torch.stack(nats).mean(dim=0) for nats in found], dim=1)
 
-    def _hide(self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]) -> Tensor:
+    def _hide(
+        self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]
+    ) -> Tensor:
         numbers = [int(i) for i in hidden if i < self.d_num]
         if numbers:
             shown = present[:, numbers]
@@ -84,7 +93,14 @@ class Expectation(nn.Module):
         return joint
 
     def _nats(
-        self, target: int, values: Tensor, present: Tensor, codes: Tensor, mean: Tensor, spread: Tensor, logits: Tensor
+        self,
+        target: int,
+        values: Tensor,
+        present: Tensor,
+        codes: Tensor,
+        mean: Tensor,
+        spread: Tensor,
+        logits: Tensor,
     ) -> Tensor:
         if target < self.d_num:
             z = (values[:, target] - mean[:, target]) * torch.exp(-spread[:, target])
@@ -98,8 +114,8 @@ class Expectation(nn.Module):
 class Scorer(nn.Module):
     """Surprises and, where labels were known, the mean logit of a few risk networks.
 
-    The risk networks read every cell, label-fed ones too, and log(1 + surprise) of each field; they start from the
-    pretrained trunk.
+    The risk networks read every cell, label-fed ones too, and log(1 + surprise) of each field; they start
+    from the pretrained trunk.
     """
 
     def __init__(self, expectation: Expectation, risks: Sequence[Encoder]) -> None:
@@ -120,7 +136,9 @@ def beside(
 ) -> tuple[Tensor, Tensor]:
     """Values and present marks of a risk network: the cells, then the surprises."""
     shown = [
-        present[:, f.target] if f.target < expectation.d_num else (codes[:, f.target - expectation.d_num] > 0).float()
+        present[:, f.target]
+        if f.target < expectation.d_num
+        else (codes[:, f.target - expectation.d_num] > 0).float()
         for f in expectation.fields
     ]
     return torch.cat([values, torch.log1p(nats)], 1), torch.cat([present, torch.stack(shown, 1)], 1)

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from models.columns import Column
 
-MAX_SINGLE = 8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
+MAX_SINGLE = (
+    8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def event_fields(columns: Sequence[Column]) -> tuple[Field, ...]:
 
     Where no column names its field, each column stands for itself.
 
-    >>> [f.name for f in event_fields([Column("amount", "numeric", "amount"), Column("c.count.7d", "numeric")])]
+    >>> columns = [Column("amount", "numeric", "amount"), Column("c.count.7d", "numeric")]
+    >>> [field.name for field in event_fields(columns)]
     ['amount']
     """
     usable = [i for i, column in enumerate(columns) if not column.label_fed]
@@ -52,8 +55,8 @@ def views(fields: Sequence[Field], d: int, *, seed: int = 0) -> NDArray[np.bool_
     """Passes that between them hide every field.
 
     Returns:
-        bool, **shape (n_views, d)**, True = hidden: one field a pass where there are few, else two rounds of four
-        random groups.
+        bool, **shape (n_views, d)**, True = hidden: one field a pass where there are few, else two rounds
+        of four random groups.
     """
     if len(fields) <= MAX_SINGLE:
         groups = [[field] for field in fields]

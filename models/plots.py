@@ -106,20 +106,23 @@ def score_histogram(
     return figure
 
 
-def loss_curves(curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str = "step") -> Figure:
-    """Losses while training.
+def training_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str = "loss", higher_is_better: bool = False
+) -> Figure:
+    """Losses, or other figures, while training.
 
     Args:
-        curves: name to its points (step, loss).
-        xlabel: what the steps are.
+        curves: name to its points (step, figure).
+        ylabel: what the figures are.
+        higher_is_better: where each curve's best point lies.
     """
-    figure, axes = _canvas(xlabel, "loss")
+    figure, axes = _canvas("step", ylabel)
     for (name, points), colour in zip(curves.items(), CYCLE * (1 + len(curves) // len(CYCLE)), strict=False):
         steps, losses = np.asarray(points, dtype=float).T
         axes.plot(steps, losses, color=colour, linewidth=1.8, label=name)
-        best = int(np.argmin(losses))
+        best = int(np.argmax(losses) if higher_is_better else np.argmin(losses))
         axes.plot(steps[best], losses[best], "o", color=colour, markersize=5)
-    axes.set(title="Loss while training (dot: the least)")
+    axes.set(title=f"{ylabel[0].upper()}{ylabel[1:]} while training (dot: the best)")
     axes.legend(frameon=False)
     return figure
 

@@ -65,6 +65,7 @@ class Rules:
             "coding.center": self.coding.center,
             "coding.scale": self.coding.scale,
             "coding.edges": self.coding.edges,
+            "coding.whole": self.coding.whole,
             "surprise.point": self.surprise.point,
             "surprise.power": self.surprise.power,
             "surprise.knots": self.surprise.knots,
@@ -80,7 +81,6 @@ class Rules:
         known = {int(h) for vocabulary in self.coding.vocabularies for h in vocabulary}
         return {
             "columns": [asdict(column) for column in self.columns],
-            "reach": self.surprise.reach,
             "logit": None if self.logit is None else asdict(self.logit),
             "threshold": self.threshold,
             "budget": asdict(self.budget),
@@ -96,10 +96,15 @@ class Rules:
         cost = config["budget"]["cost"]
         return cls(
             coding=CellCoding(
-                columns, arrays["coding.center"], arrays["coding.scale"], arrays["coding.edges"], vocabularies
+                columns,
+                arrays["coding.center"],
+                arrays["coding.scale"],
+                arrays["coding.edges"],
+                vocabularies,
+                arrays["coding.whole"],
             ),
             surprise=SurpriseScale(
-                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess")), config["reach"]
+                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess"))
             ),
             tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
             logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),

@@ -5,12 +5,18 @@ stream.py     the stream file: fields, entities, labels, features, alert budget
 contract.py   bytes -> an event, a label, or a refusal with the rule's name
 broker.py     Kafka, the only file with a client: topics, reader, writer, guarded transactions
 lake.py       Delta tables, the only file with deltalake: events, labels, scores, refused
+ingest.py     Kafka -> lake, exactly once
 order.py      the one order: merging partitions by arrival
-features.py   window features: ONE compiled kernel for replay and live
+plan.py       the stream's window features -> panes and memory layout; their digest
+kernel.py     the compiled fold of one entity column
+features.py   window features: ONE definition for replay and live
 state.py      the fold: duplicates, labels, windows -> one row of features per event; snapshot, restore
+training.py   the lake folded again in the one order; the training table as of a time
 alerts.py     what is published: scores, alerts, dead letters, progress
-scorer.py     fold -> outbox -> lanes: the live loop
+lane.py       the outbox of one partition, and the guarded transactions that empty it
+scorer.py     the live loop: read -> order -> contract -> fold -> outbox -> lanes
+faults.py     crash as a test input
 audit.py      reconcile (in = scored + refused + duplicates) and the skew audit
-training.py   the training table, as of a time
-simulate.py   a synthetic payment stream with fraud; replay of a folder
+simulate.py   a synthetic payment stream with fraud; a folder of past events
+replay.py     the producer of a replay, with its own clock
 """

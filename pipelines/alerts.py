@@ -20,17 +20,24 @@ _encoder = msgspec.json.Encoder()
 class Explained(Protocol):
     """Why a model gave its score; `reasons` are {field, actual, expected, surprise, score_if_expected}."""
 
-    reasons: Sequence[Mapping[str, Any]]
-    score_if_all_expected: float
+    @property
+    def reasons(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def score_if_all_expected(self) -> float: ...
 
 
 class Model(Protocol):
-    """What the scorer needs of a model. `names` are its inputs, numeric ones first; scores lie in [0, 1], high = anomalous."""
+    """What the scorer needs of a model; scores lie in [0, 1], high = anomalous."""
 
     digest: str
     threshold: float
-    numeric_names: Sequence[str]
-    categorical_names: Sequence[str]
+
+    @property
+    def numeric_names(self) -> Sequence[str]: ...
+
+    @property
+    def categorical_names(self) -> Sequence[str]: ...
 
     def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]: ...
 
@@ -71,7 +78,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alert(Score, frozen=True, kw_only=True):
-    """A message of `<stream>.alerts`: a score over the threshold, with its reasons. `alert_id` is the idempotency key."""
+    """A message of `<stream>.alerts`: a score over the threshold, with reasons. `alert_id` is the idempotency key."""
 
     alert_id: str
     threshold: float
@@ -97,8 +104,9 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A message of `<stream>.progress`: what is out, per partition. The authority on a restart.
 
-    `frontier` is what had been folded at that moment, of every partition; `origin` where folding began; `start` the first
-    offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...] not told before.
+    `frontier` is what a restart folds before everything else, of every partition; `origin` where folding began; `start`
+    the first offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...]
+    that this lane had not told before.
     """
 
     next_offset: int
@@ -146,7 +154,9 @@ def rfc3339(time_ms: int) -> str:
     return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def refused_of(refusal: Refusal, source: RecordSource, raw: bytes | None, *, duplicate_of: int | None = None) -> Refused:
+def refused_of(
+    refusal: Refusal, source: RecordSource, raw: bytes | None, *, duplicate_of: int | None = None
+) -> Refused:
     """The dead letter of a refused event or a duplicate; raw bytes are capped at `MAX_RAW_BYTES`."""
     raw = raw or b""
     return Refused(
@@ -177,7 +187,7 @@ def alert_of(
         alert_id=hashlib.sha256(named.encode()).hexdigest()[:32],
         threshold=threshold,
         entities=dict(zip(entity_names, event.entity_ids, strict=True)),
-        reasons=[msgspec.convert(dict(r), Reason) for r in explained.reasons],
+        reasons=[msgspec.convert(r, Reason, from_attributes=True) for r in explained.reasons],
         score_if_all_expected=explained.score_if_all_expected,
         features=features,
     )

@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 # request < delivery < transaction: a record gives up before its transaction does.
 REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
 FETCH_WAIT_MS = 20
+ANSWER_MS = 200  # the loop stands still while it waits for an answer about end offsets
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where Kafka is. `options` go to the client as they are (security_protocol, sasl_*, ssl_*) and never show in a repr."""
+    """Where Kafka is. `options` (security_protocol, sasl_*, ssl_*) go to the client and never show in a repr."""
 
     bootstrap: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -102,16 +103,22 @@ class _admin:
             raise BrokerError(f"no Kafka answers at {self._connection.bootstrap}") from error
         return self._client
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.close()
 
 
-def create_topics(connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1) -> None:
+def create_topics(
+    connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1
+) -> None:
     """Create the topics that are not there yet: name -> number of partitions."""
     with _admin(connection) as admin:
         for name, n_partitions in topics.items():
             with suppress(TopicAlreadyExistsError):
-                admin.create_topics([NewTopic(name, n_partitions, replication, topic_configs=dict(config))], timeout_ms=10_000)
+                admin.create_topics(
+                    [NewTopic(name, n_partitions, replication, topic_configs=dict(config))], timeout_ms=10_000
+                )
         until = time.monotonic() + 10
         while missing := set(topics) - set(admin.list_topics()):
             if time.monotonic() > until:
@@ -163,29 +170,36 @@ class Reader:
         except KafkaError as error:
             raise BrokerError(f"reading stopped: {type(error).__name__}: {error}; nothing was skipped") from error
         return [
-            Received(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for batch in batches.values() for r in batch
+            Received(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
+            for batch in batches.values()
+            for r in batch
         ]
 
-    def ends(self, *, timeout_ms: int = REQUEST_MS) -> dict[Position, int] | None:
-        """End offset of every partition (control markers included), None where the broker gave no answer in time."""
-        try:
-            ends = self._consumer.end_offsets(list(self._partitions.values()), timeout_ms=timeout_ms)
-        except KafkaError as error:
-            log.warning("no answer about end offsets: %s", error)
-            return None
-        return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+    def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
+        """End offset (control markers included) of every partition about which the broker answered in time."""
+        asked = set(self._partitions.values())
+        while asked:
+            try:
+                ends = self._consumer.end_offsets(list(asked), timeout_ms=timeout_ms)
+            except KeyError as error:
+                asked.discard(error.args[0])  # this is how the client says that a partition has no leader now
+            except KafkaError as error:
+                log.warning("no answer about end offsets: %s", error)
+                break
+            else:
+                return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+        return {}
 
     def position(self, position: Position) -> int:
         """Next offset to read; moves past control markers too."""
         return int(self._consumer.position(self._partitions[position]))
 
-    def pause(self) -> None:
-        """Stop fetching until `resume`."""
-        self._consumer.pause(*self._partitions.values())
-
-    def resume(self) -> None:
-        """Fetch again."""
-        self._consumer.resume(*self._partitions.values())
+    def pause(self, positions: Iterable[Position]) -> None:
+        """Fetch nothing more of exactly these partitions; the others go on."""
+        wanted = {self._partitions[p] for p in positions}
+        paused = self._consumer.paused()
+        self._consumer.pause(*(wanted - paused))
+        self._consumer.resume(*(paused - wanted))
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
@@ -193,7 +207,9 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -253,7 +269,9 @@ def read_between(
             if total != before:
                 moved, before = time.monotonic(), total
             elif time.monotonic() - moved > stall_s:
-                raise BrokerError(f"nothing came from {connection.bootstrap} for {stall_s:g} s while records are missing")
+                raise BrokerError(
+                    f"nothing came from {connection.bootstrap} for {stall_s:g} s while records are missing"
+                )
 
 
 def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
@@ -305,11 +323,16 @@ def last_record(connection: Connection, topic: str, partition: int) -> Received 
 
 
 class Writer:
-    """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent since the last one."""
+    """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent."""
 
     def __init__(self, connection: Connection, *, linger_ms: int = 5) -> None:
         self._producer = KafkaProducer(
-            **connection.config(), acks="all", linger_ms=linger_ms, request_timeout_ms=REQUEST_MS, delivery_timeout_ms=60_000
+            **connection.config(),
+            acks="all",
+            linger_ms=linger_ms,
+            batch_size=1 << 18,
+            request_timeout_ms=REQUEST_MS,
+            delivery_timeout_ms=60_000,
         )
         self._futures: list[Any] = []
 
@@ -336,7 +359,9 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -363,7 +388,9 @@ class TransactionalWriter:
                 retry_backoff_ms=5,  # the coordinator answers CONCURRENT_TRANSACTIONS for a few ms after each commit
             )
         except KafkaError as error:
-            raise BrokerError(f"no transactional producer {transactional_id}: {type(error).__name__}: {error}") from error
+            raise BrokerError(
+                f"no transactional producer {transactional_id}: {type(error).__name__}: {error}"
+            ) from error
         try:
             self._within(DELIVERY_MS / 1000, self._producer.init_transactions)
         except BaseException:

@@ -221,7 +221,7 @@ class EventContract(_Decoding):
 
 
 class LabelContract(_Decoding):
-    """Decodes the messages of `<stream>.labels`: `event_id, label, labelled_at, source`, the event's entities and time."""
+    """Decodes the messages of `<stream>.labels`: event id, label, labelled_at, source, entities and time."""
 
     def __init__(self, stream: Stream) -> None:
         types: dict[str, Any] = {stream.event_id: _JSON_TYPES[stream.field(stream.event_id).type]}

@@ -1,4 +1,4 @@
-"""Crash as a test input: the scorer and the ingest call `fault(point)` at their seams; a test makes one of them a SIGKILL."""
+"""Crash as a test input: scorer and ingest call `fault(point)` at their seams; a test makes one of them a SIGKILL."""
 
 import os
 import signal

@@ -58,7 +58,7 @@ def ingest(
         LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
         BrokerError: Kafka does not answer, or a topic is missing.
     """
-    work = _Work(stream, lake)
+    intake = Intake(stream, lake)
     inputs = ["events", "labels"] if stream.labels else ["events"]
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
@@ -67,7 +67,7 @@ def ingest(
         for position, (first, end) in broker.bounds(connection, [stream.topic(k) for k in kinds]).items():
             spans[position] = (_checked(position, at.get(position, first), first, end), end)
     done, total = 0, sum(end - first for first, end in spans.values())
-    append = {"events": work.events, "labels": work.labels, "scores": work.scores, "progress": work.places}
+    append = {"events": intake.events, "labels": intake.labels, "scores": intake.scores, "progress": intake.places}
     for kind in (*inputs, "scores", "progress"):
         topic = stream.topic(kind)
         mine = {position: span for position, span in spans.items() if position[0] == topic}
@@ -80,7 +80,7 @@ def ingest(
     broker.note_group(connection, group_of(stream), {position: end for position, (_, end) in spans.items()})
     if progress:
         progress(total, total)
-    return work.counts
+    return intake.counts
 
 
 def _checked(position: Position, at: int, first: int, end: int) -> int:
@@ -132,7 +132,7 @@ class _Places(msgspec.Struct):
     out_of_turn: list[list[int]]
 
 
-class _Work:
+class Intake:
     """Turns the records of each topic into rows of the lake."""
 
     def __init__(self, stream: Stream, lake: Lake) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipelines.errors import LakeError
@@ -16,6 +16,7 @@ from pipelines.stream import Stream
 
 TABLES = ("events", "labels", "refused", "scores", "places")
 _ATTEMPTS = 20
+_Types = dict[str, type[pl.DataType]]
 _ARROW = {
     pl.Int8: pa.int8(),
     pl.Int32: pa.int32(),
@@ -30,7 +31,7 @@ _ARROW = {
 class _Shape(NamedTuple):
     """A table's columns, and which of them say where a row's record lay in its topic."""
 
-    columns: dict[str, type[pl.DataType]]
+    columns: _Types
     place: tuple[str, str]
 
 
@@ -85,12 +86,11 @@ class Lake:
             LakeError: the table cannot be written, or was written under other types.
         """
         shape = self._shapes[table]
-        arrow = pa.schema([(name, _ARROW[kind]) for name, kind in shape.columns.items()])
         if "topic" in shape.columns:
             rows = rows.with_columns(topic=pl.lit(topic))
         rows = rows.select(list(shape.columns))
         for _ in range(_ATTEMPTS):
-            delta = self._open_or_create(table, arrow)
+            delta = self._open_or_create(table)
             before = {p: delta.transaction_version(_app(topic, p)) for p in through}
             fresh = {p: last for p, last in through.items() if last > _or(before[p], -1)}
             if not fresh:
@@ -106,7 +106,7 @@ class Lake:
             try:
                 write_deltalake(
                     delta,
-                    new.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(arrow),
+                    new.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._arrow(table)),
                     mode="append",
                     schema_mode="merge",
                     commit_properties=CommitProperties(app_transactions=marks),
@@ -115,8 +115,7 @@ class Lake:
                 continue  # another writer was first; what it covered is left away in the next try
             except (DeltaError, OSError) as error:
                 raise LakeError(
-                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error}); if a field has changed "
-                    "its type, give the stream new topics (`topics = ...` in the stream file)"
+                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})"
                 ) from error
             self._sync(table, delta.version())
             return new.height
@@ -176,23 +175,34 @@ class Lake:
 
     def _open(self, table: str) -> DeltaTable | None:
         try:
-            return DeltaTable(self.folder / table)
+            delta = DeltaTable(self.folder / table)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
             raise LakeError(
                 f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away"
             ) from error
+        ours = {field.name: field.type for field in Schema.from_arrow(self._arrow(table)).fields}
+        for field in delta.schema().fields:  # delta-rs would cast without a word where it can
+            if field.name in ours and field.type != ours[field.name]:
+                raise LakeError(
+                    f"{self.folder / table}: {field.name} was written as {field.type}, now it is {ours[field.name]}; "
+                    "give the stream new topics (`topics = ...` in the stream file): its lake begins anew with them"
+                )
+        return delta
 
-    def _open_or_create(self, table: str, schema: pa.Schema) -> DeltaTable:
+    def _open_or_create(self, table: str) -> DeltaTable:
         delta = self._open(table)
         if delta is not None:
             return delta
         try:
             (self.folder / table).mkdir(parents=True, exist_ok=True)
-            return DeltaTable.create(self.folder / table, schema=schema, mode="ignore")
+            return DeltaTable.create(self.folder / table, schema=self._arrow(table), mode="ignore")
         except (DeltaError, OSError) as error:
             raise LakeError(f"{self.folder / table}: cannot be created ({type(error).__name__}: {error})") from error
+
+    def _arrow(self, table: str) -> pa.Schema:
+        return pa.schema([(name, _ARROW[kind]) for name, kind in self._shapes[table].columns.items()])
 
     def _sync(self, table: str, version: int) -> None:
         """delta-rs never calls fsync: without this a power cut could lose a commit that Kafka was told of."""
@@ -209,51 +219,36 @@ class Lake:
 
 
 def _shapes(stream: Stream) -> dict[str, _Shape]:
-    text, whole, real, place = pl.String, pl.Int64, pl.Float64, pl.Int32
-    at: dict[str, type[pl.DataType]] = {"topic": text, "partition": place, "offset": whole, "arrival_ms": whole}
-    event = {**at, "event_id": text, "event_time_ms": whole}
-    label = {**event, "label": pl.Int8, "labelled_at_ms": whole, "source": text}
-    ours = set(label)
+    text, whole, real, place, flag = pl.String, pl.Int64, pl.Float64, pl.Int32, pl.Boolean
+    at: _Types = {"topic": text, "partition": place, "offset": whole, "arrival_ms": whole}
+    event: _Types = {**at, "event_id": text, "event_time_ms": whole}
+    label: _Types = {**event, "label": pl.Int8, "labelled_at_ms": whole, "source": text}
     for name in (*stream.entities, *stream.numbers, *stream.categories):
-        if name in ours:
+        if name in label:
             raise LakeError(
                 f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field"
             )
-    entities = dict.fromkeys(stream.entities, text)
-    cells = {**entities, **dict.fromkeys(stream.numbers, real), **dict.fromkeys(stream.categories, text)}
-    raw: dict[str, type[pl.DataType]] = {
-        "rule": text,
-        "detail": text,
-        "raw": pl.Binary,
-        "raw_bytes": whole,
-        "sha256": text,
+    entities: _Types = dict.fromkeys(stream.entities, text)
+    cells: _Types = {**entities, **dict.fromkeys(stream.numbers, real), **dict.fromkeys(stream.categories, text)}
+    raw: _Types = {"rule": text, "detail": text, "raw": pl.Binary, "raw_bytes": whole, "sha256": text}
+    score: _Types = {"topic": text, "partition": place, "offset": whole, "scores_offset": whole, "event_id": text}
+    score |= {
+        "score": real,
+        "alert": flag,
+        "model": text,
+        "features_hash": text,
+        "late_ms": whole,
+        "out_of_order": flag,
     }
-    score: dict[str, type[pl.DataType]] = {"event_id": text, "score": real, "alert": pl.Boolean, "model": text}
-    score |= {"features_hash": text, "late_ms": whole, "out_of_order": pl.Boolean}
-    told: dict[str, type[pl.DataType]] = {
-        "told_partition": place,
-        "told_offset": whole,
-        "kind": pl.Int8,
-        "partition": place,
-        "offset": whole,
-    }
-    key: dict[str, type[pl.DataType]] = {
-        "at_effective_ms": whole,
-        "at_kind": pl.Int8,
-        "at_partition": place,
-        "at_offset": whole,
-        "at_seq": whole,
-    }
+    told: _Types = {"told_partition": place, "told_offset": whole, "kind": pl.Int8, "partition": place, "offset": whole}
+    told |= {"at_effective_ms": whole, "at_kind": pl.Int8, "at_partition": place, "at_offset": whole, "at_seq": whole}
     here = ("partition", "offset")
     return {
         "events": _Shape({**event, **cells}, here),
         "labels": _Shape({**label, **entities}, here),
         "refused": _Shape({**at, **raw}, here),
-        "scores": _Shape(
-            {"topic": text, "partition": place, "offset": whole, "scores_offset": whole, **score},
-            ("partition", "scores_offset"),
-        ),
-        "places": _Shape({**told, **key}, ("told_partition", "told_offset")),
+        "scores": _Shape(score, ("partition", "scores_offset")),
+        "places": _Shape(told, ("told_partition", "told_offset")),
     }
 
 

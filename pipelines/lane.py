@@ -3,10 +3,7 @@
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,121 +21,13 @@ from pipelines.alerts import (
     rfc3339,
 )
 from pipelines.broker import Connection, Message, TransactionalWriter, last_record
-from pipelines.contract import Event, Refusal
+from pipelines.contract import Event
 from pipelines.errors import BrokerError, FencedError
 from pipelines.faults import Fault, no_fault
-from pipelines.order import Record
+from pipelines.outbox import Batch, Outbox, Row, progress_after
 from pipelines.stream import Stream
 
 log = logging.getLogger(__name__)
-
-MAX_ROWS = 1_000
-IDLE_S = 0.25
-_ROW_BYTES = 512
-_PLACE_BYTES = 128
-
-
-class Row(NamedTuple):
-    """One event record after the fold, waiting to be published: scored, refused or a duplicate."""
-
-    record: Record
-    arrival_ms: int
-    out_of_turn: bool
-    event: Event | None = None
-    refusal: Refusal | None = None
-    duplicate_of: int | None = None
-    late_ms: int = 0
-    numeric: NDArray[np.float64] | None = None
-    categorical: NDArray[np.uint64] | None = None
-    features_hash: int = 0
-
-    @property
-    def n_bytes(self) -> int:
-        """Rough size in memory."""
-        features = 0 if self.numeric is None else 8 * len(self.numeric)
-        return _ROW_BYTES + len(self.record.value or b"") + features
-
-
-class Put(NamedTuple):
-    """What one fold left for a partition: its rows, every place told with them, and how far the fold had come."""
-
-    rows: Sequence[Row]
-    places: Sequence[list[int]]
-    frontier: dict[str, list[int]]
-
-
-class Batch(NamedTuple):
-    """Whole puts taken from an outbox: rows never go out without the frontier and the places they were folded under."""
-
-    rows: list[Row]
-    places: list[list[int]]
-    frontier: dict[str, list[int]] | None
-    n_puts: int
-
-
-class Outbox:
-    """Rows of one partition between fold and publication, in order. One thread puts, one takes."""
-
-    def __init__(self, next_offset: int) -> None:
-        self._ready = threading.Condition()
-        self._puts: deque[Put] = deque()
-        self._n_rows = self._n_places = 0
-        self.next_offset = next_offset
-        self.n_bytes = 0
-
-    def put(self, rows: Sequence[Row], places: Sequence[list[int]], frontier: dict[str, list[int]]) -> None:
-        """Append rows (those already out are left away) with the places and the frontier of the fold they came from."""
-        with self._ready:
-            fresh = [row for row in rows if row.record.offset >= self.next_offset]
-            if not fresh and not places:
-                return  # the next put tells its own, later frontier
-            put = Put(fresh, places, frontier)
-            self._puts.append(put)
-            self._count(put, 1)
-            if self._is_due():
-                self._ready.notify()
-
-    def take(self) -> Batch:
-        """Whole puts up to about `MAX_ROWS` rows or places, which stay until dropped; none after `IDLE_S` without rows."""
-        with self._ready:
-            if not self._is_due():
-                self._ready.wait(IDLE_S)
-            rows: list[Row] = []
-            places: list[list[int]] = []
-            frontier, n_puts = None, 0
-            for put in self._puts if self._is_due() else ():
-                rows += put.rows
-                places += put.places
-                frontier = put.frontier
-                n_puts += 1
-                if len(rows) >= MAX_ROWS or len(places) >= MAX_ROWS:
-                    break
-            return Batch(rows, places, frontier, n_puts)
-
-    def wake(self) -> None:
-        """Let a waiting `take` return."""
-        with self._ready:
-            self._ready.notify()
-
-    def drop(self, batch: Batch) -> None:
-        """Forget what `take` gave: it is out."""
-        with self._ready:
-            for _ in range(batch.n_puts):
-                self._count(self._puts.popleft(), -1)
-            if batch.rows:
-                self.next_offset = batch.rows[-1].record.offset + 1
-
-    def _is_due(self) -> bool:
-        """Places alone go out too once they are many: a record has a size limit, and the outbox a bound."""
-        return self._n_rows > 0 or self._n_places >= MAX_ROWS
-
-    def _count(self, put: Put, sign: int) -> None:
-        self._n_rows += sign * len(put.rows)
-        self._n_places += sign * len(put.places)
-        self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))
-
-    def __len__(self) -> int:
-        return self._n_rows
 
 
 @dataclass(frozen=True)
@@ -165,7 +54,7 @@ class Lane:
         self.partition = partition
         self._writer = self._open()
         self.progress = read_progress(setting.connection, setting.stream, partition)
-        self.outbox = Outbox(self.progress.next_offset if self.progress else 0)
+        self.outbox = Outbox()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
@@ -176,7 +65,6 @@ class Lane:
         """Write a progress record that says who owns the partition from now on."""
         self._writer.commit([self._progress_message(progress)])
         self.progress = progress
-        self.outbox.next_offset = progress.next_offset
 
     def start(self) -> None:
         """Publish from a thread of its own until `stop`."""
@@ -284,24 +172,10 @@ class Lane:
                 source = self._source(row)
                 refused = refused_of(row.refusal, source, row.record.value, duplicate_of=row.duplicate_of)
                 messages.append(self._message("refused", row, refused))
-        progress = self._next_progress(batch, len(scored))
+        assert self.progress is not None
+        progress = progress_after(self.progress, batch)
         messages.append(self._progress_message(progress))
         return messages, progress, n_alerts
-
-    def _next_progress(self, batch: Batch, n_scored: int) -> Progress:
-        assert self.progress is not None
-        n_duplicates = sum(row.duplicate_of is not None for row in batch.rows)
-        before = self.progress
-        return msgspec.structs.replace(
-            before,
-            next_offset=batch.rows[-1].record.offset + 1 if batch.rows else before.next_offset,
-            n_scored=before.n_scored + n_scored,
-            n_duplicates=before.n_duplicates + n_duplicates,
-            n_refused=before.n_refused + len(batch.rows) - n_scored - n_duplicates,
-            n_out_of_turn=before.n_out_of_turn + len(batch.places),
-            frontier=batch.frontier,
-            out_of_turn=batch.places,
-        )
 
     def _score(self, row: Row, value: float, alert: bool) -> Score:
         assert row.event is not None
@@ -343,5 +217,3 @@ def read_progress(connection: Connection, stream: Stream, partition: int) -> Pro
     """The last committed progress record of a partition, None where there is none yet."""
     record = last_record(connection, stream.topic("progress"), partition)
     return msgspec.json.decode(record.value, type=Progress) if record and record.value else None
-
-

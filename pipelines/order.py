@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A place in the one order. `seq` is 0 for what came in turn; n for the nth that was folded late behind this place."""
+    """A place in the one order. `seq` is 0 for what came in turn, n for the nth folded late behind this place."""
 
     effective_ms: int
     kind: int
@@ -71,6 +71,7 @@ class _Queue:
         self.position = position
         self.lag_ms = lag_ms
         self.bound_ms: float = -_FOREVER  # nothing stamped below this will still come
+        self.held_back_ms: float = -_FOREVER  # the bound that the others have been waiting at
         self.waited_ms = 0.0
         self.waived = False
 
@@ -109,7 +110,8 @@ class Merge:
     ) -> None:
         arrivals = arrivals or {}
         self._queues = {
-            s: _Queue(arrivals.get(s, 0), offset, label_lag_ms if s.kind == LABEL else 0) for s, offset in frontier.items()
+            s: _Queue(arrivals.get(s, 0), offset, label_lag_ms if s.kind == LABEL else 0)
+            for s, offset in frontier.items()
         }
         self._last = last
         self._places = dict(places or {})
@@ -145,41 +147,48 @@ class Merge:
             queue.items.append(Item(key, arrival, record, placed))
 
     def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
-        """The broker answered, to a question sent at `asked_ms`, that `source` ends at `end`; we have read to `position`.
+        """The broker answered, to a question of `asked_ms`, that `source` ends at `end`; we have read to `position`.
 
         Only a live stream (record time = append time) bounds an idle partition by the moment of asking.
         """
         queue = self._queues[source]
         queue.position = max(queue.position, position)
         if queue.position >= end and live:
-            bound = asked_ms - self._order_wait_ms
-            if bound > queue.bound_ms:
-                queue.bound_ms = bound
-                queue.waited_ms, queue.waived = 0.0, False
+            queue.bound_ms = max(queue.bound_ms, asked_ms - self._order_wait_ms)
 
     def mark(self, mark: Mark) -> None:
         """Take a replay's clock mark; marks come in rising time."""
         self._marks.append(mark)
 
     def tick(self, now_ms: float) -> None:
-        """Count the time that sources keep the others waiting; one call's step counts 1 s at most (we may have stood still)."""
+        """Count the time that sources keep the others waiting; a step counts 1 s at most (we may have stood still)."""
         step = 0.0 if self._ticked_ms is None else min(max(now_ms - self._ticked_ms, 0.0), 1_000.0)
         self._ticked_ms = now_ms
         if self._prefix is not None or not self.n_waiting:
             return
         least = self._least()
         for queue in self._queues.values():
-            if queue.items or queue.effective_bound_ms > least:
-                queue.waited_ms, queue.waived = 0.0, False
+            bound = queue.effective_bound_ms
+            if bound > least or bound != queue.held_back_ms:
+                queue.held_back_ms, queue.waited_ms, queue.waived = bound, 0.0, False
                 continue
             queue.waited_ms += step
             queue.waived = queue.waited_ms > self._order_stall_ms
+
+    def hoards(self, limit: int) -> set[Source]:
+        """Sources with more than `limit` records in hand that others hold back: reading on can wait, memory cannot."""
+        full = {s for s, q in self._queues.items() if len(q.items) > limit}
+        if not full:
+            return full
+        self._reach_marks()
+        least = self._least()
+        return {s for s in full if self._queues[s].effective_bound_ms > least}
 
     def release(self) -> list[Item]:
         """Everything that can no longer be preceded, in the one order."""
         self._reach_marks()
         if self._prefix is not None:
-            items = self._take(self._least_of_prefix(), self._prefix)
+            items = self._take(self._least(), self._prefix)
             if not self._prefix_done():
                 return items
             self._prefix = None
@@ -201,12 +210,12 @@ class Merge:
             self._marks.popleft()
 
     def _least(self) -> float:
-        return min((q.effective_bound_ms for q in self._queues.values() if not q.waived), default=_FOREVER)
-
-    def _least_of_prefix(self) -> float:
-        assert self._prefix is not None
-        unread = [q for s, q in self._queues.items() if q.position < self._prefix.get(s, 0)]
-        return min((q.effective_bound_ms for q in unread), default=_FOREVER)
+        """Below this nothing can come any more; of a prefix: nothing that belongs to it."""
+        if self._prefix is None:
+            awaited = [q for q in self._queues.values() if not q.waived]
+        else:
+            awaited = [q for s, q in self._queues.items() if q.position < self._prefix.get(s, 0)]
+        return min((q.effective_bound_ms for q in awaited), default=_FOREVER)
 
     def _prefix_done(self) -> bool:
         assert self._prefix is not None

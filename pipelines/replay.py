@@ -22,6 +22,7 @@ from pipelines.stream import TOPICS, Stream
 
 BULK_RECORDS = 20_000
 LIVE_FLUSH_S = 0.025
+_LINGER_MS = 1_000  # we flush ourselves; a sender that wakes for every few records halves the speed
 _LATER_MS = (1_000, 600_000)  # a duplicate comes this much later, on the stream's clock
 _LARGEST_BROKEN_BYTES = 900_000  # what a broker takes by default, with room for headers
 _encode = msgspec.json.Encoder().encode
@@ -113,11 +114,12 @@ class Replayer:
         """
         began_s = time.monotonic()
         plan = self._plan(frame, label_delay_ms, from_ms, until_ms, broken_share, duplicate_share, seed)
-        breaker = _Breaker(self._stream, seed)
+        breaker = _Breaker(self._stream)
         n = len(plan.row)
+        end_ms = int(plan.stamp_ms[-1]) if n and until_ms is None else until_ms or 0
         size = BULK_RECORDS if rate is None else max(1, math.ceil(rate * LIVE_FLUSH_S))
         n_kind, n_broken, done = np.zeros(4, np.int64), Counter[str](), 0
-        with Writer(self._connection) as writer:
+        with Writer(self._connection, linger_ms=_LINGER_MS) as writer:
             for begin, messages in self._messages(frame, plan, breaker, size, label_delay_ms, n_broken):
                 if rate is not None:
                     time.sleep(max(0.0, began_s + int(n_kind[:_REPORT].sum()) / rate - time.monotonic()))
@@ -127,21 +129,18 @@ class Replayer:
                         on_sent(event_id, time.time())
                 done = begin + len(messages)
                 n_kind += np.bincount(plan.kind[begin:done], minlength=4)
-                below_ms = (
-                    int(plan.stamp_ms[done]) if done < n else int(plan.stamp_ms[-1]) if until_ms is None else until_ms
-                )
-                self._flush_and_mark(writer, below_ms)
+                self._flush_and_mark(writer, int(plan.stamp_ms[done]) if done < n else end_ms)
                 if progress:
                     progress(done, n)
-            if not n and until_ms is not None:
-                self._flush_and_mark(writer, until_ms)
+            if not n:
+                self._flush_and_mark(writer, end_ms)
         wall_s = time.monotonic() - began_s
         n_events = int(n_kind[:_REPORT].sum())
         return Played(n_events, int(n_kind[_REPORT]), int(n_kind[_REPEATED]), dict(n_broken), wall_s)
 
     def finish(self) -> None:
         """Say that nothing comes any more: all that was sent can be scored."""
-        with Writer(self._connection) as writer:
+        with Writer(self._connection, linger_ms=_LINGER_MS) as writer:
             self._flush_and_mark(writer, None)
 
     def _flush_and_mark(self, writer: Writer, below_ms: int | None) -> None:
@@ -197,11 +196,13 @@ class Replayer:
         names = [f.name for f in stream.fields]
         fields = frame.select(names)
         reported = [stream.event_id, *stream.entities, stream.event_time]
-        for begin in range(0, len(plan.row), BULK_RECORDS):
-            part = slice(begin, begin + BULK_RECORDS)
-            rows = fields[plan.row[part]].iter_rows(named=True)
+        for begin in range(0, len(plan.row), size):
+            part = slice(begin, begin + size)
+            rows = zip(plan.row[part].tolist(), fields[plan.row[part]].iter_rows(named=True), strict=True)
             chunk: list[tuple[Message, str | None]] = []
-            for kind, stamp_ms, row in zip(plan.kind[part].tolist(), plan.stamp_ms[part].tolist(), rows, strict=True):
+            for kind, stamp_ms, (index, row) in zip(
+                plan.kind[part].tolist(), plan.stamp_ms[part].tolist(), rows, strict=True
+            ):
                 key = text_of(row[stream.key]).encode()
                 topic, event_id = events, None
                 if kind == _REPORT:
@@ -209,14 +210,13 @@ class Replayer:
                     value = _encode({**report, "label": 1, "labelled_at": stamp_ms, "source": "replay"})
                     topic = labels
                 elif kind == _BROKEN:
-                    rule, key, value = breaker.broken(row, key, stamp_ms)
+                    rule, key, value = breaker.broken(index, row, key, stamp_ms)
                     n_broken[rule] += 1
                 else:
                     value = _encode(row)
                     event_id = text_of(row[stream.event_id]) if kind == _GOOD else None
                 chunk.append((Message(topic, value, key, self._partition_of(key), stamp_ms), event_id))
-            for at in range(0, len(chunk), size):
-                yield begin + at, chunk[at : at + size]
+            yield begin, chunk
 
     def _partition_of(self, key: bytes) -> int:
         partition = self._partitions.get(key)
@@ -228,9 +228,8 @@ class Replayer:
 class _Breaker:
     """Makes broken copies of good events: every rule of the contract that the stream's fields allow, in turn."""
 
-    def __init__(self, stream: Stream, seed: int) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._rng = np.random.default_rng([seed, 1])
         self._number = stream.field(stream.numbers[0]) if stream.numbers else None
         texts = [f for f in stream.fields if f.type in ("text", "category") and f.name != stream.key]
         self._text = texts[0] if texts else None
@@ -240,10 +239,10 @@ class _Breaker:
         rules += ["too_big"] if stream.max_message_bytes < _LARGEST_BROKEN_BYTES else []
         self._rules = rules
 
-    def broken(self, row: Mapping[str, Any], key: bytes, stamp_ms: int) -> tuple[str, bytes, bytes]:
+    def broken(self, index: int, row: Mapping[str, Any], key: bytes, stamp_ms: int) -> tuple[str, bytes, bytes]:
         """The rule that is broken, the key and the message."""
         stream, number, time_field = self._stream, self._number, self._stream.event_time
-        rule = self._rules[int(self._rng.integers(len(self._rules)))]
+        rule = self._rules[index % len(self._rules)]  # the same, however the plays are cut
         match rule:
             case "bad_json":
                 return rule, key, _encode(row)[:-3]

@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,19 +15,20 @@ import msgspec
 from pipelines import broker
 from pipelines.alerts import Model, Progress
 from pipelines.broker import Connection, Position, Reader, Received
-from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.lane import Lane, LaneSetting, Row
-from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Merge, Record, Source, sources
-from pipelines.state import Snapshot, State, by_kind, from_kinds, items_of
+from pipelines.lane import Lane, LaneSetting
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Mark, Record, Source, sources
+from pipelines.outbox import Put
+from pipelines.replica import Counters, Replica, is_ahead, places_told
+from pipelines.state import Snapshot, State, by_kind, from_kinds
 from pipelines.stream import Stream
 
 log = logging.getLogger(__name__)
 
 ASK_EVERY_MS = 20
 SWEEP_EVERY_S = 60.0
-CHUNK = 2_000
+MAX_IN_HAND = 20_000  # records per partition that the others hold back
 KEPT_SNAPSHOTS = 4
 StartFrom = Literal["earliest", "latest"]
 
@@ -45,19 +46,6 @@ class ScorerSetting:
     fault: Fault = no_fault
 
 
-@dataclass
-class Counters:
-    """What a scorer has done since it started."""
-
-    n_read: int = 0
-    n_folded: int = 0
-    n_out_of_turn: int = 0
-    n_unknown_fields: int = 0
-    n_broken_labels: int = 0
-    n_late: int = 0
-    n_snapshots: int = 0
-
-
 class Scorer:
     """One replica: owns every partition of the stream, folds in the one order, publishes exactly once.
 
@@ -72,37 +60,35 @@ class Scorer:
     def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
         self.setting, self.model = setting, model
         stream, connection = setting.stream, setting.connection
-        self.counters = Counters()
-        self._events, self._labels = EventContract(stream), LabelContract(stream)
         self._n_partitions = _checked_partitions(connection, stream)
         self._live = broker.stamps_appends(connection, stream.topic("events"))
         self._sources = sources(self._n_partitions, labels=stream.labels is not None)
         blank = State(stream, self._n_partitions)
         lane_setting = LaneSetting(connection, stream, model, blank.digest, uuid.uuid4().hex[:12], setting.fault)
         self.lanes = [Lane(lane_setting, p) for p in range(self._n_partitions)]
+        topics = {stream.topic(KIND_NAMES[s.kind]) for s in self._sources}
         self._bounds = {
             Source(KIND_NAMES.index(topic.rpartition(".")[2]), p): span
-            for (topic, p), span in broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in self._sources}).items()
+            for (topic, p), span in broker.bounds(connection, topics).items()
         }
         progress = self._claim(lane_setting, start)
-        self.state = self._restored(blank, progress)
-        for lane in self.lanes:
-            lane.outbox.put([], self.state.places, by_kind(self.state.frontier, self._n_partitions))
-        self._merge = Merge(
-            self.state.frontier,
-            label_lag_ms=stream.labels.lag_ms if stream.labels else 0,
-            arrivals=self.state.arrivals,
-            last=self.state.last,
-            places=_told_places(connection, stream, progress, self.state.frontier),
-            folded_first=_furthest(progress),
+        self._replica = Replica(
+            self._restored(blank, progress),
+            progress,
+            _all_places(connection, stream, progress),
             order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
         )
-        self._positions: dict[Source, Position] = {s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources}
+        self._put(self._replica.restored_puts())
+        self._positions: dict[Source, Position] = {
+            s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources
+        }
         self._by_position = {position: source for source, position in self._positions.items()}
         positions = {self._positions[s]: offset for s, offset in self.state.frontier.items()}
         self._clock_topic = stream.topic("clock")
         if not self._live:
-            positions[(self._clock_topic, 0)] = broker.bounds(connection, [self._clock_topic])[(self._clock_topic, 0)][0]
+            positions[(self._clock_topic, 0)] = broker.bounds(connection, [self._clock_topic])[(self._clock_topic, 0)][
+                0
+            ]
         self._reader = Reader(connection, positions)
         self._asked_ms = 0.0
         self._caught_up = False
@@ -111,6 +97,16 @@ class Scorer:
         self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._snapshot_due_s = time.monotonic() + setting.snapshot_every.total_seconds()
         self._sweep_due_s = time.monotonic() + SWEEP_EVERY_S
+
+    @property
+    def state(self) -> State:
+        """What has been folded."""
+        return self._replica.state
+
+    @property
+    def counters(self) -> Counters:
+        """What was done since the start."""
+        return self._replica.counters
 
     @property
     def caught_up(self) -> bool:
@@ -134,9 +130,10 @@ class Scorer:
             time.sleep(0.01)  # back-pressure: nothing is read until the lanes have made room
             return
         self._take(self._reader.poll())
+        self._reader.pause(self._positions[s] for s in self._replica.merge.hoards(MAX_IN_HAND))
         self._ask()
-        for chunk in _chunks(self._merge.release(), CHUNK):
-            self._fold(chunk)
+        for puts in self._replica.advance(fault=self.setting.fault):
+            self._put(puts)
         self._note_catching_up()
         now_s = time.monotonic()
         if now_s >= self._snapshot_due_s:
@@ -152,83 +149,28 @@ class Scorer:
         records = []
         for r in received:
             if r.topic == self._clock_topic:
-                self._merge.mark(mark_of(r.value or b""))
+                self._replica.merge.mark(mark_of(r.value or b""))
             else:
                 source = self._by_position[(r.topic, r.partition)]
                 records.append(Record(source.kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value))
         self.counters.n_read += len(records)
-        self._merge.add(records)
+        self._replica.merge.add(records)
 
     def _ask(self) -> None:
         """Ask the broker where the partitions end; the answer holds for the moment the question was sent."""
         now_ms = time.time() * 1000
         if now_ms - self._asked_ms >= ASK_EVERY_MS:
             self._asked_ms = now_ms
-            ends = self._reader.ends()
-            for source, position in self._positions.items() if ends is not None else ():
-                at = self._reader.position(position)
-                self._merge.observe(source, position=at, end=ends[position], asked_ms=now_ms, live=self._live)
+            for position, end in self._reader.ends().items():
+                if source := self._by_position.get(position):
+                    at = self._reader.position(position)
+                    self._replica.merge.observe(source, position=at, end=end, asked_ms=now_ms, live=self._live)
         if self._live and self._caught_up:
-            self._merge.tick(time.time() * 1000)
+            self._replica.merge.tick(time.time() * 1000)
 
-    def _fold(self, items: Sequence[Item]) -> None:
-        """Decode, fold, and put a row for every event record into its partition's outbox."""
-        state = self.state
-        rows: list[list[Row]] = [[] for _ in self.lanes]
-        decoded: list[tuple[Key, Event | Label]] = []
-        pending: list[tuple[Item, Event | Refusal, int]] = []
-        places: list[list[int]] = []
-        for item in items:
-            record = item.record
-            if item.out_of_turn:
-                places.append([record.kind, record.partition, record.offset, *item.key])
-            if record.kind == LABEL:
-                label = self._labels.decode(record.value, record.key)
-                if isinstance(label, Label):
-                    decoded.append((item.key, label))
-                else:
-                    self.counters.n_broken_labels += 1
-                continue
-            event = self._events.decode(record.value, record.key, item.arrival_ms)
-            if isinstance(event, Event):
-                self.counters.n_unknown_fields += event.n_unknown
-                pending.append((item, event, len(decoded)))
-                decoded.append((item.key, event))
-            else:
-                pending.append((item, event, -1))
-        self.setting.fault("mid_fold")
-        folded = state.fold(items_of(decoded, self.setting.stream))
-        for item in items:
-            record = item.record
-            state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)
-        row_of = {int(i): n for n, i in enumerate(folded.index)}
-        for item, event, at in pending:
-            if item.record.offset < self.lanes[item.record.partition].outbox.next_offset:
-                continue  # published before the restart, or before the stream was scored
-            base = Row(item.record, item.arrival_ms, item.out_of_turn)
-            if isinstance(event, Refusal):
-                row = base._replace(refusal=event)
-            elif at in folded.duplicates:
-                original = folded.duplicates[at]
-                refusal = Refusal("duplicate", f"{event.event_id} was accepted at offset {original}")
-                row = base._replace(refusal=refusal, duplicate_of=original)
-            else:
-                n = row_of[at]
-                row = base._replace(
-                    event=event,
-                    late_ms=int(folded.late_ms[n]),
-                    numeric=folded.numeric[n],
-                    categorical=folded.categorical[n],
-                    features_hash=int(folded.hashes[n]),
-                )
-                self.counters.n_late += row.late_ms > 0
-            rows[item.record.partition].append(row)
-        state.places += places
-        frontier = by_kind(state.frontier, self._n_partitions)
-        for lane, lane_rows in zip(self.lanes, rows, strict=True):
-            lane.outbox.put(lane_rows, places, frontier)
-        self.counters.n_folded += len(items)
-        self.counters.n_out_of_turn += len(places)
+    def _put(self, puts: Sequence[Put]) -> None:
+        for lane, put in zip(self.lanes, puts, strict=True):
+            lane.outbox.put(put)
 
     def _note_catching_up(self) -> None:
         if not self._caught_up:
@@ -241,47 +183,82 @@ class Scorer:
         """Take every lane over; at the very first start, write where scoring begins."""
         claimed = {}
         for lane in self.lanes:
-            before = lane.progress
-            if before is None:
-                if start is None:
-                    raise RestoreError(
-                        f"{self.setting.stream.topic('progress')} [{lane.partition}] has no progress record; "
-                        "say where to begin with --from earliest or --from latest (if scores were published before and the "
-                        "progress topic was emptied, rebuild it first: starting anew would score events twice)"
-                    )
-                first, end = self._bounds[Source(EVENT, lane.partition)]
-                at = first if start == "earliest" else end
-                origin = by_kind({s: span[0] for s, span in self._bounds.items()}, self._n_partitions)
-                claim = Progress(
-                    next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
-                    n_partitions=self._n_partitions, definition=setting.definition, model=self.model.digest,
-                    owner=setting.owner, origin=origin, frontier=None, out_of_turn=[],
-                )  # fmt: skip
+            if lane.progress is None:
+                claim = self._first_claim(lane.partition, setting, start)
             else:
-                if before.n_partitions != self._n_partitions:
-                    raise RestoreError(
-                        f"the stream had {before.n_partitions} partitions when it was scored last, now {self._n_partitions}; "
-                        "events of one key lie in two partitions now: replay the stream into new topics"
-                    )
-                if before.definition != setting.definition:
-                    raise RestoreError(
-                        "the features in the stream file are not those that were scored last; put them back, or give the "
-                        "stream new topics (`topics = ...` in the stream file)"
-                    )
-                claim = msgspec.structs.replace(before, owner=setting.owner, model=self.model.digest, out_of_turn=[])
+                self._check(lane.progress, lane.partition, setting)
+                claim = msgspec.structs.replace(
+                    lane.progress, owner=setting.owner, model=self.model.digest, out_of_turn=[]
+                )
             lane.claim(claim)
             self.setting.fault("between_claims")
             claimed[lane.partition] = claim
         return claimed
 
+    def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
+        """Where scoring begins."""
+        named = f"{self.setting.stream.topic('progress')} [{partition}]"
+        if self._was_published(partition):
+            raise RestoreError(
+                f"{named} has no progress record though scores were published: it was emptied, and starting anew would "
+                "score events twice; put it back, or replay the stream into new topics (`topics = ...` in the stream "
+                "file)"
+            )
+        if start is None:
+            raise RestoreError(
+                f"{named} has no progress record: nothing was scored yet; say where to begin with --from earliest or "
+                "--from latest"
+            )
+        first, end = self._bounds[Source(EVENT, partition)]
+        at = first if start == "earliest" else end
+        origin = by_kind({s: span[0] for s, span in self._bounds.items()}, self._n_partitions)
+        return Progress(
+            next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+            n_partitions=self._n_partitions, definition=setting.definition, model=self.model.digest,
+            owner=setting.owner, origin=origin, frontier=None, out_of_turn=[],
+        )  # fmt: skip
+
+    def _check(self, before: Progress, partition: int, setting: LaneSetting) -> None:
+        """Refuse to go on where the stream is not the one that was scored."""
+        if before.n_partitions != self._n_partitions:
+            raise RestoreError(
+                f"the stream had {before.n_partitions} partitions when it was scored last, now {self._n_partitions}: "
+                "events of one key lie in two partitions now; replay the stream into new topics"
+            )
+        if before.definition != setting.definition:
+            raise RestoreError(
+                "the fields or features in the stream file are not those that were scored last; put them back, or give "
+                "the stream new topics (`topics = ...` in the stream file)"
+            )
+        end = self._bounds[Source(EVENT, partition)][1]
+        if before.next_offset > end:
+            raise RestoreError(
+                f"{self.setting.stream.topic('events')} [{partition}] ends at {end}, though it was scored up to "
+                f"{before.next_offset}: the topic was made anew; give the stream new topics (`topics = ...` in the "
+                "stream file)"
+            )
+
+    def _was_published(self, partition: int) -> bool:
+        """Whether anything but claims was ever published."""
+        connection, stream = self.setting.connection, self.setting.stream
+        if any(lane.progress and lane.progress.frontier for lane in self.lanes):
+            return True
+        return any(broker.last_record(connection, stream.topic(kind), partition) for kind in ("scores", "refused"))
+
     def _restored(self, blank: State, progress: Mapping[int, Progress]) -> State:
         """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
         self.setting.snapshots.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.setting.snapshots.glob("*.part"):
+            unfinished.unlink()
         for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
             try:
                 snapshot = Snapshot.read(path)
-                if any(snapshot.frontier[Source(EVENT, p)] > record.next_offset for p, record in progress.items()):
-                    log.info("snapshot %s is ahead of what is published; trying an older one", path.name)
+                if is_ahead(snapshot.frontier, progress):
+                    log.info(
+                        "snapshot %s is ahead of what was published: dropped, another order may be published now",
+                        path.name,
+                    )
+                    path.unlink()
                     continue
                 if any(offset < self._bounds[s][0] for s, offset in snapshot.frontier.items()):
                     log.warning("snapshot %s is older than the input kept", path.name)
@@ -293,11 +270,12 @@ class Scorer:
                 log.warning("snapshot %s is not used: %s", path.name, error)
         origin = from_kinds(progress[0].origin)
         for source, first in origin.items():
-            if self._bounds[source][0] > first:
+            kept = self._bounds[source][0]
+            if kept > first:
                 raise RestoreError(
-                    f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at "
-                    f"{self._bounds[source][0]}, its first {self._bounds[source][0] - first} records are gone, and no snapshot "
-                    "fits; keep the input as long as the longest window, or put a snapshot back"
+                    f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {kept}, its "
+                    f"first {kept - first} records are gone, and no snapshot fits; keep the input as long as the "
+                    "longest window, or put a snapshot back"
                 )
         blank.frontier = origin
         return blank
@@ -309,11 +287,12 @@ class Scorer:
                 return
             if error := self._snapshotting.exception():
                 log.warning("the last snapshot was not written: %s", error)
-        snapshot = self.state.snapshot()
-        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, snapshot, time.time_ns())
+        progress = {lane.partition: lane.progress for lane in self.lanes if lane.progress}
+        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, self._replica.snapshot(progress))
 
-    def _write_snapshot(self, snapshot: Snapshot, stamp_ns: int) -> None:
-        snapshot.write(self.setting.snapshots / f"{stamp_ns}.snapshot", fault=self.setting.fault)
+    def _write_snapshot(self, snapshot: Snapshot) -> None:
+        folded = sum(snapshot.frontier.values())  # names sort as the fold went, whatever the clock does
+        snapshot.write(self.setting.snapshots / f"{folded:020d}.snapshot", fault=self.setting.fault)
         self.counters.n_snapshots += 1
         for old in sorted(self.setting.snapshots.glob("*.snapshot"))[:-KEPT_SNAPSHOTS]:
             old.unlink(missing_ok=True)
@@ -350,31 +329,19 @@ def _checked_partitions(connection: Connection, stream: Stream) -> int:
     kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
     counts = {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
     if len(set(counts.values())) != 1:
-        raise BrokerError(f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}")
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}"
+        )
     return counts["events"]
 
 
-def _furthest(progress: Mapping[int, Progress]) -> Frontier | None:
-    """What is known to have been folded before everything beyond it."""
-    frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
-    return {s: max(f[s] for f in frontiers) for s in frontiers[0]} if frontiers else None
-
-
-def _told_places(
-    connection: Connection, stream: Stream, progress: Mapping[int, Progress], frontier: Frontier
+def _all_places(
+    connection: Connection, stream: Stream, progress: Mapping[int, Progress]
 ) -> dict[tuple[int, int, int], Key]:
-    """Where records that came out of turn were folded, as all progress records beyond `frontier` tell."""
-    if not any(p.n_out_of_turn for p in progress.values()):
-        return {}
-    spans = broker.bounds(connection, [stream.topic("progress")])
-    places = {}
-    for batch in broker.read_between(connection, spans):
-        for record in batch:
-            for kind, partition, offset, *key in msgspec.json.decode(record.value or b"", type=Progress).out_of_turn:
-                if offset >= frontier[Source(kind, partition)]:
-                    places[(kind, partition, offset)] = Key(*key)
+    """Where records that came out of turn were folded, as all progress records tell."""
+    places: dict[tuple[int, int, int], Key] = {}
+    if any(p.n_out_of_turn for p in progress.values()):
+        for batch in broker.read_between(connection, broker.bounds(connection, [stream.topic("progress")])):
+            for record in batch:
+                places |= places_told(msgspec.json.decode(record.value or b"", type=Progress))
     return places
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

@@ -230,6 +230,9 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         )
         parts.append(part.with_columns(when, *(pl.col(name).cast(pl.Int8) for name in truth)).select(*wanted, *truth))
     frame = pl.concat(parts, how="vertical_relaxed").sort(stream.event_time, maintain_order=True)
+    for name in (stream.event_id, stream.event_time, stream.key, *truth):
+        if n_missing := frame[name].null_count():
+            raise StreamFileError(f"{folder}: column {name} is missing in {n_missing} rows; fill it or drop the rows")
     if truth and not frame[truth[0]].is_in([0, 1]).all():
         raise StreamFileError(
             f"{folder}: column {truth[0]} holds something else than 0 and 1; mend it or name another column"

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from pipelines.contract import Event, Label
 from pipelines.errors import RestoreError
 from pipelines.faults import Fault, no_fault
 from pipelines.features import Batch, Plan, Windows
-from pipelines.order import EVENT, KIND_NAMES, LABEL, Key, Source, sources
-from pipelines.stream import LABEL_STATS, Stream
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Item, Key, Source, sources
+from pipelines.stream import Stream
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -68,24 +69,26 @@ def plan_of(stream: Stream) -> Plan:
     )
 
 
-def items_of(decoded: Sequence[tuple[Key, Event | Label]], stream: Stream) -> Items:
-    """Columns of decoded events and labels, each with its place."""
+def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream) -> Items:
+    """Columns of decoded events and labels; what came out of turn has its own source and the clock of its place."""
     n = len(decoded)
     nan_row, zero_row = (math.nan,) * len(stream.numbers), (0,) * len(stream.categories)
-    keys = [key for key, _ in decoded]
+    records = [item.record for item, _ in decoded]
     values = [value for _, value in decoded]
     is_event = np.fromiter((type(v) is Event for v in values), bool, n)
     return Items(
         is_event,
-        np.fromiter((k.partition for k in keys), np.int32, n),
-        np.fromiter((k.offset for k in keys), np.int64, n),
-        np.fromiter((k.effective_ms for k in keys), np.int64, n),
+        np.fromiter((r.partition for r in records), np.int32, n),
+        np.fromiter((r.offset for r in records), np.int64, n),
+        np.fromiter((item.key.effective_ms for item, _ in decoded), np.int64, n),
         np.fromiter((v.time_ms for v in values), np.int64, n),
         [v.id128 for v in values],
         np.fromiter((0 if isinstance(v, Event) else v.label for v in values), np.int8, n),
         np.array([v.entities for v in values], np.uint64).reshape(n, len(stream.entities)),
         np.array([v.numbers if isinstance(v, Event) else nan_row for v in values], np.float64).reshape(n, len(nan_row)),
-        np.array([v.categories if isinstance(v, Event) else zero_row for v in values], np.uint64).reshape(n, len(zero_row)),
+        np.array([v.categories if isinstance(v, Event) else zero_row for v in values], np.uint64).reshape(
+            n, len(zero_row)
+        ),
     )
 
 
@@ -101,13 +104,14 @@ class State:
         self.plan = plan_of(stream)
         self.digest = _definition_digest(stream, self.plan)
         self.windows = Windows(self.plan)
-        self.frontier: dict[Source, int] = {s: 0 for s in sources(n_partitions, labels=stream.labels is not None)}
+        self.frontier: dict[Source, int] = dict.fromkeys(sources(n_partitions, labels=stream.labels is not None), 0)
         self.arrivals: dict[Source, int] = dict.fromkeys(self.frontier, 0)
         self.last: Key | None = None
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
-        self.places: list[list[int]] = []  # [kind, partition, offset, place...] of what was folded out of turn
-        self._seen: list[dict[bytes, tuple[int, int]]] = [{} for _ in range(n_partitions)]  # id -> offset, clock
+        self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
+        # id -> offset, clock; oldest first (a plain dict would search its beginning again for every one that goes)
+        self._seen: list[OrderedDict[bytes, tuple[int, int]]] = [OrderedDict() for _ in range(n_partitions)]
         self._reported: dict[bytes, int] = {}  # id -> event time, of frauds
         self._report_memory_ms = max(self.plan.idle_ms, default=DAY_MS)
 
@@ -182,15 +186,18 @@ class State:
             self._reported = {k: v for k, v in self._reported.items() if v >= oldest_ms}
         if time_ms < oldest_ms:
             return 0
-        if label == 1 and id128 not in self._reported:
+        is_reported = self._reported.get(id128, -math.inf) >= oldest_ms
+        if label == 1 and not is_reported:
             self._reported[id128] = time_ms
             return 1
-        if label == 0 and self._reported.pop(id128, None) is not None:
+        if label == 0 and is_reported:
+            del self._reported[id128]
             return -1
         return 0
 
     def passed(self, key: Key, source: Source, offset: int, arrival_ms: int) -> None:
         """Note that a record, accepted or refused, has had its place."""
+        assert offset >= self.frontier[source], f"{source} was folded to {self.frontier[source]}, then came {offset}"
         self.last = key
         self.frontier[source] = offset + 1
         self.arrivals[source] = arrival_ms
@@ -228,7 +235,9 @@ class State:
         meta, arrays = snapshot.meta, snapshot.arrays
         state = cls(stream, meta["n_partitions"])
         if meta["version"] != _SNAPSHOT_VERSION or meta["definition"] != state.digest:
-            raise RestoreError("the snapshot was made under another feature definition; delete it, the input is read again")
+            raise RestoreError(
+                "the snapshot was made under other fields or features; delete it, the input is read again"
+            )
         state.windows = Windows.restore(
             state.plan, {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}
         )
@@ -269,7 +278,7 @@ def from_kinds(frontier: Mapping[str, Sequence[int]]) -> dict[Source, int]:
 
 
 def hash_rows(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64-bit xxh3 of each feature row's bytes: two rows have one hash exactly if they are bit-equal (but for chance 2**-64)."""
+    """64-bit xxh3 of each feature row's bytes: equal exactly if the rows are bit-equal (but for chance 2**-64)."""
     rows = np.concatenate([np.ascontiguousarray(numeric).view(np.uint64), categorical], axis=1)
     width, data = rows.shape[1] * 8, memoryview(np.ascontiguousarray(rows).tobytes())
     return np.fromiter(
@@ -283,9 +292,10 @@ def _calendar(time_ms: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _definition_digest(stream: Stream, plan: Plan) -> str:
-    """Changes when the same log could give other feature rows."""
-    parts: list[Any] = [plan.digest, stream.numbers, stream.categories, stream.duplicate_memory_ms]
-    parts += [stream.labels.lag_ms if stream.labels else None, any(f.stat in LABEL_STATS for f in stream.features)]
+    """Changes when the same log could give other feature rows: what is accepted, computed and forgotten."""
+    contract = [stream.event_id, stream.event_time, stream.future_tolerance_ms, stream.max_message_bytes]
+    contract += [[f.name, f.type, f.required, f.min, f.max, f.max_length] for f in stream.fields]
+    parts = [plan.digest, contract, stream.duplicate_memory_ms, stream.labels.lag_ms if stream.labels else None]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -330,7 +340,9 @@ class Snapshot:
         content = path.read_bytes()
         digest, payload = content[:64], content[64:]
         if hashlib.sha256(payload).hexdigest().encode() != digest:
-            raise RestoreError(f"{path.name} is damaged (its sha256 does not match); delete it, an older one or the input is used")
+            raise RestoreError(
+                f"{path.name} is damaged (its sha256 does not match); delete it, an older one or the input is used"
+            )
         with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return cls(json.loads(arrays.pop("meta").tobytes()), arrays)

@@ -153,9 +153,7 @@ class Stream(msgspec.Struct, frozen=True):
         own = [Column(name, "numeric", name, False) for name in self.numbers]
         clock = [Column(name, "numeric", None, False) for name in ("hour", "weekday")]
         windows = [
-            Column(
-                f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS
-            )
+            Column(f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS)
             for f in self.features
         ]
         return (
@@ -179,9 +177,7 @@ def load(path: Path) -> Stream:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise StreamFileError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a stream file"
-        ) from error
+        raise StreamFileError(f"{path}: cannot be read ({error.strerror}); give the path of a stream file") from error
     return parse(text, where=str(path))
 
 
@@ -232,9 +228,7 @@ class _Reader:
         topics = self.text("stream", head, "topics", default=name)
         for key, value in (("name", name), ("topics", topics)):
             if not re.fullmatch(r"[a-zA-Z0-9_-]{1,100}", value):
-                self.fail(
-                    ("stream", key), value, "must be 1-100 letters, digits, _ or - (it names Kafka topics)"
-                )
+                self.fail(("stream", key), value, "must be 1-100 letters, digits, _ or - (it names Kafka topics)")
         event_id = self.field_ref("stream", head, "event_id", by_name, ID_TYPES)
         event_time = self.field_ref("stream", head, "event_time", by_name, ("time",))
         entities = self.entities(head, by_name)
@@ -292,9 +286,7 @@ class _Reader:
                 self.fail(("fields", name), spec, 'must be a table such as { type = "number", min = 0 }')
             for key in spec:
                 if key not in ("type", "required", "min", "max", "max_length"):
-                    self.fail(
-                        ("fields", name), key, "unknown key; known are type, required, min, max, max_length"
-                    )
+                    self.fail(("fields", name), key, "unknown key; known are type, required, min, max, max_length")
             kind = spec.get("type")
             if kind not in FIELD_TYPES:
                 self.fail(("fields", name), kind, f"type must be one of {', '.join(FIELD_TYPES)}")
@@ -305,9 +297,7 @@ class _Reader:
                 self.fail(("fields", name), spec["required"], "required must be true or false")
             length = spec.get("max_length", 256)
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-                self.fail(
-                    ("fields", name), length, "max_length must be a whole number of characters, at least 1"
-                )
+                self.fail(("fields", name), length, "max_length must be a whole number of characters, at least 1")
             field = Field(
                 name,
                 kind,
@@ -342,9 +332,7 @@ class _Reader:
         table = self.table("labels")
         self.only("labels", table, ("maturity", "lag", "column"))
         if "maturity" not in table:
-            self.fail(
-                ("labels",), "", 'maturity is missing: the delay until labels count, e.g. maturity = "7d"'
-            )
+            self.fail(("labels",), "", 'maturity is missing: the delay until labels count, e.g. maturity = "7d"')
         lag = self.duration("labels", table, "lag", "60s")
         maturity = self.duration("labels", table, "maturity", "7d")
         if maturity < lag:
@@ -402,16 +390,10 @@ class _Reader:
             ):
                 fail("field", field, f"{stat} needs field = a field of type int or number")
             if stat == "distinct" and (
-                field not in by_name
-                or field == entity
-                or (by_name[field].type != "category" and field not in entities)
+                field not in by_name or field == entity or (by_name[field].type != "category" and field not in entities)
             ):
                 fail("field", field, "distinct needs field = a category field or another entity")
-            named = (
-                f"{entity}.{field}.{stat}"
-                if stat in VALUE_STATS or stat == "distinct"
-                else f"{entity}.{stat}"
-            )
+            named = f"{entity}.{field}.{stat}" if stat in VALUE_STATS or stat == "distinct" else f"{entity}.{stat}"
             if stat == "since_last":
                 result.append(Feature(named, stat, entity))
                 continue
@@ -421,9 +403,7 @@ class _Reader:
                 result.append(self.windowed(index, named, stat, entity, field, window))
         return result
 
-    def windowed(
-        self, index: int, named: str, stat: str, entity: str, field: str | None, window: Any
-    ) -> Feature:
+    def windowed(self, index: int, named: str, stat: str, entity: str, field: str | None, window: Any) -> Feature:
         own_field = field if stat in VALUE_STATS or stat == "distinct" else None
         if window == "all":
             if stat not in ALL_TIME_STATS:

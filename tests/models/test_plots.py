@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from models.plots import loss_curves, pr_curve, precision_at_budget, score_histogram
+from models.plots import training_curves, pr_curve, precision_at_budget, score_histogram
 
 RNG = np.random.default_rng(7)
 LABEL = (RNG.random(5_000) < 0.01).astype(np.int8)
@@ -16,7 +16,7 @@ def test_every_plot_can_be_drawn_and_names_its_axes():
         precision_at_budget(LABEL, SCORE),
         score_histogram(SCORE, label=LABEL, threshold=0.4),
         score_histogram(SCORE),
-        loss_curves({"train": [(0, 2.0), (10, 1.0)], "validation": [(0, 2.1), (10, 1.2)]}),
+        training_curves({"train": [(0, 2.0), (10, 1.0)], "validation": [(0, 2.1), (10, 1.2)]}),
     ]
     for figure in figures:
         png = io.BytesIO()

@@ -16,7 +16,7 @@ COUNTRIES = ("DE", "FR", "PL", "ES", "IT", "NL")
 
 
 class Load(threading.Thread):
-    """Sends until `stop`. A message that must be refused says by which rule in its header `planted`; others have none."""
+    """Sends until `stop`. A message that must be refused names the rule in its header `planted`."""
 
     def __init__(self, connection: Connection, stream: Stream, *, per_s: int, seed: int) -> None:
         super().__init__(name="load")
@@ -84,7 +84,9 @@ class Load(threading.Thread):
             ms -= chance.choice((chance.randrange(5_000), chance.randrange(90_000)))
         event: dict[str, Any] = {
             "id": f"e{self.n_events}",
-            "at": ms if chance.random() < 0.5 else time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z",
+            "at": ms
+            if chance.random() < 0.5
+            else time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z",
             "card": f"c{self._entity(5_000)}",
             "shop": self._entity(3_000),
             "amount": round(chance.lognormvariate(3, 1), 2),
@@ -128,7 +130,7 @@ class Load(threading.Thread):
 
     def _report(self, event: dict[str, Any], now: float) -> None:
         chance = self.random
-        label = {name: event[name] for name in ("id", "at", "card", "shop") if name in event}
+        label: dict[str, Any] = {name: event[name] for name in ("id", "at", "card", "shop") if name in event}
         label |= {"label": 1, "labelled_at": int(now * 1000), "source": "kill test"}
         due = now + 3 * chance.random()
         key = event["card"].encode()

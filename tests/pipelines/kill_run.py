@@ -1,6 +1,6 @@
 """Kills a scorer again and again under load, then lets the oracle judge: `python -m tests.pipelines.kill_run --help`.
 
-    python -m tests.pipelines.kill_run --bootstrap 127.0.0.1:9092 --kills 300 --per-s 1000 --order-wait-ms 0
+python -m tests.pipelines.kill_run --bootstrap 127.0.0.1:9092 --kills 300 --per-s 1000 --order-wait-ms 0
 """
 
 import argparse
@@ -113,7 +113,15 @@ def kill_run(run: Run, folder: Path) -> Outcome:
 
 
 def _start(run: Run, stream: Stream, snapshots: Path, spec: str, log: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.pipelines.live_scorer", "--bootstrap", run.bootstrap, "--stream", stream.name]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.pipelines.live_scorer",
+        "--bootstrap",
+        run.bootstrap,
+        "--stream",
+        stream.name,
+    ]
     command += ["--snapshots", str(snapshots), "--fault", spec, "--order-wait-ms", str(run.order_wait_ms)]
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

@@ -110,7 +110,8 @@ class Expected(NamedTuple):
 
 def judged(stream: Stream, everything: list[Raw]) -> tuple[list[Expected], list[Item]]:
     """Own rules: which events count, which repeat another, which labels move a fraud count."""
-    expected, items = [], []
+    expected: list[Expected] = []
+    items: list[Item] = []
     seen: dict[tuple[int, str], tuple[int, int]] = {}
     newest = [0] * N_PARTITIONS
     reported: dict[str, int] = {}

@@ -17,7 +17,7 @@ from tests.strategies import DAY_MS, Case, batch_of, cases
 HOUR_MS = 3_600_000
 NAN = float("nan")
 slow = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 

@@ -1,0 +1,73 @@
+"""Flow: the champion and the baselines on a period after their training, at full prevalence."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from flows import training_data
+from flows.lineage import lineage
+from flows.settings import Settings
+from models import artifact, baselines, plots, registry
+from pipelines.errors import UnmaskError
+from pipelines.stream import load
+
+
+class NothingToTestError(UnmaskError):
+    """No event, or no fraud that is known by now, lies in the test period."""
+
+
+@flow(name="backtest", retries=1, retry_delay_seconds=10, validate_parameters=False)
+def backtest(
+    stream: Path, since_ms: int, until_ms: int | None = None, truth: Path | None = None, seed: int = 0
+) -> dict[str, float]:
+    """Average precision and area under ROC of the champion and of baselines fitted on what was known at `since_ms`.
+
+    Args:
+        stream: path of the stream file.
+        since_ms: the first moment of the test period, ms since 1970; the baselines know what had matured by then.
+        until_ms: its end; None is the end of the lake.
+        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None takes the
+            labels that had come by `until_ms`.
+        seed: of the baselines.
+
+    Returns:
+        figure by name, such as `champion_average_precision`.
+    """
+    settings, spec = Settings(), load(Path(stream))
+    lake = settings.lake(spec)
+    before = training_data.load(lake, spec, as_of_ms=since_ms)
+    whole = training_data.load(lake, spec, as_of_ms=until_ms or 2**62)
+    test = whole.table.time_ms >= since_ms
+    if until_ms is not None:
+        test &= whole.table.time_ms < until_ms
+    label = whole.label if truth is None else _labels_of(whole.event_id, Path(truth))
+    if not label[test].any():
+        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels")
+    rows = whole.table.take(test)
+    uri = settings.tracking_uri()
+    champion = registry.resolve(f"{spec.name}-scorer", "champion", tracking_uri=uri, cache=settings.model_cache)
+    served = artifact.load(champion.folder, expect=champion.digest)
+    scores = {"champion": served.score(rows.numeric, rows.categorical)}
+    scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
+    figures: dict[str, float] = {}
+    tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}
+    with registry.open_run(f"{spec.name}/backtest", tracking_uri=uri, run_name="backtest", tags=tags) as run:
+        for name, score in scores.items():
+            figures[f"{name}_average_precision"] = float(average_precision_score(label[test], score))
+            figures[f"{name}_roc_auc"] = float(roc_auc_score(label[test], score))
+        run.log_metrics(figures | {"events": float(test.sum()), "frauds": float(label[test].sum())})
+        run.log_figure("precision_recall", plots.pr_curve(label[test], scores["champion"], threshold=served.threshold))
+        run.log_figure("precision_at_budget", plots.precision_at_budget(label[test], scores["champion"]))
+    create_table_artifact(key="backtest", table=[figures], description=f"[MLflow run]({run.url})")
+    return figures
+
+
+def _labels_of(event_id: pl.Series, truth: Path) -> NDArray[np.int8]:
+    known = pl.read_parquet(truth, columns=["event_id", "label"]).unique("event_id")
+    joined = pl.DataFrame({"event_id": event_id}).join(known, on="event_id", how="left", maintain_order="left")
+    return joined["label"].fill_null(0).cast(pl.Int8).to_numpy()

@@ -1,0 +1,143 @@
+"""The bar: isolation forest without labels, logistic regression with them, on the same features and split."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import IsolationForest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
+
+from models.columns import Table, TableError
+
+FOREST_ROWS = (256, 1024, 4096)  # rows a tree, tried
+PENALTIES = (0.01, 0.1, 1.0)  # inverse strengths, tried
+N_FIT = 200_000
+
+
+def compare(
+    table: Table,
+    *,
+    label: NDArray[np.int8],
+    known: NDArray[np.bool_],
+    test: Table,
+    seed: int,
+    validation: float = 0.1,
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of each peer on test rows, high = anomalous; without labels only the forest.
+
+    Args:
+        table: rows that may be learned from.
+        label, known: **shape (n,)**; as for `models.finetune.finetune`, with the same validation rows for
+            tuning.
+        test: rows to score, same columns.
+        seed: of the forest and of subsamples.
+        validation: share of known rows, the last in time, that choose each peer's setting.
+    """
+    rows = np.flatnonzero(known)
+    cut = len(rows) - int(len(rows) * validation)
+    found = {"isolation_forest": isolation_forest(table, label=label, valid=rows[cut:], test=test, seed=seed)}
+    if 0 < (label[rows[:cut]] == 1).sum() < cut and (label[rows[cut:]] == 1).any():
+        found["logistic_regression"] = logistic_regression(
+            table, label=label, train=rows[:cut], valid=rows[cut:], test=test, seed=seed
+        )
+    return found
+
+
+def isolation_forest(
+    table: Table,
+    *,
+    label: NDArray[np.int8],
+    valid: NDArray[np.int64],
+    test: Table,
+    seed: int,
+    n_trees: int = 100,
+) -> NDArray[np.float64]:
+    """Isolation forest (Liu et al., 2008) on the columns that no label feeds.
+
+    Args:
+        table: unlabelled rows to fit on.
+        label: **shape (n,)**, read only at ``valid``.
+        valid: rows whose average precision chooses the rows a tree; without a fraud among them
+            scikit-learn's 256.
+        test: rows to score.
+        seed: of the forest.
+        n_trees: as scikit-learn's default.
+    """
+    fed = [
+        i for i, column in enumerate(table.columns) if column.label_fed
+    ]  # numeric, so first in the matrix too
+    x, judge, ask = (
+        np.delete(_matrix(part, table), fed, axis=1) for part in (_thin(table), table.take(valid), test)
+    )
+    truth = label[valid] == 1
+    sizes = FOREST_ROWS if truth.any() and not truth.all() else FOREST_ROWS[:1]
+    best: tuple[float, IsolationForest] | None = None
+    for size in sizes:
+        forest = IsolationForest(n_estimators=n_trees, max_samples=min(size, len(x)), random_state=seed).fit(x)
+        ap = float(average_precision_score(truth, -forest.score_samples(judge))) if len(sizes) > 1 else 0.0
+        if best is None or ap > best[0]:
+            best = ap, forest
+    assert best is not None
+    return -np.asarray(best[1].score_samples(ask))
+
+
+def logistic_regression(
+    table: Table,
+    *,
+    label: NDArray[np.int8],
+    train: NDArray[np.int64],
+    valid: NDArray[np.int64],
+    test: Table,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Logistic regression on all columns; raw or quantile-normal scaling and the penalty chosen on ``valid``.
+
+    Args:
+        table: rows that ``train`` and ``valid`` index.
+        label: 1 = fraud, **shape (n,)**.
+        train, valid: rows to fit and to choose on; every fraud is kept, ordinary rows are thinned if very
+            many.
+        test: rows to score.
+        seed: of the thinning.
+
+    Raises:
+        TableError: one class only.
+    """
+    truth = label[train] == 1
+    if truth.all() or not truth.any():
+        raise TableError(f"logistic regression needs both labels in training, however: frauds={truth.sum()}")
+    if len(train) > N_FIT:
+        keep = np.random.default_rng(seed).random(len(train)) < N_FIT / len(train)
+        train, truth = train[truth | keep], truth[truth | keep]
+    x, judge, ask = (_matrix(part, table) for part in (table.take(train), table.take(valid), test))
+    x, judge, ask = (np.concatenate([np.nan_to_num(a), np.isnan(a)], axis=1) for a in (x, judge, ask))
+    best: tuple[float, NDArray[np.float64]] | None = None
+    for scale in (
+        StandardScaler(),
+        QuantileTransformer(output_distribution="normal", subsample=50_000, random_state=seed),
+    ):
+        fitted = scale.fit(x)
+        inputs = [np.clip(fitted.transform(a), -20, 20) for a in (x, judge, ask)]
+        for penalty in PENALTIES:
+            model = LogisticRegression(C=penalty, max_iter=300).fit(inputs[0], truth)
+            ap = float(average_precision_score(label[valid] == 1, model.decision_function(inputs[1])))
+            if best is None or ap > best[0]:
+                best = ap, np.asarray(model.decision_function(inputs[2]))
+    assert best is not None
+    return best[1]
+
+
+def _matrix(part: Table, fitted: Table) -> NDArray[np.float64]:
+    """Numeric columns as they are (NaN = missing), each frequent category as one column."""
+    blocks = [part.numeric]
+    for j in range(fitted.categorical.shape[1]):
+        found, counts = np.unique(fitted.categorical[:, j], return_counts=True)
+        frequent = found[np.argsort(-counts, kind="stable")[:32]]
+        blocks.append((part.categorical[:, j : j + 1] == frequent).astype(np.float64))
+    return np.concatenate(blocks, axis=1)
+
+
+def _thin(table: Table) -> Table:
+    return table.take(slice(None, None, max(1, len(table) // N_FIT)))

@@ -1,0 +1,133 @@
+"""The outbox: what the fold has left for one partition and the lane has not published yet."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.alerts import Progress
+from pipelines.contract import Event, Refusal
+from pipelines.order import Record
+
+MAX_ROWS = 1_000
+IDLE_S = 0.25
+_ROW_BYTES = 512
+_PLACE_BYTES = 128
+
+
+class Row(NamedTuple):
+    """One event record after the fold, waiting to be published: scored, refused or a duplicate."""
+
+    record: Record
+    arrival_ms: int
+    out_of_turn: bool
+    event: Event | None = None
+    refusal: Refusal | None = None
+    duplicate_of: int | None = None
+    late_ms: int = 0
+    numeric: NDArray[np.float64] | None = None
+    categorical: NDArray[np.uint64] | None = None
+    features_hash: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Rough size in memory."""
+        features = 0 if self.numeric is None else 8 * len(self.numeric)
+        return _ROW_BYTES + len(self.record.value or b"") + features
+
+
+class Put(NamedTuple):
+    """What one fold left for a partition: its rows, every place told with them, and how far the fold had come."""
+
+    rows: Sequence[Row]
+    places: Sequence[list[int]]
+    frontier: dict[str, list[int]]
+
+
+class Batch(NamedTuple):
+    """Whole puts taken from an outbox: rows never go out without the frontier and the places they were folded under."""
+
+    rows: list[Row]
+    places: list[list[int]]
+    frontier: dict[str, list[int]] | None
+    n_puts: int
+
+
+class Outbox:
+    """Rows of one partition between fold and publication, in order. One thread puts, one takes."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Condition()
+        self._puts: deque[Put] = deque()
+        self._n_rows = self._n_places = 0
+        self.n_bytes = 0
+
+    def put(self, put: Put) -> None:
+        """Append what one fold left."""
+        if not put.rows and not put.places:
+            return  # the next one tells its own, later frontier
+        with self._ready:
+            self._puts.append(put)
+            self._count(put, 1)
+            if self._is_due():
+                self._ready.notify()
+
+    def take(self, *, max_rows: int = MAX_ROWS) -> Batch:
+        """Whole puts up to about `max_rows` rows or places, which stay until dropped; none after `IDLE_S` seconds."""
+        with self._ready:
+            if not self._is_due():
+                self._ready.wait(IDLE_S)
+            rows: list[Row] = []
+            places: list[list[int]] = []
+            frontier, n_puts = None, 0
+            for put in self._puts if self._is_due() else ():
+                rows += put.rows
+                places += put.places
+                frontier = put.frontier
+                n_puts += 1
+                if len(rows) >= max_rows or len(places) >= max_rows:
+                    break
+            return Batch(rows, places, frontier, n_puts)
+
+    def wake(self) -> None:
+        """Let a waiting `take` return."""
+        with self._ready:
+            self._ready.notify()
+
+    def drop(self, batch: Batch) -> None:
+        """Forget what `take` gave: it is out."""
+        with self._ready:
+            for _ in range(batch.n_puts):
+                self._count(self._puts.popleft(), -1)
+
+    def _is_due(self) -> bool:
+        """Places alone go out too once they are many: a record has a size limit, and the outbox a bound."""
+        return self._n_rows > 0 or self._n_places >= MAX_ROWS
+
+    def _count(self, put: Put, sign: int) -> None:
+        self._n_rows += sign * len(put.rows)
+        self._n_places += sign * len(put.places)
+        self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+
+def progress_after(before: Progress, batch: Batch) -> Progress:
+    """The progress record that goes out with a batch."""
+    n_scored = sum(row.event is not None for row in batch.rows)
+    n_duplicates = sum(row.duplicate_of is not None for row in batch.rows)
+    return msgspec.structs.replace(
+        before,
+        next_offset=batch.rows[-1].record.offset + 1 if batch.rows else before.next_offset,
+        n_scored=before.n_scored + n_scored,
+        n_duplicates=before.n_duplicates + n_duplicates,
+        n_refused=before.n_refused + len(batch.rows) - n_scored - n_duplicates,
+        n_out_of_turn=before.n_out_of_turn + len(batch.places),
+        frontier=batch.frontier,
+        out_of_turn=batch.places,
+    )

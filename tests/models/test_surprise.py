@@ -1,0 +1,30 @@
+import numpy as np
+
+from models.surprise import SurpriseScale
+
+
+def test_a_field_of_pure_noise_does_not_dilute_one_with_outliers() -> None:
+    random = np.random.default_rng(0)
+    nats = 0.5 * random.normal(size=(40_000, 4)) ** 2
+    odd = random.random(40_000) < 0.005
+    nats[odd, 0] = random.uniform(8, 60, odd.sum())
+    scale = SurpriseScale.fit(nats)
+    combined = scale.combine(nats)
+    top = np.argsort(-combined)[: odd.sum()]
+    assert odd[top].mean() > 0.9
+
+
+def test_a_surprise_that_drifts_with_time_is_no_evidence() -> None:
+    random = np.random.default_rng(0)
+    nats = 0.5 * random.normal(size=(40_000, 2)) ** 2
+    nats[30_000:, 1] *= 8.0
+    scale = SurpriseScale.fit(nats)
+    assert scale.combine(np.array([[20.0, 0.1]]))[0] > scale.combine(np.array([[0.1, 20.0]]))[0] + 3
+
+
+def test_missing_fields_add_nothing_and_more_surprise_never_scores_less() -> None:
+    random = np.random.default_rng(0)
+    scale = SurpriseScale.fit(0.5 * random.normal(size=(5_000, 2)) ** 2)
+    ladder = np.stack([np.linspace(0, 100, 500), np.full(500, np.nan)], axis=1)
+    combined = scale.combine(ladder)
+    assert combined[0] == 0 and (np.diff(combined) >= 0).all()

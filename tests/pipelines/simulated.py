@@ -1,0 +1,219 @@
+"""A log, its broker and a replica's restarts in memory: time is an argument, and every crash is a call."""
+
+import json
+from typing import NamedTuple
+
+import msgspec
+
+from pipelines.alerts import Progress
+from pipelines.contract import Event, EventContract, LabelContract, Refusal
+from pipelines.order import LABEL, Item, Key, Record, Source, sources
+from pipelines.outbox import Outbox, Row, progress_after
+from pipelines.replica import Replica, is_ahead, places_told
+from pipelines.state import Snapshot, State, by_kind, items_of
+from pipelines.stream import Stream, parse
+
+START_MS = 1_700_000_000_000
+N_PARTITIONS = 2
+STREAM = parse("""
+[stream]
+name = "small"
+event_id = "id"
+event_time = "at"
+entities = ["card", "shop"]
+duplicate_memory = "300ms"
+future_tolerance = "100ms"
+[fields]
+id = { type = "int" }
+at = { type = "time" }
+card = { type = "int" }
+shop = { type = "int" }
+amount = { type = "number", min = 0 }
+[labels]
+maturity = "60ms"
+lag = "40ms"
+[[features]]
+entity = "card"
+field = "amount"
+windows = ["120ms", "all"]
+stats = ["mean", "std"]
+[[features]]
+entity = "shop"
+windows = ["240ms"]
+stats = ["count", "fraud_rate"]
+[[features]]
+entity = "shop"
+field = "amount"
+windows = ["240ms"]
+stats = ["sum"]
+""")
+
+
+class Published(NamedTuple):
+    """What is out about one event record."""
+
+    rule: str
+    duplicate_of: int | None
+    late_ms: int
+    features_hash: int
+    out_of_turn: bool
+
+    @classmethod
+    def of(cls, row: Row) -> "Published":
+        rule = row.refusal.rule if row.refusal else ""
+        return cls(rule, row.duplicate_of, row.late_ms, row.features_hash, row.out_of_turn)
+
+
+class World:
+    """Everything that outlives a crash: the log, what was published, the snapshots; and one replica that does not.
+
+    `seen[source]` is how much of a partition its broker shows; records behind it have their stamp already (a broker
+    stamps before it shows).
+    """
+
+    def __init__(self, stream: Stream = STREAM, *, order_wait_ms: int = 5) -> None:
+        self.stream, self.order_wait_ms = stream, order_wait_ms
+        self.now_ms = START_MS
+        self.sources = sources(N_PARTITIONS, labels=True)
+        self.log: dict[Source, list[Record]] = {s: [] for s in self.sources}
+        self.seen = dict.fromkeys(self.sources, 0)
+        origin = by_kind(dict.fromkeys(self.sources, 0), N_PARTITIONS)
+        claim = Progress(
+            next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, owner="",
+            n_partitions=N_PARTITIONS, definition="", model="", origin=origin, frontier=None, out_of_turn=[],
+        )  # fmt: skip
+        self.progress: list[list[Progress]] = [[claim] for _ in range(N_PARTITIONS)]
+        self.published: dict[tuple[int, int], Published] = {}
+        self.snapshots: dict[int, Snapshot] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Crash, then begin as a scorer does: promise and places from progress, state from a snapshot that fits."""
+        last = {p: records[-1] for p, records in enumerate(self.progress)}
+        told: dict[tuple[int, int, int], Key] = {}
+        for records in self.progress:
+            for record in records:
+                for place, key in places_told(record).items():
+                    assert told.setdefault(place, key) == key, "a place was told in two ways"
+        state = State(self.stream, N_PARTITIONS)
+        for folded in sorted(self.snapshots, reverse=True):
+            if is_ahead(self.snapshots[folded].frontier, last):
+                del self.snapshots[folded]
+                continue
+            state = State.restore(self.stream, self.snapshots[folded])
+            break
+        for p, claimed in last.items():
+            self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
+        self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms)
+        self.outboxes = [Outbox() for _ in range(N_PARTITIONS)]
+        self.at = dict(state.frontier)
+        for outbox, put in zip(self.outboxes, self.replica.restored_puts(), strict=True):
+            outbox.put(put)
+
+    def append(self, kind: int, partition: int, value: bytes, key: bytes) -> None:
+        """The broker stamps a record; it shows it later."""
+        log = self.log[Source(kind, partition)]
+        log.append(Record(kind, partition, len(log), self.now_ms, key, value))
+
+    def show(self, source: Source, n: int) -> None:
+        """The broker shows `n` records more."""
+        self.seen[source] = min(self.seen[source] + n, len(self.log[source]))
+
+    def read(self, source: Source, n: int) -> None:
+        """The reader brings up to `n` records of one partition."""
+        to = min(self.at[source] + n, self.seen[source])
+        self.replica.merge.add(self.log[source][self.at[source] : to])
+        self.at[source] = max(to, self.at[source])
+
+    def ask(self, source: Source, *, ago_ms: int = 0) -> None:
+        """The broker's answer, to a question sent `ago_ms` ago, comes in."""
+        at, asked = self.at[source], self.now_ms - ago_ms
+        self.replica.merge.observe(source, position=at, end=self.seen[source], asked_ms=asked, live=True)
+
+    def fold(self) -> None:
+        """Fold what can be folded; it waits in the outboxes."""
+        for puts in self.replica.advance(chunk=3):
+            for outbox, put in zip(self.outboxes, puts, strict=True):
+                outbox.put(put)
+
+    def publish(self, partition: int, *, crash: str = "") -> None:
+        """One transaction of a lane; `crash` "before" or "after" its commit."""
+        batch = self.outboxes[partition].take(max_rows=2) if len(self.outboxes[partition]) else None
+        if batch is None or crash == "before":
+            return self.restart() if crash else None
+        for row in batch.rows:
+            source = (partition, row.record.offset)
+            assert source not in self.published, f"{source} was published twice"
+            self.published[source] = Published.of(row)
+        self.progress[partition].append(progress_after(self.progress[partition][-1], batch))
+        if crash:
+            return self.restart()
+        return self.outboxes[partition].drop(batch)
+
+    def snapshot(self) -> None:
+        """Copy the state; it is kept under how much was folded."""
+        snapshot = self.replica.snapshot({p: records[-1] for p, records in enumerate(self.progress)})
+        self.snapshots[sum(snapshot.frontier.values())] = snapshot
+
+    def drain(self) -> None:
+        """Everything is shown, read, folded and published."""
+        self.now_ms += 1_000
+        for source in self.sources:
+            self.show(source, 10**9)
+            self.read(source, 10**9)
+            self.ask(source)
+        self.fold()
+        for partition in range(N_PARTITIONS):
+            while len(self.outboxes[partition]):
+                self.publish(partition)
+
+    def offline(self) -> dict[tuple[int, int], Published]:
+        """What must have been published, from the whole log and the places told, folded in one piece."""
+        told = {k: v for records in self.progress for r in records for k, v in places_told(r).items()}
+        events, labels = EventContract(self.stream), LabelContract(self.stream)
+        lag_ms = self.stream.labels.lag_ms if self.stream.labels else 0
+        items = []
+        for source, log in self.log.items():
+            arrival = 0
+            for record in log:
+                arrival = max(arrival, record.timestamp_ms)
+                place = told.get((record.kind, record.partition, record.offset))
+                natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
+                items.append(Item(place or natural, arrival, record, place is not None))
+        items.sort()
+        expected, decoded = {}, []
+        for item in items:
+            record = item.record
+            if record.kind == LABEL:
+                label = labels.decode(record.value, record.key)
+                if not isinstance(label, Refusal):
+                    decoded.append((item, label))
+                continue
+            event = events.decode(record.value, record.key, item.arrival_ms)
+            if isinstance(event, Event):
+                decoded.append((item, event))
+            else:
+                expected[record.partition, record.offset] = Published(event.rule, None, 0, 0, item.out_of_turn)
+        rows = State(self.stream, N_PARTITIONS).fold(items_of(decoded, self.stream))
+        for n, index in enumerate(rows.index.tolist()):
+            item = decoded[index][0]
+            expected[item.record.partition, item.record.offset] = Published(
+                "", None, int(rows.late_ms[n]), int(rows.hashes[n]), item.out_of_turn
+            )
+        for index, original in rows.duplicates.items():
+            item = decoded[index][0]
+            expected[item.record.partition, item.record.offset] = Published(
+                "duplicate", original, 0, 0, item.out_of_turn
+            )
+        return expected
+
+
+def event_of(id_: int, *, card: int, shop: int, at_ms: int, amount: float | None = 1.0) -> bytes:
+    """An event's message."""
+    return json.dumps({"id": id_, "at": at_ms, "card": card, "shop": shop, "amount": amount}).encode()
+
+
+def label_of(id_: int, *, card: int, shop: int, at_ms: int, label: int = 1) -> bytes:
+    """A label's message."""
+    event = {"id": id_, "at": at_ms, "card": card, "shop": shop}
+    return json.dumps(event | {"label": label, "labelled_at": at_ms, "source": "test"}).encode()

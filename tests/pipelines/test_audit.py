@@ -1,0 +1,208 @@
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pytest
+
+from pipelines.alerts import Progress, RecordSource, Refused, Score
+from pipelines.audit import reconcile, skew_audit
+from pipelines.broker import Connection, Message, Writer
+from pipelines.errors import BrokerError
+from pipelines.ingest import ingest
+from pipelines.lake import Lake
+from pipelines.replay import Replayer, create_stream_topics
+from pipelines.scorer import Scorer, ScorerSetting
+from pipelines.state import DAY_MS
+from pipelines.stream import Stream
+from tests.pipelines.rig import START_MS, Linear, event_message, few_payments, payments_stream
+
+
+@pytest.fixture
+def connection(kafka: str) -> Connection:
+    return Connection(kafka)
+
+
+@pytest.fixture
+def stream(connection: Connection) -> Stream:
+    stream = payments_stream(f"audit-{uuid.uuid4().hex[:8]}")
+    create_stream_topics(connection, stream, n_partitions=1, append_time=False)
+    return stream
+
+
+class Topics:
+    """Writes what a scorer would have written, right or wrong, about events of partition 0."""
+
+    def __init__(self, connection: Connection, stream: Stream) -> None:
+        self.connection, self.stream = connection, stream
+
+    def events(self, n: int) -> None:
+        topic = self.stream.topic("events")
+        self._send(*(Message(topic, event_message(f"e{i}", "c1", START_MS), b"c1", 0, START_MS) for i in range(n)))
+
+    def scored(self, *offsets: int) -> None:
+        for offset in offsets:
+            score = Score(
+                event_id=f"e{offset}", score=0.1, alert=False, model="linear", source=self._source(offset),
+                event_time="", arrival="", late_ms=0, out_of_order=False, features_hash="0" * 16,
+            )  # fmt: skip
+            self._send(Message(self.stream.topic("scores"), msgspec.json.encode(score), None, 0))
+
+    def refused(self, offset: int, *, duplicate_of: int | None = None) -> None:
+        rule = "bad_json" if duplicate_of is None else "duplicate"
+        letter = Refused(
+            rule=rule, detail="", mend="", source=self._source(offset), raw_base64="", raw_bytes=0, sha256="",
+            duplicate_of=duplicate_of,
+        )  # fmt: skip
+        self._send(Message(self.stream.topic("refused"), msgspec.json.encode(letter), None, 0))
+
+    def progress(self, next_offset: int, *, start: int = 0) -> None:
+        record = Progress(
+            next_offset=next_offset, start=start, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+            n_partitions=1, definition="", model="", owner="", origin={}, frontier=None, out_of_turn=[],
+        )  # fmt: skip
+        self._send(Message(self.stream.topic("progress"), msgspec.json.encode(record), None, 0))
+
+    def _source(self, offset: int) -> RecordSource:
+        return RecordSource(self.stream.topic("events"), 0, offset)
+
+    def _send(self, *messages: Message) -> None:
+        with Writer(self.connection) as writer:
+            for message in messages:
+                writer.send(message)
+            writer.flush()
+
+
+@pytest.fixture
+def topics(connection: Connection, stream: Stream) -> Topics:
+    return Topics(connection, stream)
+
+
+def test_every_event_scored_refused_or_a_duplicate_reconciles(
+    connection: Connection, stream: Stream, topics: Topics
+) -> None:
+    topics.events(7)
+    topics.scored(2, 4)
+    topics.refused(3)
+    topics.refused(5, duplicate_of=4)
+    topics.refused(6, duplicate_of=0)  # its original lies before the start
+    topics.progress(7, start=2)
+    found = reconcile(connection, stream)
+    assert found.holds
+    assert (found.n_events, found.n_scored, found.n_refused, found.n_duplicates, found.pending) == (5, 2, 1, 2, 0)
+
+
+def test_what_lies_beyond_the_progress_is_pending_and_not_missing(
+    connection: Connection, stream: Stream, topics: Topics
+) -> None:
+    topics.events(5)
+    topics.scored(0, 1, 2)
+    topics.progress(2)
+    found = reconcile(connection, stream)
+    assert found.holds
+    assert (found.n_events, found.n_scored, found.pending) == (2, 2, 3)
+
+
+def test_lost_doubled_and_strange_events_are_found_with_their_places(
+    connection: Connection, stream: Stream, topics: Topics
+) -> None:
+    topics.events(6)
+    topics.scored(0, 1, 3, 3)
+    topics.refused(1)
+    topics.refused(4)
+    topics.refused(5, duplicate_of=4)
+    topics.progress(6, start=1)
+    found = reconcile(connection, stream)
+    assert not found.holds
+    assert found.missing == [(0, 2)]
+    assert found.doubled == [(0, 1), (0, 3)]
+    assert found.stray == [(0, 0)]
+    assert found.unscored_duplicates == [(0, 5)]
+
+
+def test_without_progress_there_is_nothing_to_reconcile(connection: Connection, stream: Stream) -> None:
+    with pytest.raises(BrokerError, match="nothing has been scored yet; start the scorer first"):
+        reconcile(connection, stream)
+
+
+class Scored:
+    """A stream that a real scorer has scored, and its lake."""
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        self.connection = connection
+        self.stream = payments_stream(f"scored-{uuid.uuid4().hex[:8]}")
+        create_stream_topics(connection, self.stream, n_partitions=2, append_time=False)
+        replayer, frame, live_from_ms = (
+            Replayer(connection, self.stream, n_partitions=2),
+            few_payments(),
+            START_MS + 6 * DAY_MS,
+        )
+        shares = {"label_delay_ms": DAY_MS, "broken_share": 0.05, "duplicate_share": 0.05}
+        replayer.play(frame, until_ms=live_from_ms, **shares)  # type: ignore[arg-type]
+        setting = ScorerSetting(self.stream, connection, folder / "snapshots")
+        scorer = Scorer(setting, Linear(self.stream), start="latest")
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda: scorer.run(stop.is_set))
+        thread.start()
+        self.played = replayer.play(frame, from_ms=live_from_ms, **shares)  # type: ignore[arg-type]
+        replayer.finish()
+        until = time.monotonic() + 60
+        while time.monotonic() < until and reconcile(connection, self.stream).pending:
+            time.sleep(0.2)
+        stop.set()
+        thread.join()
+        self.lake = Lake(folder / "lake", self.stream)
+        ingest(connection, self.stream, self.lake)
+
+
+@pytest.fixture(scope="module")
+def scored(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    return Scored(Connection(kafka), tmp_path_factory.mktemp("scored"))
+
+
+def test_a_scorer_s_stream_reconciles(scored: Scored) -> None:
+    found = reconcile(scored.connection, scored.stream)
+    assert found.holds, found
+    assert found.pending == 0
+    assert found.n_events == scored.played.n_events
+    assert found.n_refused == sum(scored.played.n_broken.values())
+    assert found.n_duplicates == scored.played.n_duplicates
+
+
+def test_live_features_and_scores_are_those_of_the_lake(scored: Scored) -> None:
+    found = skew_audit(scored.lake, scored.stream, model=Linear(scored.stream))
+    assert found.holds, found.examples
+    assert found.checked == found.equal == found.n_model_checked > 500
+    assert found.worst_score_difference < 1e-5
+
+
+def test_a_model_that_gives_other_scores_is_found(scored: Scored) -> None:
+    found = skew_audit(scored.lake, scored.stream, model=Linear(scored.stream, shift=0.001))
+    assert not found.holds
+    assert (found.n_score_differs, found.equal) == (found.checked, found.checked)
+    assert abs(found.worst_score_difference - 0.001) < 1e-5
+
+
+class Tampered(Lake):
+    """A lake where the last scored event of a partition has another amount."""
+
+    def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
+        frame = super().read(table, columns=columns)
+        if table != "events" or "amount" not in frame.columns:
+            return frame
+        last = (pl.col("partition") == 0) & (
+            pl.col("offset") == super().read("scores").filter(pl.col("partition") == 0)["offset"].max()
+        )
+        return frame.with_columns(
+            pl.when(last).then(pl.col("amount") + 0.01).otherwise(pl.col("amount")).alias("amount")
+        )
+
+
+def test_one_cell_that_differs_is_found_with_its_place(scored: Scored) -> None:
+    lake = Tampered(scored.lake.folder.parent, scored.stream)
+    found = skew_audit(lake, scored.stream)
+    assert 0 < found.checked - found.equal < 20
+    assert found.examples
+    assert found.examples[0].offline_hash != found.examples[0].live_hash
