@@ -31,8 +31,8 @@ def backtest(
         stream: path of the stream file.
         since_ms: the first moment of the test period, ms since 1970; the baselines know what had matured by then.
         until_ms: its end; None is the end of the lake.
-        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None takes the
-            labels that had come by `until_ms`.
+        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None takes
+            the labels that had come by `until_ms`.
         seed: of the baselines.
 
     Returns:
@@ -52,7 +52,7 @@ def backtest(
     uri = settings.tracking_uri()
     champion = registry.resolve(f"{spec.name}-scorer", "champion", tracking_uri=uri, cache=settings.model_cache)
     served = artifact.load(champion.folder, expect=champion.digest)
-    scores = {"champion": served.score(rows.numeric, rows.categorical)}
+    scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
     scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
     figures: dict[str, float] = {}
     tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}

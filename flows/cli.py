@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from pipelines.stream import Stream
 
 EXIT_CODES = """
-[bold]Exit codes[/bold]  0 done · 1 the check does not hold · 2 your input or a server needs mending (the message says how) ·
-3 another scorer has taken over · 130 Ctrl-C
+[bold]Exit codes[/bold]  0 done · 1 the check does not hold · 2 your input or a server needs mending (the message says
+how) · 3 another scorer has taken over · 130 Ctrl-C
 
 [bold]Settings[/bold] come from the environment: UNMASK_HOME (default .unmask), UNMASK_STREAM, KAFKA_BOOTSTRAP_SERVERS,
 KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD[_FILE], KAFKA_SSL_CAFILE,
@@ -42,9 +43,7 @@ err = Console(stderr=True)
 
 StreamOption = Annotated[
     Path | None,
-    typer.Option(
-        "--stream", "-s", envvar="UNMASK_STREAM", help="Stream file (TOML), or the name of a shipped one."
-    ),
+    typer.Option("--stream", "-s", envvar="UNMASK_STREAM", help="Stream file (TOML), or the name of a shipped one."),
 ]
 AsOfOption = Annotated[
     str | None,
@@ -58,9 +57,7 @@ def demo(
         Path | None, typer.Option(help="Replay this folder of Parquet files instead of a simulated stream.")
     ] = None,
     stream: StreamOption = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="Where summary.json, plots and logs go.")] = Path(
-        "demo"
-    ),
+    out_folder: Annotated[Path, typer.Option("--out", help="Where summary.json, plots and logs go.")] = Path("demo"),
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the servers and the scorer's topics up at the end.")
     ] = False,
@@ -77,9 +74,7 @@ def demo(
     """
     from flows.demo import Demo
 
-    holds = Demo(
-        data=data, stream_file=stream, out=out_folder, keep=keep, rate=rate, seed=seed, console=out
-    ).run()
+    holds = Demo(data=data, stream_file=stream, out=out_folder, keep=keep, rate=rate, seed=seed, console=out).run()
     raise typer.Exit(0 if holds else 1)
 
 
@@ -107,11 +102,7 @@ def kafka_status() -> None:
     from flows import kafka_server
 
     broker = kafka_server.find_broker(_settings().kafka_folder)
-    out.print(
-        f"{broker.version} listens on {broker.bootstrap}, log {broker.log}"
-        if broker
-        else "no broker is running"
-    )
+    out.print(f"{broker.version} listens on {broker.bootstrap}, log {broker.log}" if broker else "no broker is running")
     raise typer.Exit(0 if broker else 1)
 
 
@@ -138,9 +129,7 @@ def ui_status() -> None:
     from flows import servers
 
     found = servers.find_servers(_settings().ui_folder)
-    out.print(
-        f"MLflow {found.mlflow.url}  Prefect {found.prefect.url}" if found else "the servers are not running"
-    )
+    out.print(f"MLflow {found.mlflow.url}  Prefect {found.prefect.url}" if found else "the servers are not running")
     raise typer.Exit(0 if found else 1)
 
 
@@ -156,9 +145,7 @@ def simulate(
     days: Annotated[int, typer.Option(min=1, help="Days of payments to simulate.")] = 30,
     customers: Annotated[int, typer.Option(min=1)] = 1_000,
     terminals: Annotated[int, typer.Option(min=1)] = 1_500,
-    rate: Annotated[
-        float | None, typer.Option(min=1, help="Events a second; default as fast as it goes.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option(min=1, help="Events a second; default as fast as it goes.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Play a synthetic payment stream (or a folder of past events) into Kafka, labels following after their maturity.
@@ -315,9 +302,7 @@ def score(
 @app.command()
 def alerts(
     stream: StreamOption = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with new alerts as they come.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new alerts as they come.")] = False,
     last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many past alerts to show first.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -343,9 +328,7 @@ def alerts(
 @app.command()
 def label(
     event_id: Annotated[str, typer.Argument(help="The event's id, as the alert shows it.")],
-    value: Annotated[
-        int, typer.Argument(min=0, max=1, metavar="0|1", help="1 fraud, 0 takes a report back.")
-    ],
+    value: Annotated[int, typer.Argument(min=0, max=1, metavar="0|1", help="1 fraud, 0 takes a report back.")],
     stream: StreamOption = None,
     source: Annotated[str, typer.Option(help="Who says so.")] = "analyst",
 ) -> None:
@@ -387,7 +370,8 @@ def reconcile(stream: StreamOption = None) -> None:
 
 
 def main() -> None:
-    """Entry point: the user's errors become one message and an exit code."""
+    """Entry point: the user's errors become one message and an exit code; SIGTERM ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         app()
@@ -416,8 +400,7 @@ def _stream_path(path: Path | None, *, default: str | None = None) -> Path:
     chosen = str(path) if path else default
     if chosen is None:
         raise UnmaskError(
-            "which stream? Give --stream FILE or set UNMASK_STREAM; shipped are "
-            + ", ".join(shipped_streams())
+            "which stream? Give --stream FILE or set UNMASK_STREAM; shipped are " + ", ".join(shipped_streams())
         )
     return shipped_streams().get(chosen, Path(chosen))
 
@@ -445,9 +428,7 @@ def _time_ms(text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UnmaskError(
-            f"{text!r} is no day or time; write it like 2018-07-01 or 2018-07-01T12:00Z"
-        ) from None
+        raise UnmaskError(f"{text!r} is no day or time; write it like 2018-07-01 or 2018-07-01T12:00Z") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

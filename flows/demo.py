@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,18 +10,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from flows import follow, kafka_server, processes, progress, servers
+from flows.follow import Follower
 from flows.settings import Settings
 from pipelines import audit, broker, replay, simulate
 from pipelines import stream as streams
-from pipelines.alerts import Alert, Score
-from pipelines.broker import Connection, Reader
+from pipelines.broker import Connection
 from pipelines.errors import StreamFileError, UnmaskError
 from pipelines.stream import Stream
 
@@ -168,9 +166,7 @@ class Demo:
                 seed=self.seed,
                 progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} events"),
             )
-        self._say(
-            "history", f"{played.n_events:,} events to {stream.topic('events')} in {played.wall_s:.0f} s"
-        )
+        self._say("history", f"{played.n_events:,} events to {stream.topic('events')} in {played.wall_s:.0f} s")
 
     def _train(self, live_from_ms: int) -> None:
         from flows.finetune import finetune
@@ -180,8 +176,14 @@ class Demo:
 
         steps: list[tuple[str, Callable[[], Any]]] = [
             ("ingest", lambda: ingest.with_options(retries=0)(self._stream_path)),
-            ("pretrain", lambda: pretrain.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
-            ("finetune", lambda: finetune.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed)),
+            (
+                "pretrain",
+                lambda: pretrain.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed),
+            ),
+            (
+                "finetune",
+                lambda: finetune.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed),
+            ),
             ("promote", lambda: promote.with_options(retries=0)(self._stream_path, force=True).words),
         ]
         for name, step in steps:
@@ -189,7 +191,7 @@ class Demo:
             answer = step()
             self._say(name, f"{answer}  ({time.monotonic() - began:.0f} s)")
 
-    def _live(self, frame: pl.DataFrame, stream: Stream, live_from_ms: int, live_until_ms: int) -> "Follower":
+    def _live(self, frame: pl.DataFrame, stream: Stream, live_from_ms: int, live_until_ms: int) -> Follower:
         began = time.monotonic()
         self._start_scorer(stream)
         self._say("scorer", f"has folded the history in {time.monotonic() - began:.0f} s and is live")
@@ -245,7 +247,7 @@ class Demo:
         path = Settings().scorer_status(stream)
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def _await_scores(self, stream: Stream, follower: "Follower", n_events: int) -> None:
+    def _await_scores(self, stream: Stream, follower: Follower, n_events: int) -> None:
         """Wait until every event sent is scored, refused or a duplicate, and every score has been read."""
         until = time.monotonic() + LIVE_DEADLINE_S
         while time.monotonic() < until:
@@ -263,17 +265,17 @@ class Demo:
             self.scorer = None
 
     def _report(
-        self, frame: pl.DataFrame, stream: Stream, live: "Follower", live_from_ms: int, live_until_ms: int
+        self, frame: pl.DataFrame, stream: Stream, live: Follower, live_from_ms: int, live_until_ms: int
     ) -> bool:
         from flows.backtest import backtest
         from flows.ingest import ingest
         from flows.serve import champion
 
-        ingest(self._stream_path)
+        ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
         skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream))
-        assert self.broker is not None and self.servers is not None
+        assert self.broker is not None
         summary: dict[str, Any] = {
             "broker": f"{self.broker.version} at {self.broker.bootstrap}",
             "events": found.n_events,
@@ -293,12 +295,15 @@ class Demo:
         }
         if stream.labels is not None and stream.labels.column in frame.columns:
             truth = self.out / "truth.parquet"
-            columns = [pl.col(stream.event_id).cast(pl.String).alias("event_id"), pl.col(stream.labels.column).alias("label")]
+            columns = [
+                pl.col(stream.event_id).cast(pl.String).alias("event_id"),
+                pl.col(stream.labels.column).alias("label"),
+            ]
             frame.select(columns).write_parquet(truth)
             summary["backtest"] = {
                 name: round(figure, 4)
-                for name, figure in backtest(
-                    self._stream_path, since_ms=live_from_ms, until_ms=live_until_ms
+                for name, figure in backtest.with_options(retries=0)(
+                    self._stream_path, since_ms=live_from_ms, until_ms=live_until_ms, truth=truth, seed=self.seed
                 ).items()
             }
         summary["seconds"] = round(time.monotonic() - self.started_s, 1)
@@ -309,12 +314,10 @@ class Demo:
         whole = found.holds and found.n_events == accounted == live.n_sent and not found.pending
         equal = skew.checked == skew.equal == found.n_scored
         if not (whole and equal):
-            self.console.print(
-                f"[bold red]The books do not balance:[/bold red] {found}; skew audit {skew}"
-            )
+            self.console.print(f"[bold red]The books do not balance:[/bold red] {found}; skew audit {skew}")
         return whole and equal
 
-    def _print(self, stream: Stream, live: "Follower", summary: dict[str, Any], target: Path) -> None:
+    def _print(self, stream: Stream, live: Follower, summary: dict[str, Any], target: Path) -> None:
         self.console.rule("a few alerts")
         for alert in sorted(live.alerts, key=lambda a: -a.score)[:: max(1, len(live.alerts) // 4)][:4]:
             self.console.print(follow.panel(alert))
@@ -348,61 +351,7 @@ class Demo:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda stop: stop(), stops))
         if stops:
-            self.console.print(
-                "the servers are stopped; open the pages again with `unmask ui start`", soft_wrap=True
-            )
-
-
-class Follower:
-    """An ordinary read_committed consumer of scores and alerts, in a thread of its own."""
-
-    def __init__(self, connection: Connection, stream: Stream) -> None:
-        topics = [stream.topic("scores"), stream.topic("alerts")]
-        self._alerts_topic = topics[1]
-        ends = {position: end for position, (_, end) in broker.bounds(connection, topics).items()}
-        self._reader = Reader(connection, ends)
-        self._sent_s: dict[str, float] = {}
-        self._read_s: dict[str, float] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
-        self.scores: dict[str, Score] = {}
-        self.alerts: list[Alert] = []
-        self.last_read_s = time.monotonic()
-        self.seconds = 0.0
-        self.n_sent = 0
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join(timeout=10)
-        self._reader.close()
-
-    def sent(self, event_id: str, wall_s: float) -> None:
-        """Note when an event was sent (`time.time()`); of duplicates the first counts."""
-        self._sent_s.setdefault(event_id, wall_s)
-
-    def latency_ms(self) -> dict[str, float]:
-        """p50 and p99 from sending an event to reading its score."""
-        waits = [1000 * (at - self._sent_s[i]) for i, at in self._read_s.items() if i in self._sent_s]
-        p50, p99 = np.percentile(waits, [50, 99]) if waits else (float("nan"), float("nan"))
-        return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
-
-    def _run(self) -> None:
-        scores, alerts = msgspec.json.Decoder(Score), msgspec.json.Decoder(Alert)
-        while not self._stopping.is_set():
-            records = self._reader.poll()
-            now_s = time.time()
-            for record in records:
-                if record.topic == self._alerts_topic:
-                    self.alerts.append(alerts.decode(record.value or b""))
-                else:
-                    score = scores.decode(record.value or b"")
-                    self.scores[score.event_id] = score
-                    self._read_s[score.event_id] = now_s
-            if records:
-                self.last_read_s = time.monotonic()
+            self.console.print("the servers are stopped; open the pages again with `unmask ui start`", soft_wrap=True)
 
 
 def _quality(frame: pl.DataFrame, stream: Stream, live: Follower) -> dict[str, float | None]:
@@ -437,7 +386,8 @@ def _fitting_stream(folder: Path) -> Path:
         if {f.name for f in streams.load(path).fields} <= columns:
             return path
     raise StreamFileError(
-        f"no shipped stream file fits {folder} (its columns: {', '.join(sorted(columns))}); write one and give it with --stream"
+        f"no shipped stream file fits {folder} (its columns: {', '.join(sorted(columns))}); "
+        "write one and give it with --stream"
     )
 
 

@@ -69,7 +69,7 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
         served = artifact.load(folder / "model", expect=digest)
         held_out = _validation_rows(data.known, config.validation)
         table, label = data.table.take(held_out), data.label[held_out]
-        scores = {"challenger": served.score(table.numeric, table.categorical)}
+        scores: dict[str, NDArray[np.floating]] = {"challenger": served.score(table.numeric, table.categorical)}
         if label.any():
             scores |= baselines.compare(data.table, label=data.label, known=data.known, test=table, seed=seed)
         figures = _log_scores(run, label, scores, served.threshold)
@@ -84,15 +84,19 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
 
 
 def _validation_rows(known: NDArray[np.bool_], share: float) -> NDArray[np.int64]:
-    """The rows that fine-tuning kept for validation: the last share, in time, of those whose label is known (or of all)."""
+    """The rows that fine-tuning kept for validation: the last share, in time, of the known ones (or of all)."""
     rows = np.flatnonzero(known) if known.any() else np.arange(len(known))
     return rows[len(rows) - int(len(rows) * share) :]
 
 
 def budget_of(stream: Stream) -> Budget:
     """The stream file's alert budget in the models' words."""
-    kind, value = next(iter(stream.budget.items()))
-    return Budget(**{kind: (value["missed"], value["review"]) if kind == "cost" else value})
+    cost = stream.budget.get("cost")
+    return Budget(
+        rate=stream.budget.get("rate"),
+        per_day=stream.budget.get("per_day"),
+        cost=(cost["missed"], cost["review"]) if cost else None,
+    )
 
 
 def _log_scores(

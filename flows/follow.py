@@ -1,9 +1,11 @@
-"""Reading alerts as a person would, and sending a label back."""
+"""Following scores and alerts with an ordinary consumer, showing them to people, and sending a label back."""
 
+import threading
 import time
 from collections.abc import Iterator
 
 import msgspec
+import numpy as np
 import polars as pl
 from rich.console import Group
 from rich.panel import Panel
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import broker
-from pipelines.alerts import Alert, decode, rfc3339
+from pipelines.alerts import Alert, Score, decode, rfc3339
 from pipelines.broker import Connection, Message, Reader, Writer
 from pipelines.errors import UnmaskError
 from pipelines.lake import Lake
@@ -38,6 +40,58 @@ def alerts(connection: Connection, stream: Stream, *, follow: bool, last: int) -
                 yield decode(record.value, Alert)
 
 
+class Follower:
+    """An ordinary read_committed consumer of scores and alerts, in a thread of its own."""
+
+    def __init__(self, connection: Connection, stream: Stream) -> None:
+        topics = [stream.topic("scores"), stream.topic("alerts")]
+        self._alerts_topic = topics[1]
+        ends = {position: end for position, (_, end) in broker.bounds(connection, topics).items()}
+        self._reader = Reader(connection, ends)
+        self._sent_s: dict[str, float] = {}
+        self._read_s: dict[str, float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self.scores: dict[str, Score] = {}
+        self.alerts: list[Alert] = []
+        self.last_read_s = time.monotonic()
+        self.seconds = 0.0
+        self.n_sent = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=10)
+        self._reader.close()
+
+    def sent(self, event_id: str, wall_s: float) -> None:
+        """Note when an event was sent (`time.time()`); of duplicates the first counts."""
+        self._sent_s.setdefault(event_id, wall_s)
+
+    def latency_ms(self) -> dict[str, float]:
+        """p50 and p99 from sending an event to reading its score."""
+        waits = [1000 * (at - self._sent_s[i]) for i, at in self._read_s.items() if i in self._sent_s]
+        p50, p99 = np.percentile(waits, [50, 99]) if waits else (float("nan"), float("nan"))
+        return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+
+    def _run(self) -> None:
+        scores, alerts = msgspec.json.Decoder(Score), msgspec.json.Decoder(Alert)
+        while not self._stopping.is_set():
+            records = self._reader.poll()
+            now_s = time.time()
+            for record in records:
+                if record.topic == self._alerts_topic:
+                    self.alerts.append(alerts.decode(record.value or b""))
+                else:
+                    score = scores.decode(record.value or b"")
+                    self.scores[score.event_id] = score
+                    self._read_s[score.event_id] = now_s
+            if records:
+                self.last_read_s = time.monotonic()
+
+
 def panel(alert: Alert) -> Panel:
     """An alert for a person: who, how odd, which fields, and what would have made it ordinary."""
     head = Text()
@@ -50,9 +104,7 @@ def panel(alert: Alert) -> Panel:
     for name in ("field", "actual", "expected", "surprise", "score had it been as expected"):
         reasons.add_column(name, justify="left" if name == "field" else "right")
     for r in alert.reasons:
-        reasons.add_row(
-            r.field, shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}"
-        )
+        reasons.add_row(r.field, shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
     foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {alert.model[:12]}", style="dim")
     return Panel(Group(head, Text(), reasons, foot), title=f"alert {alert.alert_id[:12]}", title_align="left")
 
@@ -71,9 +123,7 @@ def shown(value: float | str | None) -> str:
     return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def send_label(
-    connection: Connection, stream: Stream, lake: Lake, *, event_id: str, label: int, source: str
-) -> None:
+def send_label(connection: Connection, stream: Stream, lake: Lake, *, event_id: str, label: int, source: str) -> None:
     """Write the label record of an event that the lake holds.
 
     Raises:
@@ -83,26 +133,19 @@ def send_label(
     event = next(events.filter(pl.col("event_id") == event_id).iter_rows(named=True), None)
     if event is None:
         raise UnknownEventError(
-            f"{stream.name}: the lake holds no event {event_id!r}; check the id, or run `unmask ingest` if it came just now"
+            f"{stream.name}: the lake holds no event {event_id!r}; check the id, or run `unmask ingest` if it just came"
         )
     record = {
         stream.event_id: _typed(stream, stream.event_id, event_id),
-        stream.event_time: event.time_ms,
-        **{
-            e: _typed(stream, e, v)
-            for e, v in zip(stream.entities, event.entity_ids, strict=True)
-            if v is not None
-        },
+        stream.event_time: event["event_time_ms"],
+        **{e: _typed(stream, e, event[e]) for e in stream.entities if event[e] is not None},
         "label": label,
         "labelled_at": rfc3339(int(time.time() * 1000)),
         "source": source,
     }
-    key = event.entity_ids[0]
-    assert key is not None
+    value, key = msgspec.json.encode(record), event[stream.key].encode()
     with Writer(connection) as writer:
-        writer.send(
-            Message(stream.topic("labels"), msgspec.json.encode(record), key.encode(), event.partition)
-        )
+        writer.send(Message(stream.topic("labels"), value, key, event["partition"]))
         writer.flush()
 
 

@@ -35,9 +35,7 @@ def ingest(stream: Path) -> IngestCounts:
     seconds = time.monotonic() - started
     figures = {name: float(value) for name, value in vars(counts).items()} | {"seconds": seconds}
     uri = settings.tracking_uri()
-    with registry.open_run(
-        f"{spec.name}/ingest", tracking_uri=uri, run_name="ingest", tags=lineage(spec, lake)
-    ) as run:
+    with registry.open_run(f"{spec.name}/ingest", tracking_uri=uri, run_name="ingest", tags=lineage(spec, lake)) as run:
         run.log_metrics(figures)
     create_table_artifact(key="ingest", table=[figures], description=f"[MLflow run]({run.url})")
     return counts

@@ -66,6 +66,8 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
             run.log_figure("loss", plots.training_curves(losses))
         probes = {name: points for name, points in curves.items() if "probe" in name}
         if probes:
-            run.log_figure("probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True))
+            run.log_figure(
+                "probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True)
+            )
     create_link_artifact(key="pretrain", link=run.url, link_text="MLflow run")
     return run.run_id

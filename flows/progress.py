@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,12 +52,14 @@ class _Page:
     def __init__(self, title: str) -> None:
         from prefect.context import FlowRunContext
 
-        self._id = None
+        self._id: UUID | None = None
         self._told_s = time.monotonic()
         if FlowRunContext.get() is not None:
             from prefect.artifacts import create_progress_artifact
 
-            self._id = create_progress_artifact(progress=0.0, description=title)
+            made = create_progress_artifact(progress=0.0, description=title)
+            assert isinstance(made, UUID)  # the call is synchronous outside of a coroutine
+            self._id = made
 
     def update(self, share: float) -> None:
         if self._id is not None and time.monotonic() - self._told_s > _PAGE_EVERY_S:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,9 +56,7 @@ def promote(stream: Path, force: bool = False) -> Decision:
     uri, name = settings.tracking_uri(), f"{spec.name}-scorer"
     found = registry.version_of(name, "challenger", tracking_uri=uri)
     if found is None:
-        raise NothingToPromoteError(
-            f"{name} has no challenger in MLflow at {uri}; run `unmask finetune` first"
-        )
+        raise NothingToPromoteError(f"{name} has no challenger in MLflow at {uri}; run `unmask finetune` first")
     version, tags = found
     champion = registry.version_of(name, "champion", tracking_uri=uri)
     resolved = registry.resolve(name, "challenger", tracking_uri=uri, cache=settings.model_cache)
@@ -69,13 +68,11 @@ def promote(stream: Path, force: bool = False) -> Decision:
         "model.version": str(version),
         "model.digest": resolved.digest,
     }
-    with registry.open_run(
-        f"{spec.name}/promote", tracking_uri=uri, run_name=f"version {version}", tags=marks
-    ) as run:
+    with registry.open_run(f"{spec.name}/promote", tracking_uri=uri, run_name=f"version {version}", tags=marks) as run:
         if promoted:
             registry.set_alias(name, "champion", version, tracking_uri=uri)
         run.log_metrics({"promoted": float(promoted), "threshold": model.threshold})
-        rows = {
+        rows: dict[str, Sequence[object]] = {
             "check": list(checks),
             "seen": [s for s, _ in checks.values()],
             "holds": [h for _, h in checks.values()],

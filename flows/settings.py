@@ -1,6 +1,5 @@
 """Settings: read once from the environment, frozen, passed on. `unmask --help` names them."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ class SettingsError(UnmaskError):
 
 
 class Settings(BaseSettings):
-    """Where things are. Servers that are not named are looked for among those started here (`unmask kafka|ui start`)."""
+    """Where things are. Servers not named are looked for among those started here (`unmask kafka|ui start`)."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
@@ -46,9 +45,7 @@ class Settings(BaseSettings):
             return Connection(self.kafka, self._client_options())
         local = kafka_server.find_broker(self.kafka_folder)
         if local is None:
-            raise SettingsError(
-                "no Kafka: run `unmask kafka start`, or set KAFKA_BOOTSTRAP_SERVERS=host:port"
-            )
+            raise SettingsError("no Kafka: run `unmask kafka start`, or set KAFKA_BOOTSTRAP_SERVERS=host:port")
         return Connection(local.bootstrap)
 
     def tracking_uri(self) -> str:
@@ -61,9 +58,7 @@ class Settings(BaseSettings):
             return self.mlflow
         local = servers.find_servers(self.ui_folder)
         if local is None:
-            raise SettingsError(
-                "no MLflow: run `unmask ui start`, or set MLFLOW_TRACKING_URI=http://host:port"
-            )
+            raise SettingsError("no MLflow: run `unmask ui start`, or set MLFLOW_TRACKING_URI=http://host:port")
         return local.mlflow_uri
 
     def tracking_uri_or_nowhere(self) -> str:
@@ -83,9 +78,7 @@ class Settings(BaseSettings):
         if api is None:
             local = servers.find_servers(self.ui_folder)
             if local is None:
-                raise SettingsError(
-                    "no Prefect: run `unmask ui start`, or set PREFECT_API_URL=http://host:port/api"
-                )
+                raise SettingsError("no Prefect: run `unmask ui start`, or set PREFECT_API_URL=http://host:port/api")
             api = local.prefect_api
         return {
             **servers.NO_CALLS_HOME,
@@ -133,8 +126,3 @@ class Settings(BaseSettings):
             "ssl_cafile": str(self.ssl_cafile) if self.ssl_cafile else None,
         }
         return {name: value for name, value in options.items() if value is not None}
-
-
-def quiet_threads() -> None:
-    """One OpenMP thread a process unless told otherwise: spinning threads cost more than they bring on a busy machine."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -31,9 +31,7 @@ class TrainingData:
 def columns_of(stream: Stream) -> tuple[Column, ...]:
     """The stream's model inputs in the models' words."""
     return tuple(
-        Column(
-            c.name, "categorical" if c.kind == "categorical" else "numeric", of=c.of, label_fed=c.label_fed
-        )
+        Column(c.name, "categorical" if c.kind == "categorical" else "numeric", of=c.of, label_fed=c.label_fed)
         for c in stream.columns
     )
 
@@ -47,8 +45,8 @@ def load(lake: Lake, stream: Stream, *, as_of_ms: int, min_rows: int = 1_000) ->
     rows = training_table(lake, stream, as_of_ms=as_of_ms)
     if len(rows.time_ms) < min_rows:
         raise TooLittleDataError(
-            f"{stream.name}: the lake holds {len(rows.time_ms)} events from before that time, at least {min_rows} are needed; "
-            "run `unmask ingest` first"
+            f"{stream.name}: the lake holds {len(rows.time_ms)} events from before that time, at least {min_rows} are "
+            "needed; run `unmask ingest` first"
         )
     table = Table(columns_of(stream), rows.numeric, rows.categorical, rows.time_ms, rows.category_names)
     return TrainingData(table, rows.label, rows.known, rows.event_id, as_of_ms)

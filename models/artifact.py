@@ -79,9 +79,7 @@ def save(
         (folder / name).write_bytes(content)
     manifest = {
         "format": FORMAT,
-        "files": {
-            name: {"sha256": _sha(content), "size": len(content)} for name, content in contents.items()
-        },
+        "files": {name: {"sha256": _sha(content), "size": len(content)} for name, content in contents.items()},
         "lineage": dict(lineage),
     }
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
@@ -109,25 +107,17 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
         arrays = load_safetensors(contents["model.safetensors"])
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not name.startswith("golden.") and not np.isfinite(array).all():
-                raise ArtifactError(
-                    f"weights must be finite, however: {name} in model.safetensors is not; save again"
-                )
+                raise ArtifactError(f"weights must be finite, however: {name} in model.safetensors is not; save again")
         rules = Rules.of_parts(
             config["rules"],
             {k.removeprefix("rules."): v for k, v in arrays.items() if k.startswith("rules.")},
         )
-        served = ServedModel(
-            digest, rules, _session(contents["model.onnx"]), _session(contents["expect.onnx"])
-        )
+        served = ServedModel(digest, rules, _session(contents["model.onnx"]), _session(contents["expect.onnx"]))
         got = served.score(arrays["golden.numeric"], arrays["golden.categorical"])
     except ArtifactError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a parser says of a file that has the right hash, it is not our format
-        raise ArtifactError(
-            f"the files in {folder.name} are not a model of format {FORMAT}: {error}"
-        ) from error
+    except Exception as error:  # whatever a parser says of a file that has the right hash, it is not our format
+        raise ArtifactError(f"the files in {folder.name} are not a model of format {FORMAT}: {error}") from error
     worst = float(np.max(np.abs(got - arrays["golden.score"]), initial=0.0))
     if not worst <= GOLDEN_TOLERANCE:
         raise ArtifactError(
@@ -206,45 +196,31 @@ def _manifest(folder: Path, expect: str | None) -> tuple[str, dict[str, Any]]:
             f"a model needs manifest.json, however: {folder.name} has none; it was not saved completely"
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(
-            f"manifest.json may have {MAX_MANIFEST_BYTES} bytes, however: {path.stat().st_size}"
-        )
+        raise ArtifactError(f"manifest.json may have {MAX_MANIFEST_BYTES} bytes, however: {path.stat().st_size}")
     text = path.read_bytes()
     digest = _sha(text)
     if expect is not None and digest != expect:
-        raise ArtifactError(
-            f"manifest.json must have sha256 {expect}, however: {digest}; fetch the model again"
-        )
+        raise ArtifactError(f"manifest.json must have sha256 {expect}, however: {digest}; fetch the model again")
     try:
         manifest: dict[str, Any] = json.loads(text)
         names, version = set(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"manifest.json must be a JSON object with format and files, however: {error}"
-        ) from error
+        raise ArtifactError(f"manifest.json must be a JSON object with format and files, however: {error}") from error
     if version != FORMAT:
-        raise ArtifactError(
-            f"manifest.json must have format {FORMAT}, however: {version!r}; use the fitting version"
-        )
+        raise ArtifactError(f"manifest.json must have format {FORMAT}, however: {version!r}; use the fitting version")
     if names != set(FILES):
         odd = sorted(names ^ set(FILES))
-        raise ArtifactError(
-            f"manifest.json must name exactly {FILES}, however: it differs in {odd}; save again"
-        )
+        raise ArtifactError(f"manifest.json must name exactly {FILES}, however: it differs in {odd}; save again")
     return digest, manifest
 
 
 def _checked(folder: Path, name: str, said: Mapping[str, Any]) -> bytes:
     path = folder / name
     if not path.is_file() or path.is_symlink():
-        raise ArtifactError(
-            f"{name} must be a plain file, however: it is missing or a link; fetch the model again"
-        )
+        raise ArtifactError(f"{name} must be a plain file, however: it is missing or a link; fetch the model again")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES or size != said.get("size"):
-        raise ArtifactError(
-            f"{name} must have {said.get('size')} bytes (at most {MAX_FILE_BYTES}), however: {size}"
-        )
+        raise ArtifactError(f"{name} must have {said.get('size')} bytes (at most {MAX_FILE_BYTES}), however: {size}")
     content = path.read_bytes()
     if _sha(content) != said.get("sha256"):
         raise ArtifactError(

@@ -65,12 +65,8 @@ def isolation_forest(
         seed: of the forest.
         n_trees: as scikit-learn's default.
     """
-    fed = [
-        i for i, column in enumerate(table.columns) if column.label_fed
-    ]  # numeric, so first in the matrix too
-    x, judge, ask = (
-        np.delete(_matrix(part, table), fed, axis=1) for part in (_thin(table), table.take(valid), test)
-    )
+    fed = [i for i, column in enumerate(table.columns) if column.label_fed]  # numeric, so first in the matrix too
+    x, judge, ask = (np.delete(_matrix(part, table), fed, axis=1) for part in (_thin(table), table.take(valid), test))
     truth = label[valid] == 1
     sizes = FOREST_ROWS if truth.any() and not truth.all() else FOREST_ROWS[:1]
     best: tuple[float, IsolationForest] | None = None

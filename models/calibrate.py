@@ -40,13 +40,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = [name for name in ("rate", "per_day", "cost") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise BudgetError(
-                f"a budget must give exactly one of rate, per_day and cost, however: given={given}"
-            )
+            raise BudgetError(f"a budget must give exactly one of rate, per_day and cost, however: given={given}")
         if self.rate is not None and not 0 < self.rate < 1:
-            raise BudgetError(
-                f"rate must be in (0, 1), however: rate={self.rate}; 0.005 means 0.5 % of events"
-            )
+            raise BudgetError(f"rate must be in (0, 1), however: rate={self.rate}; 0.005 means 0.5 % of events")
         if self.per_day is not None and not self.per_day > 0:
             raise BudgetError(f"per_day must be positive, however: per_day={self.per_day}")
         if self.cost is not None and not (len(self.cost) == 2 and min(self.cost) > 0):
@@ -77,9 +73,7 @@ def threshold_for(
     0.30000001192092896
     """
     if len(scores) == 0:
-        raise BudgetError(
-            "a threshold needs at least one score, however: scores is empty; take a longer period"
-        )
+        raise BudgetError("a threshold needs at least one score, however: scores is empty; take a longer period")
     if budget.cost is not None:
         missed, review = budget.cost
         if label is None or known is None or not np.any(label[known] == 1):
@@ -102,9 +96,7 @@ def _cheapest(scores: NDArray[np.float32], label: NDArray[np.int8], missed: floa
     ranked, fraud = scores[order], label[order] == 1
     alerts = np.arange(len(ranked) + 1)
     cost = review * alerts + missed * (fraud.sum() - np.concatenate([[0], np.cumsum(fraud)]))
-    real = np.concatenate(
-        [[True], ranked[1:] < ranked[:-1], [True]]
-    )  # cuts between equal scores do not exist
+    real = np.concatenate([[True], ranked[1:] < ranked[:-1], [True]])  # cuts between equal scores do not exist
     best = int(np.argmin(np.where(real, cost, np.inf)))
     return float(ranked[best]) if best < len(ranked) else 0.0
 

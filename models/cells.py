@@ -49,9 +49,7 @@ class CellCoding:
     whole: NDArray[np.bool_]
 
     @classmethod
-    def fit(
-        cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000
-    ) -> Self:
+    def fit(cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000) -> Self:
         """Fit on the table's rows (an even subsample where there are many).
 
         Edges are quantiles, half of them spent on tails and on equal widths, since quantiles alone blur
@@ -76,13 +74,9 @@ class CellCoding:
             ladders.append(_edges(scaled, n_bins))
         n_edges = max((len(ladder) for ladder in ladders), default=2)
         edges = (
-            np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders])
-            if ladders
-            else np.zeros((0, 2))
+            np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders]) if ladders else np.zeros((0, 2))
         )
-        vocabularies = tuple(
-            _vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1])
-        )
+        vocabularies = tuple(_vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1]))
         return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies, whole)
 
     @property

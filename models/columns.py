@@ -67,9 +67,7 @@ class Table:
         kinds = [column.kind for column in self.columns]
         d_num = kinds.count("numeric")
         if kinds != ["numeric"] * d_num + ["categorical"] * (len(kinds) - d_num):
-            raise TableError(
-                f"numeric columns must come before categorical ones, however: kinds={kinds}; sort them"
-            )
+            raise TableError(f"numeric columns must come before categorical ones, however: kinds={kinds}; sort them")
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -80,9 +78,7 @@ class Table:
             ("categorical", self.categorical.shape, (n, len(kinds) - d_num)),
         ):
             if got != want:
-                raise TableError(
-                    f"{name} must have shape {want} (rows, columns of that kind), however: {got}"
-                )
+                raise TableError(f"{name} must have shape {want} (rows, columns of that kind), however: {got}")
         if n and np.any(np.diff(self.time_ms) < 0):
             row = int(np.flatnonzero(np.diff(self.time_ms) < 0)[0]) + 1
             raise TableError(

@@ -63,9 +63,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 numbers, is no labels.
         """
         if not 0 < self.contamination <= 0.5:
-            raise ValueError(
-                f"contamination must be in (0, 0.5], however: contamination={self.contamination}"
-            )
+            raise ValueError(f"contamination must be in (0, 0.5], however: contamination={self.contamination}")
         array = validate_data(
             self,
             X,
@@ -77,9 +75,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         n = len(array)
         label, known = _labels(y, n)
-        order = np.random.default_rng(seed).permutation(
-            n
-        )  # rows have no time: the validation tail is a random one
+        order = np.random.default_rng(seed).permutation(n)  # rows have no time: the validation tail is a random one
         columns = tuple(Column(f"x{i}", "numeric", of=f"x{i}") for i in range(array.shape[1]))
         if n < 20:
             order = np.resize(order, 20)

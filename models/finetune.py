@@ -39,12 +39,13 @@ class FinetuneConfig:
         min_frauds: frauds needed in training and a third of it in validation; with fewer the score stays
             label-free.
         n_checks: how often to validate a network.
+        max_seconds: the schedules end here where the machine is slow; else results depend on the seed alone.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(rate=0.005))
     n_networks: int = 2
     epochs: float = 10.0
-    min_steps: int = 150
+    min_steps: int = 400
     max_steps: int = 3000
     batch: int = 1024
     negatives: int = 60
@@ -55,6 +56,7 @@ class FinetuneConfig:
     validation: float = 0.1
     min_frauds: int = 9
     n_checks: int = 6
+    max_seconds: float = 240.0
 
 
 @dataclass(frozen=True)
@@ -113,25 +115,17 @@ def finetune(
     """
     if table.columns != pretrained.rules.columns:
         theirs = {c.name for c in pretrained.rules.columns} ^ {c.name for c in table.columns}
-        raise TableError(
-            f"the table must have the pretrained columns in their order, however: they differ in {theirs}"
-        )
+        raise TableError(f"the table must have the pretrained columns in their order, however: they differ in {theirs}")
     if label.shape != (len(table),) or known.shape != (len(table),):
-        raise TableError(
-            f"label and known must have shape ({len(table)},), however: {label.shape}, {known.shape}"
-        )
+        raise TableError(f"label and known must have shape ({len(table)},), however: {label.shape}, {known.shape}")
     rows = np.flatnonzero(known)
     n_valid = int(len(rows) * config.validation)
     train, valid = rows[: len(rows) - n_valid], rows[len(rows) - n_valid :]
     n_frauds, n_valid_frauds = int((label[train] == 1).sum()), int((label[valid] == 1).sum())
-    enough = (
-        n_frauds >= config.min_frauds and 3 * n_valid_frauds >= config.min_frauds and n_frauds < len(train)
-    )
+    enough = n_frauds >= config.min_frauds and 3 * n_valid_frauds >= config.min_frauds and n_frauds < len(train)
     rules = replace(pretrained.rules, category_names=dict(table.category_names), budget=config.budget)
     if not enough:
-        return _day_zero(
-            pretrained, rules, table, label, known, valid, {"frauds": float(n_frauds + n_valid_frauds)}
-        )
+        return _day_zero(pretrained, rules, table, label, known, valid, {"frauds": float(n_frauds + n_valid_frauds)})
 
     expectation, coding = pretrained.expectation, rules.coding
     frauds, others = train[label[train] == 1], train[label[train] != 1]
@@ -162,11 +156,14 @@ def finetune(
         risk = risk_network(expectation, nats, dropout=config.dropout)
         optimizer = torch.optim.AdamW(risk.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         best, best_ap = {name: t.clone() for name, t in risk.state_dict().items()}, -1.0
+        started = time.monotonic()
         for step in range(steps):
+            late = (time.monotonic() - started) * config.n_networks / config.max_seconds
+            share = max(step / steps, late)
+            if share >= 1.0:
+                break
             for group in optimizer.param_groups:
-                group["lr"] = (
-                    config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * step / steps))
-                )
+                group["lr"] = config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * share))
             drawn = np.concatenate(
                 [
                     random.integers(0, len(frauds), n_fraud_rows),
@@ -186,11 +183,7 @@ def finetune(
             optimizer.step()
             done = step + 1
             if done % every == 0 or done == steps:
-                ap = float(
-                    average_precision_score(
-                        valid_fraud, _logits(expectation, [risk], valid_cells, valid_nats)
-                    )
-                )
+                ap = float(average_precision_score(valid_fraud, _logits(expectation, [risk], valid_cells, valid_nats)))
                 if ap > best_ap:
                     best, best_ap = {name: t.clone() for name, t in risk.state_dict().items()}, ap
                 if report:
@@ -202,9 +195,7 @@ def finetune(
                     report(found, k * steps + done)
                 if progress:
                     share = (k * steps + done) / (config.n_networks * steps)
-                    progress(
-                        share, f"finetune: network {k + 1} of {config.n_networks}, validation AP {ap:.4f}"
-                    )
+                    progress(share, f"finetune: network {k + 1} of {config.n_networks}, validation AP {ap:.4f}")
         risk.load_state_dict(best)
         risks.append(risk.eval())
 
@@ -219,9 +210,7 @@ def finetune(
         return _day_zero(pretrained, rules, table, label, known, valid, metrics)
     rules = replace(rules, logit=LogitCalibration.fit(logit.astype(np.float64), label[valid]))
     scores = rules.score(logit, valid_nats)
-    threshold = threshold_for(
-        config.budget, scores, table.time_ms[valid], label[valid], np.ones(len(valid), bool)
-    )
+    threshold = threshold_for(config.budget, scores, table.time_ms[valid], label[valid], np.ones(len(valid), bool))
     alerts = scores > threshold
     metrics |= {
         "validation_alert_rate": float(alerts.mean()),

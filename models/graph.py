@@ -75,9 +75,7 @@ class _Nodes:
             weight, bias = (self.weight(part) for part in layer.parameters())
             step = self.op("Gemm", hidden, weight, bias, transB=1)
             hidden = self.op("Add", hidden, self.op("Relu", step))
-        out = self.op(
-            "Gemm", hidden, self.weight(encoder.out.weight), self.weight(encoder.out.bias), transB=1
-        )
+        out = self.op("Gemm", hidden, self.weight(encoder.out.weight), self.weight(encoder.out.bias), transB=1)
         return self.op("Add", out, self.columns(joint, encoder.width, encoder.width + encoder.d_out))
 
     # the expectation, in the words of models/head.py
@@ -109,9 +107,7 @@ class _Nodes:
             weight = encoder.pieces_weight.view(net.d_num, n_bins, -1)[numbers].flatten(0, 1)
             part = self.shown(self.op("Gather", pieces, at, axis=1), shown)
             joint = self.op("Sub", joint, self.op("MatMul", part, self.weight(weight)))
-            joint = self.op(
-                "Add", joint, self.op("MatMul", shown, self.weight(encoder.missing_weight[numbers]))
-            )
+            joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(encoder.missing_weight[numbers])))
         for j in (int(i) - net.d_num for i in hidden if i >= net.d_num):
             weight = encoder.code_weights[j]
             gone = self.op("Gather", self.weight(weight - weight[:1]), self.column(codes, j), axis=0)
@@ -131,13 +127,9 @@ class _Nodes:
         p = self.op("Softmax", self.columns(out, 2 * d + at.start, 2 * d + at.stop), axis=1)
         code = self.column(codes, target - d)
         which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
-        chosen = self.op(
-            "Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64))
-        )
+        chosen = self.op("Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64)))
         floored = self.op("Add", self.op("Mul", chosen, self.number(1 - FLOOR)), self.number(FLOOR / n))
-        seen = self.op(
-            "Cast", self.op("Greater", code, self.weight(np.array(0, np.int64))), to=TensorProto.FLOAT
-        )
+        seen = self.op("Cast", self.op("Greater", code, self.weight(np.array(0, np.int64))), to=TensorProto.FLOAT)
         return self.op("Mul", self.op("Neg", self.op("Log", floored)), seen)
 
 

@@ -77,9 +77,7 @@ class Expectation(nn.Module):
                     nats.append(self._nats(field.target, values, present, codes, mean, spread, logits))
         return torch.stack([torch.stack(nats).mean(dim=0) for nats in found], dim=1)
 
-    def _hide(
-        self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]
-    ) -> Tensor:
+    def _hide(self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]) -> Tensor:
         numbers = [int(i) for i in hidden if i < self.d_num]
         if numbers:
             shown = present[:, numbers]
@@ -136,9 +134,7 @@ def beside(
 ) -> tuple[Tensor, Tensor]:
     """Values and present marks of a risk network: the cells, then the surprises."""
     shown = [
-        present[:, f.target]
-        if f.target < expectation.d_num
-        else (codes[:, f.target - expectation.d_num] > 0).float()
+        present[:, f.target] if f.target < expectation.d_num else (codes[:, f.target - expectation.d_num] > 0).float()
         for f in expectation.fields
     ]
     return torch.cat([values, torch.log1p(nats)], 1), torch.cat([present, torch.stack(shown, 1)], 1)

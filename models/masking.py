@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from models.columns import Column
 
-MAX_SINGLE = (
-    8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
-)
+MAX_SINGLE = 8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class PretrainConfig:
         validation: share of rows, the last in time, for early stopping.
         n_checks: how often to validate, probe and save a checkpoint.
         patience: checks without a better validation before stopping.
+        max_seconds: the schedule ends here where the machine is slow; else results depend on the seed alone.
     """
 
     width: int = 192
@@ -63,6 +64,7 @@ class PretrainConfig:
     validation: float = 0.1
     n_checks: int = 8
     patience: int = 3
+    max_seconds: float = 180.0
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,11 @@ def pretrain(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     coding = CellCoding.fit(table.take(slice(0, n_train)), n_bins=config.n_bins)
-    network = Expectation(
-        table.columns, coding.edges, coding.n_codes, width=config.width, n_layers=config.n_layers
-    ).to(device)
+    network = Expectation(table.columns, coding.edges, coding.n_codes, width=config.width, n_layers=config.n_layers).to(
+        device
+    )
     if not network.fields:
-        raise TableError(
-            "pretraining needs a column not made from labels, however: every column is label_fed"
-        )
+        raise TableError("pretraining needs a column not made from labels, however: every column is label_fed")
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     every = max(1, steps // config.n_checks)
     valid_rows = np.arange(n_train, len(table))[:: max(1, n_valid // 20_000)]
@@ -144,8 +144,11 @@ def pretrain(
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
+        share = max(step / steps, (time.monotonic() - began) / config.max_seconds)
+        if share >= 1.0:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * step / steps))
+            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * share))
         rows = random.integers(0, n_train, config.batch)
         batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
         hidden, viewed = _masks(view_masks, config, random, device)
@@ -249,10 +252,7 @@ def validation_loss(network: Expectation, cells: Cells, *, trim: float) -> float
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:
     """Nats per field, float32, **shape (n, n_fields)**."""
     with torch.no_grad():
-        found = [
-            network.surprises(*as_batch(part, network.readable.device)).cpu().numpy()
-            for part in chunks(cells)
-        ]
+        found = [network.surprises(*as_batch(part, network.readable.device)).cpu().numpy() for part in chunks(cells)]
     return np.concatenate(found) if found else np.zeros((0, len(network.fields)), np.float32)
 
 
@@ -286,9 +286,7 @@ def _masks(
 
 def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
-    nats = surprises_of(network, coding.transform(table.numeric[rows], table.categorical[rows])).astype(
-        np.float64
-    )
+    nats = surprises_of(network, coding.transform(table.numeric[rows], table.categorical[rows])).astype(np.float64)
     surprise = SurpriseScale.fit(nats)
     tail = TailCalibration.fit(surprise.combine(nats))
     return Rules(coding, surprise, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))
@@ -350,9 +348,7 @@ class _Probe:
         if self.fraud[: self.n_fit].all() or not self.fraud[: self.n_fit].any():
             return 0.0
         probe = LogisticRegression(C=0.01, max_iter=200).fit(x[: self.n_fit], self.fraud[: self.n_fit])
-        return float(
-            average_precision_score(self.fraud[self.n_fit :], probe.decision_function(x[self.n_fit :]))
-        )
+        return float(average_precision_score(self.fraud[self.n_fit :], probe.decision_function(x[self.n_fit :])))
 
 
 @dataclass(frozen=True)
@@ -373,9 +369,7 @@ class _Checkpoint:
     def load(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        loaded: dict[str, Any] = torch.load(
-            self.path, weights_only=True
-        )  # tensors and plain values only, never code
+        loaded: dict[str, Any] = torch.load(self.path, weights_only=True)  # tensors and plain values only, never code
         return loaded
 
     def save(self, state: dict[str, Any]) -> None:

@@ -103,9 +103,7 @@ class Rules:
                 vocabularies,
                 arrays["coding.whole"],
             ),
-            surprise=SurpriseScale(
-                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess"))
-            ),
+            surprise=SurpriseScale(*(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess"))),
             tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
             logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),
             threshold=float(config["threshold"]),

@@ -19,15 +19,13 @@ class SurpriseScale:
     """Per field: how much rarer a surprise would be under ordinary events than it really is.
 
     A field's surprises (nats) have a body, whose tail is continued as a Weibull through its 90 % and 98 %
-    points: the null. Where the training rows hold more large surprises than the null allows, something
-    else than ordinary noise makes them; the excess (null nats - empirical nats) is the score's evidence.
-    Fields of pure noise, such
-    as the weekday, show no excess and so cannot dilute the others: on the handbook stream amount alone
-    reaches AP .324, this rule .318, and sums, maxima or ECDFs of all fields .09-.28. The null is the most
-    tolerant one of
-    four slices of time: a surprise that merely drifts (a calendar guessed from growing counts) is no
-    evidence; with one null for all time the scorer fell to .184 and alerted on nine times its budget in
-    the next week.
+    points: the null. Where the training rows hold more large surprises than the null allows, something else
+    than ordinary noise makes them; the excess (null nats - empirical nats) is the score's evidence. Fields of
+    pure noise, such as the weekday, show no excess and so cannot dilute the others: on the handbook stream the
+    amount alone reaches AP .322, this rule .315, and sums, maxima or ECDFs of all fields .09-.28. The null is
+    the most tolerant one of four slices of time: a surprise that merely drifts (a calendar guessed from growing
+    counts) is no evidence; with one null for all time the scorer fell to .184 and alerted on nine times its
+    budget in the next week.
     Source: the empirical null of Efron (2004), on tails and in nats.
 
     Args:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -18,10 +18,10 @@ _encoder = msgspec.json.Encoder()
 
 
 class Explained(Protocol):
-    """Why a model gave its score; `reasons` are {field, actual, expected, surprise, score_if_expected}."""
+    """Why a model gave its score; each of `reasons` has the attributes of `Reason`."""
 
     @property
-    def reasons(self) -> Sequence[Mapping[str, Any]]: ...
+    def reasons(self) -> Sequence[Any]: ...
 
     @property
     def score_if_all_expected(self) -> float: ...

@@ -78,13 +78,13 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
     until = time.monotonic() + deadline_s
     while True:
         try:
-            with _admin(connection) as admin:
+            with _admin(connection, answer_ms=1_000) as admin:
                 admin.describe_cluster()
             return
-        except (KafkaError, OSError) as error:
+        except (BrokerError, KafkaError, OSError) as error:
             if time.monotonic() > until:
                 raise BrokerError(
-                    f"no Kafka answers at {connection.bootstrap} within {deadline_s:g} s ({type(error).__name__}); "
+                    f"no Kafka answers at {connection.bootstrap} within {deadline_s:g} s; "
                     "start one with `unmask kafka start` or set KAFKA_BOOTSTRAP_SERVERS"
                 ) from error
             time.sleep(0.1)
@@ -93,12 +93,14 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
 class _admin:
     """A short-lived admin client, closed at the end of the block."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, answer_ms: int = DELIVERY_MS) -> None:
         self._connection = connection
+        self._answer_ms = answer_ms
 
     def __enter__(self) -> KafkaAdminClient:
+        config = {"request_timeout_ms": REQUEST_MS, "bootstrap_timeout_ms": self._answer_ms}
         try:
-            self._client = KafkaAdminClient(**self._connection.config(), request_timeout_ms=REQUEST_MS)
+            self._client = KafkaAdminClient(**self._connection.config(), **config)
         except KafkaError as error:
             raise BrokerError(f"no Kafka answers at {self._connection.bootstrap}") from error
         return self._client
@@ -123,6 +125,18 @@ def create_topics(
         while missing := set(topics) - set(admin.list_topics()):
             if time.monotonic() > until:
                 raise BrokerError(f"topics {sorted(missing)} did not appear within 10 s of being created")
+            time.sleep(0.05)
+
+
+def delete_topics(connection: Connection, topics: Iterable[str]) -> None:
+    """Delete topics, and wait until they are gone."""
+    names = set(topics)
+    with _admin(connection) as admin:
+        admin.delete_topics(list(names), timeout_ms=10_000)
+        until = time.monotonic() + 10
+        while left := names & set(admin.list_topics()):
+            if time.monotonic() > until:
+                raise BrokerError(f"topics {sorted(left)} were still there 10 s after being deleted")
             time.sleep(0.05)
 
 

@@ -63,40 +63,49 @@ class Scorer:
         self._n_partitions = _checked_partitions(connection, stream)
         self._live = broker.stamps_appends(connection, stream.topic("events"))
         self._sources = sources(self._n_partitions, labels=stream.labels is not None)
-        blank = State(stream, self._n_partitions)
-        lane_setting = LaneSetting(connection, stream, model, blank.digest, uuid.uuid4().hex[:12], setting.fault)
-        self.lanes = [Lane(lane_setting, p) for p in range(self._n_partitions)]
-        topics = {stream.topic(KIND_NAMES[s.kind]) for s in self._sources}
-        self._bounds = {
-            Source(KIND_NAMES.index(topic.rpartition(".")[2]), p): span
-            for (topic, p), span in broker.bounds(connection, topics).items()
+        self._positions: dict[Source, Position] = {
+            s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources
         }
+        self._by_position = {position: source for source, position in self._positions.items()}
+        self._clock_topic = stream.topic("clock")
+        self._asked_ms = 0.0
+        self._caught_up = False
+        self._snapshotting: Future[None] | None = None
+        self.lanes: list[Lane] = []
+        try:
+            self._take_over(start)
+        except BaseException:
+            for lane in self.lanes:
+                lane.stop()
+            raise
+        self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._snapshot_due_s = time.monotonic() + setting.snapshot_every.total_seconds()
+        self._sweep_due_s = time.monotonic() + SWEEP_EVERY_S
+
+    def _take_over(self, start: StartFrom | None) -> None:
+        """Fence whoever scored before, learn how far it came, build the state that agrees with it, begin to read."""
+        stream, connection = self.setting.stream, self.setting.connection
+        blank = State(stream, self._n_partitions)
+        lane_setting = LaneSetting(
+            connection, stream, self.model, blank.digest, uuid.uuid4().hex[:12], self.setting.fault
+        )
+        for partition in range(self._n_partitions):
+            self.lanes.append(Lane(lane_setting, partition))
+        spans = broker.bounds(connection, {topic for topic, _ in self._by_position})
+        self._bounds = {source: spans[position] for source, position in self._positions.items()}
         progress = self._claim(lane_setting, start)
         self._replica = Replica(
             self._restored(blank, progress),
             progress,
             _all_places(connection, stream, progress),
-            order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
+            order_wait_ms=round(self.setting.order_wait.total_seconds() * 1000),
         )
         self._put(self._replica.restored_puts())
-        self._positions: dict[Source, Position] = {
-            s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources
-        }
-        self._by_position = {position: source for source, position in self._positions.items()}
         positions = {self._positions[s]: offset for s, offset in self.state.frontier.items()}
-        self._clock_topic = stream.topic("clock")
         if not self._live:
-            positions[(self._clock_topic, 0)] = broker.bounds(connection, [self._clock_topic])[(self._clock_topic, 0)][
-                0
-            ]
+            clock = (self._clock_topic, 0)
+            positions[clock] = broker.bounds(connection, [self._clock_topic])[clock][0]
         self._reader = Reader(connection, positions)
-        self._asked_ms = 0.0
-        self._caught_up = False
-        self._ends_at_start = {s: end for s, (_, end) in self._bounds.items()}
-        self._snapshotting: Future[None] | None = None
-        self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
-        self._snapshot_due_s = time.monotonic() + setting.snapshot_every.total_seconds()
-        self._sweep_due_s = time.monotonic() + SWEEP_EVERY_S
 
     @property
     def state(self) -> State:
@@ -174,7 +183,7 @@ class Scorer:
 
     def _note_catching_up(self) -> None:
         if not self._caught_up:
-            behind = [s for s, end in self._ends_at_start.items() if self._reader.position(self._positions[s]) < end]
+            behind = [s for s, (_, end) in self._bounds.items() if self._reader.position(self._positions[s]) < end]
             self._caught_up = not behind
             if self._caught_up:
                 log.info("caught up with %d records", self.counters.n_folded)

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,14 @@ N_USERS, N_HISTORY, N_LIVE, N_ODD = 60, 6_000, 1_500, 12
 
 
 @pytest.fixture
-def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own, and the session's servers in the environment."""
     monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
     monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
-    yield tmp_path
+    return tmp_path
 
 
 def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> list[dict[str, object]]:

@@ -26,7 +26,7 @@ COLUMNS = (
 NAMES = {11: "web", 22: "shop", 33: "phone"}
 PRETRAIN = PretrainConfig(width=48, max_steps=240, min_steps=240, batch=512)
 FINETUNE = FinetuneConfig(
-    budget=Budget(rate=0.02), n_networks=2, max_steps=120, min_steps=120, batch=256, negatives=20, validation=0.2
+    budget=Budget(rate=0.02), n_networks=2, max_steps=400, min_steps=400, batch=256, negatives=20, validation=0.2
 )
 
 

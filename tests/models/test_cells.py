@@ -14,9 +14,7 @@ def fitted(numeric: list[float], hashes: list[int]) -> CellCoding:
 
 def test_missing_and_infinite_numbers_are_absent_and_unknown_texts_have_their_own_code() -> None:
     coding = fitted([1.0, 2.0, 3.0, 4.0], [7, 7, 9, 0])
-    cells = coding.transform(
-        np.array([[np.nan], [np.inf], [2.5], [1e300]]), np.array([[0], [5], [7], [9]], np.uint64)
-    )
+    cells = coding.transform(np.array([[np.nan], [np.inf], [2.5], [1e300]]), np.array([[0], [5], [7], [9]], np.uint64))
     assert cells.present[:, 0].tolist() == [0, 0, 1, 1]
     assert cells.values[0, 0] == 0 and cells.values[3, 0] == LIMIT
     assert cells.codes[:, 0].tolist() == [MISSING, UNKNOWN, 2, 3]

@@ -9,9 +9,7 @@ CHANNEL = Column("channel", "categorical", of="channel")
 
 def table(columns: tuple[Column, ...], time_ms: list[int]) -> Table:
     n, d = len(time_ms), sum(c.kind == "numeric" for c in columns)
-    return Table(
-        columns, np.zeros((n, d)), np.zeros((n, len(columns) - d), np.uint64), np.array(time_ms, np.int64), {}
-    )
+    return Table(columns, np.zeros((n, d)), np.zeros((n, len(columns) - d), np.uint64), np.array(time_ms, np.int64), {})
 
 
 def test_categorical_columns_before_numeric_ones_are_refused() -> None:

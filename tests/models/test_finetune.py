@@ -22,7 +22,7 @@ def test_without_labels_it_beats_the_isolation_forest_and_with_labels_logistic_r
     forest = average_precision_score(trained.truth, peers["isolation_forest"])
     regression = average_precision_score(trained.truth, peers["logistic_regression"])
     assert ap(trained.day_zero, trained) > forest
-    assert ap(trained.labelled, trained) > max(ap(trained.day_zero, trained), regression - 0.02)
+    assert ap(trained.labelled, trained) > max(ap(trained.day_zero, trained), regression)
 
 
 def test_both_models_keep_their_alert_budget_on_the_next_period(trained) -> None:

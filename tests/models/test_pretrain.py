@@ -55,9 +55,7 @@ def test_the_same_seed_gives_the_same_network_and_a_checkpoint_goes_on_where_it_
     with pytest.raises(Cut):
         pretrain(table, config=SMALL, seed=3, report=cut, checkpoint=tmp_path)
     steps: list[int] = []
-    resumed = pretrain(
-        table, config=SMALL, seed=3, report=lambda _, step: steps.append(step), checkpoint=tmp_path
-    )
+    resumed = pretrain(table, config=SMALL, seed=3, report=lambda _, step: steps.append(step), checkpoint=tmp_path)
     assert steps == [15, 20]
     for name, tensor in whole.expectation.state_dict().items():
         torch.testing.assert_close(tensor, resumed.expectation.state_dict()[name], rtol=0, atol=0)

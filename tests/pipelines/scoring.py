@@ -1,0 +1,114 @@
+"""What the broker tests of scorer and lane share: a stream of their own, a scorer in a thread, what came out."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines import broker
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Writer
+from pipelines.faults import Fault, no_fault
+from pipelines.lane import read_progress
+from pipelines.scorer import Scorer, ScorerSetting, StartFrom
+from pipelines.stream import Stream
+from tests.pipelines.kill_stream import stream_named
+from tests.pipelines.live_scorer import Linear
+
+N_PARTITIONS = 2
+
+
+class Rig:
+    """A stream of its own on a broker."""
+
+    def __init__(self, bootstrap: str, folder: Path) -> None:
+        self.connection = Connection(bootstrap)
+        self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
+        self.folder = folder
+        kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
+        config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
+        broker.create_topics(self.connection, {self.stream.topic(k): N_PARTITIONS for k in kinds}, config=config)
+        self.n_sent = 0
+
+    def send(self, n: int) -> None:
+        """Valid events, stored."""
+        with Writer(self.connection) as writer:
+            for _ in range(n):
+                card = f"c{self.n_sent % 7}"
+                event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
+                writer.send(Message(self.stream.topic("events"), json.dumps(event).encode(), card.encode()))
+                self.n_sent += 1
+            writer.flush()
+
+    def scorer(self, *, start: StartFrom | None = "earliest", fault: Fault = no_fault) -> Scorer:
+        """A scorer, ready to run."""
+        setting = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", fault=fault)
+        return Scorer(setting, Linear(self.stream), start=start)
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every committed score."""
+        spans = broker.bounds(self.connection, [self.stream.topic("scores")])
+        return [json.loads(r.value or b"") for batch in broker.read_between(self.connection, spans) for r in batch]
+
+    def wait_until_out(self, *, deadline_s: float = 60.0) -> None:
+        """Until progress says that everything sent is out."""
+        until = time.monotonic() + deadline_s
+        while True:
+            told = [read_progress(self.connection, self.stream, p) for p in range(N_PARTITIONS)]
+            if sum(p.next_offset for p in told if p) == self.n_sent:
+                return
+            assert time.monotonic() < until, f"{self.n_sent} events were sent, out is only {told}"
+            time.sleep(0.05)
+
+
+class Running:
+    """A scorer in a thread; `error` is what it ended with."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.error = scorer, None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    error: BaseException | None
+
+    def _run(self) -> None:
+        try:
+            self.scorer.run(self._stop.is_set)
+        except BaseException as error:
+            self.error = error
+
+    def join(self, *, deadline_s: float = 30.0) -> None:
+        self._thread.join(deadline_s)
+        assert not self._thread.is_alive(), "the scorer did not end"
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()
+
+
+@contextmanager
+def running(scorer: Scorer) -> Iterator[Running]:
+    """Run a scorer; its error, if it has one, is raised at the end."""
+    run = Running(scorer)
+    try:
+        yield run
+    finally:
+        run.stop()
+    if run.error:
+        raise run.error
+
+
+def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:
+    """A fault that acts at the nth passage of a point."""
+    passed = [0]
+
+    def fault(name: str) -> None:
+        passed[0] += name == point
+        if name == point and passed[0] == nth:
+            act()
+
+    return fault

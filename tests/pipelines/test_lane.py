@@ -1,0 +1,113 @@
+"""A lane when the broker stands still: nothing is committed in silence, nothing is lost or doubled."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.kafka_server import Broker, start_broker
+from pipelines import broker
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, TransactionalWriter, last_record
+from pipelines.errors import BrokerError, FencedError
+from pipelines.order import EVENT, Record
+from pipelines.outbox import MAX_ROWS, Outbox, Put, Row
+from tests.pipelines.scoring import Rig, at_passage, running
+
+
+@pytest.fixture(scope="module")
+def own_broker(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that may be stopped and continued; only where the session's is a child process too."""
+    if broker.kind != "kafka":
+        pytest.skip("needs a broker of its own to stop for a while")
+    own = start_broker(tmp_path_factory.mktemp("own-kafka"), log=lambda line: None)
+    yield own
+    own.stop()
+
+
+def pid_of(own: Broker) -> int:
+    assert own.process is not None
+    return own.process.pid
+
+
+def stand_still(own: Broker, seconds: float) -> None:
+    """SIGSTOP now, SIGCONT later."""
+    pid = pid_of(own)
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(seconds, os.kill, (pid, signal.SIGCONT)).start()
+
+
+def test_a_record_that_expires_never_leaves_a_commit_that_looks_well(own_broker: Broker) -> None:
+    connection = Connection(own_broker.bootstrap)
+    broker.create_topics(connection, {"expiry": 1}, config=KEEP_FOR_EVER)
+    writer = TransactionalWriter(connection, "expiry")
+    writer.commit([Message("expiry", b"before", partition=0)])
+    stand_still(own_broker, 12.0)
+    with pytest.raises(BrokerError):
+        writer.commit([Message("expiry", b"lost", partition=0)])
+    writer.close()
+    again = TransactionalWriter(connection, "expiry")
+    last = last_record(connection, "expiry", 0)
+    assert last is not None
+    assert last.value == b"before"
+    again.commit([Message("expiry", b"after", partition=0)])
+    again.close()
+
+
+@pytest.mark.parametrize("point", ["before_flush", "after_flush"])
+def test_a_broker_that_stands_still_in_a_transaction_costs_no_event(
+    own_broker: Broker, tmp_path: Path, point: str
+) -> None:
+    rig = Rig(own_broker.bootstrap, tmp_path)
+    rig.send(50)
+    fault = at_passage(point, 2, lambda: stand_still(own_broker, 11.0))
+    with running(rig.scorer(fault=fault)) as run:
+        rig.wait_until_out()
+        rig.send(50)
+        rig.wait_until_out(deadline_s=90)
+        assert sum(lane.n_rebuilt for lane in run.scorer.lanes) > 0
+    assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(100))
+
+
+def test_an_older_writer_of_the_same_id_is_fenced(kafka: str) -> None:
+    connection = Connection(kafka)
+    broker.create_topics(connection, {"fencing": 1}, config=KEEP_FOR_EVER)
+    older = TransactionalWriter(connection, "fencing")
+    older.commit([Message("fencing", b"1", partition=0)])
+    newer = TransactionalWriter(connection, "fencing")
+    with pytest.raises(FencedError, match="another producer has taken over"):
+        older.commit([Message("fencing", b"2", partition=0)])
+    newer.commit([Message("fencing", b"3", partition=0)])
+    for writer in (older, newer):
+        writer.close()
+    last = last_record(connection, "fencing", 0)
+    assert last is not None
+    assert last.value == b"3"
+
+
+def row(offset: int) -> Row:
+    return Row(Record(EVENT, 0, offset, 0, None, b"x"), 0, False)
+
+
+def test_rows_go_out_only_with_the_frontier_and_the_places_they_were_folded_under() -> None:
+    outbox = Outbox()
+    outbox.put(Put([row(0), row(1)], [[1, 0, 0, 5, 1, 1, 9, 1]], {"events": [2, 0]}))
+    outbox.put(Put([row(2)], [], {"events": [3, 4]}))
+    first = outbox.take(max_rows=1)
+    assert ([r.record.offset for r in first.rows], first.frontier, len(first.places)) == ([0, 1], {"events": [2, 0]}, 1)
+    outbox.drop(first)
+    second = outbox.take()
+    assert ([r.record.offset for r in second.rows], second.frontier, second.places) == ([2], {"events": [3, 4]}, [])
+    outbox.drop(second)
+    assert len(outbox) == outbox.n_bytes == 0
+
+
+def test_places_wait_for_rows_but_not_without_bound() -> None:
+    outbox = Outbox()
+    outbox.put(Put([], [[1, 0, 0, 5, 1, 1, 9, 1]], {"events": [1]}))
+    assert outbox.take().n_puts == 0
+    outbox.put(Put([], [[1, 0, n, 5, 1, 1, 9, n] for n in range(MAX_ROWS)], {"events": [2]}))
+    batch = outbox.take()
+    assert (batch.rows, len(batch.places), batch.frontier) == ([], MAX_ROWS + 1, {"events": [2]})

@@ -1,0 +1,111 @@
+"""The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import broker
+from pipelines.broker import KEEP_FOR_EVER, Connection
+from pipelines.errors import BrokerError, FencedError, RestoreError
+from pipelines.stream import parse
+from tests.pipelines.kill_stream import TEXT
+from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, running
+
+
+@pytest.fixture
+def rig(kafka: str, tmp_path: Path) -> Rig:
+    return Rig(kafka, tmp_path)
+
+
+def test_every_event_is_scored_once_over_stops_and_starts(rig: Rig) -> None:
+    for _ in range(3):
+        rig.send(50)
+        with running(rig.scorer()):
+            rig.wait_until_out()
+    ids = [score["event_id"] for score in rig.scores()]
+    assert sorted(ids) == sorted(f"e{n}" for n in range(150))
+
+
+def test_from_latest_folds_what_was_there_and_scores_what_comes(rig: Rig) -> None:
+    rig.send(70)
+    with running(rig.scorer(start="latest")):
+        rig.send(30)
+        rig.wait_until_out()
+    assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(70, 100))
+
+
+def test_a_first_start_must_say_where_to_begin(rig: Rig) -> None:
+    with pytest.raises(RestoreError, match="nothing was scored yet; say where to begin with --from earliest or"):
+        rig.scorer(start=None)
+
+
+def test_an_emptied_progress_topic_is_told_and_nothing_is_scored_twice(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    broker.delete_topics(rig.connection, [rig.stream.topic("progress")])
+    broker.create_topics(rig.connection, {rig.stream.topic("progress"): N_PARTITIONS}, config=KEEP_FOR_EVER)
+    with pytest.raises(RestoreError, match="has no progress record though scores were published: it was emptied"):
+        rig.scorer(start="earliest")
+    assert len(rig.scores()) == 50
+
+
+def test_events_made_anew_are_told_instead_of_being_skipped(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    broker.delete_topics(rig.connection, [rig.stream.topic("events")])
+    config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
+    broker.create_topics(rig.connection, {rig.stream.topic("events"): N_PARTITIONS}, config=config)
+    with pytest.raises(RestoreError, match=r"events \[\d\] ends at 0, though it was scored up to \d+: .* made anew"):
+        rig.scorer()
+
+
+def test_other_features_under_the_same_topics_are_refused(rig: Rig) -> None:
+    with running(rig.scorer()):
+        rig.send(10)
+        rig.wait_until_out()
+    changed = Rig.__new__(Rig)
+    changed.__dict__ |= rig.__dict__ | {"stream": parse(TEXT.format(name=rig.stream.name).replace('"24s"', '"36s"'))}
+    with pytest.raises(RestoreError, match="the fields or features in the stream file are not those that were scored"):
+        changed.scorer()
+
+
+def test_topics_with_unequal_partitions_are_refused(rig: Rig) -> None:
+    broker.delete_topics(rig.connection, [rig.stream.topic("alerts")])
+    broker.create_topics(rig.connection, {rig.stream.topic("alerts"): 3}, config=KEEP_FOR_EVER)
+    with pytest.raises(BrokerError, match=r"must have as many partitions as its events, however: .*'alerts': 3"):
+        rig.scorer()
+
+
+def test_a_second_scorer_takes_over_and_the_first_ends_loudly(rig: Rig) -> None:
+    rig.send(20)
+    first = Running(rig.scorer())
+    rig.wait_until_out()
+    with running(rig.scorer()):
+        rig.send(40)
+        rig.wait_until_out()
+        first.join()
+    assert isinstance(first.error, FencedError), first.error
+    assert "another scorer has taken over" in str(first.error)
+    assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == 60
+
+
+def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    snapshots = rig.folder / "snapshots"
+    (snapshots / "9.part").write_bytes(b"half")
+    (snapshots / f"{10**19}.snapshot").write_bytes(b"nothing")
+    with running(rig.scorer()) as run:
+        rig.send(50)
+        rig.wait_until_out()
+        assert run.scorer.counters.n_folded == 50  # from the good snapshot, not from the beginning
+    assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == 100
+    assert not list(snapshots.glob("*.part"))
+
+
+def test_no_broker_is_told_with_what_to_do(free_port: int) -> None:
+    with pytest.raises(BrokerError, match=r"no Kafka answers at .* start one with `unmask kafka start`"):
+        broker.wait_until_up(Connection(f"127.0.0.1:{free_port}"), deadline_s=0.5)
