@@ -213,11 +213,11 @@ def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
 
     [bold]Example[/bold]  unmask pretrain --stream handbook --as-of 2018-07-01
     """
-    path = _stream_path(stream)
+    path, as_of_ms = _stream_path(stream), _time_ms(as_of)
     _report_to_prefect()
     from flows.pretrain import pretrain as flow
 
-    out.print(f"MLflow run {flow.with_options(retries=0)(path, as_of_ms=_time_ms(as_of), seed=seed)}")
+    out.print(f"MLflow run {flow.with_options(retries=0)(path, as_of_ms=as_of_ms, seed=seed)}")
 
 
 @app.command()
@@ -226,11 +226,11 @@ def finetune(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
 
     [bold]Example[/bold]  unmask finetune --stream handbook --as-of 2018-07-01
     """
-    path = _stream_path(stream)
+    path, as_of_ms = _stream_path(stream), _time_ms(as_of)
     _report_to_prefect()
     from flows.finetune import finetune as flow
 
-    out.print(f"version {flow.with_options(retries=0)(path, as_of_ms=_time_ms(as_of), seed=seed)} is the challenger")
+    out.print(f"version {flow.with_options(retries=0)(path, as_of_ms=as_of_ms, seed=seed)} is the challenger")
 
 
 @app.command()

@@ -31,8 +31,8 @@ LIVE_DEADLINE_S = 180.0
 DAY_MS = 86_400_000
 SHIPPED = Path(__file__).parent / "streams"
 
-# The simulated stream: about 80,000 payments, of which the last days are played live.
-SIMULATED = {"n_customers": 2_000, "n_terminals": 3_000, "days": 30}
+# The simulated stream: about 120,000 payments, of which the last days are played live.
+SIMULATED = {"n_customers": 1_500, "n_terminals": 2_200, "days": 40}
 SIMULATED_START = datetime(2026, 1, 1, tzinfo=UTC)
 SIMULATED_LIVE_EVENTS = 31_000
 

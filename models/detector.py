@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Self
 
@@ -98,6 +99,8 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
         pretrained = pretrain(table, config=pre_config, seed=seed)
         model = finetune(pretrained, table, label=label[order], known=known[order], config=config, seed=seed)
+        # in double precision a row scores the same whatever rows are beside it, as scikit-learn demands
+        model = replace(model, network=deepcopy(model.network).double())
         scores = model.score(array, np.zeros((n, 0), np.uint64))
         threshold = float(np.quantile(scores, 1 - self.contamination))
         self.model_ = replace(model, rules=replace(model.rules, threshold=threshold))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -79,9 +80,11 @@ class Model:
     def outputs(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits (n,) and surprises (n, n_fields) of the network."""
         logits, nats = [np.zeros(0, np.float32)], [np.zeros((0, len(self.rules.fields)), np.float32)]
+        dtype = self.network.expectation.readable.dtype
         with torch.no_grad():
             for part in chunks(cells):
-                logit, surprise = self.network(*as_batch(part))
+                values, present, codes = as_batch(part)
+                logit, surprise = self.network(values.to(dtype), present.to(dtype), codes)
                 logits.append(logit.numpy())
                 nats.append(surprise.numpy())
         return np.concatenate(logits), np.concatenate(nats)
@@ -163,7 +166,7 @@ def finetune(
             if share >= 1.0:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * share))
+                group["lr"] = config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * share))
             drawn = np.concatenate(
                 [
                     random.integers(0, len(frauds), n_fraud_rows),

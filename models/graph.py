@@ -114,17 +114,25 @@ class _Nodes:
             joint = self.op("Sub", joint, gone)
         return joint
 
+    def logits(self, net: Expectation, out: str) -> str:
+        d, n = net.d_num, sum(net.n_codes)
+        of_codes = np.repeat(net.trust[d:].numpy(), net.n_codes)
+        trusted = self.op("Mul", self.columns(out, 2 * d, 2 * d + n), self.weight(of_codes))
+        return self.op("Add", trusted, self.weight(net.marginal.numpy() * (1 - of_codes)))
+
     def nats(self, net: Expectation, target: int, values: str, present: str, codes: str, out: str) -> str:
         d = net.d_num
         if target < d:
-            spread = self.op("Clip", self.column(out, d + target), self.number(-SPREAD), self.number(SPREAD))
-            away = self.op("Sub", self.column(values, target), self.column(out, target))
-            z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
+            z = self.column(values, target)
+            if net.trust[target] > 0:
+                spread = self.op("Clip", self.column(out, d + target), self.number(-SPREAD), self.number(SPREAD))
+                away = self.op("Sub", z, self.column(out, target))
+                z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
             half = self.op("Mul", self.op("Mul", z, z), self.number(0.5))
             return self.op("Mul", half, self.column(present, target))
         at = net.code_slice(target)
         n = at.stop - at.start
-        p = self.op("Softmax", self.columns(out, 2 * d + at.start, 2 * d + at.stop), axis=1)
+        p = self.op("Softmax", self.columns(self.logits(net, out), at.start, at.stop), axis=1)
         code = self.column(codes, target - d)
         which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
         chosen = self.op("Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64)))
@@ -168,9 +176,10 @@ def expectation_graph(net: Expectation) -> bytes:
     shown = g.shown(g.pieces(net.encoder, "values"), present)
     out = g.rest(net.encoder, g.first(net.encoder, shown, present, "codes"))
     d = net.d_num
-    spread = g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD))
-    logits = g.columns(out, 2 * d, 2 * d + sum(net.n_codes))
-    return _model(g, net, {"mean": (g.columns(out, 0, d), 2), "spread": (spread, 2), "logits": (logits, 2)})
+    trust = g.weight(net.trust[:d])
+    mean = g.op("Mul", g.columns(out, 0, d), trust)
+    spread = g.op("Mul", g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD)), trust)
+    return _model(g, net, {"mean": (mean, 2), "spread": (spread, 2), "logits": (g.logits(net, out), 2)})
 
 
 def _model(g: _Nodes, net: Expectation, outputs: dict[str, tuple[str, int]]) -> bytes:

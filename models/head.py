@@ -26,6 +26,8 @@ class Expectation(nn.Module):
     """
 
     readable: Tensor
+    trust: Tensor
+    marginal: Tensor
 
     def __init__(
         self,
@@ -41,6 +43,9 @@ class Expectation(nn.Module):
         self.d_num, self.n_codes = len(edges), tuple(n_codes)
         numeric = self.columns[: self.d_num]
         self.register_buffer("readable", torch.tensor([0.0 if c.label_fed else 1.0 for c in numeric]))
+        # 0 = predicted no better than by its own distribution: then that is its prediction (`trust_fields`)
+        self.register_buffer("trust", torch.ones(len(self.columns)))
+        self.register_buffer("marginal", torch.zeros(sum(self.n_codes)))
         d_out = 2 * self.d_num + sum(self.n_codes)
         self.encoder = Encoder(edges, n_codes, width=width, n_layers=n_layers, d_out=d_out)
         self.fields: tuple[Field, ...] = event_fields(self.columns)
@@ -51,19 +56,23 @@ class Expectation(nn.Module):
         return self.split(self.encoder(values, present * self.readable, codes))
 
     def split(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's output as mean, log deviation and logits."""
+        """The network's output as mean, log deviation and logits; marginal ones where it is not trusted."""
         d = self.d_num
-        return out[:, :d], out[:, d : 2 * d].clamp(-SPREAD, SPREAD), out[:, 2 * d :]
+        trust = self.trust[:d]
+        of_codes = torch.cat([t.expand(n) for t, n in zip(self.trust[d:], self.n_codes, strict=True)] or [trust[:0]])
+        mean, spread = out[:, :d] * trust, out[:, d : 2 * d].clamp(-SPREAD, SPREAD) * trust
+        return mean, spread, out[:, 2 * d :] * of_codes + self.marginal * (1 - of_codes)
 
     def code_slice(self, column: int) -> slice:
         """Where the logits of a categorical column stand."""
         start = sum(self.n_codes[: column - self.d_num])
         return slice(start, start + self.n_codes[column - self.d_num])
 
-    def surprises(self, values: Tensor, present: Tensor, codes: Tensor) -> Tensor:
+    def surprises(self, values: Tensor, present: Tensor, codes: Tensor, *, density: bool = False) -> Tensor:
         """Nats per field, (n, n_fields): each field hidden in turn; 0 where it is missing.
 
-        The first layer is shared by all views: a hidden column's part is taken out of it again.
+        With ``density`` log deviations are added, which makes it a loss. The first layer is shared by all views:
+        a hidden column's part is taken out of it again.
         """
         present = present * self.readable
         pieces = self.encoder.pieces(values)
@@ -74,7 +83,7 @@ class Expectation(nn.Module):
             mean, spread, logits = self.split(out)
             for field, nats in zip(self.fields, found, strict=True):
                 if view[field.target]:
-                    nats.append(self._nats(field.target, values, present, codes, mean, spread, logits))
+                    nats.append(self._nats(field.target, values, present, codes, mean, spread, logits, density))
         return torch.stack([torch.stack(nats).mean(dim=0) for nats in found], dim=1)
 
     def _hide(self, joint: Tensor, pieces: Tensor, present: Tensor, codes: Tensor, hidden: NDArray[np.int64]) -> Tensor:
@@ -99,10 +108,11 @@ class Expectation(nn.Module):
         mean: Tensor,
         spread: Tensor,
         logits: Tensor,
+        density: bool,
     ) -> Tensor:
         if target < self.d_num:
             z = (values[:, target] - mean[:, target]) * torch.exp(-spread[:, target])
-            return 0.5 * z * z * present[:, target]
+            return (0.5 * z * z + spread[:, target] * density) * present[:, target]
         code = codes[:, target - self.d_num]
         p = torch.softmax(logits[:, self.code_slice(target)], dim=1)
         chosen = p.gather(1, code.unsqueeze(1)).squeeze(1)

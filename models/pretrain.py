@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # values, present, codes
 Report = Callable[[Mapping[str, float], int], None]
 Progress = Callable[[float, str], None]
 CHUNK = 8192
+MIN_SKILL = 0.05  # nats a prediction must gain over the field's own distribution on later rows
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def pretrain(
     every = max(1, steps // config.n_checks)
     valid_rows = np.arange(n_train, len(table))[:: max(1, n_valid // 20_000)]
     valid = coding.transform(table.numeric[valid_rows], table.categorical[valid_rows])
+    _set_marginal(network, coding, table.take(slice(0, n_train)))
+    marginal = field_losses(network, valid, trim=config.trim, trusted=False)
     probe = _Probe.of(table, coding, label, known, n_train)
     untrained = probe.score(network) if probe else None
 
@@ -148,7 +152,7 @@ def pretrain(
         if share >= 1.0:
             break
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + np.cos(np.pi * share))
+            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * share))
         rows = random.integers(0, n_train, config.batch)
         batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
         hidden, viewed = _masks(view_masks, config, random, device)
@@ -159,7 +163,9 @@ def pretrain(
         optimizer.step()
         done = step + 1
         if done % every == 0 or done == steps:
-            found = validation_loss(network, valid, trim=config.trim)
+            by_field = field_losses(network, valid, trim=config.trim)
+            # what a field's own distribution says better will not be predicted, so it must not stop the training
+            found = float(np.minimum(by_field, marginal).sum())
             metrics = {
                 "train_loss": float(loss.detach()),
                 "validation_loss": found,
@@ -189,8 +195,13 @@ def pretrain(
             if done - best_step >= config.patience * every:
                 break
     network.load_state_dict(best)
+    skill = marginal - field_losses(network, valid, trim=config.trim)
+    for field, gain in zip(network.fields, skill, strict=True):
+        # a field that later rows do not let us predict (the calendar, say) would drift instead of surprise
+        network.trust[field.target] = float(gain > MIN_SKILL)
     network = network.cpu().eval()
     rules = _label_free(network, coding, table)
+    metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
     metrics = {**metrics, "best_validation_loss": best_loss, "best_step": float(best_step)}
     return Pretrained(network, rules, config, metrics)
 
@@ -233,20 +244,32 @@ def masked_loss(
     return total / len(values)
 
 
-def validation_loss(network: Expectation, cells: Cells, *, trim: float) -> float:
-    """Trimmed nats of every field, hidden in turn as at scoring, plus the log width of its prediction."""
+def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bool = True) -> NDArray[np.float64]:
+    """Trimmed mean loss of every field, hidden as at scoring, **shape (n_fields,)**.
+
+    Args:
+        network: predicts.
+        cells: rows to judge on.
+        trim: share of the largest losses that is left out.
+        trusted: False = judge the fields' own distributions instead of the predictions.
+    """
+    before = network.trust.clone()
+    network.trust.fill_(1.0 if trusted else 0.0)
     network.eval()
-    device = network.readable.device
-    total, count = 0.0, 0
     with torch.no_grad():
-        for part in chunks(cells):
-            batch = as_batch(part, device)
-            for view in network.views:
-                hidden = torch.tensor(view, device=device).expand(len(part.values), -1)
-                total += float(masked_loss(network, batch, hidden, hidden, trim=trim)) * len(part.values)
-            count += len(part.values)
+        found = [
+            network.surprises(*as_batch(part, network.readable.device), density=True).cpu().numpy()
+            for part in chunks(cells)
+        ]
     network.train()
-    return total / max(count, 1)
+    network.trust.copy_(before)
+    ranked = np.sort(np.concatenate(found).astype(np.float64), axis=0)
+    losses = np.asarray(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean(axis=0))
+    if not trusted:
+        numeric = np.array([field.target < network.d_num for field in network.fields])
+        # half the mean square of a constant prediction: give it the best constant deviation, else it loses by that
+        losses[numeric] = 0.5 + 0.5 * np.log(np.maximum(2 * losses[numeric], 1e-6))
+    return losses
 
 
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:
@@ -282,6 +305,16 @@ def _masks(
     rate = 0.6 * random.random((n, 1)) * (random.random((n, 1)) < config.extra_mask)
     extra = torch.from_numpy(random.random((n, d)) < rate).to(device)
     return viewed | extra, viewed
+
+
+def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> None:
+    part = table.take(slice(None, None, max(1, len(table) // 100_000)))
+    codes = coding.transform(part.numeric, part.categorical).codes
+    for j, n in enumerate(network.n_codes):
+        counts = np.bincount(codes[:, j], minlength=n).astype(np.float64)
+        counts[0] = 0.0
+        logits = torch.from_numpy(np.log((counts + 0.5) / (counts.sum() + 0.5 * n)).astype(np.float32))
+        network.marginal[network.code_slice(network.d_num + j)] = logits.to(network.marginal.device)
 
 
 def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:

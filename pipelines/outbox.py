@@ -63,28 +63,26 @@ class Outbox:
     def __init__(self) -> None:
         self._ready = threading.Condition()
         self._puts: deque[Put] = deque()
-        self._n_rows = self._n_places = 0
         self.n_bytes = 0
 
     def put(self, put: Put) -> None:
-        """Append what one fold left."""
+        """Append what one fold left; places are told even where no row goes out, for audits to find them."""
         if not put.rows and not put.places:
             return  # the next one tells its own, later frontier
         with self._ready:
             self._puts.append(put)
             self._count(put, 1)
-            if self._is_due():
-                self._ready.notify()
+            self._ready.notify()
 
     def take(self, *, max_rows: int = MAX_ROWS) -> Batch:
         """Whole puts up to about `max_rows` rows or places, which stay until dropped; none after `IDLE_S` seconds."""
         with self._ready:
-            if not self._is_due():
+            if not self._puts:
                 self._ready.wait(IDLE_S)
             rows: list[Row] = []
             places: list[list[int]] = []
             frontier, n_puts = None, 0
-            for put in self._puts if self._is_due() else ():
+            for put in self._puts:
                 rows += put.rows
                 places += put.places
                 frontier = put.frontier
@@ -104,17 +102,11 @@ class Outbox:
             for _ in range(batch.n_puts):
                 self._count(self._puts.popleft(), -1)
 
-    def _is_due(self) -> bool:
-        """Places alone go out too once they are many: a record has a size limit, and the outbox a bound."""
-        return self._n_rows > 0 or self._n_places >= MAX_ROWS
-
     def _count(self, put: Put, sign: int) -> None:
-        self._n_rows += sign * len(put.rows)
-        self._n_places += sign * len(put.places)
         self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))
 
     def __len__(self) -> int:
-        return self._n_rows
+        return len(self._puts)
 
 
 def progress_after(before: Progress, batch: Batch) -> Progress:

@@ -31,7 +31,7 @@ def payments(*, seed: int, n_customers: int, n_terminals: int, days: int, start:
     """Synthetic card payments, about two a day per customer, about 1 % of them fraud.
 
     Customers have habits (spending, favourite terminals, hours, channel); amounts drift up, weekends differ. Fraud is
-    of three kinds: an amount far out of the customer's habit; a terminal that skims cards for one to three weeks; a
+    of three kinds: an amount far out of the customer's habit; a terminal that skims cards for two to four weeks; a
     customer whose card others use for some days, faster, larger, at new terminals, often abroad and online. Many
     frauds look ordinary by themselves, and some ordinary payments look odd.
 
@@ -114,13 +114,13 @@ def _odd_amounts(rng: np.random.Generator, town: _Town, usual: Columns) -> None:
     """A usual payment with an amount out of the customer's habit."""
     n = len(usual["time_ms"])
     odd = rng.random(n) < _ODD_AMOUNT_SHARE
-    factor = rng.lognormal(1.7, 0.35, int(odd.sum()))
+    factor = rng.lognormal(1.9, 0.35, int(odd.sum()))
     usual["amount"][odd] = np.maximum(usual["amount"][odd], town.spending[usual["customer"][odd]]) * factor
     usual["label"][odd] = 1
 
 
 def _skimmed_terminals(rng: np.random.Generator, usual: Columns, n_terminals: int, days: int) -> None:
-    """Terminals where, for one to three weeks, most payments are by stolen cards."""
+    """Terminals where, for two to four weeks, most payments are by stolen cards."""
     n = len(usual["time_ms"])
     visits = np.bincount(usual["terminal"], minlength=n_terminals) / days
     wanted, got = round(_TERMINAL_SHARE * n), 0
@@ -128,9 +128,9 @@ def _skimmed_terminals(rng: np.random.Generator, usual: Columns, n_terminals: in
     for terminal in rng.permutation(np.flatnonzero((visits > 0.3) & (visits < 8))):
         if got >= wanted:
             return
-        first = rng.uniform(-7, days)
+        first = rng.uniform(-14, days)
         share = rng.uniform(0.5, 0.9)
-        at = np.flatnonzero((usual["terminal"] == terminal) & (day >= first) & (day < first + rng.uniform(7, 21)))
+        at = np.flatnonzero((usual["terminal"] == terminal) & (day >= first) & (day < first + rng.uniform(14, 28)))
         hit = at[rng.random(len(at)) < share][: wanted - got]
         usual["label"][hit] = 1
         usual["amount"][hit] *= rng.uniform(0.7, 1.5, len(hit))
@@ -145,7 +145,7 @@ def _stolen_cards(rng: np.random.Generator, town: _Town, days: int, wanted: int)
         first = rng.uniform(0, max(days - 1, 1))
         at = np.sort(rng.uniform(first, min(first + rng.uniform(0.5, 4), days), n))
         terminal = rng.integers(0, len(town.terminal_price), n)
-        larger = rng.uniform(1.2, 3.5, n) * rng.lognormal(0, 0.3, n)
+        larger = rng.uniform(1.5, 5.0, n) * rng.lognormal(0, 0.3, n)
         amount = town.spending[customer] * town.terminal_price[terminal] * larger
         bursts.append((at, np.full(n, customer), terminal, amount))
         got += n

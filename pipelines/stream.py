@@ -196,7 +196,7 @@ def duration_ms(text: Any) -> int:
     >>> duration_ms("90s")
     90000
     """
-    match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", text) if isinstance(text, str) else None
+    match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", text) if isinstance(text, str) else None
     if not match or int(match[1]) == 0:
         raise ValueError('must be a duration such as "60s", "5m", "12h" or "7d"')
     return int(match[1]) * _UNIT_MS[match[2]]

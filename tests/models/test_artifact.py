@@ -27,8 +27,10 @@ def test_onnx_scores_as_torch_does_and_a_row_alone_as_in_a_batch(trained, saved,
 def test_everything_fitted_comes_back(trained, saved, name: str) -> None:
     folder, digest = saved[name]
     served, model = load(folder), getattr(trained, name)
-    assert served.digest == digest and len(digest) == 64
-    assert served.columns == trained.table.columns and served.threshold == model.rules.threshold
+    assert served.digest == digest
+    assert len(digest) == 64
+    assert served.columns == trained.table.columns
+    assert served.threshold == model.rules.threshold
     assert served.rules.config() == model.rules.config()
     assert json.loads((folder / "manifest.json").read_text())["lineage"] == {"parent": "test"}
     assert served.rules.category_names == {11: "web", 22: "shop", 33: "phone"}
@@ -38,7 +40,8 @@ def test_everything_fitted_comes_back(trained, saved, name: str) -> None:
 def test_rows_with_everything_missing_and_no_rows_at_all_are_scored(saved, name: str) -> None:
     served = load(saved[name][0])
     score = served.score(np.full((2, 5), np.nan), np.zeros((2, 1), np.uint64))
-    assert np.isfinite(score).all() and ((score >= 0) & (score <= 1)).all()
+    assert np.isfinite(score).all()
+    assert ((score >= 0) & (score <= 1)).all()
     assert served.score(np.zeros((0, 5)), np.zeros((0, 1), np.uint64)).shape == (0,)
     assert served.explain(np.zeros((0, 5)), np.zeros((0, 1), np.uint64)) == []
 

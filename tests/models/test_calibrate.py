@@ -54,7 +54,8 @@ def test_the_tail_calibration_is_uniform_on_its_period_and_keeps_the_order_of_ex
     calibration = TailCalibration.fit(raw)
     assert abs((calibration.apply(raw) > 0.99).mean() - 0.01) < 0.002
     far = calibration.apply(np.array([20.0, 200.0, 2000.0]))
-    assert (np.diff(far) > 0).all() and far.max() < 1
+    assert (np.diff(far) > 0).all()
+    assert far.max() < 1
 
 
 def test_the_logit_calibration_gives_the_prevalence_back() -> None:

@@ -16,14 +16,16 @@ def test_missing_and_infinite_numbers_are_absent_and_unknown_texts_have_their_ow
     coding = fitted([1.0, 2.0, 3.0, 4.0], [7, 7, 9, 0])
     cells = coding.transform(np.array([[np.nan], [np.inf], [2.5], [1e300]]), np.array([[0], [5], [7], [9]], np.uint64))
     assert cells.present[:, 0].tolist() == [0, 0, 1, 1]
-    assert cells.values[0, 0] == 0 and cells.values[3, 0] == LIMIT
+    assert cells.values[0, 0] == 0
+    assert cells.values[3, 0] == LIMIT
     assert cells.codes[:, 0].tolist() == [MISSING, UNKNOWN, 2, 3]
 
 
 def test_constant_and_empty_columns_still_have_a_scale_and_rising_edges() -> None:
     for values in ([5.0] * 4, [np.nan] * 4):
         coding = fitted(values, [0] * 4)
-        assert coding.scale[0] > 0 and coding.edges[0, 0] < coding.edges[0, -1]
+        assert coding.scale[0] > 0
+        assert coding.edges[0, 0] < coding.edges[0, -1]
 
 
 def test_a_predicted_value_comes_back_in_its_unit_within_the_range_seen() -> None:

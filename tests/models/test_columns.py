@@ -34,4 +34,5 @@ def test_arrays_of_another_shape_are_refused() -> None:
 
 def test_taking_rows_keeps_columns_and_order() -> None:
     taken = table((AMOUNT, CHANNEL), [1, 2, 3]).take(np.array([True, False, True]))
-    assert taken.time_ms.tolist() == [1, 3] and taken.columns == (AMOUNT, CHANNEL)
+    assert taken.time_ms.tolist() == [1, 3]
+    assert taken.columns == (AMOUNT, CHANNEL)

@@ -13,9 +13,12 @@ def test_an_odd_amount_is_the_first_reason_with_its_expected_value_and_a_lower_s
         (explanation,) = served.explain(numeric, categorical)
         reason = explanation.reasons[0]
         assert (reason.field, reason.actual) == ("amount", 300.0)
-        assert isinstance(reason.expected, float) and 40 < reason.expected < 80 and reason.surprise > 8
+        assert isinstance(reason.expected, float)
+        assert 40 < reason.expected < 80
+        assert reason.surprise > 8
         score = served.score(numeric, categorical)[0]
-        assert reason.score_if_expected < score and explanation.score_if_all_expected < score
+        assert reason.score_if_expected < score
+        assert explanation.score_if_all_expected < score
 
 
 def test_a_terminal_with_a_fraud_rate_is_named_by_its_history_column(saved) -> None:

@@ -43,7 +43,8 @@ def test_too_few_frauds_leave_the_score_label_free(trained) -> None:
     known[np.flatnonzero(trained.label == 1)[:3]] = True
     known[np.flatnonzero(trained.label == 0)[:3000]] = True
     model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
-    assert model.metrics["has_head"] == 0 and ap(model, trained) == ap(trained.day_zero, trained)
+    assert model.metrics["has_head"] == 0
+    assert ap(model, trained) == ap(trained.day_zero, trained)
 
 
 def test_rows_after_the_last_known_one_change_nothing(trained) -> None:

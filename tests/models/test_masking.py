@@ -22,4 +22,5 @@ def test_label_fed_columns_are_never_fields() -> None:
 def test_many_fields_are_each_hidden_in_eight_passes() -> None:
     fields = event_fields([Column(f"x{i}", "numeric", of=f"x{i}") for i in range(30)])
     hidden = views(fields, 30)
-    assert hidden.shape == (8, 30) and (hidden.sum(axis=0) == 2).all()
+    assert hidden.shape == (8, 30)
+    assert (hidden.sum(axis=0) == 2).all()

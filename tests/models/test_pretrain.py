@@ -90,7 +90,8 @@ def test_a_saved_encoder_comes_back_bit_equal(trained, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         surprises_of(back.expectation, cells), surprises_of(trained.pretrained.expectation, cells)
     )
-    assert back.config == trained.pretrained.config and back.rules.columns == trained.pretrained.rules.columns
+    assert back.config == trained.pretrained.config
+    assert back.rules.columns == trained.pretrained.rules.columns
 
 
 def test_tables_that_cannot_be_learned_from_are_refused() -> None:

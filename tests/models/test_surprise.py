@@ -27,4 +27,5 @@ def test_missing_fields_add_nothing_and_more_surprise_never_scores_less() -> Non
     scale = SurpriseScale.fit(0.5 * random.normal(size=(5_000, 2)) ** 2)
     ladder = np.stack([np.linspace(0, 100, 500), np.full(500, np.nan)], axis=1)
     combined = scale.combine(ladder)
-    assert combined[0] == 0 and (np.diff(combined) >= 0).all()
+    assert combined[0] == 0
+    assert (np.diff(combined) >= 0).all()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipelines.alerts import Progress
-from pipelines.contract import Event, EventContract, LabelContract, Refusal
+from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
 from pipelines.order import LABEL, Item, Key, Record, Source, sources
 from pipelines.outbox import Outbox, Row, progress_after
 from pipelines.replica import Replica, is_ahead, places_told
@@ -181,7 +181,8 @@ class World:
                 natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
                 items.append(Item(place or natural, arrival, record, place is not None))
         items.sort()
-        expected, decoded = {}, []
+        expected: dict[tuple[int, int], Published] = {}
+        decoded: list[tuple[Item, Event | Label]] = []
         for item in items:
             record = item.record
             if record.kind == LABEL:

@@ -9,7 +9,8 @@ from tests.pipelines.kill_run import Run, kill_run
 
 @pytest.mark.timeout(300)
 def test_a_scorer_killed_at_every_seam_loses_doubles_and_changes_nothing(kafka: str, tmp_path: Path) -> None:
-    run = Run(kafka, kills=12, per_s=1_100, seed=7)
+    # The wait is negative so that much comes out of turn: its places must survive every kill too.
+    run = Run(kafka, kills=12, per_s=1_100, seed=7, order_wait_ms=-100)
     outcome = kill_run(run, tmp_path)
     print(outcome)
     assert outcome.problems == {}
@@ -20,4 +21,5 @@ def test_a_scorer_killed_at_every_seam_loses_doubles_and_changes_nothing(kafka: 
     counts = outcome.counts
     assert counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"]
     assert counts["events"] / outcome.seconds_of_load >= 1_000
+    assert counts["out of turn"] > 0
     assert min(counts[kind] for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")) > 100

@@ -14,8 +14,8 @@ def record(source: Source, offset: int, stamp_ms: int) -> Record:
     return Record(*source, offset, stamp_ms, None, None)
 
 
-def merge_of(*sources: Source, **more: int) -> Merge:
-    return Merge(dict.fromkeys(sources, 0), label_lag_ms=10, order_wait_ms=5, **more)
+def merge_of(*sources: Source, order_stall_ms: int = 30_000) -> Merge:
+    return Merge(dict.fromkeys(sources, 0), label_lag_ms=10, order_wait_ms=5, order_stall_ms=order_stall_ms)
 
 
 def places(items: list[Item]) -> list[tuple[int, int, int]]:

@@ -103,7 +103,7 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path, damage: str) -> None:
     State(STREAM, 2).snapshot().write(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes({"cut": content[:100], "flip": content, "empty": b""}[damage])
+    path.write_bytes({"cut": bytes(content[:100]), "flip": bytes(content), "empty": b""}[damage])
     with pytest.raises(RestoreError, match=r"a\.snapshot is damaged .* delete it"):
         Snapshot.read(path)
 
