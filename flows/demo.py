@@ -334,7 +334,7 @@ class Demo:
     def _stop(self) -> None:
         """End every child, side by side, within seconds; with `keep` only the scorer."""
         self._stop_scorer()
-        _drain_prefect()
+        servers.drain_prefect()
         if self.keep and self.summary is not None and self.servers is not None and self.broker is not None:
             self.console.print(
                 f"left up: Kafka at {self.broker.bootstrap} and the pages; look on with "
@@ -396,16 +396,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in values.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
-
-
-def _drain_prefect() -> None:
-    """Let Prefect's client send what it holds while its server is up; later it would try for a minute."""
-    if "prefect" in sys.modules:
-        from prefect.events.worker import EventsWorker
-        from prefect.logging.handlers import APILogWorker
-
-        for worker in (APILogWorker, EventsWorker):
-            worker.drain_all(timeout=3)
 
 
 def _empty(folder: Path) -> None:

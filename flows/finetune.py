@@ -104,7 +104,7 @@ def _log_scores(
 ) -> dict[str, float]:
     """Figures and plots of the validation period; those of the baselines carry their name."""
     ours = next(iter(scores.values()))
-    figures = {"alert_rate": float(np.mean(ours >= threshold)), "threshold": threshold}
+    figures = {"alert_rate": float(np.mean(ours >= threshold)), "rows": float(len(ours)), "threshold": threshold}
     run.log_figure("score_histogram", plots.score_histogram(ours, label=label, threshold=threshold))
     if label.any():
         for index, (name, score) in enumerate(scores.items()):

@@ -91,10 +91,9 @@ def _checks(
     checks = {"columns": (f"the stream lacks {missing}" if missing else "all there", not missing)}
     rate = challenger.get("validation_alert_rate")
     if rate is not None and "rate" in stream.budget:
-        checks["alert budget"] = (
-            f"{float(rate):.3%} of {stream.budget['rate']:.3%}",
-            float(rate) <= stream.budget["rate"] * 1.1,
-        )
+        budget, n = stream.budget["rate"], float(challenger["validation_rows"])
+        most = budget + 3 * (budget * (1 - budget) / n) ** 0.5  # three deviations of a binomial count
+        checks["alert budget"] = (f"{float(rate):.3%} of {budget:.3%} on {n:.0f} events", float(rate) <= most)
     key = "validation_average_precision"
     if key in challenger and champion is not None and key in champion:
         new, old = float(challenger[key]), float(champion[key])

@@ -90,6 +90,16 @@ def stop_servers(folder: Path) -> list[str]:
     return [process.name for process in found]
 
 
+def drain_prefect() -> None:
+    """Let Prefect's client send what it holds while its server is up; later it would try for a minute."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=3)
+
+
 def _launch_mlflow(folder: Path) -> Process:
     port = processes.choose_port("mlflow", folder)
     home = folder.resolve() / "mlflow"

@@ -1,9 +1,9 @@
 """Every error of the learning that a user can cause or mend.
 
-    ModelError
-    ├── TableError       a table of rows is not as it must be
-    ├── ArtifactError    a model's files do not match their manifest
-    └── RegistryError    MLflow has no such model, or cannot be reached and there is no copy
+ModelError
+├── TableError       a table of rows is not as it must be
+├── ArtifactError    a model's files do not match their manifest
+└── RegistryError    MLflow has no such model, or cannot be reached and there is no copy
 """
 
 

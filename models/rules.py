@@ -70,6 +70,7 @@ class Rules:
             "surprise.power": self.surprise.power,
             "surprise.knots": self.surprise.knots,
             "surprise.excess": self.surprise.excess,
+            "surprise.weight": self.surprise.weight,
             "tail.knots": self.tail.knots,
             "tail.tail": self.tail.tail,
         }
@@ -103,7 +104,9 @@ class Rules:
                 vocabularies,
                 arrays["coding.whole"],
             ),
-            surprise=SurpriseScale(*(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess"))),
+            surprise=SurpriseScale(
+                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess", "weight"))
+            ),
             tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
             logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),
             threshold=float(config["threshold"]),

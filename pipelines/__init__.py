@@ -13,8 +13,10 @@ features.py   window features: ONE definition for replay and live
 state.py      the fold: duplicates, labels, windows -> one row of features per event; snapshot, restore
 training.py   the lake folded again in the one order; the training table as of a time
 alerts.py     what is published: scores, alerts, dead letters, progress
-lane.py       the outbox of one partition, and the guarded transactions that empty it
-scorer.py     the live loop: read -> order -> contract -> fold -> outbox -> lanes
+replica.py    one order -> contract -> fold -> what each outbox gets; restarts; no broker
+outbox.py     rows of one partition between fold and publication
+lane.py       the guarded transactions that empty an outbox
+scorer.py     the live loop: read -> replica -> lanes; snapshots
 faults.py     crash as a test input
 audit.py      reconcile (in = scored + refused + duplicates) and the skew audit
 simulate.py   a synthetic payment stream with fraud; a folder of past events

@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 from flows.cli import app, shipped_streams
 from pipelines.stream import load
 
-COMMANDS = [
-    "demo", "simulate", "ingest", "pretrain", "finetune", "promote", "backtest", "score", "alerts", "label", "reconcile",
-]  # fmt: skip
+FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
+COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile"]
 
 
 def unmask(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flows import processes
-from flows.servers import Servers
+from flows.servers import Servers, drain_prefect
 from flows.settings import Settings
 from pipelines import audit, broker, replay
 from pipelines.alerts import Alert, Score, decode
@@ -24,14 +25,15 @@ N_USERS, N_HISTORY, N_LIVE, N_ODD = 60, 6_000, 1_500, 12
 
 
 @pytest.fixture
-def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home of its own, and the session's servers in the environment."""
     monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
     monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
-    return tmp_path
+    yield tmp_path
+    drain_prefect()
 
 
 def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> list[dict[str, object]]:

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from models.baselines import compare
 from models.calibrate import Budget
 from models.columns import TableError
-from models.finetune import FinetuneConfig, finetune
+from models.finetune import FinetuneConfig, Model, finetune
 
 QUICK = FinetuneConfig(budget=Budget(rate=0.02), n_networks=1, max_steps=30, min_steps=30, batch=128, validation=0.2)
 
@@ -49,7 +49,7 @@ def test_too_few_frauds_leave_the_score_label_free(trained) -> None:
 
 def test_rows_after_the_last_known_one_change_nothing(trained) -> None:
     known = np.arange(len(trained.table)) < 8000
-    models = []
+    models: list[Model] = []
     for numeric in (trained.table.numeric, trained.table.numeric.copy()):
         if models:
             numeric[8000:] = 123.0

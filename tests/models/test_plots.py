@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from models.plots import training_curves, pr_curve, precision_at_budget, score_histogram
+from models.plots import pr_curve, precision_at_budget, score_histogram, training_curves
 
 RNG = np.random.default_rng(7)
 LABEL = (RNG.random(5_000) < 0.01).astype(np.int8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flows.servers import Servers
-from models.plots import loss_curves
+from models.plots import training_curves
 from models.registry import RegistryError, Resolved, open_run, register, resolve, set_alias, version_of
 
 DIGEST = "0123456789abcdef" * 4
@@ -51,7 +51,7 @@ def test_a_model_goes_through_the_registry_unchanged_and_stays_when_mlflow_goes(
         run.log_params({f"param_{i}": i for i in range(130)})
         for step in range(300):
             run.log_metrics({"loss": 1.0 / (step + 1), "ap": step / 300, "lr": 1e-3, "grad": 0.5}, step=step)
-        run.log_figure("loss", loss_curves({"train": [(0, 1.0), (1, 0.5)]}))
+        run.log_figure("loss", training_curves({"train": [(0, 1.0), (1, 0.5)]}))
         run.log_table("budget", {"rate": [0.001, 0.005], "precision": [0.9, 0.6]})
         version = register(
             "registry-scorer", run, model_folder, digest=DIGEST, tags={"ap": "0.77"}, description="night"

@@ -22,6 +22,14 @@ def test_a_surprise_that_drifts_with_time_is_no_evidence() -> None:
     assert scale.combine(np.array([[20.0, 0.1]]))[0] > scale.combine(np.array([[0.1, 20.0]]))[0] + 3
 
 
+def test_the_extremes_of_a_bounded_field_are_no_evidence() -> None:
+    random = np.random.default_rng(0)
+    nats = 0.5 * random.normal(size=(40_000, 2)) ** 2
+    nats[:, 1] = 0.1 * (random.integers(0, 7, 40_000) - 3) ** 2
+    scale = SurpriseScale.fit(nats)
+    assert scale.combine(np.array([[0.1, 0.9]]))[0] < 0.1
+
+
 def test_missing_fields_add_nothing_and_more_surprise_never_scores_less() -> None:
     random = np.random.default_rng(0)
     scale = SurpriseScale.fit(0.5 * random.normal(size=(5_000, 2)) ** 2)
