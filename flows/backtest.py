@@ -13,6 +13,8 @@ from flows import training_data
 from flows.lineage import lineage
 from flows.settings import Settings
 from models import artifact, baselines, plots, registry
+from models.finetune import FinetuneConfig, finetune
+from models.pretrain import load_pretrained
 from pipelines.errors import UnmaskError
 from pipelines.stream import load
 
@@ -53,6 +55,18 @@ def backtest(
     champion = registry.resolve(f"{spec.name}-scorer", "champion", tracking_uri=uri, cache=settings.model_cache)
     served = artifact.load(champion.folder, expect=champion.digest)
     scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
+    encoder = settings.work_folder(spec, "pretrain") / "encoder"
+    if encoder.is_dir():
+        nothing = np.zeros(len(before.table), bool)
+        day_zero = finetune(
+            load_pretrained(encoder),
+            before.table,
+            label=before.label,
+            known=nothing,
+            config=FinetuneConfig(),
+            seed=seed,
+        )
+        scores["label_free"] = day_zero.score(rows.numeric, rows.categorical)
     scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
     figures: dict[str, float] = {}
     tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}

@@ -71,6 +71,10 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
         table, label = data.table.take(held_out), data.label[held_out]
         scores: dict[str, NDArray[np.floating]] = {"challenger": served.score(table.numeric, table.categorical)}
         if label.any():
+            day_zero = finetune_head(
+                pretrained, data.table, label=data.label, known=np.zeros_like(data.known), config=config, seed=seed
+            )
+            scores["label_free"] = day_zero.score(table.numeric, table.categorical)
             scores |= baselines.compare(data.table, label=data.label, known=data.known, test=table, seed=seed)
         figures = _log_scores(run, label, scores, served.threshold)
         marks = tags | {f"validation_{name}": f"{value:.6f}" for name, value in figures.items()}
@@ -104,14 +108,14 @@ def _log_scores(
 ) -> dict[str, float]:
     """Figures and plots of the validation period; those of the baselines carry their name."""
     ours = next(iter(scores.values()))
-    figures = {"alert_rate": float(np.mean(ours >= threshold)), "rows": float(len(ours)), "threshold": threshold}
+    figures = {"alert_rate": float(np.mean(ours > threshold)), "rows": float(len(ours)), "threshold": threshold}
     run.log_figure("score_histogram", plots.score_histogram(ours, label=label, threshold=threshold))
     if label.any():
         for index, (name, score) in enumerate(scores.items()):
             prefix = "" if index == 0 else f"{name}_"
             figures[f"{prefix}average_precision"] = float(average_precision_score(label, score))
             figures[f"{prefix}roc_auc"] = float(roc_auc_score(label, score))
-        alerted = ours >= threshold
+        alerted = ours > threshold
         figures["alert_precision"] = float(label[alerted].mean()) if alerted.any() else 0.0
         figures["alert_recall"] = float(alerted[label == 1].mean())
         run.log_figure("precision_recall", plots.pr_curve(label, ours, threshold=threshold))

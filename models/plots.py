@@ -35,8 +35,8 @@ def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold:
     share = float(np.mean(label))
     axes.axhline(share, color=MARK, linestyle=":", linewidth=1)
     axes.text(0.99, share, f" by chance {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
-    if threshold is not None and bool(np.any(cut >= threshold)):
-        at = int(np.flatnonzero(cut >= threshold)[-1])
+    if threshold is not None and bool(np.any(cut > threshold)):
+        at = int(np.flatnonzero(cut > threshold)[-1])
         axes.plot(recall[at], precision[at], "o", color=FRAUD, markersize=8)
         note = f"threshold {threshold:.3g}\nprecision {precision[at]:.1%}, recall {recall[at]:.1%}"
         axes.annotate(note, (recall[at], precision[at]), xytext=(8, 8), textcoords="offset points", fontsize=8)
@@ -98,7 +98,7 @@ def score_histogram(
     if label is not None:
         axes.hist(np.asarray(score)[known], bins=bins, color=FRAUD, alpha=0.75, label="fraud")
     if threshold is not None:
-        alerted = float(np.mean(np.asarray(score) >= threshold))
+        alerted = float(np.mean(np.asarray(score) > threshold))
         axes.axvline(threshold, color=MARK, linestyle="--", linewidth=1.2, label=f"threshold: {alerted:.2%} alerted")
     axes.set_yscale("log")
     axes.set(xlim=(0, 1), title="Scores")

@@ -169,6 +169,7 @@ class Reader:
             max_partition_fetch_bytes=1 << 20,
         )
         self._partitions = {position: TopicPartition(*position) for position in positions}
+        self._held: dict[Position, int] = {}
         self._consumer.assign(list(self._partitions.values()))
         for position, offset in positions.items():
             self._consumer.seek(self._partitions[position], offset)
@@ -206,14 +207,24 @@ class Reader:
 
     def position(self, position: Position) -> int:
         """Next offset to read; moves past control markers too."""
-        return int(self._consumer.position(self._partitions[position]))
+        held = self._held.get(position)
+        return int(self._consumer.position(self._partitions[position])) if held is None else held
 
-    def pause(self, positions: Iterable[Position]) -> None:
-        """Fetch nothing more of exactly these partitions; the others go on."""
-        wanted = {self._partitions[p] for p in positions}
-        paused = self._consumer.paused()
-        self._consumer.pause(*(wanted - paused))
-        self._consumer.resume(*(paused - wanted))
+    def hold(self, positions: Iterable[Position]) -> None:
+        """Fetch nothing more of exactly these partitions; the others go on.
+
+        The held ones are taken out of the assignment. kafka-python 3.0.12's own `pause` loses a partition for good: what
+        had been fetched is parked, and after `resume` it comes back only while no drained fetch of another one lingers.
+        """
+        wanted = set(positions)
+        if wanted == set(self._held):
+            return
+        offsets = {p: self.position(p) for p in self._partitions}
+        self._held = {p: offsets[p] for p in wanted}
+        self._consumer.assign([tp for p, tp in self._partitions.items() if p not in wanted])
+        for p, tp in self._partitions.items():
+            if p not in wanted:
+                self._consumer.seek(tp, offsets[p])
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)

@@ -148,7 +148,7 @@ class Lane:
             numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
             categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
             values = [float(f"{value:.8g}") for value in model.score(numeric, categorical).tolist()]
-            alerting = np.array(values) >= model.threshold  # of what is published, so that anybody finds the same
+            alerting = np.array(values) > model.threshold  # of what is published, so that anybody finds the same
             n_alerts = int(alerting.sum())
             scores = [self._score(row, v, a) for row, v, a in zip(scored, values, alerting.tolist(), strict=True)]
             messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]

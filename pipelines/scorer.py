@@ -106,6 +106,7 @@ class Scorer:
             clock = (self._clock_topic, 0)
             positions[clock] = broker.bounds(connection, [self._clock_topic])[clock][0]
         self._reader = Reader(connection, positions)
+        self._held: set[Source] = set()
 
     @property
     def state(self) -> State:
@@ -139,7 +140,7 @@ class Scorer:
             time.sleep(0.01)  # back-pressure: nothing is read until the lanes have made room
             return
         self._take(self._reader.poll())
-        self._reader.pause(self._positions[s] for s in self._replica.merge.hoards(MAX_IN_HAND))
+        self._hold_hoards()
         self._ask()
         for puts in self._replica.advance(fault=self.setting.fault):
             self._put(puts)
@@ -164,6 +165,12 @@ class Scorer:
                 records.append(Record(source.kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value))
         self.counters.n_read += len(records)
         self._replica.merge.add(records)
+
+    def _hold_hoards(self) -> None:
+        """Hold partitions that are far ahead of the others, until half of what they have in hand is folded."""
+        merge = self._replica.merge
+        self._held = merge.hoards(MAX_IN_HAND) | (self._held & merge.hoards(MAX_IN_HAND // 2))
+        self._reader.hold(self._positions[s] for s in self._held)
 
     def _ask(self) -> None:
         """Ask the broker where the partitions end; the answer holds for the moment the question was sent."""

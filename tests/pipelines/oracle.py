@@ -255,8 +255,8 @@ def judge(bootstrap: str, name: str) -> dict[str, Any]:
             ("value", score["score"], value),
             ("lateness", score["late_ms"], one.late_ms),
             ("turn", score["out_of_order"], one.raw.told),
-            ("alert mark", score["alert"], value >= THRESHOLD),  # what is published decides
-            ("alert", alert and alert["score"], value if value >= THRESHOLD else None),
+            ("alert mark", score["alert"], value > THRESHOLD),  # what is published decides
+            ("alert", alert and alert["score"], value if value > THRESHOLD else None),
         ):
             if seen != wanted:
                 problems[f"scores: {what} differs"] += 1
