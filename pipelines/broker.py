@@ -213,8 +213,8 @@ class Reader:
     def hold(self, positions: Iterable[Position]) -> None:
         """Fetch nothing more of exactly these partitions; the others go on.
 
-        The held ones are taken out of the assignment. kafka-python 3.0.12's own `pause` loses a partition for good: what
-        had been fetched is parked, and after `resume` it comes back only while no drained fetch of another one lingers.
+        The held ones are taken out of the assignment. kafka-python 3.0.12's own `pause` can lose a partition for good:
+        what had been fetched is parked, and after `resume` it stays so while a drained fetch of another one lingers.
         """
         wanted = set(positions)
         if wanted == set(self._held):
