@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Alias = Literal["champion", "challenger"]
 
+# MLflow's pages then show an experiment as training, not as work on prompts.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 # The folder of a run's artifacts that holds the model.
 MODEL_FOLDER = "model"
 
@@ -307,7 +310,7 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     try:
-        return client.create_experiment(name)
+        return client.create_experiment(name, tags=EXPERIMENT_TAGS)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
