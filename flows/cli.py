@@ -89,11 +89,11 @@ def kafka_start() -> None:
 
 @kafka_app.command("stop")
 def kafka_stop() -> None:
-    """Stop the broker; its data stays."""
+    """Stop the broker, and one that `unmask demo --keep` left up; their data stays."""
     from flows import kafka_server
 
-    broker = kafka_server.stop_broker(_settings().kafka_folder)
-    out.print(f"stopped {broker.version}" if broker else "no broker was running")
+    stopped = [broker for folder in _settings().kafka_folders if (broker := kafka_server.stop_broker(folder))]
+    out.print("\n".join(f"stopped {broker.version}" for broker in stopped) or "no broker was running")
 
 
 @kafka_app.command("status")
@@ -101,9 +101,12 @@ def kafka_status() -> None:
     """Say what runs and where; exit code 1 where nothing does."""
     from flows import kafka_server
 
-    broker = kafka_server.find_broker(_settings().kafka_folder)
-    out.print(f"{broker.version} listens on {broker.bootstrap}, log {broker.log}" if broker else "no broker is running")
-    raise typer.Exit(0 if broker else 1)
+    running = [broker for folder in _settings().kafka_folders if (broker := kafka_server.find_broker(folder))]
+    for broker in running:
+        out.print(f"{broker.version} listens on {broker.bootstrap}, log {broker.log}", soft_wrap=True)
+    if not running:
+        out.print("no broker is running")
+    raise typer.Exit(0 if running else 1)
 
 
 @ui_app.command("start")

@@ -68,7 +68,7 @@ class Demo:
         self.servers: servers.Servers | None = None
         self.servers_were_up = False
         self.scorer: processes.Process | None = None
-        self.summary: dict[str, Any] = {}
+        self.finished = False
 
     def run(self) -> bool:
         """Run the loop; True where every event is accounted for and every feature is equal offline and live."""
@@ -104,7 +104,7 @@ class Demo:
     def _start_servers(self) -> None:
         settings = Settings()
         self.servers_were_up = servers.find_servers(settings.ui_folder) is not None
-        folder = self.home / "demo-kafka"
+        folder = settings.demo_kafka_folder
         if kafka_server.find_broker(folder) is not None:
             kafka_server.stop_broker(folder)
         _empty(folder)
@@ -310,6 +310,7 @@ class Demo:
         target = self.out / "summary.json"
         target.write_text(json.dumps(summary, indent=2) + "\n")
         self._print(stream, live, summary, target)
+        self.finished = True
         accounted = found.n_scored + found.n_refused + found.n_duplicates
         whole = found.holds and found.n_events == accounted == live.n_sent and not found.pending
         equal = skew.checked == skew.equal == found.n_scored
@@ -335,11 +336,10 @@ class Demo:
         """End every child, side by side, within seconds; with `keep` only the scorer."""
         self._stop_scorer()
         servers.drain_prefect()
-        if self.keep and self.summary is not None and self.servers is not None and self.broker is not None:
+        if self.keep and self.finished:
             self.console.print(
-                f"left up: Kafka at {self.broker.bootstrap} and the pages; look on with "
-                f"`KAFKA_BOOTSTRAP_SERVERS={self.broker.bootstrap} unmask alerts --stream {self._stream_path}`; "
-                "end them with `unmask ui stop` and by `make demo` or `unmask demo` starting anew",
+                f"left up; look on with `unmask alerts --stream {self._stream_path} --follow`, "
+                "end them with `unmask kafka stop` and `unmask ui stop`",
                 soft_wrap=True,
             )
             return

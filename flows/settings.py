@@ -36,14 +36,14 @@ class Settings(BaseSettings):
     ssl_cafile: Path | None = Field(None, validation_alias="KAFKA_SSL_CAFILE")
 
     def connection(self) -> Connection:
-        """Kafka, as named by KAFKA_BOOTSTRAP_SERVERS or started by `unmask kafka start`.
+        """Kafka, as named by KAFKA_BOOTSTRAP_SERVERS, or started here by `unmask kafka start` or `unmask demo --keep`.
 
         Raises:
             SettingsError: neither is there.
         """
         if self.kafka:
             return Connection(self.kafka, self._client_options())
-        local = kafka_server.find_broker(self.kafka_folder)
+        local = next(filter(None, map(kafka_server.find_broker, self.kafka_folders)), None)
         if local is None:
             raise SettingsError("no Kafka: run `unmask kafka start`, or set KAFKA_BOOTSTRAP_SERVERS=host:port")
         return Connection(local.bootstrap)
@@ -89,6 +89,16 @@ class Settings(BaseSettings):
     @property
     def kafka_folder(self) -> Path:
         return self.home / "kafka"
+
+    @property
+    def demo_kafka_folder(self) -> Path:
+        """The demo's broker has data of its own, forgotten by the next demo."""
+        return self.home / "demo-kafka"
+
+    @property
+    def kafka_folders(self) -> tuple[Path, Path]:
+        """Where a broker of this machine may run: that of daily work, then that of `unmask demo --keep`."""
+        return self.kafka_folder, self.demo_kafka_folder
 
     @property
     def ui_folder(self) -> Path:
