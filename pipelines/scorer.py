@@ -177,7 +177,9 @@ class Scorer:
         now_ms = time.time() * 1000
         if now_ms - self._asked_ms >= ASK_EVERY_MS:
             self._asked_ms = now_ms
-            for position, end in self._reader.ends().items():
+            # A replay's marks say how far time has come: only our own positions are news there.
+            ends = self._reader.ends() if self._live else dict.fromkeys(self._by_position, 0)
+            for position, end in ends.items():
                 if source := self._by_position.get(position):
                     at = self._reader.position(position)
                     self._replica.merge.observe(source, position=at, end=end, asked_ms=now_ms, live=self._live)
