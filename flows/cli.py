@@ -207,7 +207,8 @@ def ingest(stream: StreamOption = None) -> None:
     _report_to_prefect()
     from flows.ingest import ingest as flow
 
-    out.print(flow.with_options(retries=0)(path))
+    counts = flow.with_options(retries=0)(path)
+    out.print(", ".join(f"{n:,} {name.removeprefix('n_')}" for name, n in vars(counts).items()))
 
 
 @app.command()

@@ -175,7 +175,7 @@ class Demo:
         from flows.promote import promote
 
         steps: list[tuple[str, Callable[[], Any]]] = [
-            ("ingest", lambda: ingest.with_options(retries=0)(self._stream_path)),
+            ("ingest", lambda: f"{ingest.with_options(retries=0)(self._stream_path).n_events:,} events in the lake"),
             (
                 "pretrain",
                 lambda: pretrain.with_options(retries=0)(self._stream_path, as_of_ms=live_from_ms, seed=self.seed),

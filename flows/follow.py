@@ -101,8 +101,9 @@ def panel(alert: Alert) -> Panel:
     if alert.late_ms:
         head.append(f"   {alert.late_ms / 1000:.0f} s late", style="yellow")
     reasons = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("field", "actual", "expected", "surprise", "score had it been as expected"):
-        reasons.add_column(name, justify="left" if name == "field" else "right")
+    reasons.add_column("field", overflow="fold")
+    for name in ("actual", "expected", "surprise", "score if expected"):
+        reasons.add_column(name, justify="right", no_wrap=True)
     for r in alert.reasons:
         reasons.add_row(r.field, shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
     foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {alert.model[:12]}", style="dim")

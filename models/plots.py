@@ -37,11 +37,9 @@ def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold:
     axes.text(0.99, share, f" by chance {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
     if threshold is not None and bool(np.any(cut > threshold)):
         at = int(np.flatnonzero(cut > threshold)[-1])
-        axes.plot(recall[at], precision[at], "o", color=FRAUD, markersize=8)
-        note = f"threshold {threshold:.3g}\nprecision {precision[at]:.1%}, recall {recall[at]:.1%}"
-        # Inside the axes wherever the point lies: towards the middle.
-        away = (10 if recall[at] < 0.6 else -110, 10 if precision[at] < 0.5 else -28)
-        axes.annotate(note, (recall[at], precision[at]), xytext=away, textcoords="offset points", fontsize=8)
+        note = f"threshold {threshold:.3g}: precision {precision[at]:.1%}, recall {recall[at]:.1%}"
+        axes.plot(recall[at], precision[at], "o", color=FRAUD, markersize=8, label=note)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 0.04), frameon=False)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), title=f"Precision and recall: average precision {average:.3f}")
     return figure
 

@@ -69,7 +69,8 @@ class Run:
     @property
     def url(self) -> str:
         """The run's page."""
-        return f"{self.tracking_uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        path = f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{self.tracking_uri}{path}?workflowType=machine_learning"
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Add a point to each named curve."""
