@@ -11,12 +11,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows import training_data
 from flows.lineage import lineage
-from flows.settings import Settings
+from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
 from models.finetune import FinetuneConfig, finetune
 from models.pretrain import load_pretrained
+from pipelines.alerts import rfc3339
 from pipelines.errors import UnmaskError
-from pipelines.stream import load
+from pipelines.lake import Lake
+from pipelines.stream import Stream, load
 
 
 class NothingToTestError(UnmaskError):
@@ -33,8 +35,8 @@ def backtest(
         stream: path of the stream file.
         since_ms: the first moment of the test period, ms since 1970; the baselines know what had matured by then.
         until_ms: its end; None is the end of the lake.
-        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None takes
-            the labels that had come by `until_ms`.
+        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None tests on
+            the events whose labels have matured in the lake.
         seed: of the baselines.
 
     Returns:
@@ -42,17 +44,31 @@ def backtest(
     """
     settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)
+    uri = settings.tracking_uri()
+    name = registry_name(spec)
+    found = registry.version_of(name, "champion", tracking_uri=uri)
+    if found is None:
+        raise NothingToTestError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
+    trained_ms = int(found[1].get("as_of_ms", "0"))
+    if trained_ms > since_ms:
+        raise NothingToTestError(
+            f"the champion learned from events up to {rfc3339(trained_ms)}: a test from {rfc3339(since_ms)} on would "
+            "only show what it remembers; give a later --since, or promote a model made with an earlier --as-of"
+        )
     before = training_data.load(lake, spec, as_of_ms=since_ms)
-    whole = training_data.load(lake, spec, as_of_ms=until_ms or 2**62)
+    whole = training_data.load(lake, spec, as_of_ms=_end_ms(lake, spec))
     test = whole.table.time_ms >= since_ms
     if until_ms is not None:
         test &= whole.table.time_ms < until_ms
-    label = whole.label if truth is None else _labels_of(whole.event_id, Path(truth))
+    label = whole.label
+    if truth is None:
+        test &= whole.known
+    else:
+        label = _labels_of(whole.event_id, Path(truth))
     if not label[test].any():
-        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels")
+        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels to mature")
     rows = whole.table.take(test)
-    uri = settings.tracking_uri()
-    champion = registry.resolve(f"{spec.name}-scorer", "champion", tracking_uri=uri, cache=settings.model_cache)
+    champion = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
     served = artifact.load(champion.folder, expect=champion.digest)
     scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
     encoder = settings.work_folder(spec, "pretrain") / "encoder"
@@ -79,6 +95,12 @@ def backtest(
         run.log_figure("precision_at_budget", plots.precision_at_budget(label[test], scores["champion"]))
     create_table_artifact(key="backtest", table=[figures], description=f"[MLflow run]({run.url})")
     return figures
+
+
+def _end_ms(lake: Lake, stream: Stream) -> int:
+    """Just after the last arrival in the lake, labels in effect: the replay's clock, or the wall's."""
+    lag_ms = stream.labels.lag_ms if stream.labels else 0
+    return max(lake.arrivals().values(), default=0) + lag_ms + 1
 
 
 def _labels_of(event_id: pl.Series, truth: Path) -> NDArray[np.int8]:

@@ -74,13 +74,17 @@ def demo(
     """
     from flows.demo import Demo
 
-    holds = Demo(data=data, stream_file=stream, out=out_folder, keep=keep, rate=rate, seed=seed, console=out).run()
+    stream_file = _stream_path(stream) if stream and data else None
+    holds = Demo(data=data, stream_file=stream_file, out=out_folder, keep=keep, rate=rate, seed=seed, console=out).run()
     raise typer.Exit(0 if holds else 1)
 
 
 @kafka_app.command("start")
 def kafka_start() -> None:
-    """Start a broker (or find the one that runs) and print its address."""
+    """Start a broker (or find the one that runs) and print its address; exit code 2 where none can be had.
+
+    [bold]Example[/bold]  export KAFKA_BOOTSTRAP_SERVERS=$(unmask kafka start)
+    """
     from flows import kafka_server
 
     broker = kafka_server.start_broker(_settings().kafka_folder, log=err.print)
@@ -111,7 +115,10 @@ def kafka_status() -> None:
 
 @ui_app.command("start")
 def ui_start() -> None:
-    """Start the MLflow and Prefect servers (or find them) and print their pages."""
+    """Start the MLflow and Prefect servers (or find them) and print their pages.
+
+    [bold]Example[/bold]  unmask ui start
+    """
     from flows import servers
 
     servers.start_servers(_settings().ui_folder, log=out.print)
@@ -165,7 +172,7 @@ def simulate(
     from pipelines import replay
     from pipelines import simulate as simulator
 
-    spec = _stream(stream, default="payments")
+    spec = _stream(stream if data else None, default="payments")
     frame = (
         simulator.read_folder(spec, data)
         if data
@@ -353,10 +360,11 @@ def label(
 
 @app.command()
 def reconcile(stream: StreamOption = None) -> None:
-    """Check that events = scored + refused + duplicates, by offsets, and that lake and live features are equal.
+    """Check that events = scored + refused + duplicates, by offsets, and that lake and live scores are equal.
 
     [bold]Example[/bold]  unmask reconcile --stream payments
     """
+    from flows.serve import champion
     from pipelines import audit
 
     settings, spec = _settings(), _stream(stream)
@@ -368,9 +376,16 @@ def reconcile(stream: StreamOption = None) -> None:
     for what in ("missing", "doubled", "stray", "unscored_duplicates"):
         if places := getattr(found, what):
             out.print(f"[red]{what}[/red]: {len(places):,}, first (partition, offset) {places[:5]}")
-    skew = audit.skew_audit(settings.lake(spec), spec)
-    out.print(f"skew audit of the ingested scores: checked {skew.checked:,}, equal {skew.equal:,}")
-    raise typer.Exit(0 if found.holds and skew.equal == skew.checked else 1)
+    skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec))
+    out.print(
+        f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}; scored again by "
+        f"the champion {skew.n_model_checked:,}, of which {skew.n_score_differs:,} differ by more than 1e-5"
+    )
+    if skew.checked < found.n_scored:
+        out.print(
+            f"{found.n_scored - skew.checked:,} scores are not in the lake yet; run `unmask ingest` and check again"
+        )
+    raise typer.Exit(0 if found.holds and skew.holds and skew.checked >= found.n_scored else 1)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class Demo:
         self.servers_were_up = False
         self.scorer: processes.Process | None = None
         self.finished = False
+        self.topics: list[str] = []  # made by this run
 
     def run(self) -> bool:
         """Run the loop; True where every event is accounted for and every feature is equal offline and live."""
@@ -92,7 +94,7 @@ class Demo:
     def _events(self) -> tuple[pl.DataFrame, Path]:
         """The events, in time order, and the stream file that describes them."""
         if self.data is None:
-            source = self.stream_file or SHIPPED / "payments.toml"
+            source = SHIPPED / "payments.toml"
             frame = simulate.payments(seed=self.seed, start=SIMULATED_START, **SIMULATED)
             self._say("events", f"{len(frame):,} simulated payments over {SIMULATED['days']} days")
             return frame, source
@@ -112,8 +114,12 @@ class Demo:
             starting = pool.submit(
                 servers.start_servers, settings.ui_folder, log=lambda line: self._say("server", line)
             )
-            self.broker = kafka_server.start_broker(folder, log=lambda line: self._say("server", line))
-            self.servers = starting.result()
+            try:
+                self.broker = kafka_server.start_broker(folder, log=lambda line: self._say("server", line))
+                self.servers = starting.result()
+            except BaseException:
+                self._stop_pages()  # the waiting start notices that its servers have ended
+                raise
         os.environ |= {
             **servers.NO_CALLS_HOME,
             "KAFKA_BOOTSTRAP_SERVERS": self.broker.bootstrap,
@@ -124,6 +130,10 @@ class Demo:
         os.environ |= servers.NO_PREFECT_CONSOLE
         broker.wait_until_up(self._connection, deadline_s=30)
 
+    def _stop_pages(self) -> None:
+        if not self.servers_were_up:
+            servers.stop_servers(Settings().ui_folder)
+
     @property
     def _connection(self) -> Connection:
         return Settings().connection()
@@ -133,15 +143,19 @@ class Demo:
         return self.out / "stream.toml"
 
     def _fresh_topics(self, source: Path) -> Stream:
-        """The stream under topics of its own: a copy of its file in the demo's folder names them."""
+        """The stream under a name and topics of its own: the demo replaces no champion of daily work."""
         spec = streams.load(source)
-        topics = f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-        lines = [line for line in source.read_text().splitlines() if not line.startswith("topics")]
-        at = next(i for i, line in enumerate(lines) if line.strip() == "[stream]") + 1
+        name, topics = f"{spec.name}-demo", f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        text = source.read_text(encoding="utf-8")
+        table = re.search(r"(?ms)^[ \t]*\[stream\][^\n]*\n(.*?)(?=^[ \t]*\[|\Z)", text)
+        assert table is not None  # the file has just been loaded
+        others = re.sub(r"(?m)^[ \t]*(name|topics)[ \t]*=.*\n?", "", table[1])
+        named = f'name = "{name}"\ntopics = "{topics}"\n'
         self.out.mkdir(parents=True, exist_ok=True)
-        self._stream_path.write_text("\n".join([*lines[:at], f'topics = "{topics}"', *lines[at:], ""]))
+        self._stream_path.write_text(text[: table.start(1)] + named + others + text[table.end(1) :], encoding="utf-8")
         stream = streams.load(self._stream_path)
         replay.create_stream_topics(self._connection, stream, n_partitions=N_PARTITIONS, append_time=False)
+        self.topics = [stream.topic(kind) for kind in streams.TOPICS]
         return stream
 
     def _live_span(self, frame: pl.DataFrame, stream: Stream) -> tuple[int, int]:
@@ -253,11 +267,16 @@ class Demo:
         while time.monotonic() < until:
             status = self._scorer_status(stream)
             done = status.get("scored", 0) + status.get("refused", 0) + status.get("duplicates", 0)
-            if done >= n_events and len(follower.scores) >= status["scored"]:
+            alerted = sum(s.alert for s in list(follower.scores.values()))
+            if done >= n_events and len(follower.scores) >= status["scored"] and len(follower.alerts) >= alerted:
                 return
             if self.scorer is None or not self.scorer.is_running:
                 raise UnmaskError(f"the scorer ended; its log is {self.out / 'scorer.log'}")
             time.sleep(0.1)
+        raise UnmaskError(
+            f"{n_events:,} events were sent, {len(follower.scores):,} scores came within {LIVE_DEADLINE_S:.0f} s; "
+            f"the scorer's log is {self.out / 'scorer.log'}"
+        )
 
     def _stop_scorer(self) -> None:
         if self.scorer is not None:
@@ -313,7 +332,7 @@ class Demo:
         self.finished = True
         accounted = found.n_scored + found.n_refused + found.n_duplicates
         whole = found.holds and found.n_events == accounted == live.n_sent and not found.pending
-        equal = skew.checked == skew.equal == found.n_scored
+        equal = skew.holds and skew.checked == skew.equal == found.n_scored
         if not (whole and equal):
             self.console.print(f"[bold red]The books do not balance:[/bold red] {found}; skew audit {skew}")
         return whole and equal
@@ -343,11 +362,12 @@ class Demo:
                 soft_wrap=True,
             )
             return
+        if self.broker is not None and self.broker.kind == "external" and self.topics:
+            broker.delete_topics(self._connection, self.topics)
         stops: list[Callable[[], None]] = []
         if self.broker is not None:
             stops.append(self.broker.stop)
-        if self.servers is not None and not self.servers_were_up:
-            stops.append(self.servers.stop)
+        stops.append(self._stop_pages)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda stop: stop(), stops))
         if stops:

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows import progress, training_data
 from flows.lineage import lineage
-from flows.settings import Settings
+from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
 from models.calibrate import Budget
 from models.finetune import FinetuneConfig
@@ -67,7 +67,7 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
         )
         digest = artifact.save(model, folder / "model", lineage=tags)
         served = artifact.load(folder / "model", expect=digest)
-        held_out = _validation_rows(data.known, config.validation)
+        held_out = _validation_rows(data.known, config.validation, has_head=bool(model.metrics["has_head"]))
         table, label = data.table.take(held_out), data.label[held_out]
         scores: dict[str, NDArray[np.floating]] = {"challenger": served.score(table.numeric, table.categorical)}
         if label.any():
@@ -76,21 +76,49 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
             )
             scores["label_free"] = day_zero.score(table.numeric, table.categorical)
             scores |= baselines.compare(data.table, label=data.label, known=data.known, test=table, seed=seed)
+        if (champion := _champion(settings, spec)) is not None and champion.columns == served.columns:
+            scores["champion"] = champion.score(table.numeric, table.categorical)
         figures = _log_scores(run, label, scores, served.threshold)
+        figures |= _recent_alerts(served, data)
         marks = tags | {f"validation_{name}": f"{value:.6f}" for name, value in figures.items()}
         version = registry.register(
-            f"{spec.name}-scorer", run, folder / "model", digest=digest, tags=marks, description=_words(figures)
+            registry_name(spec), run, folder / "model", digest=digest, tags=marks, description=_words(figures)
         )
-        registry.set_alias(f"{spec.name}-scorer", "challenger", version, tracking_uri=settings.tracking_uri())
+        registry.set_alias(registry_name(spec), "challenger", version, tracking_uri=settings.tracking_uri())
     create_link_artifact(key="finetune", link=run.url, link_text="MLflow run")
     create_table_artifact(key="finetune-validation", table=[figures], description="On the validation period")
     return version
 
 
-def _validation_rows(known: NDArray[np.bool_], share: float) -> NDArray[np.int64]:
-    """The rows that fine-tuning kept for validation: the last share, in time, of the known ones (or of all)."""
-    rows = np.flatnonzero(known) if known.any() else np.arange(len(known))
-    return rows[len(rows) - int(len(rows) * share) :]
+def _validation_rows(known: NDArray[np.bool_], share: float, *, has_head: bool) -> NDArray[np.int64]:
+    """The rows the threshold was chosen on: the last share, in time, of the known ones; without a head and with few
+    known ones the last tenth of all, as in `models.finetune`.
+    """
+    rows = np.flatnonzero(known)
+    last = rows[len(rows) - int(len(rows) * share) :]
+    return last if has_head or len(last) >= 1000 else np.arange(len(known) - max(1, len(known) // 10), len(known))
+
+
+def _champion(settings: Settings, stream: Stream) -> artifact.ServedModel | None:
+    """The model that serves now, to be compared on the same rows; None where there is none."""
+    uri, name = settings.tracking_uri(), registry_name(stream)
+    if registry.version_of(name, "champion", tracking_uri=uri) is None:
+        return None
+    found = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
+    try:
+        return artifact.load(found.folder, expect=found.digest)
+    except artifact.ArtifactError:
+        return None  # of another format, or damaged: it is about to be replaced
+
+
+def _recent_alerts(served: artifact.ServedModel, data: training_data.TrainingData) -> dict[str, float]:
+    """Share of alerts among the newest events, whose labels are not mature: they chose neither head nor threshold."""
+    recent = np.flatnonzero(~data.known) if data.known.any() else np.zeros(0, np.int64)
+    if not len(recent):
+        return {}
+    rows = data.table.take(recent)
+    rate = float(np.mean(served.score(rows.numeric, rows.categorical) > served.threshold))
+    return {"recent_alert_rate": rate, "recent_rows": float(len(recent))}
 
 
 def budget_of(stream: Stream) -> Budget:

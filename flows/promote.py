@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.lineage import lineage
-from flows.settings import Settings
+from flows.settings import Settings, registry_name
 from models import artifact, registry
 from pipelines.errors import UnmaskError
 from pipelines.stream import Stream, load
@@ -53,7 +53,7 @@ def promote(stream: Path, force: bool = False) -> Decision:
         force: move the alias even where a check fails; a model that does not load is never promoted.
     """
     settings, spec = Settings(), load(Path(stream))
-    uri, name = settings.tracking_uri(), f"{spec.name}-scorer"
+    uri, name = settings.tracking_uri(), registry_name(spec)
     found = registry.version_of(name, "challenger", tracking_uri=uri)
     if found is None:
         raise NothingToPromoteError(f"{name} has no challenger in MLflow at {uri}; run `unmask finetune` first")
@@ -61,7 +61,7 @@ def promote(stream: Path, force: bool = False) -> Decision:
     champion = registry.version_of(name, "champion", tracking_uri=uri)
     resolved = registry.resolve(name, "challenger", tracking_uri=uri, cache=settings.model_cache)
     model = artifact.load(resolved.folder, expect=resolved.digest)
-    checks = _checks(spec, tags, champion[1] if champion else None, {c.name for c in model.columns})
+    checks = _checks(spec, tags, {c.name for c in model.columns})
     promoted = force or all(holds for _, holds in checks.values())
     decision = Decision(version, resolved.digest, promoted, checks)
     marks = lineage(spec, settings.lake(spec)) | {
@@ -84,20 +84,21 @@ def promote(stream: Path, force: bool = False) -> Decision:
     return decision
 
 
-def _checks(
-    stream: Stream, challenger: dict[str, str], champion: dict[str, str] | None, columns: set[str]
-) -> dict[str, tuple[str, bool]]:
+def _checks(stream: Stream, challenger: dict[str, str], columns: set[str]) -> dict[str, tuple[str, bool]]:
     missing = sorted(columns - {c.name for c in stream.columns})
     checks = {"columns": (f"the stream lacks {missing}" if missing else "all there", not missing)}
-    rate = challenger.get("validation_alert_rate")
-    if rate is not None and "rate" in stream.budget:
-        budget, n = stream.budget["rate"], float(challenger["validation_rows"])
-        most = budget + 3 * (budget * (1 - budget) / n) ** 0.5  # three deviations of a binomial count
-        checks["alert budget"] = (f"{float(rate):.3%} of {budget:.3%} on {n:.0f} events", float(rate) <= most)
+    rate, n = (float(challenger.get(f"validation_recent_{name}", "nan")) for name in ("alert_rate", "rows"))
+    if "rate" in stream.budget and n > 0:
+        budget = stream.budget["rate"]
+        most = 1.5 * budget + 3 * (budget * (1 - budget) / n) ** 0.5  # drift, and three deviations of a binomial count
+        checks["alert budget"] = (f"{rate:.3%} of {budget:.3%} on the {n:.0f} newest events", rate <= most)
     key = "validation_average_precision"
-    if key in challenger and champion is not None and key in champion:
-        new, old = float(challenger[key]), float(champion[key])
-        checks["average precision"] = (f"{new:.3f}, the champion had {old:.3f}", new >= old - TOLERATED_LOSS)
+    if key in challenger and "validation_champion_average_precision" in challenger:
+        new, old = float(challenger[key]), float(challenger["validation_champion_average_precision"])
+        checks["average precision"] = (
+            f"{new:.3f}, the champion {old:.3f} on the same events",
+            new >= old - TOLERATED_LOSS,
+        )
     return checks
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.settings import Settings
+from flows.settings import Settings, registry_name
 from models import artifact, registry
 from models.artifact import ServedModel
 from models.explain import Explanation
@@ -72,15 +73,20 @@ def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:
 
 def champion(settings: Settings, stream: Stream) -> ColumnsByName:
     """The champion through ONNX Runtime, from MLflow or, where that is down, the last good copy."""
-    resolved = registry.resolve(
-        registry_name(stream),
-        "champion",
-        tracking_uri=settings.tracking_uri_or_nowhere(),
-        cache=settings.model_cache,
-    )
+    name, cache = registry_name(stream), settings.model_cache
+    resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri_or_nowhere(), cache=cache)
     if not resolved.registry_answered:
         log.warning("MLflow does not answer; serving the last good copy, version %s", resolved.version)
-    model = ColumnsByName(artifact.load(resolved.folder, expect=resolved.digest), stream)
+    try:
+        served = artifact.load(resolved.folder, expect=resolved.digest)
+    except artifact.ArtifactError:
+        if not resolved.registry_answered:
+            raise
+        log.warning("the copy of version %s is damaged; fetching it again", resolved.version)
+        shutil.rmtree(resolved.folder)
+        resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri(), cache=cache)
+        served = artifact.load(resolved.folder, expect=resolved.digest)
+    model = ColumnsByName(served, stream)
     if model.missing:
         log.warning(
             "the model knows columns that the stream does not have; they are masked: %s",
@@ -88,11 +94,6 @@ def champion(settings: Settings, stream: Stream) -> ColumnsByName:
         )
     log.info("model version %s, digest %s", resolved.version, resolved.digest[:12])
     return model
-
-
-def registry_name(stream: Stream) -> str:
-    """Name of the stream's model in the registry."""
-    return f"{stream.name}-scorer"
 
 
 def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault: faults.Fault) -> None:
@@ -116,7 +117,7 @@ def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault:
 
 
 def _write_status(path: Path, scorer: Scorer) -> None:
-    """What the scorer is doing, for `unmask score --status`, health checks and the demo."""
+    """What the scorer is doing, for health checks and the demo."""
     published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
     status = {
         "pid": os.getpid(),

@@ -14,6 +14,11 @@ from pipelines.lake import Lake
 from pipelines.stream import Stream
 
 
+def registry_name(stream: Stream) -> str:
+    """Name of the stream's model in the registry."""
+    return f"{stream.name}-scorer"
+
+
 class SettingsError(UnmaskError):
     """A setting is missing; says which and how to give it."""
 
@@ -110,7 +115,7 @@ class Settings(BaseSettings):
 
     def lake(self, stream: Stream) -> Lake:
         """The stream's lake."""
-        return Lake(self.home / "lake" / stream.topics, stream)
+        return Lake(self.home / "lake", stream)
 
     def snapshots(self, stream: Stream) -> Path:
         """Where the scorer keeps snapshots of its state."""

@@ -29,6 +29,8 @@ from pipelines.stream import Stream
 
 log = logging.getLogger(__name__)
 
+CLAIM_S = 10.0  # how long a new owner may take from fencing us to claiming the partition
+
 
 @dataclass(frozen=True)
 class LaneSetting:
@@ -132,10 +134,16 @@ class Lane:
             return
 
     def _still_ours(self) -> None:
-        """A transaction that timed out looks like fencing; the last progress record tells them apart."""
-        progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
-        if progress is None or progress.owner != self._setting.owner:
-            raise FencedError(f"partition {self.partition}: another scorer has taken over")
+        """A transaction that timed out looks like fencing; the last progress record tells them apart.
+
+        Whoever fenced us claims the partition within seconds: opening a producer before would fence it in turn.
+        """
+        until = time.monotonic() + CLAIM_S
+        while time.monotonic() < until and not self._stopping.is_set():
+            progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
+            if progress is None or progress.owner != self._setting.owner:
+                raise FencedError(f"partition {self.partition}: another scorer has taken over")
+            time.sleep(0.25)
 
     def _open(self) -> TransactionalWriter:
         return TransactionalWriter(self._setting.connection, f"unmask.{self._setting.stream.topics}.{self.partition}")
@@ -147,8 +155,9 @@ class Lane:
         if scored:
             numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
             categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
-            values = [float(f"{value:.8g}") for value in model.score(numeric, categorical).tolist()]
-            alerting = np.array(values) > model.threshold  # of what is published, so that anybody finds the same
+            found = model.score(numeric, categorical)
+            alerting = found > np.float32(model.threshold)
+            values = [float(f"{value:.9g}") for value in found.tolist()]  # nine digits keep a float32 whole
             n_alerts = int(alerting.sum())
             scores = [self._score(row, v, a) for row, v, a in zip(scored, values, alerting.tolist(), strict=True)]
             messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]

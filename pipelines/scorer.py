@@ -62,6 +62,11 @@ class Scorer:
         stream, connection = setting.stream, setting.connection
         self._n_partitions = _checked_partitions(connection, stream)
         self._live = broker.stamps_appends(connection, stream.topic("events"))
+        if not self._live and stream.topic("clock") not in broker.topic_names(connection):
+            raise BrokerError(
+                f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings "
+                f"its own clock in {stream.topic('clock')}, has not)"
+            )
         self._sources = sources(self._n_partitions, labels=stream.labels is not None)
         self._positions: dict[Source, Position] = {
             s: (stream.topic(KIND_NAMES[s.kind]), s.partition) for s in self._sources
@@ -120,7 +125,7 @@ class Scorer:
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was in Kafka at the start has been folded."""
+        """Whether everything that was in Kafka at the start has been read."""
         return self._caught_up
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -292,8 +297,8 @@ class Scorer:
             if kept > first:
                 raise RestoreError(
                     f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {kept}, its "
-                    f"first {kept - first} records are gone, and no snapshot fits; keep the input as long as the "
-                    "longest window, or put a snapshot back"
+                    f"first {kept - first} records are gone, and no snapshot fits; put a snapshot back that is newer "
+                    "than what was deleted and not ahead of the progress"
                 )
         blank.frontier = origin
         return blank

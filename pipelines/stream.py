@@ -19,6 +19,24 @@ ENTITY_STATS = ("count", "since_last", *LABEL_STATS)
 STATS = (*ENTITY_STATS, *VALUE_STATS, "distinct")
 ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore")
 TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock")
+# Columns of the lake and of its replay that are not fields.
+_AT = ("at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
+_LABEL = ("label", "labelled_at_ms", "source", "effective_ms")
+RESERVED = frozenset(
+    (
+        "topic",
+        "partition",
+        "offset",
+        "arrival_ms",
+        "event_id",
+        "event_time_ms",
+        "kind",
+        "seq",
+        "is_event",
+        *_LABEL,
+        *_AT,
+    )
+)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -245,6 +263,9 @@ class _Reader:
                     f.type,
                     "only the event time may be of type time; give the age as a number",
                 )
+        for f in fields:
+            if f.name in RESERVED and f.name not in (event_id, event_time):
+                self.fail(("fields", f.name), "", "the lake has a column of that name for itself; rename the field")
         features = self.features(entities, by_name, ids, labels)
         numbers = [f.name for f in fields if f.type in ("int", "number") and f.name not in ids]
         taken = {"hour", "weekday"} & {f.name for f in fields}

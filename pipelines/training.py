@@ -123,7 +123,7 @@ def training_table(
     time_ms, event_id = rows.time_ms[order], rows.event_id.gather(order)
     label, known = np.zeros(len(order), np.int8), np.zeros(len(order), bool)
     if stream.labels:
-        known = time_ms < as_of_ms - stream.labels.maturity_ms
+        known = time_ms < as_of_ms - stream.labels.maturity_ms - stream.labels.lag_ms
         label[event_id.is_in(_frauds(lake, stream, as_of_ms).implode()).to_numpy()] = 1
     return TrainingTable(
         stream.columns,

@@ -198,7 +198,7 @@ def score_of(row: list[float], country: int) -> float:
     for place, value in enumerate(row, start=1):
         total += place * (0.0 if math.isnan(value) else value)
     total = abs(total + float(country % 7))
-    return float(f"{float(np.float32(total / (1 + total))):.8g}")
+    return float(f"{float(np.float32(total / (1 + total))):.9g}")
 
 
 def judge(bootstrap: str, name: str) -> dict[str, Any]:

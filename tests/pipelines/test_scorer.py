@@ -1,5 +1,7 @@
 """The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,29 @@ def test_a_second_scorer_takes_over_and_the_first_ends_loudly(rig: Rig) -> None:
     assert isinstance(first.error, FencedError), first.error
     assert "another scorer has taken over" in str(first.error)
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == 60
+
+
+def test_a_second_scorer_takes_over_in_the_middle_of_traffic(rig: Rig) -> None:
+    first, enough = Running(rig.scorer()), threading.Event()
+
+    def send() -> None:
+        while not enough.wait(0.02):
+            rig.send(5)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        time.sleep(1.0)
+        with running(rig.scorer()):
+            first.join()
+            enough.set()
+            sender.join()
+            rig.wait_until_out()
+    finally:
+        enough.set()
+        sender.join()
+    assert isinstance(first.error, FencedError), first.error
+    assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent
 
 
 def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(rig: Rig) -> None:
