@@ -334,7 +334,14 @@ class Demo:
         whole = found.holds and found.n_events == accounted == live.n_sent and not found.pending
         equal = skew.holds and skew.checked == skew.equal == found.n_scored
         if not (whole and equal):
-            self.console.print(f"[bold red]The books do not balance:[/bold red] {found}; skew audit {skew}")
+            self.console.print(
+                f"[bold red]The books do not balance:[/bold red] {live.n_sent:,} sent, {accounted:,} accounted for, "
+                f"{len(found.missing):,} missing, {len(found.doubled):,} doubled, {found.pending:,} pending; "
+                f"skew audit: {found.n_scored:,} scored, {skew.checked:,} checked, {skew.equal:,} equal"
+                + (f", for example {skew.examples[0]}" if skew.examples else "")
+            )
+            if self.broker.kind == "embedded":
+                self.console.print("The embedded broker is known to hide the newest records from the ingest.")
         return whole and equal
 
     def _print(self, stream: Stream, live: Follower, summary: dict[str, Any], target: Path) -> None:

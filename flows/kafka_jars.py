@@ -85,26 +85,37 @@ def _cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "unmask" / "kafka"
 
 
+def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
+    """The jars of these Maven coordinates, fetched where they are not at hand; empty where they cannot be had."""
+    build = "import jgo, json, sys; print(json.dumps([str(jar) for jar in jgo.build(sys.argv[1]).all_jars]))"
+    command = [sys.executable, "-c", build, "+".join(coordinates)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
+    except subprocess.TimeoutExpired:
+        log(f"Kafka: its jars were not here after {timeout_s:.0f} s")
+        return []
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip().splitlines() or ["jgo said nothing"])[-1]
+        log(f"Kafka: the jars cannot be fetched ({why[:120]} ...)")
+        return []
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
 def _fetch(libs: Path, log: Log) -> bool:
     """Fetch the jars with jgo, in a process of its own so that a hanging network cannot hold us."""
     if find_spec("jgo") is None:
         log("Kafka: no KAFKA_HOME, and no jgo to fetch Apache Kafka with (`pip install 'unmask[kafka]'`)")
         return False
     log("Kafka: fetching Apache Kafka once (43 MB), or saying soon that it cannot be had")
-    build = "import jgo, json, sys; print(json.dumps([str(jar) for jar in jgo.build(sys.argv[1]).all_jars]))"
-    command = [sys.executable, "-c", build, "+".join(COORDINATES.read_text().split())]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300.0, check=True)
-    except subprocess.TimeoutExpired:
-        log("Kafka: the jars were not here after 5 minutes")
-        return False
-    except subprocess.CalledProcessError as error:
-        why = (error.stderr.strip().splitlines() or ["jgo said nothing"])[-1]
-        log(f"Kafka: the jars cannot be fetched ({why[:120]} ...)")
+    coordinates = COORDINATES.read_text().split()
+    # One small jar first: where the network swallows everything, that is known after seconds.
+    small = next(c for c in coordinates if "slf4j-api" in c)
+    found = _jgo([small], timeout_s=20.0, log=log) and _jgo(coordinates, timeout_s=300.0, log=log)
+    if not found:
         return False
     draft = libs.with_name(f"libs.{os.getpid()}")
     draft.mkdir(parents=True, exist_ok=True)
-    for jar in json.loads(done.stdout.splitlines()[-1]):
+    for jar in found:
         shutil.copy2(jar, draft)
     try:
         draft.rename(libs)
