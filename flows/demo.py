@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -371,14 +371,12 @@ class Demo:
             return
         if self.broker is not None and self.broker.kind == "external" and self.topics:
             broker.delete_topics(self._connection, self.topics)
-        stops: list[Callable[[], None]] = []
+        stops: list[Callable[[], None]] = [self._stop_pages]
         if self.broker is not None:
             stops.append(self.broker.stop)
-        stops.append(self._stop_pages)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda stop: stop(), stops))
-        if stops:
-            self.console.print("the servers are stopped; open the pages again with `unmask ui start`", soft_wrap=True)
+        self.console.print("the servers are stopped; open the pages again with `unmask ui start`", soft_wrap=True)
 
 
 def _quality(frame: pl.DataFrame, stream: Stream, live: Follower) -> dict[str, float | None]:
@@ -400,7 +398,7 @@ def _quality(frame: pl.DataFrame, stream: Stream, live: Follower) -> dict[str, f
 
 
 def _label_delay_ms(stream: Stream) -> int:
-    return stream.labels.maturity_ms if stream.labels else int(timedelta(days=7) / timedelta(milliseconds=1))
+    return stream.labels.maturity_ms if stream.labels else 0
 
 
 def _fitting_stream(folder: Path) -> Path:

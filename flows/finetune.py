@@ -1,6 +1,7 @@
 """Flow: the encoder and the labels there are become a calibrated model, compared with baselines; the new challenger."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,17 +140,21 @@ def _log_scores(
     figures = {"alert_rate": float(np.mean(ours > threshold)), "rows": float(len(ours)), "threshold": threshold}
     run.log_figure("score_histogram", plots.score_histogram(ours, label=label, threshold=threshold))
     if label.any():
+        precisions = {name: float(average_precision_score(label, score)) for name, score in scores.items()}
         for index, (name, score) in enumerate(scores.items()):
             prefix = "" if index == 0 else f"{name}_"
-            figures[f"{prefix}average_precision"] = float(average_precision_score(label, score))
+            figures[f"{prefix}average_precision"] = precisions[name]
             figures[f"{prefix}roc_auc"] = float(roc_auc_score(label, score))
         alerted = ours > threshold
         figures["alert_precision"] = float(label[alerted].mean()) if alerted.any() else 0.0
         figures["alert_recall"] = float(alerted[label == 1].mean())
         run.log_figure("precision_recall", plots.pr_curve(label, ours, threshold=threshold))
         run.log_figure("precision_at_budget", plots.precision_at_budget(label, ours))
-        run.log_table("comparison", {"scorer": list(scores), "average_precision": [
-            float(average_precision_score(label, s)) for s in scores.values()]})  # fmt: skip
+        columns: dict[str, Sequence[object]] = {
+            "scorer": list(precisions),
+            "average_precision": list(precisions.values()),
+        }
+        run.log_table("comparison", columns)
     run.log_metrics({f"validation_{name}": value for name, value in figures.items()})
     return figures
 

@@ -87,12 +87,6 @@ class Run:
         for start in range(0, len(entities), PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=entities[start : start + PARAMS_PER_CALL])
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Add marks to find the run by."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-
     def log_figure(self, name: str, figure: "Figure") -> None:
         """Store a plot as `plots/<name>.png`."""
         self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
