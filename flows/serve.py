@@ -19,8 +19,9 @@ from models import artifact, registry
 from models.artifact import ServedModel
 from models.explain import Explanation
 from pipelines import faults
-from pipelines.scorer import Scorer, ScorerSetting, StartFrom
+from pipelines.scorer import Scorer
 from pipelines.stream import Stream
+from pipelines.takeover import ScorerSetting, StartFrom
 
 log = logging.getLogger(__name__)
 

@@ -106,7 +106,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
     `frontier` is what a restart folds before everything else, of every partition; `origin` where folding began; `start`
     the first offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...]
-    that this lane had not told before.
+    that this lane had not told before; `topic_ids` Kafka's ids (KIP-516) of the input topics by kind, so that a topic
+    made anew is known; `definition_start` the first offset scored under `definition`; `outcomes_from` the first offsets
+    of this partition's scores and refused that belong to these books, by kind. `format` 1 is what version 0.1.0 wrote.
     """
 
     next_offset: int
@@ -122,6 +124,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     origin: dict[str, list[int]]
     frontier: dict[str, list[int]] | None
     out_of_turn: list[list[int]]
+    format: int = 1
+    topic_ids: dict[str, str] = {}
+    definition_start: int = 0
+    outcomes_from: dict[str, int] = {}
+
+
+PROGRESS_FORMAT = 2
 
 
 def encode(value: msgspec.Struct) -> bytes:

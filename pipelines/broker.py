@@ -64,6 +64,7 @@ class Received(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    unreadable: str | None = None  # why nobody can read it: then key and value are None, the time stamp is 0
 
 
 Position = tuple[str, int]  # topic, partition
@@ -144,6 +145,21 @@ def topic_names(connection: Connection) -> set[str]:
     """Names of all topics."""
     with _admin(connection) as admin:
         return set(admin.list_topics())
+
+
+def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
+    """Kafka's own ids (KIP-516) of topics: a topic that was deleted and made anew has another one.
+
+    Raises:
+        BrokerError: a topic does not exist.
+    """
+    names = list(topics)
+    with _admin(connection) as admin:
+        found = {t["name"]: str(t["topic_id"]) for t in admin.describe_topics(names) if not t["error_code"]}
+    for name in names:
+        if name not in found:
+            raise BrokerError(f"topic {name} does not exist; create it, or check the stream file's `topics`")
+    return found
 
 
 def stamps_appends(connection: Connection, topic: str) -> bool:

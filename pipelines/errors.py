@@ -3,7 +3,8 @@
 UnmaskError
 ├── StreamFileError      the stream file is wrong: line, value and mend are in the message
 ├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
-│   └── FencedError      another scorer has taken over this partition
+│   ├── FencedError      another scorer has taken over this partition
+│   └── RejectedError    the broker refuses a record for good: sending it again cures nothing
 ├── LakeError            a table is missing or was written by something else
 └── RestoreError         no state can be built that agrees with what was already published
 """
@@ -25,9 +26,17 @@ class FencedError(BrokerError):
     """Another producer with the same transactional id has taken over."""
 
 
+class RejectedError(BrokerError):
+    """The broker refuses a record for good (too large, not allowed): sending it again cures nothing."""
+
+
 class LakeError(UnmaskError):
     """A lake table is missing or unusable."""
 
 
 class RestoreError(UnmaskError):
     """No state can be built that agrees with what was already published."""
+
+
+class InternalError(Exception):
+    """Our own defect: what must never happen did. Nothing is written any more; exit code 4."""

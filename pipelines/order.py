@@ -30,6 +30,7 @@ class Record(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    unreadable: str | None = None  # why nobody can read it
 
 
 class Key(NamedTuple):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from pipelines.broker import Connection
 from pipelines.faults import kill_at, no_fault
-from pipelines.scorer import Scorer, ScorerSetting
+from pipelines.scorer import Scorer
 from pipelines.stream import Stream
+from pipelines.takeover import ScorerSetting
 from tests.pipelines.kill_stream import stream_named
 
 THRESHOLD = 0.99995

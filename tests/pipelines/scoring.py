@@ -15,8 +15,9 @@ from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Writer
 from pipelines.errors import BrokerError
 from pipelines.faults import Fault, no_fault
 from pipelines.lane import read_progress
-from pipelines.scorer import Scorer, ScorerSetting, StartFrom
+from pipelines.scorer import Scorer
 from pipelines.stream import Stream
+from pipelines.takeover import ScorerSetting, StartFrom
 from tests.pipelines.kill_stream import stream_named
 from tests.pipelines.live_scorer import Linear
 

@@ -14,9 +14,10 @@ from pipelines.errors import BrokerError
 from pipelines.ingest import ingest
 from pipelines.lake import Lake
 from pipelines.replay import Replayer, create_stream_topics
-from pipelines.scorer import Scorer, ScorerSetting
+from pipelines.scorer import Scorer
 from pipelines.state import DAY_MS
 from pipelines.stream import Stream
+from pipelines.takeover import ScorerSetting
 from tests.pipelines.rig import START_MS, Linear, event_message, few_payments, payments_stream
 
 

@@ -1,0 +1,186 @@
+"""The take-over: fence whoever scored before, learn how far it came, find a state that agrees with it."""
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pipelines import broker
+from pipelines.alerts import Model, Progress
+from pipelines.broker import Connection
+from pipelines.errors import BrokerError, RestoreError
+from pipelines.faults import Fault, no_fault
+from pipelines.lane import Lane, LaneSetting
+from pipelines.order import EVENT, KIND_NAMES, Key, Source, sources
+from pipelines.replica import is_ahead, places_told
+from pipelines.state import Snapshot, State, by_kind, from_kinds
+from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
+
+StartFrom = Literal["earliest", "latest"]
+
+
+@dataclass(frozen=True)
+class ScorerSetting:
+    """Where a scorer works and how much it may hold."""
+
+    stream: Stream
+    connection: Connection
+    snapshots: Path
+    snapshot_every: timedelta = timedelta(seconds=30)
+    order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
+    max_outbox_bytes: int = 64 << 20
+    fault: Fault = no_fault
+
+
+class TakeOver:
+    """One take-over of every partition of a stream.
+
+    Args:
+        lanes: filled with one open lane per partition, so that the caller can stop them whatever happens.
+    """
+
+    def __init__(self, setting: ScorerSetting, model: Model, n_partitions: int, lanes: list[Lane]) -> None:
+        self.setting, self.model, self.lanes = setting, model, lanes
+        self._n_partitions = n_partitions
+        stream, connection = setting.stream, setting.connection
+        self._blank = State(stream, n_partitions)
+        self._lane_setting = LaneSetting(
+            connection, stream, model, self._blank.digest, uuid.uuid4().hex[:12], setting.fault
+        )
+        for partition in range(n_partitions):
+            lanes.append(Lane(self._lane_setting, partition))
+        inputs = sources(n_partitions, labels=stream.labels is not None)
+        spans = broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
+        self.bounds = {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
+
+    def claim(self, start: StartFrom | None) -> dict[int, Progress]:
+        """Take every lane over; at the very first start, write where scoring begins."""
+        setting, claimed = self._lane_setting, {}
+        for lane in self.lanes:
+            if lane.progress is None:
+                claim = self._first_claim(lane.partition, setting, start)
+            else:
+                self._check(lane.progress, lane.partition, setting)
+                claim = msgspec.structs.replace(
+                    lane.progress, owner=setting.owner, model=self.model.digest, out_of_turn=[]
+                )
+            lane.claim(claim)
+            self.setting.fault("between_claims")
+            claimed[lane.partition] = claim
+        return claimed
+
+    def restored(self, progress: Mapping[int, Progress]) -> State:
+        """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
+        blank = self._blank
+        self.setting.snapshots.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.setting.snapshots.glob("*.part"):
+            unfinished.unlink()
+        for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
+            try:
+                snapshot = Snapshot.read(path)
+                if is_ahead(snapshot.frontier, progress):
+                    log.info(
+                        "snapshot %s is ahead of what was published: dropped, another order may be published now",
+                        path.name,
+                    )
+                    path.unlink()
+                    continue
+                if any(offset < self.bounds[s][0] for s, offset in snapshot.frontier.items()):
+                    log.warning("snapshot %s is older than the input kept", path.name)
+                    continue
+                state = State.restore(self.setting.stream, snapshot)
+                log.info("restored from snapshot %s", path.name)
+                return state
+            except (RestoreError, OSError, ValueError, KeyError) as error:
+                log.warning("snapshot %s is not used: %s", path.name, error)
+        origin = from_kinds(progress[0].origin)
+        for source, first in origin.items():
+            kept = self.bounds[source][0]
+            if kept > first:
+                raise RestoreError(
+                    f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {kept}, its "
+                    f"first {kept - first} records are gone, and no snapshot fits; put a snapshot back that is newer "
+                    "than what was deleted and not ahead of the progress"
+                )
+        blank.frontier = origin
+        return blank
+
+    def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
+        """Where scoring begins."""
+        named = f"{self.setting.stream.topic('progress')} [{partition}]"
+        if self._was_published(partition):
+            raise RestoreError(
+                f"{named} has no progress record though scores were published: it was emptied, and starting anew would "
+                "score events twice; put it back, or replay the stream into new topics (`topics = ...` in the stream "
+                "file)"
+            )
+        if start is None:
+            raise RestoreError(
+                f"{named} has no progress record: nothing was scored yet; say where to begin with --from earliest or "
+                "--from latest"
+            )
+        first, end = self.bounds[Source(EVENT, partition)]
+        at = first if start == "earliest" else end
+        origin = by_kind({s: span[0] for s, span in self.bounds.items()}, self._n_partitions)
+        return Progress(
+            next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+            n_partitions=self._n_partitions, definition=setting.definition, model=self.model.digest,
+            owner=setting.owner, origin=origin, frontier=None, out_of_turn=[],
+        )  # fmt: skip
+
+    def _check(self, before: Progress, partition: int, setting: LaneSetting) -> None:
+        """Refuse to go on where the stream is not the one that was scored."""
+        if before.n_partitions != self._n_partitions:
+            raise RestoreError(
+                f"the stream had {before.n_partitions} partitions when it was scored last, now {self._n_partitions}: "
+                "events of one key lie in two partitions now; replay the stream into new topics"
+            )
+        if before.definition != setting.definition:
+            raise RestoreError(
+                "the fields or features in the stream file are not those that were scored last; put them back, or give "
+                "the stream new topics (`topics = ...` in the stream file)"
+            )
+        end = self.bounds[Source(EVENT, partition)][1]
+        if before.next_offset > end:
+            raise RestoreError(
+                f"{self.setting.stream.topic('events')} [{partition}] ends at {end}, though it was scored up to "
+                f"{before.next_offset}: the topic was made anew; give the stream new topics (`topics = ...` in the "
+                "stream file)"
+            )
+
+    def _was_published(self, partition: int) -> bool:
+        """Whether anything but claims was ever published."""
+        connection, stream = self.setting.connection, self.setting.stream
+        if any(lane.progress and lane.progress.frontier for lane in self.lanes):
+            return True
+        return any(broker.last_record(connection, stream.topic(kind), partition) for kind in ("scores", "refused"))
+
+
+def checked_partitions(connection: Connection, stream: Stream) -> int:
+    """Number of partitions, the same in every topic of the stream but the clock."""
+    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
+    counts = {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
+    if len(set(counts.values())) != 1:
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}"
+        )
+    return counts["events"]
+
+
+def all_places(
+    connection: Connection, stream: Stream, progress: Mapping[int, Progress]
+) -> dict[tuple[int, int, int], Key]:
+    """Where records that came out of turn were folded, as all progress records tell."""
+    places: dict[tuple[int, int, int], Key] = {}
+    if any(p.n_out_of_turn for p in progress.values()):
+        for batch in broker.read_between(connection, broker.bounds(connection, [stream.topic("progress")])):
+            for record in batch:
+                places |= places_told(msgspec.json.decode(record.value or b"", type=Progress))
+    return places
