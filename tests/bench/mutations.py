@@ -1,0 +1,97 @@
+"""Plants faults in a copy of the code and demands that the tests named for each catch it.
+
+python -m tests.bench.mutations            all of them, about a quarter of an hour on 2 cores
+python -m tests.bench.mutations --only per-day
+
+Exit code 1 if a planted fault survives, 2 if the tests fail without one.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("pipelines", "models", "flows", "tests", "docker", "pyproject.toml", "prefect.yaml", "README.md", "Makefile")
+
+
+class Mutation(NamedTuple):
+    """`old` stands exactly once in `file`; `tests` are pytest's arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS: tuple[Mutation, ...] = ()
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the code that a mutation may change."""
+    tree = folder / "tree"
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            tree.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, tree / part)
+    return tree
+
+
+def tests_pass(tree: Path, tests: tuple[str, ...], log: Path) -> bool:
+    """Whether the tests pass in a tree; anything but failing tests is an error.
+
+    Raises:
+        RuntimeError: pytest could not run them.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(tree), "CI": "true", "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as out:
+        code = subprocess.run(command, cwd=tree, env=environment, stdout=out, stderr=out, check=False).returncode
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest ended with {code}; see {log}")
+    return code == 0
+
+
+def planted(tree: Path, mutation: Mutation) -> str:
+    """Plant a mutation in a tree; returns the text that was there."""
+    path = tree / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise RuntimeError(f"{mutation.name}: its text stands {text.count(mutation.old)} times in {mutation.file}")
+    path.write_text(text.replace(mutation.old, mutation.new))
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=[m.name for m in MUTATIONS], help="this one; may be repeated")
+    asked = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not asked.only or m.name in asked.only]
+    folder = Path(tempfile.mkdtemp(prefix="unmask-mutations-"))
+    tree = copied(folder)
+    if not tests_pass(tree, tuple(dict.fromkeys(test for m in chosen for test in m.tests)), folder / "none.log"):
+        print(f"the tests fail without a mutation; see {folder / 'none.log'}")
+        sys.exit(2)
+    survivors = []
+    for mutation in chosen:
+        began, text = time.monotonic(), planted(tree, mutation)
+        survives = tests_pass(tree, mutation.tests, folder / f"{mutation.name}.log")
+        (tree / mutation.file).write_text(text)
+        survivors += [mutation.name] if survives else []
+        print(f"{'SURVIVES' if survives else 'caught':9s}{mutation.name:30s}{time.monotonic() - began:6.1f} s", flush=True)
+    if survivors:
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
