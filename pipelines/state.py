@@ -6,7 +6,8 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipelines.contract import Event, Label
-from pipelines.errors import RestoreError
+from pipelines.errors import InternalError, RestoreError
 from pipelines.faults import Fault, no_fault
 from pipelines.features import Batch, Plan, Windows
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Item, Key, Source, sources
@@ -114,9 +115,25 @@ class State:
         self._seen: list[OrderedDict[bytes, tuple[int, int]]] = [OrderedDict() for _ in range(n_partitions)]
         self._reported: dict[bytes, int] = {}  # id -> event time, of frauds
         self._report_memory_ms = max(self.plan.idle_ms, default=DAY_MS)
+        self._steps_begun = 0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """What moves the state as a whole or not at all: after an exception inside, it is half done for good."""
+        self._steps_begun += 1
+        yield
+        self._steps_begun -= 1
 
     def fold(self, items: Items) -> Rows:
-        """Fold items that come next in the one order; returns the rows of the events among them."""
+        """Fold items that come next in the one order; returns the rows of the events among them.
+
+        Raises:
+            InternalError: an event comes a second time.
+        """
+        with self.step():
+            return self._fold(items)
+
+    def _fold(self, items: Items) -> Rows:
         n = len(items.ids)
         delta = np.zeros(n, np.int8)
         keep = np.ones(n, bool)
@@ -137,6 +154,8 @@ class State:
                 continue
             original = self._first_offset(partition, id128, offset, clock_ms)
             if original is not None:
+                if original == offset:
+                    raise InternalError(f"the event at offset {offset} of partition {partition} was folded twice")
                 duplicates[i] = original
                 keep[i] = False
                 continue
@@ -203,7 +222,13 @@ class State:
         self.arrivals[source] = arrival_ms
 
     def snapshot(self) -> "Snapshot":
-        """A copy that later folds do not touch."""
+        """A copy that later folds do not touch.
+
+        Raises:
+            InternalError: a step is half done; what it folded already would come back as duplicates of itself.
+        """
+        if self._steps_begun:
+            raise InternalError("a step of the fold failed or is still going on, no snapshot can be taken of it")
         seen = [(p, k, o, c) for p, d in enumerate(self._seen) for k, (o, c) in d.items()]
         arrays = {f"windows/{name}": array for name, array in self.windows.snapshot().items()}
         arrays["seen/partition"] = np.array([s[0] for s in seen], np.int32)

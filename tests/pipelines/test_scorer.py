@@ -11,7 +11,7 @@ from pipelines.broker import KEEP_FOR_EVER, Connection
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.stream import parse
 from tests.pipelines.kill_stream import TEXT
-from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, running
+from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, at_passage, running
 
 
 @pytest.fixture
@@ -114,6 +114,34 @@ def test_a_second_scorer_takes_over_in_the_middle_of_traffic(rig: Rig) -> None:
         sender.join()
     assert isinstance(first.error, FencedError), first.error
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent
+
+
+@pytest.mark.parametrize("where", ["after_poll", "mid_fold", "in the windows"])
+def test_a_scorer_whose_step_raises_writes_no_snapshot_and_the_next_one_scores_everything_once(
+    rig: Rig, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    rig.send(50)
+    scorer = rig.scorer(fault=at_passage(where, 10, fail))
+    run = Running(scorer)
+    if where == "in the windows":
+        for _ in range(3):
+            rig.wait_until_out()
+            rig.send(10)
+        monkeypatch.setattr(scorer.state.windows._columns[-1], "fold", fail)
+    until = time.monotonic() + 60
+    while run.is_alive and time.monotonic() < until:
+        rig.send(10)
+    run.join()
+    assert isinstance(run.error, MemoryError), run.error
+    folded = sum(scorer.state.frontier.values())
+    assert folded > 50
+    assert not (rig.folder / "snapshots" / f"{folded:020d}.snapshot").exists()
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(rig.n_sent))
 
 
 def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(rig: Rig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.contract import Event, EventContract, Label, LabelContract
-from pipelines.errors import RestoreError
+from pipelines.errors import InternalError, RestoreError
 from pipelines.order import EVENT, LABEL, Item, Key, Record, Source
 from pipelines.state import Rows, Snapshot, State, hash_rows, items_of
 from pipelines.stream import parse
@@ -77,6 +77,14 @@ def test_the_frontier_never_goes_back() -> None:
     state.passed(Key(1, EVENT, 0, 4), Source(EVENT, 0), 4, 1)
     with pytest.raises(AssertionError, match="then came 3"):
         state.passed(Key(2, EVENT, 0, 3), Source(EVENT, 0), 3, 2)
+
+
+def test_an_event_that_is_folded_twice_is_our_own_defect_and_leaves_no_snapshot() -> None:
+    state, _ = fold(event(0, 0, 7), event(1, 1, 8))
+    with pytest.raises(InternalError, match="the event at offset 1 of partition 0 was folded twice"):
+        state.fold(items_of([event(1, 2, 8)], STREAM))
+    with pytest.raises(InternalError, match="no snapshot can be taken"):
+        state.snapshot()
 
 
 def test_rows_have_one_hash_exactly_if_their_bits_are_equal() -> None:
