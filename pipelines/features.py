@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipelines import kernel
 from pipelines.errors import RestoreError
 from pipelines.kernel import Batch, Counters, Layout, Memory
+from pipelines.pieces import Pieces
 from pipelines.plan import Plan
 
 __all__ = ["Batch", "Plan", "Windows"]
@@ -103,7 +104,7 @@ class Windows:
         """Per entity and label window: reports whose pane was not held (no such entity, too old, too new)."""
         return self._counted(self.plan.label_window_names, [column.counters.labels_outside for column in self._columns])
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
+    def snapshot(self) -> dict[str, Pieces]:
         """A copy of the state, as plain arrays.
 
         It depends only on what was folded: idle entities are left out, the rest stand by key, and what cannot
@@ -116,10 +117,10 @@ class Windows:
         for number, column in enumerate(self._columns):
             for name, array in column.snapshot(self.clock_ms).items():
                 arrays[f"{number}.{name}"] = array
-        return arrays
+        return {name: Pieces.of(array) for name, array in arrays.items()}
 
     @classmethod
-    def restore(cls, plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def restore(cls, plan: Plan, arrays: Mapping[str, Pieces]) -> Self:
         """The state a snapshot was taken of: what it folds is bit-equal to never having stopped.
 
         Raises:
@@ -132,7 +133,7 @@ class Windows:
                 "rebuild the state from the input, or go back to the stream file it was taken with"
             )
         windows = cls(plan)
-        clock = arrays["clock_ms"]
+        clock = arrays["clock_ms"].whole()
         windows.clock_ms = int(clock[0]) if len(clock) else None
         for number, column in enumerate(windows._columns):
             column.restore({name: arrays[f"{number}.{name}"] for name in _Column.SAVED})
@@ -232,10 +233,15 @@ class _Column:
         kernel.clear_dead_panes(words, self.layout.stride, self.layout.windows)
         return dict(zip(self.SAVED, (self.keys[awake], words, *(c.copy() for c in self.counters)), strict=True))
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.used = len(arrays["keys"])
-        self._hold(arrays["keys"], arrays["words"].reshape(-1, self.layout.stride), _slots(self.used))
-        self.counters = Counters(*(arrays[name].copy() for name in Counters._fields))
+    def restore(self, arrays: Mapping[str, Pieces]) -> None:
+        self.used = 0
+        keys, words = arrays["keys"].whole(), arrays["words"]
+        self._hold(keys, self.rows, _slots(len(keys)))
+        words.into(self.memory.words[: words.shape[0]])
+        self.used = len(keys)
+        self.keys[: self.used] = keys
+        kernel.index(self.table, keys)
+        self.counters = Counters(*(arrays[name].whole() for name in Counters._fields))
 
     def _awake(self, clock_ms: int) -> NDArray[np.int64]:
         """Slots whose entity is not idle."""

@@ -112,7 +112,7 @@ _ZERO, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at first call; keep the machine code on disk where there is a place to write it."""
     # Nothing here owns memory, so no reference counts ("_nrt"): with them the same code runs at a third.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
@@ -139,7 +139,7 @@ def _set_bits(_context, word):  # how many bits are set
 
 
 @_intrinsic
-def _prefetch(_context, words, at):  # ask for words[at] ahead of its use
+def prefetch(_context, words, at):  # ask for words[at] ahead of its use
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         address = builder.gep(array.data, [arguments[1]])
@@ -153,7 +153,7 @@ def _prefetch(_context, words, at):  # ask for words[at] ahead of its use
     return types.void(words, types.int64), generate
 
 
-@_compiled
+@compiled
 def _place(table, key):
     """Where `key` stands in the table, or the free place where it belongs."""
     last = np.uint64(table.shape[0] - 1)
@@ -163,7 +163,7 @@ def _place(table, key):
     return place
 
 
-@_compiled
+@compiled
 def index(table, keys):
     """Fill an empty table with the slots of `keys`, in order (slot + 1; 0 is a free place)."""
     for slot in range(keys.shape[0]):
@@ -172,7 +172,7 @@ def index(table, keys):
         table[place, 1] = np.uint64(slot + 1)
 
 
-@_compiled
+@compiled
 def clear_dead_panes(words, stride, windows):
     """Zero what can never be read again, so that equal states have equal bytes."""
     for start in range(0, words.shape[0], stride):
@@ -186,18 +186,18 @@ def clear_dead_panes(words, stride, windows):
                     words[pane : pane + window.words] = _ZERO
 
 
-@_compiled
+@compiled
 def _measured(value):
     """The value as it is folded: -0.0 is 0.0; NaN, infinite and absurd ones are missing."""
     return value + 0.0 if abs(value) <= LIMIT else np.nan
 
 
-@_compiled
+@compiled
 def _finite(value):
     return value if math.isfinite(value) else np.nan
 
 
-@_compiled
+@compiled
 def _statistic(stat, value, n, total, square, low, high):
     """One statistic of `n` values; `square` is the sum of squares."""
     if stat == SUM:
@@ -220,7 +220,7 @@ def _statistic(stat, value, n, total, square, low, high):
     return _spread(stat, value, n, mean, variance)
 
 
-@_compiled
+@compiled
 def _spread(stat, value, n, mean, variance):
     if n < 2:
         return np.nan
@@ -228,14 +228,14 @@ def _spread(stat, value, n, mean, variance):
     return deviation if stat == STD else (value - mean) / deviation if deviation > 0.0 else np.nan
 
 
-@_compiled
+@compiled
 def _next(left, turn, ring):
     """Where in the ring the oldest pane of `left` stands."""
     where = turn + _lowest_bit(left)
     return where if where < ring else where - ring
 
 
-@_compiled
+@compiled
 def _begin(time_ms, at, memory, layout):
     """A new entity, or one that was idle for so long that it is as new."""
     memory.words[at : at + layout.stride] = _ZERO
@@ -246,7 +246,7 @@ def _begin(time_ms, at, memory, layout):
         memory.ints[at + layout.label_windows[w].base] = time_ms // layout.label_windows[w].pane_ms
 
 
-@_compiled
+@compiled
 def _report(i, at, known, batch, memory, layout, counters):
     """A label moves the frauds of its event's pane, where that is held."""
     if batch.delta[i] == 0:
@@ -265,7 +265,7 @@ def _report(i, at, known, batch, memory, layout, counters):
             memory.counts[frauds] -= np.uint32(1)
 
 
-@_compiled
+@compiled
 def _lifetimes(i, at, row, batch, memory, layout, out):
     """All time: count, since last, and mean and spread after Welford (1962)."""
     floats, ints = memory.floats, memory.ints
@@ -309,7 +309,7 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
     ints[at + 2] = events + 1
 
 
-@_compiled
+@compiled
 def _window(i, at, row, w, batch, memory, layout, counters, out):
     """Features of one window, then the event enters its pane."""
     words, floats, counts = memory.words, memory.floats, memory.counts
@@ -416,7 +416,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):
             words[word] |= _ONE << (seen & np.uint64(63))
 
 
-@_compiled
+@compiled
 def _label_window(i, at, row, w, batch, memory, layout, counters, out):
     """Frauds among the events old enough to have their labels, then the event enters its pane."""
     words = memory.words
@@ -455,7 +455,7 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
         memory.counts[2 * (base + pane % ring)] += np.uint32(1)
 
 
-@_compiled
+@compiled
 def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
 
@@ -469,7 +469,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             if soon != _ZERO:
                 there = (_int(table[_place(table, soon), 1]) - 1) * layout.stride
                 for word in range(there, there + min(layout.stride, AHEAD_WORDS), 8):
-                    _prefetch(words, word)
+                    prefetch(words, word)
 
         event = batch.is_event[i]
         key = batch.entities[i, column]

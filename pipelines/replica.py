@@ -108,7 +108,7 @@ class Replica:
             else:
                 pending.append((item, event, -1))
         fault("mid_fold")
-        folded = state.fold(items_of(decoded, state.stream))
+        folded = state.fold(items_of(decoded, state.stream, state.id_key))
         for item in items:
             record = item.record
             state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)

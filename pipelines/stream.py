@@ -124,6 +124,7 @@ class Stream(msgspec.Struct, frozen=True):
     budget: Mapping[str, Any]
     future_tolerance_ms: int
     duplicate_memory_ms: int
+    duplicate_memory_ids: int
     max_message_bytes: int
     replay: Replay | None = None
 
@@ -238,7 +239,7 @@ class _Reader:
             "stream",
             head,
             ("name", "topics", "event_id", "event_time", "entities", "future_tolerance", "duplicate_memory",
-             "max_message_bytes"),
+             "duplicate_memory_ids", "max_message_bytes"),
         )  # fmt: skip
         fields = self.fields()
         by_name = {f.name: f for f in fields}
@@ -293,6 +294,7 @@ class _Reader:
             budget=self.budget(),
             future_tolerance_ms=self.duration("stream", head, "future_tolerance", "5m"),
             duplicate_memory_ms=self.duration("stream", head, "duplicate_memory", "2d"),
+            duplicate_memory_ids=self.integer("stream", head, "duplicate_memory_ids", 10_000_000),
             max_message_bytes=self.integer("stream", head, "max_message_bytes", 65_536),
             replay=self.replay(),
         )

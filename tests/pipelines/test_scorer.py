@@ -1,5 +1,6 @@
 """The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -144,14 +145,18 @@ def test_a_scorer_whose_step_raises_writes_no_snapshot_and_the_next_one_scores_e
     assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(rig.n_sent))
 
 
-def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(rig: Rig) -> None:
+def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     rig.send(50)
     with running(rig.scorer()):
         rig.wait_until_out()
     snapshots = rig.folder / "snapshots"
     (snapshots / "9.part").write_bytes(b"half")
     (snapshots / f"{10**19}.snapshot").write_bytes(b"nothing")
+    shutil.copy(Path(__file__).parent / "data" / "format-1.snapshot", snapshots / f"{10**19 + 1}.snapshot")
     with running(rig.scorer()) as run:
+        assert f"{10**19 + 1}.snapshot was written by an older version of Unmask" in caplog.text
         rig.send(50)
         rig.wait_until_out()
         assert run.scorer.counters.n_folded == 50  # from the good snapshot, not from the beginning
