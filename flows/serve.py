@@ -133,6 +133,7 @@ def _write_status(path: Path, scorer: Scorer) -> None:
         "duplicates": sum(p.n_duplicates for p in published),
         "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
         "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
+        "dormant": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_dormant, strict=True)),
         "state_bytes": scorer.state.nbytes,
         "remembered": scorer.state.remembered,
         **asdict(scorer.counters),

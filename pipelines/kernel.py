@@ -1,11 +1,12 @@
 """The compiled fold: one entity column's state in flat words, moved forward one item at a time.
 
 An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
-one section per lifetime, window and label window. A window's section is [newest pane, live panes, ring of
-panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one before. A dead
-pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events, then values
-of each number), then the other accumulators. A label window's section is [newest pane, ring of (events,
-frauds)]. Half words are in little-endian order.
+one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
+outlive its windows, and are all that is kept of an entity that is dormant. A window's section is [newest pane,
+live panes, ring of panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one
+before. A dead pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events,
+then values of each number), then the other accumulators. A label window's section is [newest pane, ring of
+(events, frauds)]. Half words are in little-endian order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -73,7 +74,9 @@ class Layout(NamedTuple):
     """Where everything stands in the row of one entity column."""
 
     stride: int  # words of a row
-    idle_ms: int  # an entity without an event for longer is as new
+    idle_ms: int  # the windows of an entity without an event for longer are as new
+    lifetime_ms: int  # and its lifetime facts; at least idle_ms, and the same where there is no all-time feature
+    lifetime_words: int  # of the lifetime facts, at the row's start
     maturity_ms: int
     windows: NDArray[np.void]
     numbers: NDArray[np.void]
@@ -96,6 +99,13 @@ class Memory(NamedTuple):
     def of(cls, words: NDArray[np.uint64]) -> "Memory":
         """All readings of `words`."""
         return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32))
+
+
+class Dormant(NamedTuple):
+    """Lifetime facts of the dormant entities of one column; an entity's own row, where it has one, goes before them."""
+
+    keys: NDArray[np.uint64]  # (n,), rising
+    words: NDArray[np.uint64]  # (n, lifetime_words)
 
 
 class Counters(NamedTuple):
@@ -236,10 +246,33 @@ def _next(left, turn, ring):
 
 
 @compiled
-def _begin(time_ms, at, memory, layout):
-    """A new entity, or one that was idle for so long that it is as new."""
-    memory.words[at : at + layout.stride] = _ZERO
+def _remember(key, at, memory, dormant, layout):
+    """Copy a dormant entity's lifetime facts to its new row; whether it is one."""
+    first, last = 0, dormant.keys.shape[0]
+    while first < last:
+        middle = (first + last) // 2
+        if dormant.keys[middle] < key:
+            first = middle + 1
+        else:
+            last = middle
+    if first == dormant.keys.shape[0] or dormant.keys[first] != key:
+        return False
+    for word in range(layout.lifetime_words):
+        memory.words[at + word] = dormant.words[first, word]
+    return True
+
+
+@compiled
+def _begin_lifetime(time_ms, at, memory, layout):
+    """A new entity, or one that was dormant for so long that it is as new."""
+    memory.words[at : at + layout.lifetime_words] = _ZERO
     memory.ints[at + 1] = time_ms
+
+
+@compiled
+def _begin_windows(time_ms, at, memory, layout):
+    """Nothing is in the windows yet, or any more."""
+    memory.words[at + layout.lifetime_words : at + layout.stride] = _ZERO
     for w in range(layout.windows.shape[0]):
         memory.ints[at + layout.windows[w].base] = time_ms // layout.windows[w].pane_ms
     for w in range(layout.label_windows.shape[0]):
@@ -456,7 +489,7 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
 
 
 @compiled
-def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
+def fold(start, row, column, batch, table, keys, used, memory, dormant, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
 
     Stops early where every slot is taken. Returns (next item, next row, slots used).
@@ -484,6 +517,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             _report(i, at, known, batch, memory, layout, counters)
             continue
         if not known:
+            is_remembered = slot >= 0
             if slot < 0:
                 if used == keys.shape[0]:
                     return i, row, used
@@ -493,7 +527,10 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
                 table[place, 0] = key
                 table[place, 1] = np.uint64(used)
                 at = slot * layout.stride
-            _begin(batch.time_ms[i], at, memory, layout)
+                is_remembered = _remember(key, at, memory, dormant, layout)
+            if not is_remembered or batch.clock_ms[i] - ints[at] > layout.lifetime_ms:
+                _begin_lifetime(batch.time_ms[i], at, memory, layout)
+            _begin_windows(batch.time_ms[i], at, memory, layout)
         _lifetimes(i, at, row, batch, memory, layout, out)
         for w in range(layout.windows.shape[0]):
             _window(i, at, row, w, batch, memory, layout, counters, out)

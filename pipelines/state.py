@@ -67,6 +67,7 @@ def plan_of(stream: Stream) -> Plan:
         numbers=stream.numbers,
         hashed=stream.hashed,
         maturity_ms=stream.labels.maturity_ms if stream.labels else None,
+        lifetime_ms=stream.lifetime_memory_ms,
     )
 
 
