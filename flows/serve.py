@@ -1,5 +1,6 @@
 """The live scorer as a plain service: no Prefect, and MLflow only to fetch the model at the start."""
 
+import gc
 import json
 import logging
 import os
@@ -113,6 +114,8 @@ def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault:
             _write_status(settings.scorer_status(stream), scorer)
         return stopping.is_set()
 
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: going through it again and again would hold up the loop for 50 ms and more
     scorer.run(should_stop)
     _write_status(settings.scorer_status(stream), scorer)
 
@@ -130,7 +133,9 @@ def _write_status(path: Path, scorer: Scorer) -> None:
         "duplicates": sum(p.n_duplicates for p in published),
         "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
         "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
-        "state_bytes": scorer.state.windows.nbytes,
+        "dormant": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_dormant, strict=True)),
+        "state_bytes": scorer.state.nbytes,
+        "remembered": scorer.state.remembered,
         **asdict(scorer.counters),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,6 @@ class Event(NamedTuple):
     """An accepted event, ready to fold. Hashes are xxh3, 0 where the value is missing."""
 
     event_id: str
-    id128: bytes
     time_ms: int
     entity_ids: tuple[str | None, ...]
     entities: tuple[int, ...]
@@ -49,7 +48,6 @@ class Label(NamedTuple):
     """A report that an event was fraud (1), or that it was not after all (0)."""
 
     event_id: str
-    id128: bytes
     time_ms: int
     entity_ids: tuple[str | None, ...]
     entities: tuple[int, ...]
@@ -210,7 +208,6 @@ class EventContract(_Decoding):
             return error.refusal
         return Event(
             event_id,
-            xxhash.xxh3_128_digest(event_id.encode()),
             time_ms,
             entity_ids,
             tuple(hash64(text) if text else 0 for text in entity_ids),
@@ -247,7 +244,6 @@ class LabelContract(_Decoding):
             return error.refusal
         return Label(
             event_id,
-            xxhash.xxh3_128_digest(event_id.encode()),
             time_ms,
             entity_ids,
             tuple(hash64(text) if text else 0 for text in entity_ids),

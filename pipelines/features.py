@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipelines import kernel
 from pipelines.errors import RestoreError
-from pipelines.kernel import Batch, Counters, Layout, Memory
+from pipelines.kernel import Batch, Counters, Dormant, Layout, Memory
+from pipelines.pieces import Pieces
 from pipelines.plan import Plan
 
 __all__ = ["Batch", "Plan", "Windows"]
@@ -24,7 +25,10 @@ _FIRST_SLOTS = 64
 
 
 class Windows:
-    """The state of every entity, bounded by `Plan.bytes_per_entity` times those active within `idle_ms`.
+    """The state of every entity.
+
+    Bounded by `Plan.bytes_per_entity` times those active within `idle_ms`, plus `Plan.bytes_per_dormant` times those
+    active within `lifetime_ms`: an entity that comes back after its windows have run out still has its all-time past.
 
     Example:
         >>> from pipelines.stream import Feature
@@ -69,12 +73,13 @@ class Windows:
         return out
 
     def sweep(self, clock_ms: int) -> int:
-        """Drop the entities that are idle as of `clock_ms`, or of the newest folded item where that is older.
+        """Drop the windows of entities that are idle as of a time, or of the newest folded item where that is older.
 
-        What is dropped would be reset at its next event anyway: no feature ever changes by it.
+        What is dropped would be reset at its next event anyway: no feature ever changes by it. Lifetime facts move to
+        the dormant ones, and go from there after `Plan.lifetime_ms`.
 
         Returns:
-            How many entities were dropped.
+            How many entities' windows were dropped.
         """
         if self.clock_ms is None:
             return 0
@@ -82,8 +87,13 @@ class Windows:
 
     @property
     def n_entities(self) -> tuple[int, ...]:
-        """Per entity column: how many entities are held."""
+        """Per entity column: how many entities are held with their windows."""
         return tuple(column.used for column in self._columns)
+
+    @property
+    def n_dormant(self) -> tuple[int, ...]:
+        """Per entity column: of how many the lifetime facts alone are held, as of the last sweep."""
+        return tuple(len(column.dormant.keys) for column in self._columns)
 
     @property
     def nbytes(self) -> int:
@@ -103,11 +113,11 @@ class Windows:
         """Per entity and label window: reports whose pane was not held (no such entity, too old, too new)."""
         return self._counted(self.plan.label_window_names, [column.counters.labels_outside for column in self._columns])
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
+    def snapshot(self) -> dict[str, Pieces]:
         """A copy of the state, as plain arrays.
 
-        It depends only on what was folded: idle entities are left out, the rest stand by key, and what cannot
-        be read again is zero, so the cut into batches and the moments of sweeps do not show in it.
+        It depends only on what was folded: of idle entities only the lifetime facts are in it, all stand by key, and
+        what cannot be read again is zero, so the cut into batches and the moments of sweeps do not show in it.
         """
         arrays: dict[str, NDArray[Any]] = {
             "digest": np.frombuffer(bytes.fromhex(self.plan.digest), np.uint8),
@@ -116,10 +126,10 @@ class Windows:
         for number, column in enumerate(self._columns):
             for name, array in column.snapshot(self.clock_ms).items():
                 arrays[f"{number}.{name}"] = array
-        return arrays
+        return {name: Pieces.of(array) for name, array in arrays.items()}
 
     @classmethod
-    def restore(cls, plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def restore(cls, plan: Plan, arrays: Mapping[str, Pieces]) -> Self:
         """The state a snapshot was taken of: what it folds is bit-equal to never having stopped.
 
         Raises:
@@ -132,7 +142,7 @@ class Windows:
                 "rebuild the state from the input, or go back to the stream file it was taken with"
             )
         windows = cls(plan)
-        clock = arrays["clock_ms"]
+        clock = arrays["clock_ms"].whole()
         windows.clock_ms = int(clock[0]) if len(clock) else None
         for number, column in enumerate(windows._columns):
             column.restore({name: arrays[f"{number}.{name}"] for name in _Column.SAVED})
@@ -174,15 +184,16 @@ class Windows:
 
 
 class _Column:
-    """The state of one entity column: rows of words, and a hash table from key to row."""
+    """The state of one entity column: rows of words, a hash table from key to row, and the dormant entities."""
 
-    SAVED = ("keys", "words", *Counters._fields)
+    SAVED = ("keys", "words", "dormant_keys", "dormant_words", *Counters._fields)
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         n, n_label = len(layout.windows), len(layout.label_windows)
         self.counters = Counters(*(np.zeros(size, np.int64) for size in (n, n_label, n_label)))
         self.used = 0
+        self.dormant = Dormant(np.empty(0, np.uint64), np.empty((0, layout.lifetime_words), np.uint64))
         self._hold(np.empty(0, np.uint64), np.empty((0, layout.stride), np.uint64), _FIRST_SLOTS)
 
     @property
@@ -192,7 +203,7 @@ class _Column:
 
     @property
     def nbytes(self) -> int:
-        return self.memory.words.nbytes + self.keys.nbytes + self.table.nbytes
+        return self.memory.words.nbytes + self.keys.nbytes + self.table.nbytes + sum(a.nbytes for a in self.dormant)
 
     def fold(self, number: int, batch: Batch, out: NDArray[np.float64]) -> None:
         if not len(self.layout.outputs) and not len(self.layout.distincts):
@@ -208,6 +219,7 @@ class _Column:
                 self.keys,
                 self.used,
                 self.memory,
+                self.dormant,
                 self.layout,
                 self.counters,
                 out,
@@ -217,8 +229,12 @@ class _Column:
             self._hold(self.keys, self.rows, 2 * len(self.keys))
 
     def sweep(self, clock_ms: int) -> int:
-        awake = self._awake(clock_ms)
+        idle_ms = self._idle_ms(clock_ms)
+        awake = np.flatnonzero(idle_ms <= self.layout.idle_ms)
         dropped = self.used - len(awake)
+        forgotten = np.any(clock_ms - self.dormant.words[:, 0].view(np.int64) > self.layout.lifetime_ms)
+        if dropped or forgotten:
+            self.dormant = self._asleep(clock_ms)
         if dropped:
             keys, rows = self.keys[awake], self.rows[awake]
             self.used = len(awake)
@@ -226,20 +242,42 @@ class _Column:
         return dropped
 
     def snapshot(self, clock_ms: int | None) -> dict[str, NDArray[Any]]:
-        awake = np.empty(0, np.int64) if clock_ms is None else self._awake(clock_ms)
+        awake, dormant = np.empty(0, np.int64), self.dormant
+        if clock_ms is not None:
+            awake = np.flatnonzero(self._idle_ms(clock_ms) <= self.layout.idle_ms)
+            dormant = self._asleep(clock_ms)
         awake = awake[np.argsort(self.keys[awake])]
         words = self.rows[awake].reshape(-1)
         kernel.clear_dead_panes(words, self.layout.stride, self.layout.windows)
-        return dict(zip(self.SAVED, (self.keys[awake], words, *(c.copy() for c in self.counters)), strict=True))
+        saved = (self.keys[awake], words, *dormant, *(c.copy() for c in self.counters))
+        return dict(zip(self.SAVED, saved, strict=True))
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.used = len(arrays["keys"])
-        self._hold(arrays["keys"], arrays["words"].reshape(-1, self.layout.stride), _slots(self.used))
-        self.counters = Counters(*(arrays[name].copy() for name in Counters._fields))
+    def restore(self, arrays: Mapping[str, Pieces]) -> None:
+        self.used = 0
+        keys, words = arrays["keys"].whole(), arrays["words"]
+        self._hold(keys, self.rows, _slots(len(keys)))
+        words.into(self.memory.words[: words.shape[0]])
+        self.used = len(keys)
+        self.keys[: self.used] = keys
+        kernel.index(self.table, keys)
+        self.dormant = Dormant(arrays["dormant_keys"].whole(), arrays["dormant_words"].whole())
+        self.counters = Counters(*(arrays[name].whole() for name in Counters._fields))
 
-    def _awake(self, clock_ms: int) -> NDArray[np.int64]:
-        """Slots whose entity is not idle."""
-        return np.flatnonzero(clock_ms - self.rows[:, 0].view(np.int64) <= self.layout.idle_ms)
+    def _idle_ms(self, clock_ms: int) -> NDArray[np.int64]:
+        """How long each entity has been without an event."""
+        return clock_ms - self.rows[:, 0].view(np.int64)
+
+    def _asleep(self, clock_ms: int) -> Dormant:
+        """The lifetime facts, as of a time, of the entities whose windows are as new."""
+        layout, idle_ms = self.layout, self._idle_ms(clock_ms)
+        falling = np.flatnonzero((idle_ms > layout.idle_ms) & (idle_ms <= layout.lifetime_ms))
+        kept = clock_ms - self.dormant.words[:, 0].view(np.int64) <= layout.lifetime_ms
+        if len(kept):
+            kept &= ~np.isin(self.dormant.keys, self.keys[: self.used], kind="sort")  # its row knows better
+        keys = np.concatenate([self.dormant.keys[kept], self.keys[falling]])
+        order = np.argsort(keys, kind="stable")
+        words = np.concatenate([self.dormant.words[kept], self.rows[falling, : layout.lifetime_words]])
+        return Dormant(keys[order], words[order])
 
     def _hold(self, keys: NDArray[np.uint64], rows: NDArray[np.uint64], slots: int) -> None:
         """Make room for `slots` entities, of which the first `used` are given."""

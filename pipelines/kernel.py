@@ -1,11 +1,12 @@
 """The compiled fold: one entity column's state in flat words, moved forward one item at a time.
 
 An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
-one section per lifetime, window and label window. A window's section is [newest pane, live panes, ring of
-panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one before. A dead
-pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events, then values
-of each number), then the other accumulators. A label window's section is [newest pane, ring of (events,
-frauds)]. Half words are in little-endian order.
+one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
+outlive its windows, and are all that is kept of an entity that is dormant. A window's section is [newest pane,
+live panes, ring of panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one
+before. A dead pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events,
+then values of each number), then the other accumulators. A label window's section is [newest pane, ring of
+(events, frauds)]. Half words are in little-endian order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -73,7 +74,9 @@ class Layout(NamedTuple):
     """Where everything stands in the row of one entity column."""
 
     stride: int  # words of a row
-    idle_ms: int  # an entity without an event for longer is as new
+    idle_ms: int  # the windows of an entity without an event for longer are as new
+    lifetime_ms: int  # and its lifetime facts; at least idle_ms, and the same where there is no all-time feature
+    lifetime_words: int  # of the lifetime facts, at the row's start
     maturity_ms: int
     windows: NDArray[np.void]
     numbers: NDArray[np.void]
@@ -98,6 +101,13 @@ class Memory(NamedTuple):
         return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32))
 
 
+class Dormant(NamedTuple):
+    """Lifetime facts of the dormant entities of one column; an entity's own row, where it has one, goes before them."""
+
+    keys: NDArray[np.uint64]  # (n,), rising
+    words: NDArray[np.uint64]  # (n, lifetime_words)
+
+
 class Counters(NamedTuple):
     """What could not be added, per window."""
 
@@ -112,7 +122,7 @@ _ZERO, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at first call; keep the machine code on disk where there is a place to write it."""
     # Nothing here owns memory, so no reference counts ("_nrt"): with them the same code runs at a third.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
@@ -139,7 +149,7 @@ def _set_bits(_context, word):  # how many bits are set
 
 
 @_intrinsic
-def _prefetch(_context, words, at):  # ask for words[at] ahead of its use
+def prefetch(_context, words, at):  # ask for words[at] ahead of its use
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         address = builder.gep(array.data, [arguments[1]])
@@ -153,7 +163,7 @@ def _prefetch(_context, words, at):  # ask for words[at] ahead of its use
     return types.void(words, types.int64), generate
 
 
-@_compiled
+@compiled
 def _place(table, key):
     """Where `key` stands in the table, or the free place where it belongs."""
     last = np.uint64(table.shape[0] - 1)
@@ -163,7 +173,7 @@ def _place(table, key):
     return place
 
 
-@_compiled
+@compiled
 def index(table, keys):
     """Fill an empty table with the slots of `keys`, in order (slot + 1; 0 is a free place)."""
     for slot in range(keys.shape[0]):
@@ -172,7 +182,7 @@ def index(table, keys):
         table[place, 1] = np.uint64(slot + 1)
 
 
-@_compiled
+@compiled
 def clear_dead_panes(words, stride, windows):
     """Zero what can never be read again, so that equal states have equal bytes."""
     for start in range(0, words.shape[0], stride):
@@ -186,18 +196,18 @@ def clear_dead_panes(words, stride, windows):
                     words[pane : pane + window.words] = _ZERO
 
 
-@_compiled
+@compiled
 def _measured(value):
     """The value as it is folded: -0.0 is 0.0; NaN, infinite and absurd ones are missing."""
     return value + 0.0 if abs(value) <= LIMIT else np.nan
 
 
-@_compiled
+@compiled
 def _finite(value):
     return value if math.isfinite(value) else np.nan
 
 
-@_compiled
+@compiled
 def _statistic(stat, value, n, total, square, low, high):
     """One statistic of `n` values; `square` is the sum of squares."""
     if stat == SUM:
@@ -220,7 +230,7 @@ def _statistic(stat, value, n, total, square, low, high):
     return _spread(stat, value, n, mean, variance)
 
 
-@_compiled
+@compiled
 def _spread(stat, value, n, mean, variance):
     if n < 2:
         return np.nan
@@ -228,25 +238,48 @@ def _spread(stat, value, n, mean, variance):
     return deviation if stat == STD else (value - mean) / deviation if deviation > 0.0 else np.nan
 
 
-@_compiled
+@compiled
 def _next(left, turn, ring):
     """Where in the ring the oldest pane of `left` stands."""
     where = turn + _lowest_bit(left)
     return where if where < ring else where - ring
 
 
-@_compiled
-def _begin(time_ms, at, memory, layout):
-    """A new entity, or one that was idle for so long that it is as new."""
-    memory.words[at : at + layout.stride] = _ZERO
+@compiled
+def _remember(key, at, memory, dormant, layout):
+    """Copy a dormant entity's lifetime facts to its new row; whether it is one."""
+    first, last = 0, dormant.keys.shape[0]
+    while first < last:
+        middle = (first + last) // 2
+        if dormant.keys[middle] < key:
+            first = middle + 1
+        else:
+            last = middle
+    if first == dormant.keys.shape[0] or dormant.keys[first] != key:
+        return False
+    for word in range(layout.lifetime_words):
+        memory.words[at + word] = dormant.words[first, word]
+    return True
+
+
+@compiled
+def _begin_lifetime(time_ms, at, memory, layout):
+    """A new entity, or one that was dormant for so long that it is as new."""
+    memory.words[at : at + layout.lifetime_words] = _ZERO
     memory.ints[at + 1] = time_ms
+
+
+@compiled
+def _begin_windows(time_ms, at, memory, layout):
+    """Nothing is in the windows yet, or any more."""
+    memory.words[at + layout.lifetime_words : at + layout.stride] = _ZERO
     for w in range(layout.windows.shape[0]):
         memory.ints[at + layout.windows[w].base] = time_ms // layout.windows[w].pane_ms
     for w in range(layout.label_windows.shape[0]):
         memory.ints[at + layout.label_windows[w].base] = time_ms // layout.label_windows[w].pane_ms
 
 
-@_compiled
+@compiled
 def _report(i, at, known, batch, memory, layout, counters):
     """A label moves the frauds of its event's pane, where that is held."""
     if batch.delta[i] == 0:
@@ -265,7 +298,7 @@ def _report(i, at, known, batch, memory, layout, counters):
             memory.counts[frauds] -= np.uint32(1)
 
 
-@_compiled
+@compiled
 def _lifetimes(i, at, row, batch, memory, layout, out):
     """All time: count, since last, and mean and spread after Welford (1962)."""
     floats, ints = memory.floats, memory.ints
@@ -309,7 +342,7 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
     ints[at + 2] = events + 1
 
 
-@_compiled
+@compiled
 def _window(i, at, row, w, batch, memory, layout, counters, out):
     """Features of one window, then the event enters its pane."""
     words, floats, counts = memory.words, memory.floats, memory.counts
@@ -416,7 +449,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):
             words[word] |= _ONE << (seen & np.uint64(63))
 
 
-@_compiled
+@compiled
 def _label_window(i, at, row, w, batch, memory, layout, counters, out):
     """Frauds among the events old enough to have their labels, then the event enters its pane."""
     words = memory.words
@@ -455,8 +488,8 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
         memory.counts[2 * (base + pane % ring)] += np.uint32(1)
 
 
-@_compiled
-def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
+@compiled
+def fold(start, row, column, batch, table, keys, used, memory, dormant, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
 
     Stops early where every slot is taken. Returns (next item, next row, slots used).
@@ -469,7 +502,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             if soon != _ZERO:
                 there = (_int(table[_place(table, soon), 1]) - 1) * layout.stride
                 for word in range(there, there + min(layout.stride, AHEAD_WORDS), 8):
-                    _prefetch(words, word)
+                    prefetch(words, word)
 
         event = batch.is_event[i]
         key = batch.entities[i, column]
@@ -484,6 +517,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             _report(i, at, known, batch, memory, layout, counters)
             continue
         if not known:
+            is_remembered = slot >= 0
             if slot < 0:
                 if used == keys.shape[0]:
                     return i, row, used
@@ -493,7 +527,10 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
                 table[place, 0] = key
                 table[place, 1] = np.uint64(used)
                 at = slot * layout.stride
-            _begin(batch.time_ms[i], at, memory, layout)
+                is_remembered = _remember(key, at, memory, dormant, layout)
+            if not is_remembered or batch.clock_ms[i] - ints[at] > layout.lifetime_ms:
+                _begin_lifetime(batch.time_ms[i], at, memory, layout)
+            _begin_windows(batch.time_ms[i], at, memory, layout)
         _lifetimes(i, at, row, batch, memory, layout, out)
         for w in range(layout.windows.shape[0]):
             _window(i, at, row, w, batch, memory, layout, counters, out)

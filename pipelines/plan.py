@@ -19,10 +19,10 @@ from pipelines.errors import StreamFileError
 from pipelines.kernel import Layout
 from pipelines.stream import Feature
 
-KERNEL_VERSION = 1  # raise it whenever the same items could give other features or another snapshot
+KERNEL_VERSION = 2  # raise it whenever the same items could give other features or another snapshot
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
-_ALL_TIME_IDLE_MS = 400 * _DAY_MS
+LIFETIME_MS = 400 * _DAY_MS
 _ACCUMULATORS = {
     "sum": ("sum",),
     "mean": ("sum",),
@@ -105,6 +105,7 @@ class Plan:
         numbers: Sequence[str],
         hashed: Sequence[str],
         maturity_ms: int | None,
+        lifetime_ms: int = LIFETIME_MS,
     ) -> Self:
         """Compile features.
 
@@ -114,6 +115,8 @@ class Plan:
             numbers: names of the columns of `Batch.numbers`.
             hashed: names of the columns of `Batch.hashed`.
             maturity_ms: how long after its event a label counts; needed by fraud_rate and fraud_count.
+            lifetime_ms: after how long without an event an entity's all-time features begin anew; where its windows
+                reach back further, they do so with them.
 
         Raises:
             StreamFileError: a feature cannot be computed; says which, why and how to mend it.
@@ -125,6 +128,7 @@ class Plan:
             [[f.name, f.stat, f.entity, f.field, f.window_ms] for f in features],
             [list(entities), list(numbers), list(hashed)],
             maturity_ms,
+            lifetime_ms,
         ]
         layouts = tuple(
             _lay_out(
@@ -132,6 +136,7 @@ class Plan:
                 numbers,
                 hashed,
                 maturity_ms or 0,
+                lifetime_ms,
             )
             for entity in entities
         )
@@ -151,13 +156,25 @@ class Plan:
 
     @property
     def idle_ms(self) -> tuple[int, ...]:
-        """Per entity column: after how long without an event an entity is as new."""
+        """Per entity column: after how long without an event an entity's windows are as new."""
         return tuple(layout.idle_ms for layout in self.layouts)
+
+    @property
+    def lifetime_ms(self) -> tuple[int, ...]:
+        """Per entity column: after how long without an event an entity is as new altogether."""
+        return tuple(layout.lifetime_ms for layout in self.layouts)
 
     @property
     def bytes_per_entity(self) -> tuple[int, ...]:
         """Per entity column: what one entity's row costs (its places in the hash table come on top)."""
         return tuple(8 * layout.stride for layout in self.layouts)
+
+    @property
+    def bytes_per_dormant(self) -> tuple[int, ...]:
+        """Per entity column: what is kept of an entity between `idle_ms` and `lifetime_ms`, its key included."""
+        return tuple(
+            8 * (1 + layout.lifetime_words) if layout.lifetime_ms > layout.idle_ms else 0 for layout in self.layouts
+        )
 
 
 def _check(
@@ -197,7 +214,7 @@ class _RowPlan:
     def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int) -> None:
         self.features = features  # with the column each is put into
         self.maturity_ms = maturity_ms
-        self.words = kernel.HEADER_WORDS
+        self.words = self.lifetime_words = kernel.HEADER_WORDS
         self.spans_ms: list[int] = []  # how long each window needs an entity to be remembered
         self.windows: list[tuple[int, ...]] = []
         self.numbers: list[tuple[int, ...]] = []
@@ -213,6 +230,7 @@ class _RowPlan:
             column = -1 if field is None else number_columns[field]
             self.lifetimes.append((self.words, column, *self._emit(of_field)))
             self.words += 0 if field is None else 3
+        self.lifetime_words = self.words
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
         """A window over events: a ring of panes, each with what the features need."""
@@ -254,11 +272,14 @@ class _RowPlan:
         self.words += 1 + ring
         self.spans_ms.append(window_ms + self.maturity_ms + 2 * panes.width_ms)
 
-    def layout(self) -> Layout:
+    def layout(self, lifetime_ms: int) -> Layout:
         """The finished layout."""
+        idle_ms = max(self.spans_ms, default=lifetime_ms)
         return Layout(
             stride=self.words,
-            idle_ms=max(self.spans_ms, default=_ALL_TIME_IDLE_MS),
+            idle_ms=idle_ms,
+            lifetime_ms=max(idle_ms, lifetime_ms) if self.lifetimes else idle_ms,
+            lifetime_words=self.lifetime_words,
             maturity_ms=self.maturity_ms,
             windows=np.array(self.windows, kernel.WINDOW),
             numbers=np.array(self.numbers, kernel.NUMBER),
@@ -277,7 +298,11 @@ class _RowPlan:
 
 
 def _lay_out(
-    features: Sequence[tuple[int, Feature]], numbers: Sequence[str], hashed: Sequence[str], maturity_ms: int
+    features: Sequence[tuple[int, Feature]],
+    numbers: Sequence[str],
+    hashed: Sequence[str],
+    maturity_ms: int,
+    lifetime_ms: int,
 ) -> Layout:
     number_columns = {name: column for column, name in enumerate(numbers)}
     hashed_columns = {name: column for column, name in enumerate(hashed)}
@@ -288,7 +313,7 @@ def _lay_out(
         row.add_window(window_ms, number_columns, hashed_columns)
     for window_ms in widths:
         row.add_label_window(window_ms)
-    return row.layout()
+    return row.layout(lifetime_ms)
 
 
 def _fields(features: Iterable[Feature]) -> list[str | None]:

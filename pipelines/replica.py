@@ -67,10 +67,14 @@ class Replica:
         return [Put([], self.state.places, self._frontier())] * self.state.n_partitions
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
-        """Fold what can no longer be preceded; per chunk, one put for each partition's outbox."""
-        released = self.merge.release()
-        for start in range(0, len(released), chunk):
-            yield self._fold(released[start : start + chunk], fault)
+        """Fold what can no longer be preceded; per chunk, one put for each partition's outbox.
+
+        An exception on the way, here or where a put is taken, leaves half a step: no snapshot can be taken any more.
+        """
+        with self.state.step():
+            released = self.merge.release()
+            for start in range(0, len(released), chunk):
+                yield self._fold(released[start : start + chunk], fault)
 
     def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
         """The state as of now; what `progress` has told meanwhile need not be told again."""
@@ -104,7 +108,7 @@ class Replica:
             else:
                 pending.append((item, event, -1))
         fault("mid_fold")
-        folded = state.fold(items_of(decoded, state.stream))
+        folded = state.fold(items_of(decoded, state.stream, state.id_key))
         for item in items:
             record = item.record
             state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)

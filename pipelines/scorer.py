@@ -103,14 +103,19 @@ class Scorer:
         return self._caught_up
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Score until `should_stop()`; then publish what is folded and write a snapshot."""
+        """Score until `should_stop()`; then publish what is folded and write a snapshot.
+
+        Where a step raises, no snapshot is written: what it left may be half a step.
+        """
         for lane in self.lanes:
             lane.start()
+        ended_well = False
         try:
             while not should_stop():
                 self.step()
+            ended_well = True
         finally:
-            self._stop()
+            self._stop(snapshot=ended_well)
 
     def step(self) -> None:
         """One turn of the loop."""
@@ -198,10 +203,10 @@ class Scorer:
             if lane.failure is not None:
                 raise lane.failure
 
-    def _stop(self) -> None:
+    def _stop(self, *, snapshot: bool) -> None:
         for lane in self.lanes:
             lane.stop()
-        if all(lane.failure is None for lane in self.lanes) and self._caught_up:
+        if snapshot and all(lane.failure is None for lane in self.lanes) and self._caught_up:
             self._snapshot()
         self._snapshot_pool.shutdown(wait=True)
         self._reader.close()

@@ -1,12 +1,11 @@
 """The fold: accepted events and labels, in the one order, become feature rows. Moves forward, never back."""
 
 import hashlib
-import io
 import json
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,16 +14,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pipelines import pieces
 from pipelines.contract import Event, Label
-from pipelines.errors import RestoreError
+from pipelines.duplicates import ID_KEY_BYTES, Duplicates, Reports, hash_ids
+from pipelines.errors import InternalError, RestoreError
 from pipelines.faults import Fault, no_fault
 from pipelines.features import Batch, Plan, Windows
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Item, Key, Source, sources
+from pipelines.pieces import Pieces
 from pipelines.stream import Stream
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
-_SNAPSHOT_VERSION = 1
 
 
 class Items(NamedTuple):
@@ -35,7 +36,7 @@ class Items(NamedTuple):
     offset: NDArray[np.int64]
     clock_ms: NDArray[np.int64]
     time_ms: NDArray[np.int64]
-    ids: Sequence[bytes]  # 128-bit event ids
+    ids: NDArray[np.uint64]  # (n, 2), hashes of the event ids under the state's key
     label: NDArray[np.int8]  # of labels; 0 for events
     entities: NDArray[np.uint64]  # (n, n_entities), 0 = missing
     numbers: NDArray[np.float64]  # (n, n_numbers), NaN = missing
@@ -66,11 +67,16 @@ def plan_of(stream: Stream) -> Plan:
         numbers=stream.numbers,
         hashed=stream.hashed,
         maturity_ms=stream.labels.maturity_ms if stream.labels else None,
+        lifetime_ms=stream.lifetime_memory_ms,
     )
 
 
-def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream) -> Items:
-    """Columns of decoded events and labels; what came out of turn has its own source and the clock of its place."""
+def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream, id_key: bytes = b"") -> Items:
+    """Columns of decoded events and labels; what came out of turn has its own source and the clock of its place.
+
+    Args:
+        id_key: the state's, where ids must not be made to collide.
+    """
     n = len(decoded)
     nan_row, zero_row = (math.nan,) * len(stream.numbers), (0,) * len(stream.categories)
     records = [item.record for item, _ in decoded]
@@ -82,7 +88,7 @@ def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream) -> I
         np.fromiter((r.offset for r in records), np.int64, n),
         np.fromiter((item.key.effective_ms for item, _ in decoded), np.int64, n),
         np.fromiter((v.time_ms for v in values), np.int64, n),
-        [v.id128 for v in values],
+        hash_ids((v.event_id for v in values), id_key),
         np.fromiter((0 if isinstance(v, Event) else v.label for v in values), np.int8, n),
         np.array([v.entities for v in values], np.uint64).reshape(n, len(stream.entities)),
         np.array([v.numbers if isinstance(v, Event) else nan_row for v in values], np.float64).reshape(n, len(nan_row)),
@@ -95,12 +101,16 @@ def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream) -> I
 class State:
     """Raw facts only, nothing a model made: a function of the log up to its frontier.
 
-    Bounded: windows by panes and idle time, duplicates and reports by their time to live.
+    Bounded: windows by panes and idle time, duplicates and reports by time and number.
+
+    Args:
+        id_key: what event ids are hashed under; drawn at random where it is not given.
     """
 
-    def __init__(self, stream: Stream, n_partitions: int) -> None:
+    def __init__(self, stream: Stream, n_partitions: int, *, id_key: bytes | None = None) -> None:
         self.stream = stream
         self.n_partitions = n_partitions
+        self.id_key = os.urandom(ID_KEY_BYTES) if id_key is None else id_key
         self.plan = plan_of(stream)
         self.digest = _definition_digest(stream, self.plan)
         self.windows = Windows(self.plan)
@@ -110,41 +120,63 @@ class State:
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
         self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
-        # id -> offset, clock; oldest first (a plain dict would search its beginning again for every one that goes)
-        self._seen: list[OrderedDict[bytes, tuple[int, int]]] = [OrderedDict() for _ in range(n_partitions)]
-        self._reported: dict[bytes, int] = {}  # id -> event time, of frauds
-        self._report_memory_ms = max(self.plan.idle_ms, default=DAY_MS)
+        self.topic_ids: dict[str, str] = {}  # of the topics that were folded
+        self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
+        self._reported = Reports(max(self.plan.idle_ms, default=DAY_MS), stream.duplicate_memory_ids)
+        self._steps_begun = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory set aside."""
+        return self.windows.nbytes + self._seen.nbytes + self._reported.nbytes
+
+    @property
+    def remembered(self) -> dict[str, int]:
+        """How many ids and reports are remembered, and how many ever gave way to newer ones before their time."""
+        return {
+            "ids": self._seen.n_held(self.clock_ms),
+            "ids_evicted": self._seen.n_evicted,
+            "reports": self._reported.n_held(self.clock_ms),
+            "reports_evicted": self._reported.n_evicted,
+        }
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """What moves the state as a whole or not at all: after an exception inside, it is half done for good."""
+        self._steps_begun += 1
+        yield
+        self._steps_begun -= 1
 
     def fold(self, items: Items) -> Rows:
-        """Fold items that come next in the one order; returns the rows of the events among them."""
+        """Fold items that come next in the one order; returns the rows of the events among them.
+
+        Raises:
+            InternalError: an event comes a second time.
+        """
+        with self.step():
+            return self._fold(items)
+
+    def _fold(self, items: Items) -> Rows:
         n = len(items.ids)
-        delta = np.zeros(n, np.int8)
-        keep = np.ones(n, bool)
-        late_ms = np.zeros(n, np.int64)
-        duplicates: dict[int, int] = {}
-        events = zip(
-            items.is_event.tolist(),
-            items.partition.tolist(),
-            items.offset.tolist(),
-            items.clock_ms.tolist(),
-            items.time_ms.tolist(),
-            items.ids,
-            strict=True,
+        events, labels = np.flatnonzero(items.is_event), np.flatnonzero(~items.is_event)
+        originals = self._seen.first_offsets(
+            items.ids[events], items.partition[events], items.offset[events], items.clock_ms[events]
         )
-        for i, (is_event, partition, offset, clock_ms, time_ms, id128) in enumerate(events):
-            if not is_event:
-                delta[i] = self._report(id128, int(items.label[i]), time_ms, clock_ms)
-                continue
-            original = self._first_offset(partition, id128, offset, clock_ms)
-            if original is not None:
-                duplicates[i] = original
-                keep[i] = False
-                continue
-            watermark = self.watermark_ms[partition]
-            if time_ms < watermark:
-                late_ms[i] = watermark - time_ms
-            else:
-                self.watermark_ms[partition] = time_ms
+        if np.any(twice := originals == items.offset[events]):
+            i = events[np.argmax(twice)]
+            raise InternalError(
+                f"the event at offset {items.offset[i]} of partition {items.partition[i]} was folded twice"
+            )
+        repeats = originals >= 0
+        duplicates = dict(zip(events[repeats].tolist(), originals[repeats].tolist(), strict=True))
+        keep = np.ones(n, bool)
+        keep[events[repeats]] = False
+        index = events[~repeats]
+        delta = np.zeros(n, np.int8)
+        delta[labels] = self._reported.changes(
+            items.ids[labels], items.clock_ms[labels], items.time_ms[labels], items.label[labels]
+        )
+        late_ms = self._lateness(items.partition[index], items.time_ms[index])
         if n:
             self.clock_ms = int(items.clock_ms[-1])
         windows = self.windows.fold(
@@ -158,42 +190,19 @@ class State:
                 delta[keep],
             )
         )
-        index = np.flatnonzero(keep & items.is_event)
         numeric = np.concatenate([items.numbers[index], _calendar(items.time_ms[index]), windows], axis=1)
         categorical = items.categories[index]
-        return Rows(index, late_ms[index], numeric, categorical, hash_rows(numeric, categorical), duplicates)
+        return Rows(index, late_ms, numeric, categorical, hash_rows(numeric, categorical), duplicates)
 
-    def _first_offset(self, partition: int, id128: bytes, offset: int, clock_ms: int) -> int | None:
-        """Offset of the event this one repeats, None where it is the first within the duplicates' memory."""
-        seen = self._seen[partition]
-        memory_ms = self.stream.duplicate_memory_ms
-        known = seen.get(id128)
-        if known is not None:
-            if clock_ms - known[1] <= memory_ms:
-                return known[0]
-            del seen[id128]
-        seen[id128] = (offset, clock_ms)
-        while True:
-            oldest = next(iter(seen))
-            if clock_ms - seen[oldest][1] <= memory_ms:
-                return None
-            del seen[oldest]
-
-    def _report(self, id128: bytes, label: int, time_ms: int, clock_ms: int) -> int:
-        """Change of the fraud count: +1 reported, -1 taken back, 0 repeated or too old to matter."""
-        oldest_ms = clock_ms - self._report_memory_ms
-        if len(self._reported) > 1024 and len(self._reported) & (len(self._reported) - 1) == 0:
-            self._reported = {k: v for k, v in self._reported.items() if v >= oldest_ms}
-        if time_ms < oldest_ms:
-            return 0
-        is_reported = self._reported.get(id128, -math.inf) >= oldest_ms
-        if label == 1 and not is_reported:
-            self._reported[id128] = time_ms
-            return 1
-        if label == 0 and is_reported:
-            del self._reported[id128]
-            return -1
-        return 0
+    def _lateness(self, partition: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How far each event is behind the newest one of its partition before it, ms; moves the watermarks."""
+        late_ms = np.empty(len(time_ms), np.int64)
+        for p in np.unique(partition).tolist():
+            of_p = partition == p
+            newest = np.maximum.accumulate(np.append(self.watermark_ms[p], time_ms[of_p]))
+            late_ms[of_p] = np.maximum(newest[:-1] - time_ms[of_p], 0)
+            self.watermark_ms[p] = int(newest[-1])
+        return late_ms
 
     def passed(self, key: Key, source: Source, offset: int, arrival_ms: int) -> None:
         """Note that a record, accepted or refused, has had its place."""
@@ -203,25 +212,28 @@ class State:
         self.arrivals[source] = arrival_ms
 
     def snapshot(self) -> "Snapshot":
-        """A copy that later folds do not touch."""
-        seen = [(p, k, o, c) for p, d in enumerate(self._seen) for k, (o, c) in d.items()]
+        """A copy that later folds do not touch.
+
+        Raises:
+            InternalError: a step is half done; what it folded already would come back as duplicates of itself.
+        """
+        if self._steps_begun:
+            raise InternalError("a step of the fold failed or is still going on, no snapshot can be taken of it")
         arrays = {f"windows/{name}": array for name, array in self.windows.snapshot().items()}
-        arrays["seen/partition"] = np.array([s[0] for s in seen], np.int32)
-        arrays["seen/id"] = np.frombuffer(b"".join(s[1] for s in seen), np.uint8).reshape(len(seen), 16)
-        arrays["seen/offset"] = np.array([s[2] for s in seen], np.int64)
-        arrays["seen/clock"] = np.array([s[3] for s in seen], np.int64)
-        arrays["reported/id"] = np.frombuffer(b"".join(self._reported), np.uint8).reshape(len(self._reported), 16)
-        arrays["reported/time"] = np.array(list(self._reported.values()), np.int64)
+        arrays["seen"] = self._seen.snapshot(self.clock_ms)
+        arrays["reported"] = self._reported.snapshot(self.clock_ms)
         meta = {
-            "version": _SNAPSHOT_VERSION,
             "definition": self.digest,
             "n_partitions": self.n_partitions,
+            "topic_ids": dict(self.topic_ids),
             "frontier": by_kind(self.frontier, self.n_partitions),
             "arrivals": by_kind(self.arrivals, self.n_partitions),
             "last": list(self.last) if self.last else None,
             "clock_ms": self.clock_ms,
             "watermark_ms": list(self.watermark_ms),
             "places": list(self.places),
+            "id_key": self.id_key.hex(),
+            "evicted": [self._seen.n_evicted, self._reported.n_evicted],
         }
         return Snapshot(meta, arrays)
 
@@ -233,25 +245,24 @@ class State:
             RestoreError: the snapshot was made under another feature definition.
         """
         meta, arrays = snapshot.meta, snapshot.arrays
-        state = cls(stream, meta["n_partitions"])
-        if meta["version"] != _SNAPSHOT_VERSION or meta["definition"] != state.digest:
+        state = cls(stream, meta["n_partitions"], id_key=bytes.fromhex(meta["id_key"]))
+        if meta["definition"] != state.digest:
             raise RestoreError(
                 "the snapshot was made under other fields or features; delete it, the input is read again"
             )
         state.windows = Windows.restore(
             state.plan, {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}
         )
+        state._seen.restore(arrays["seen"])
+        state._reported.restore(arrays["reported"])
+        state._seen.n_evicted, state._reported.n_evicted = meta["evicted"]
+        state.topic_ids = dict(meta["topic_ids"])
         state.frontier = {s: meta["frontier"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
         state.arrivals = {s: meta["arrivals"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
         state.last = Key(*meta["last"]) if meta["last"] else None
         state.clock_ms = meta["clock_ms"]
         state.watermark_ms = list(meta["watermark_ms"])
         state.places = list(meta["places"])
-        columns = (arrays[f"seen/{name}"] for name in ("partition", "id", "offset", "clock"))
-        for partition, id128, offset, clock in zip(*columns, strict=True):
-            state._seen[int(partition)][id128.tobytes()] = (int(offset), int(clock))
-        for id128, time_ms in zip(arrays["reported/id"], arrays["reported/time"], strict=True):
-            state._reported[id128.tobytes()] = int(time_ms)
         return state
 
 
@@ -295,16 +306,17 @@ def _definition_digest(stream: Stream, plan: Plan) -> str:
     """Changes when the same log could give other feature rows: what is accepted, computed and forgotten."""
     contract = [stream.event_id, stream.event_time, stream.future_tolerance_ms, stream.max_message_bytes]
     contract += [[f.name, f.type, f.required, f.min, f.max, f.max_length] for f in stream.fields]
-    parts = [plan.digest, contract, stream.duplicate_memory_ms, stream.labels.lag_ms if stream.labels else None]
+    memory = [stream.duplicate_memory_ms, stream.duplicate_memory_ids]
+    parts = [plan.digest, contract, memory, stream.labels.lag_ms if stream.labels else None]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state's facts: JSON-able `meta` and arrays. On disk: sha256 (hex), then an .npz without pickles."""
+    """A state's facts: JSON-able `meta` and arrays, which lie in memory, or on disk until they are restored."""
 
     meta: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
+    arrays: dict[str, Pieces]
 
     @property
     def frontier(self) -> dict[Source, int]:
@@ -312,37 +324,13 @@ class Snapshot:
 
     def write(self, path: Path, *, fault: Fault = no_fault) -> None:
         """Write so that the file is either whole or absent, also after a power cut."""
-        buffer = io.BytesIO()
-        meta = np.frombuffer(json.dumps(self.meta).encode(), np.uint8)
-        np.savez(buffer, meta=meta, **self.arrays)  # type: ignore[arg-type]
-        payload = buffer.getbuffer()
-        temporary = path.with_suffix(".part")
-        with open(temporary, "wb") as file:
-            file.write(hashlib.sha256(payload).hexdigest().encode())
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        fault("mid_snapshot")
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        pieces.write(path, self.meta, self.arrays, fault=fault)
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
         """Read a snapshot.
 
         Raises:
-            RestoreError: the file is damaged.
+            RestoreError: the file is damaged, or was written by another version.
         """
-        content = path.read_bytes()
-        digest, payload = content[:64], content[64:]
-        if hashlib.sha256(payload).hexdigest().encode() != digest:
-            raise RestoreError(
-                f"{path.name} is damaged (its sha256 does not match); delete it, an older one or the input is used"
-            )
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return cls(json.loads(arrays.pop("meta").tobytes()), arrays)
+        return cls(*pieces.read(path))

@@ -124,6 +124,8 @@ class Stream(msgspec.Struct, frozen=True):
     budget: Mapping[str, Any]
     future_tolerance_ms: int
     duplicate_memory_ms: int
+    duplicate_memory_ids: int
+    lifetime_memory_ms: int
     max_message_bytes: int
     replay: Replay | None = None
 
@@ -238,7 +240,7 @@ class _Reader:
             "stream",
             head,
             ("name", "topics", "event_id", "event_time", "entities", "future_tolerance", "duplicate_memory",
-             "max_message_bytes"),
+             "duplicate_memory_ids", "lifetime_memory", "max_message_bytes"),
         )  # fmt: skip
         fields = self.fields()
         by_name = {f.name: f for f in fields}
@@ -293,9 +295,17 @@ class _Reader:
             budget=self.budget(),
             future_tolerance_ms=self.duration("stream", head, "future_tolerance", "5m"),
             duplicate_memory_ms=self.duration("stream", head, "duplicate_memory", "2d"),
+            duplicate_memory_ids=self.integer("stream", head, "duplicate_memory_ids", 10_000_000),
+            lifetime_memory_ms=self.lifetime_memory(head, features),
             max_message_bytes=self.integer("stream", head, "max_message_bytes", 65_536),
             replay=self.replay(),
         )
+
+    def lifetime_memory(self, head: dict[str, Any], features: tuple[Feature, ...]) -> int:
+        lifetime_ms = self.duration("stream", head, "lifetime_memory", "400d")
+        if lifetime_ms < max((f.window_ms or 0 for f in features), default=0):
+            self.fail(("stream", "lifetime_memory"), head.get("lifetime_memory"), "must be at least the longest window")
+        return lifetime_ms
 
     def fields(self) -> tuple[Field, ...]:
         table = self.table("fields", required=True)

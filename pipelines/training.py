@@ -1,14 +1,15 @@
 """The training table: what the live scorer saw of every event, made again from the lake, with labels as of a time."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import xxhash
 from numpy.typing import NDArray
 
 from pipelines.contract import hash64
+from pipelines.duplicates import ID_KEY_BYTES, hash_ids
 from pipelines.lake import Lake
 from pipelines.order import EVENT, LABEL
 from pipelines.state import Items, Rows, State
@@ -75,9 +76,10 @@ def replay_rows(
         until_ms: leave away what takes effect at or after this time (ms since 1970, the stream's clock).
         progress: called with the number of items folded and the number there are.
     """
-    items, event_ids = _items(lake, stream, until_ms)
+    id_key = os.urandom(ID_KEY_BYTES)
+    items, event_ids = _items(lake, stream, until_ms, id_key)
     n, n_events = len(items.ids), int(items.is_event.sum())
-    state = State(stream, int(items.partition.max(initial=0)) + 1)
+    state = State(stream, int(items.partition.max(initial=0)) + 1, id_key=id_key)
     numeric = np.empty((n_events, len(stream.numeric_columns)))
     index, late_ms = np.empty(n_events, np.int64), np.empty(n_events, np.int64)
     hashes = np.empty(n_events, np.uint64)
@@ -153,7 +155,7 @@ def _frauds(lake: Lake, stream: Stream, as_of_ms: int) -> pl.Series:
     return latest.filter(pl.col("label") == 1)["event_id"]
 
 
-def _items(lake: Lake, stream: Stream, until_ms: int | None) -> tuple[Items, pl.Series]:
+def _items(lake: Lake, stream: Stream, until_ms: int | None, id_key: bytes) -> tuple[Items, pl.Series]:
     """All events and labels in the one order, and the events' ids (null for labels)."""
     frames = [_placed(lake, stream, "events", EVENT)]
     if stream.labels:
@@ -162,14 +164,14 @@ def _items(lake: Lake, stream: Stream, until_ms: int | None) -> tuple[Items, pl.
     if until_ms is not None:
         both = both.filter(pl.col("effective_ms") < until_ms)
     both = both.sort(_PLACE)
-    n, digest = both.height, xxhash.xxh3_128_digest
+    n = both.height
     items = Items(
         (both["is_event"]).to_numpy(),
         both["partition"].to_numpy(),
         both["offset"].to_numpy(),
         both["effective_ms"].to_numpy(),
         both["event_time_ms"].to_numpy(),
-        [digest(text.encode()) for text in both["event_id"].to_list()],
+        hash_ids(both["event_id"].to_list(), id_key),
         both["label"].fill_null(0).to_numpy() if stream.labels else np.zeros(n, np.int8),
         _stacked([_hashed(both[name]) for name in stream.entities], n, np.uint64),
         _stacked([both[name].fill_null(np.nan).to_numpy() for name in stream.numbers], n, np.float64),

@@ -26,6 +26,7 @@ class Case(NamedTuple):
     hashed: tuple[str, ...]
     maturity_ms: int
     items: tuple[Item, ...]
+    lifetime_ms: int = 400 * DAY_MS
 
     @property
     def plan(self) -> Plan:
@@ -36,6 +37,7 @@ class Case(NamedTuple):
             numbers=self.numbers,
             hashed=self.hashed,
             maturity_ms=self.maturity_ms,
+            lifetime_ms=self.lifetime_ms,
         )
 
 
@@ -79,7 +81,7 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
     """A small stream whose items fall on, between and beyond the panes of its windows.
 
     Late and early events, labels before their event and for events that never were, equal moments, negative
-    times, missing ids and values, ids that several columns share, entities that fall idle and return.
+    times, missing ids and values, ids that several columns share, entities that fall idle, or dormant, and return.
     """
     entities = ("customer", "terminal", "card")[: draw(st.integers(1, 3))]
     numbers = ("amount", "balance")[: draw(st.integers(1, 2))]
@@ -96,6 +98,7 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
         )
     )
     pane_ms = Panes.of(draw(st.sampled_from(windows_ms))).width_ms
+    lifetime_ms = max(windows_ms) + draw(st.sampled_from((0, 5, 40, 100, 10_000))) * finest_ms
     # What matters happens at the edges of panes: the window's, the ring's, the moment of falling idle.
     whole_panes = st.one_of(st.integers(0, 3), st.integers(0, 75)).map(lambda n: n * pane_ms)
     jump = st.one_of(st.integers(0, 2), whole_panes, whole_panes.map(lambda ms: ms + 1), st.integers(0, 3 * pane_ms))
@@ -127,4 +130,4 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
                 draw(st.sampled_from((1, 1, -1, 0))),
             )
         items.append(item)
-    return Case(tuple(wanted), entities, numbers, hashed, maturity_ms, tuple(items))
+    return Case(tuple(wanted), entities, numbers, hashed, maturity_ms, tuple(items), lifetime_ms)

@@ -35,13 +35,16 @@ class Reference:
         numbers: Sequence[str],
         hashed: Sequence[str],
         maturity_ms: int | None,
+        lifetime_ms: int = 400 * DAY,
     ) -> None:
         self.features = features
         self.entities = entities
         self.numbers = numbers
         self.hashed = hashed
         self.maturity_ms = maturity_ms or 0
-        self.past: list[dict[int, list[Item]]] = [{} for _ in entities]
+        self.lifetime_ms = lifetime_ms
+        self.past: list[dict[int, list[Item]]] = [{} for _ in entities]  # what windows know of
+        self.life: list[dict[int, list[Item]]] = [{} for _ in entities]  # events that all-time features know of
         self.late_dropped: dict[str, int] = {}
         self.labels_outside: dict[str, int] = {}
 
@@ -54,9 +57,12 @@ class Reference:
             if key == 0 or not wanted:
                 continue
             past = self.past[column].setdefault(key, [])
-            events = [i for i in past if i.delta is None]
-            if events and item.clock_ms - events[-1].clock_ms > self.idle_ms(wanted):
+            life = self.life[column].setdefault(key, [])
+            idle_ms = self.idle_ms(wanted)
+            if life and item.clock_ms - life[-1].clock_ms > idle_ms:
                 past.clear()
+            if life and item.clock_ms - life[-1].clock_ms > max(idle_ms, self.lifetime_ms):
+                life.clear()
             for window_ms in {f.window_ms for f in wanted if f.stat in ("fraud_rate", "fraud_count")}:
                 self.count_outside(entity, window_ms, past, item)
             if item.delta is None:
@@ -64,10 +70,12 @@ class Reference:
                     self.count_late(entity, window_ms, fed, past, item)
                 for place, feature in enumerate(self.features):
                     if feature.entity == entity:
-                        value = self.value(feature, past, item)
+                        value = self.value(feature, past, life, item)
                         row[place] = value if math.isfinite(value) else NAN
             if item.delta is None or past:
                 past.append(item)
+            if item.delta is None:
+                life.append(item)
         return row if item.delta is None else None
 
     def idle_ms(self, features: Iterable[Feature]) -> int:
@@ -76,17 +84,17 @@ class Reference:
             if f.window_ms is not None:
                 _, width = panes(f.window_ms)
                 spans.append(f.window_ms + (self.maturity_ms + 2 * width if "fraud" in f.stat else width))
-        return max(spans) or 400 * DAY
+        return max(spans) or self.lifetime_ms
 
-    def value(self, f: Feature, past: list[Item], item: Item) -> float:
+    def value(self, f: Feature, past: list[Item], life: list[Item], item: Item) -> float:
         if f.stat == "since_last":
-            times = [i.time_ms for i in past if i.delta is None]
+            times = [i.time_ms for i in life]
             return max(0, item.time_ms - max(times)) / 1000.0 if times else NAN
         if f.stat in ("fraud_rate", "fraud_count"):
             return self.fraud(f, past, item)
         value = measured(item.numbers[self.numbers.index(f.field)]) if f.field in self.numbers else None
         if f.window_ms is None:
-            return self.lifetime(f, past, value)
+            return self.lifetime(f, life, value)
         count, width = panes(f.window_ms)
         kept, newest = kept_panes(f.window_ms, count + 2, [*past, item])
         last = item.time_ms // width
@@ -103,8 +111,7 @@ class Reference:
         values = [[v for i in pane if (v := measured(i.numbers[place])) is not None] for pane in covered]
         return statistic(f.stat, [pane for pane in values if pane], value)
 
-    def lifetime(self, f: Feature, past: list[Item], value: float | None) -> float:
-        events = [i for i in past if i.delta is None]
+    def lifetime(self, f: Feature, events: list[Item], value: float | None) -> float:
         if f.stat == "count":
             return float(len(events))
         n, mean, moment = 0, 0.0, 0.0

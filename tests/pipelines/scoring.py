@@ -86,6 +86,10 @@ class Running:
         except BaseException as error:
             self.error = error
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def join(self, *, deadline_s: float = 30.0) -> None:
         self._thread.join(deadline_s)
         assert not self._thread.is_alive(), "the scorer did not end"

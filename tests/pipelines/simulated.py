@@ -1,12 +1,14 @@
 """A log, its broker and a replica's restarts in memory: time is an argument, and every crash is a call."""
 
 import json
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+import pytest
 
 from pipelines.alerts import Progress
 from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.errors import InternalError
 from pipelines.order import LABEL, Item, Key, Record, Source, sources
 from pipelines.outbox import Outbox, Row, progress_after
 from pipelines.replica import Replica, is_ahead, places_told
@@ -136,6 +138,21 @@ class World:
             for outbox, put in zip(self.outboxes, puts, strict=True):
                 outbox.put(put)
 
+    def fail(self, at: Literal["before the windows", "among the windows", "after the step"]) -> None:
+        """A step raises, where it folds anything; then, as the scorer does at its error exit, it is restarted."""
+        windows = self.replica.state.windows
+        patched: Any = windows if at == "before the windows" else windows._columns[-1]
+        if at != "after the step":
+            patched.fold = _out_of_memory
+        try:
+            for _ in self.replica.advance(chunk=3):
+                if at == "after the step":
+                    _out_of_memory()
+        except MemoryError:
+            with pytest.raises(InternalError, match="no snapshot can be taken"):
+                self.snapshot()
+        self.restart()
+
     def publish(self, partition: int, *, crash: str = "") -> None:
         """One transaction of a lane; `crash` "before" or "after" its commit."""
         batch = self.outboxes[partition].take(max_rows=2) if len(self.outboxes[partition]) else None
@@ -207,6 +224,10 @@ class World:
                 "duplicate", original, 0, 0, item.out_of_turn
             )
         return expected
+
+
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError
 
 
 def event_of(id_: int, *, card: int, shop: int, at_ms: int, amount: float | None = 1.0) -> bytes:

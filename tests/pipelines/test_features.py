@@ -26,7 +26,7 @@ def whole(case: Case) -> Batch:
 
 
 def reference_of(case: Case) -> tuple[Reference, NDArray[np.float64]]:
-    reference = Reference(case.features, case.entities, case.numbers, case.hashed, case.maturity_ms)
+    reference = Reference(case.features, case.entities, case.numbers, case.hashed, case.maturity_ms, case.lifetime_ms)
     rows = [row for item in case.items if (row := reference.fold(item)) is not None]
     return reference, np.array(rows, np.float64).reshape(len(rows), len(case.features))
 
@@ -304,11 +304,58 @@ def test_an_entity_at_the_very_edge_of_idleness_outlives_a_sweep_and_a_snapshot(
     assert windows.sweep(2**60) == 2
 
 
-def test_an_entity_that_was_idle_for_longer_than_its_windows_is_as_new() -> None:
+def test_an_entity_that_was_idle_for_longer_than_its_windows_has_only_its_lifetime_facts() -> None:
     idle_ms = HOUR_MS + HOUR_MS // 12
-    features = [customer("count"), customer("count", None)]
-    assert fold(features, [event(0), event(0, clock_ms=idle_ms)])[1] == [1.0, 1.0]
-    assert fold(features, [event(0), event(0, clock_ms=idle_ms + 1)])[1] == [0.0, 0.0]
+    features = [customer("count"), customer("count", None), customer("mean", None, field="amount")]
+    features += [customer("since_last", None)]
+    assert fold(features, [event(0, 3.0), event(0, clock_ms=idle_ms)])[1] == [1.0, 1.0, 3.0, 0.0]
+    assert fold(features, [event(0, 3.0), event(60_000, clock_ms=idle_ms + 1)])[1] == [0.0, 1.0, 3.0, 60.0]
+    life_ms = 400 * DAY_MS
+    assert fold(features, [event(0, 3.0), event(life_ms)])[1] == [0.0, 1.0, 3.0, life_ms / 1000]
+    forgotten = fold(features, [event(0, 3.0), event(life_ms + 1)])[1]
+    assert forgotten[:2] == [0.0, 0.0]
+    assert np.isnan(forgotten[2:]).all()
+
+
+def test_a_dormant_entity_costs_its_lifetime_facts_and_comes_back_with_them_whenever_it_was_swept() -> None:
+    n, dormant_ms = 3_000, 90 * DAY_MS
+    features = (customer("count", DAY_MS), customer("mean", 30 * DAY_MS, field="amount"), customer("since_last", None))
+    features += (customer("mean", None, field="amount"), customer("std", None, field="amount"))
+    first = [event(0, float(i), id=i + 1) for i in range(n)] + [event(1, float(2 * i), id=i + 1) for i in range(n)]
+    back = [event(dormant_ms, 1.0, id=i + 1) for i in range(0, n, 7)]
+    case = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, (*first, event(DAY_MS * 40, id=0), *back))
+    check(case)
+    batch, windows = whole(case), Windows(case.plan)
+    windows.fold(batch.slice(0, len(first) + 1))
+    assert windows.sweep(2**60) == n
+    assert (windows.n_entities, windows.n_dormant) == ((0,), (n,))
+    assert case.plan.bytes_per_dormant == (8 * (1 + 3 + 3),)
+    assert windows.nbytes < n * case.plan.bytes_per_dormant[0] + 64 * (case.plan.bytes_per_entity[0] + 64)
+    for n_swept in range(2):
+        expected = Windows(case.plan).fold(batch)[-len(back) :]
+        rows = windows.fold(batch.slice(len(first) + 1 + 200 * n_swept, len(first) + 1 + (200, len(batch[0]))[n_swept]))
+        assert rows.tobytes() == expected[200 * n_swept :][: len(rows)].tobytes()
+        windows.sweep(2**60)
+        windows = Windows.restore(case.plan, windows.snapshot())
+    assert (windows.n_entities, windows.n_dormant) == ((len(back),), (n - len(back),))
+
+
+def test_what_is_dormant_for_longer_than_the_lifetime_memory_is_given_up() -> None:
+    features = (customer("count", HOUR_MS), customer("count", None))
+    plan = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, (), lifetime_ms=DAY_MS).plan
+    windows = Windows(plan)
+    for at_ms, held in ((0, (1, 0)), (DAY_MS, (1, 1)), (DAY_MS + 1, (1, 0))):
+        windows.fold(batch_of([event(at_ms, id=1 + (at_ms > 0))], n_entities=1, n_numbers=1, n_hashed=1))
+        windows.sweep(2**60)
+        assert (*windows.n_entities, *windows.n_dormant) == held
+
+
+def test_without_all_time_features_nothing_is_kept_of_idle_entities() -> None:
+    plan = Case((customer("count"),), ("customer",), ("amount",), ("country",), HOUR_MS, ()).plan
+    windows = Windows(plan)
+    windows.fold(batch_of([event(0), event(2 * HOUR_MS, id=2)], n_entities=1, n_numbers=1, n_hashed=1))
+    assert windows.sweep(2**60) == 1
+    assert (plan.bytes_per_dormant, windows.n_entities, windows.n_dormant) == ((0,), (1,), (0,))
 
 
 def test_the_same_id_in_two_columns_is_two_entities() -> None:
@@ -341,10 +388,11 @@ def test_a_snapshot_of_other_features_is_refused_and_any_change_of_them_shows_in
     changed = [
         base._replace(features=(customer("count", DAY_MS),)),
         base._replace(maturity_ms=DAY_MS),
+        base._replace(lifetime_ms=DAY_MS),
         base._replace(numbers=("amount", "balance")),
         base._replace(features=(customer("count"), customer("count", DAY_MS))),
     ]
-    assert len({case.plan.digest for case in (base, *changed)}) == 5
+    assert len({case.plan.digest for case in (base, *changed)}) == 6
     assert base.plan.digest == base._replace(items=(event(0),)).plan.digest
     with pytest.raises(RestoreError, match=r"the snapshot must be of feature definition .* rebuild the state"):
         Windows.restore(changed[0].plan, Windows(base.plan).snapshot())

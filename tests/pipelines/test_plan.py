@@ -48,3 +48,18 @@ def test_a_plan_says_what_an_entity_costs_and_when_it_is_forgotten() -> None:
     )
     assert plan.bytes_per_entity == (8 * (3 + 2 + 14), 8 * (3 + 1 + 24 + 24 + 2), 8 * (3 + 3))
     assert plan.idle_ms == (HOUR_MS + HOUR_MS // 12, 2 * DAY_MS + 2 * HOUR_MS, 400 * DAY_MS)
+    assert plan.lifetime_ms == plan.idle_ms  # no entity has windows and all-time features
+    assert plan.bytes_per_dormant == (0, 0, 0)
+
+
+def test_lifetime_facts_are_kept_for_as_long_as_was_said_and_at_least_as_long_as_the_windows() -> None:
+    features = [customer("count"), customer("mean", None, field="amount")]
+
+    def plan(lifetime_ms: int) -> Plan:
+        return Plan.of(
+            features, entities=["customer"], numbers=["amount"], hashed=[], maturity_ms=None, lifetime_ms=lifetime_ms
+        )
+
+    assert plan(DAY_MS).lifetime_ms == (DAY_MS,)
+    assert plan(HOUR_MS).lifetime_ms == plan(HOUR_MS).idle_ms == (HOUR_MS + HOUR_MS // 12,)
+    assert plan(DAY_MS).bytes_per_dormant == (8 * (1 + 3 + 3),)

@@ -11,7 +11,7 @@ AMOUNTS = (0.1, 0.2, 0.3, 7.7, 1e9, None)
 
 STEPS = {
     "event": 12, "label": 4, "show": 4, "turn": 12, "read": 4, "ask": 4, "pass": 4, "tick": 1, "fold": 3, "publish": 8,
-    "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "lose snapshots": 1,
+    "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "fail": 1, "lose snapshots": 1,
 }  # fmt: skip
 NAMES = [name for name, weight in STEPS.items() for _ in range(weight)]
 # One draw for all steps (each is seven bytes): drawn one by one, hypothesis makes schedules too short to go wrong.
@@ -71,6 +71,8 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
             world.restart()
         case "crash before" | "crash after":
             world.publish(a[1] % N_PARTITIONS, crash=name.split()[1])
+        case "fail":
+            world.fail(("before the windows", "among the windows", "after the step")[a[0] % 3])  # type: ignore[arg-type]
         case "lose snapshots":
             world.snapshots.clear()
 

@@ -1,5 +1,6 @@
 """The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pipelines.broker import KEEP_FOR_EVER, Connection
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.stream import parse
 from tests.pipelines.kill_stream import TEXT
-from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, running
+from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, at_passage, running
 
 
 @pytest.fixture
@@ -116,14 +117,46 @@ def test_a_second_scorer_takes_over_in_the_middle_of_traffic(rig: Rig) -> None:
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent
 
 
-def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(rig: Rig) -> None:
+@pytest.mark.parametrize("where", ["after_poll", "mid_fold", "in the windows"])
+def test_a_scorer_whose_step_raises_writes_no_snapshot_and_the_next_one_scores_everything_once(
+    rig: Rig, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    rig.send(50)
+    scorer = rig.scorer(fault=at_passage(where, 10, fail))
+    run = Running(scorer)
+    if where == "in the windows":
+        for _ in range(3):
+            rig.wait_until_out()
+            rig.send(10)
+        monkeypatch.setattr(scorer.state.windows._columns[-1], "fold", fail)
+    until = time.monotonic() + 60
+    while run.is_alive and time.monotonic() < until:
+        rig.send(10)
+    run.join()
+    assert isinstance(run.error, MemoryError), run.error
+    folded = sum(scorer.state.frontier.values())
+    assert folded > 50
+    assert not (rig.folder / "snapshots" / f"{folded:020d}.snapshot").exists()
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(rig.n_sent))
+
+
+def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     rig.send(50)
     with running(rig.scorer()):
         rig.wait_until_out()
     snapshots = rig.folder / "snapshots"
     (snapshots / "9.part").write_bytes(b"half")
     (snapshots / f"{10**19}.snapshot").write_bytes(b"nothing")
+    shutil.copy(Path(__file__).parent / "data" / "format-1.snapshot", snapshots / f"{10**19 + 1}.snapshot")
     with running(rig.scorer()) as run:
+        assert f"{10**19 + 1}.snapshot was written by an older version of Unmask" in caplog.text
         rig.send(50)
         rig.wait_until_out()
         assert run.scorer.counters.n_folded == 50  # from the good snapshot, not from the beginning

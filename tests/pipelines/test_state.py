@@ -1,15 +1,17 @@
 """The fold's own rules (duplicates, labels, lateness), and its snapshots on disk."""
 
 import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines import pieces
 from pipelines.contract import Event, EventContract, Label, LabelContract
-from pipelines.errors import RestoreError
+from pipelines.errors import InternalError, RestoreError
 from pipelines.order import EVENT, LABEL, Item, Key, Record, Source
-from pipelines.state import Rows, Snapshot, State, hash_rows, items_of
+from pipelines.state import Items, Rows, Snapshot, State, hash_rows, items_of
 from pipelines.stream import parse
 from tests.pipelines.simulated import START_MS, STREAM, event_of, label_of
 
@@ -34,7 +36,7 @@ def label(offset: int, at_ms: int, id_: int, value: int, *, event_ms: int = 0) -
 
 
 def fold(*items: tuple[Item, Event | Label]) -> tuple[State, Rows]:
-    state = State(STREAM, 2)
+    state = State(STREAM, 2, id_key=b"")
     return state, state.fold(items_of(items, STREAM))
 
 
@@ -51,7 +53,7 @@ def test_a_repeated_id_is_a_duplicate_until_the_memory_ends() -> None:
 
 def test_the_memory_of_ids_is_as_large_as_its_time_and_no_larger() -> None:
     state, _ = fold(*[event(n, n, n) for n in range(5_000)])
-    assert len(state.snapshot().arrays["seen/id"]) == 301
+    assert state.snapshot().arrays["seen"].shape == (301, 4)
 
 
 def test_what_comes_out_of_turn_keeps_its_own_partition_and_offset_at_the_clock_of_its_place() -> None:
@@ -79,6 +81,14 @@ def test_the_frontier_never_goes_back() -> None:
         state.passed(Key(2, EVENT, 0, 3), Source(EVENT, 0), 3, 2)
 
 
+def test_an_event_that_is_folded_twice_is_our_own_defect_and_leaves_no_snapshot() -> None:
+    state, _ = fold(event(0, 0, 7), event(1, 1, 8))
+    with pytest.raises(InternalError, match="the event at offset 1 of partition 0 was folded twice"):
+        state.fold(items_of([event(1, 2, 8)], STREAM))
+    with pytest.raises(InternalError, match="no snapshot can be taken"):
+        state.snapshot()
+
+
 def test_rows_have_one_hash_exactly_if_their_bits_are_equal() -> None:
     numeric = np.array([[1.0, 0.0], [1.0, -0.0], [1.0, 0.0]])
     hashes = hash_rows(numeric, np.array([[1], [1], [1]], np.uint64))
@@ -88,24 +98,75 @@ def test_rows_have_one_hash_exactly_if_their_bits_are_equal() -> None:
 def test_a_snapshot_comes_back_from_disk_as_it_was_and_nothing_else_is_left_there(tmp_path: Path) -> None:
     state, _ = fold(event(0, 0, 1), label(0, 50, 1, 1), event(1, 60, 2))
     state.places = [[EVENT, 0, 1, 60, EVENT, 0, 0, 1]]
+    state.topic_ids = {"small.events": "Qx3yZ"}
     state.passed(Key(START_MS + 60, EVENT, 0, 1), Source(EVENT, 0), 1, START_MS + 60)
     before = state.snapshot()
     before.write(tmp_path / "a.snapshot")
-    again = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot")).snapshot()
-    assert again.meta == before.meta
+    restored = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
+    assert restored.topic_ids == {"small.events": "Qx3yZ"}
+    again = restored.snapshot()
+    assert again.meta == before.meta == pieces.read_meta(tmp_path / "a.snapshot")
     assert {k: v.tobytes() for k, v in again.arrays.items()} == {k: v.tobytes() for k, v in before.arrays.items()}
     assert [path.name for path in tmp_path.iterdir()] == ["a.snapshot"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "cut in the head", "flip", "flip in the head", "longer", "empty", "other"])
 def test_a_damaged_snapshot_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.snapshot"
     State(STREAM, 2).snapshot().write(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes({"cut": bytes(content[:100]), "flip": bytes(content), "empty": b""}[damage])
+    content = path.read_bytes()
+
+    def flipped(at: int) -> bytes:
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    damaged = {
+        "cut": content[:-1],
+        "cut in the head": content[:100],
+        "flip": flipped(len(content) - 100),
+        "flip in the head": flipped(23),
+        "longer": content + b"1",
+        "empty": b"",
+        "other": b"nothing of ours" * 9,
+    }
+    path.write_bytes(damaged[damage])
     with pytest.raises(RestoreError, match=r"a\.snapshot is damaged .* delete it"):
         Snapshot.read(path)
+
+
+def test_a_snapshot_of_the_first_version_is_known_as_such_and_not_used() -> None:
+    with pytest.raises(RestoreError, match=r"written by an older version .*format 1, .* rebuilt from the input"):
+        Snapshot.read(Path(__file__).parent / "data" / "format-1.snapshot")
+
+
+def test_a_snapshot_of_a_later_version_is_known_as_such_and_not_used(tmp_path: Path) -> None:
+    State(STREAM, 2).snapshot().write(tmp_path / "a.snapshot")
+    content = (tmp_path / "a.snapshot").read_bytes()
+    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 2", b"snapshot 3", 1))
+    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '3', this one reads 2"):
+        Snapshot.read(tmp_path / "a.snapshot")
+
+
+def test_writing_a_snapshot_holds_nothing_more_and_reading_it_holds_it_once(tmp_path: Path) -> None:
+    n = 200_000
+    state = State(STREAM, 2)
+    everyone = np.arange(n)
+    entities = np.stack([everyone + 1, everyone % 5_000 + 1], axis=1).astype(np.uint64)
+    keys = np.random.default_rng(0).integers(0, 2**64, (n, 2), np.uint64)
+    at = np.full(n, START_MS)
+    columns = (np.ones(n, bool), np.zeros(n, np.int32), everyone, at, at, keys, np.zeros(n, np.int8), entities)
+    state.fold(Items(*columns, np.ones((n, 1)), np.empty((n, 0), np.uint64)))
+    snapshot = state.snapshot()
+    tracemalloc.start()
+    snapshot.write(tmp_path / "a.snapshot")
+    size, written = (tmp_path / "a.snapshot").stat().st_size, tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    again = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 20_000_000
+    assert written < 3_000_000
+    assert read < 1.2 * again.nbytes
+    assert again.nbytes < 1.3 * state.nbytes
 
 
 def test_a_snapshot_made_under_other_fields_is_refused(tmp_path: Path) -> None:

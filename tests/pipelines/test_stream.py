@@ -50,6 +50,7 @@ def test_a_good_file_is_read_whole() -> None:
         ("country",),
     )
     assert stream.hashed == ("country", "card", "shop")
+    assert (stream.duplicate_memory_ids, stream.lifetime_memory_ms) == (10_000_000, 400 * 86_400_000)
     assert [f.name for f in stream.features] == [
         "card.amount.mean.1h", "card.amount.mean.all", "shop.count.1d", "shop.fraud_rate.1d",
     ]  # fmt: skip
@@ -70,6 +71,8 @@ def test_a_good_file_is_read_whole() -> None:
         ('["card", "shop"]', '["card", "card"]', "line 5: stream.entities = ['card', 'card']: an entity is named"),
         ('name = "payments"', 'name = "p"\ncolour = 1', "line 3: stream.colour = 'colour': unknown key; known are"),
         ('name = "payments"', 'name = "p"\nduplicate_memory = "2 days"', "line 3: stream.duplicate_memory = '2 da"),
+        ('name = "payments"', 'name = "p"\nduplicate_memory_ids = 0', "line 3: stream.duplicate_memory_ids = 0: must"),
+        ('name = "payments"', 'name = "p"\nlifetime_memory = "23h"', "line 3: stream.lifetime_memory = '23h': must be"),
         ('name = "payments"', 'name = "p"\nmax_message_bytes = 0', "line 3: stream.max_message_bytes = 0: must be"),
         ("[stream]", "[streams]", "line 1: streams = 'streams': unknown table; known are stream, fields"),
         ('"text"', '"string"', "line 8: fields.id = 'string': type must be one of int, number, text, category, time"),
