@@ -3,6 +3,8 @@
 import random
 import time
 
+from kafka import KafkaAdminClient
+
 from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Reader, Writer, create_topics
 
 
@@ -27,3 +29,19 @@ def test_partitions_held_in_any_order_are_read_whole_and_in_order(kafka: str) ->
             assert time.monotonic() < deadline, {p: len(offsets) for p, offsets in read.items()}
         assert all(reader.position(p) == n for p in positions)
     assert all(offsets == list(range(n)) for offsets in read.values())
+
+
+def test_partitions_added_while_reading_are_seen(kafka: str) -> None:
+    connection, topic = Connection(kafka), f"grown-{time.time_ns()}"
+    create_topics(connection, {topic: 2}, config=KEEP_FOR_EVER)
+    with Reader(connection, {(topic, 0): 0, (topic, 1): 0}) as reader:
+        reader.poll()
+        assert reader.n_partitions(topic, timeout_ms=5_000) == 2
+        admin = KafkaAdminClient(bootstrap_servers=kafka)
+        admin.create_partitions({topic: 3})
+        admin.close()
+        deadline = time.monotonic() + 30
+        while reader.n_partitions(topic, timeout_ms=5_000) != 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert reader.n_partitions("no-such-topic") is None
