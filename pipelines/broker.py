@@ -23,12 +23,15 @@ from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
 
 from pipelines.errors import BrokerError, FencedError
+from pipelines.records import Received as Received
+from pipelines.records import read_past_unreadable
 
 log = logging.getLogger(__name__)
 
 # request < delivery < transaction: a record gives up before its transaction does.
 REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
 FETCH_WAIT_MS = 20
+FETCH_BYTES = (1 << 20) + (1 << 16)  # a batch of the broker's default limit, and the beginning of the next one
 ANSWER_MS = 200  # the loop stands still while it waits for an answer about end offsets
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
@@ -53,18 +56,6 @@ class Message(NamedTuple):
     partition: int | None = None
     timestamp_ms: int | None = None
     headers: Sequence[tuple[str, bytes]] = ()
-
-
-class Received(NamedTuple):
-    """A record as it was read."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    unreadable: str | None = None  # why nobody can read it: then key and value are None, the time stamp is 0
 
 
 Position = tuple[str, int]  # topic, partition
@@ -182,8 +173,9 @@ class Reader:
             fetch_max_wait_ms=FETCH_WAIT_MS,
             request_timeout_ms=REQUEST_MS,
             max_poll_records=max_records,
-            max_partition_fetch_bytes=1 << 20,
+            max_partition_fetch_bytes=FETCH_BYTES,
         )
+        read_past_unreadable(self._consumer)
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
         self._consumer.assign(list(self._partitions.values()))
@@ -191,7 +183,7 @@ class Reader:
             self._consumer.seek(self._partitions[position], offset)
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
-        """What has come since the last poll, in order within each partition.
+        """What has come since the last poll, in order within each partition; `unreadable` ones included.
 
         Raises:
             BrokerError: the position is not in the log any more (retention has passed it, or the topic was made anew).
@@ -200,11 +192,7 @@ class Reader:
             batches = self._consumer.poll(timeout_ms=timeout_ms)
         except KafkaError as error:
             raise BrokerError(f"reading stopped: {type(error).__name__}: {error}; nothing was skipped") from error
-        return [
-            Received(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
-            for batch in batches.values()
-            for r in batch
-        ]
+        return [record for batch in batches.values() for record in batch]
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
         """End offset (control markers included) of every partition about which the broker answered in time."""
