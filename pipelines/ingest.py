@@ -61,10 +61,11 @@ def ingest(
 
     Raises:
         LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
-        BrokerError: Kafka does not answer, or a topic is missing.
+        BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
     intake = Intake(stream, lake)
     inputs = ["events", "labels"] if stream.labels else ["events"]
+    broker.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
     # What is published is asked about first: the inputs of every score are then in what is asked about next.
