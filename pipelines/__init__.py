@@ -3,7 +3,9 @@
 errors.py     every error a user can cause, as one tree
 stream.py     the stream file: fields, entities, labels, features, alert budget
 contract.py   bytes -> an event, a label, or a refusal with the rule's name
-broker.py     Kafka, the only file with a client: topics, reader, writer, guarded transactions
+records.py    record batches -> records, past everything in them that cannot be read
+connection.py how a client of Kafka is opened, and what its errors mean
+broker.py     Kafka, with the two above the only files with a client: topics, reader, writer, guarded transactions
 lake.py       Delta tables, the only file with deltalake: events, labels, scores, refused
 ingest.py     Kafka -> lake, exactly once
 order.py      the one order: merging partitions by arrival

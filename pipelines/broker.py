@@ -1,47 +1,43 @@
-"""Kafka: the only file with a client. Topics, a reader of assigned partitions, a writer, guarded transactions."""
+"""Kafka: topics, a reader of assigned partitions, a writer, guarded transactions."""
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import (
     InvalidProducerEpochError,
     KafkaError,
     ProducerFencedError,
     TopicAlreadyExistsError,
     TransactionalIdAuthorizationFailedError,
+    UnknownError,
 )
 from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
 
-from pipelines.errors import BrokerError, FencedError
+from pipelines.connection import Connection as Connection
+from pipelines.connection import broker_error, client_errors, is_from_client, opened
+from pipelines.errors import BrokerError, FencedError, LoginError, RejectedError
+from pipelines.records import Received as Received
+from pipelines.records import read_past_unreadable
 
 log = logging.getLogger(__name__)
 
 # request < delivery < transaction: a record gives up before its transaction does.
 REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
 FETCH_WAIT_MS = 20
+FETCH_BYTES = (1 << 20) + (1 << 16)  # a batch of the broker's default limit, and the beginning of the next one
 ANSWER_MS = 200  # the loop stands still while it waits for an answer about end offsets
+MAX_REQUEST_BYTES = 1 << 20  # of one record as it is sent, key and headers included: the broker's default too
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
-
-
-@dataclass(frozen=True)
-class Connection:
-    """Where Kafka is. `options` (security_protocol, sasl_*, ssl_*) go to the client and never show in a repr."""
-
-    bootstrap: str
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def config(self) -> dict[str, Any]:
-        return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
 
 
 class Message(NamedTuple):
@@ -53,18 +49,6 @@ class Message(NamedTuple):
     partition: int | None = None
     timestamp_ms: int | None = None
     headers: Sequence[tuple[str, bytes]] = ()
-
-
-class Received(NamedTuple):
-    """A record as it was read."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    unreadable: str | None = None  # why nobody can read it: then key and value are None, the time stamp is 0
 
 
 Position = tuple[str, int]  # topic, partition
@@ -79,44 +63,39 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
     until = time.monotonic() + deadline_s
     while True:
         try:
-            with _admin(connection, answer_ms=1_000) as admin:
+            with _admin(connection, "asking who is there", opening_ms=1_000) as admin:
                 admin.describe_cluster()
             return
-        except (BrokerError, KafkaError, OSError) as error:
+        except LoginError:
+            raise
+        except BrokerError as error:
             if time.monotonic() > until:
+                if not str(error).startswith("no Kafka answers"):
+                    raise
                 raise BrokerError(
-                    f"no Kafka answers at {connection.bootstrap} within {deadline_s:g} s; "
-                    "start one with `unmask kafka start` or set KAFKA_BOOTSTRAP_SERVERS"
+                    f"{error} within {deadline_s:g} s; start one with `unmask kafka start` or set "
+                    "KAFKA_BOOTSTRAP_SERVERS"
                 ) from error
             time.sleep(0.1)
 
 
-class _admin:
-    """A short-lived admin client, closed at the end of the block."""
-
-    def __init__(self, connection: Connection, *, answer_ms: int = DELIVERY_MS) -> None:
-        self._connection = connection
-        self._answer_ms = answer_ms
-
-    def __enter__(self) -> KafkaAdminClient:
-        config = {"request_timeout_ms": REQUEST_MS, "bootstrap_timeout_ms": self._answer_ms}
-        try:
-            self._client = KafkaAdminClient(**self._connection.config(), **config)
-        except KafkaError as error:
-            raise BrokerError(f"no Kafka answers at {self._connection.bootstrap}") from error
-        return self._client
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
+@contextmanager
+def _admin(connection: Connection, doing: str, *, opening_ms: int = DELIVERY_MS) -> Iterator[KafkaAdminClient]:
+    """A short-lived admin client, closed at the end of the block; the client's errors in the block become ours."""
+    admin = opened(connection, KafkaAdminClient, opening_ms=opening_ms, request_timeout_ms=REQUEST_MS)
+    try:
+        with client_errors(doing):
+            yield admin
+    finally:
+        with suppress(Exception):
+            admin.close()
 
 
 def create_topics(
     connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1
 ) -> None:
     """Create the topics that are not there yet: name -> number of partitions."""
-    with _admin(connection) as admin:
+    with _admin(connection, f"topics {sorted(topics)} were not created") as admin:
         for name, n_partitions in topics.items():
             with suppress(TopicAlreadyExistsError):
                 admin.create_topics(
@@ -132,7 +111,7 @@ def create_topics(
 def delete_topics(connection: Connection, topics: Iterable[str]) -> None:
     """Delete topics, and wait until they are gone."""
     names = set(topics)
-    with _admin(connection) as admin:
+    with _admin(connection, f"topics {sorted(names)} were not deleted") as admin:
         admin.delete_topics(list(names), timeout_ms=10_000)
         until = time.monotonic() + 10
         while left := names & set(admin.list_topics()):
@@ -143,7 +122,7 @@ def delete_topics(connection: Connection, topics: Iterable[str]) -> None:
 
 def topic_names(connection: Connection) -> set[str]:
     """Names of all topics."""
-    with _admin(connection) as admin:
+    with _admin(connection, "no answer about topics") as admin:
         return set(admin.list_topics())
 
 
@@ -154,7 +133,7 @@ def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
         BrokerError: a topic does not exist.
     """
     names = list(topics)
-    with _admin(connection) as admin:
+    with _admin(connection, "no answer about topics") as admin:
         found = {t["name"]: str(t["topic_id"]) for t in admin.describe_topics(names) if not t["error_code"]}
     for name in names:
         if name not in found:
@@ -162,19 +141,33 @@ def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def stamps_appends(connection: Connection, topic: str) -> bool:
-    """Whether the broker stamps the topic's records on arrival (LogAppendTime)."""
-    with _admin(connection) as admin:
-        answer = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
-    return "LogAppendTime" in str(answer)
+def stamps_appends(connection: Connection, *topics: str) -> bool:
+    """Whether the broker stamps the topics' records on arrival (message.timestamp.type=LogAppendTime).
+
+    Raises:
+        BrokerError: it does so for some of them only, or gives no answer.
+    """
+    with _admin(connection, f"no answer about the settings of {', '.join(topics)}") as admin:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        settings = admin.describe_configs(asked, config_filter="all")["topic"]
+    stamped = {t: settings[t].get("message.timestamp.type", {}).get("value") == "LogAppendTime" for t in topics}
+    if len(set(stamped.values())) > 1:
+        wrong = next(topic for topic, yes in stamped.items() if not yes)
+        raise BrokerError(
+            f"{wrong} must have message.timestamp.type=LogAppendTime, as the stream's other inputs have: one record "
+            f"stamped years ahead would hold up all after it; set it with `kafka-configs.sh --alter --topic {wrong} "
+            "--add-config message.timestamp.type=LogAppendTime`"
+        )
+    return all(stamped.values())
 
 
 class Reader:
     """Reads assigned partitions, raw bytes, committed records only; one thread at a time."""
 
     def __init__(self, connection: Connection, positions: Mapping[Position, int], *, max_records: int = 5_000) -> None:
-        self._consumer = KafkaConsumer(
-            **connection.config(),
+        self._consumer = opened(
+            connection,
+            KafkaConsumer,
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -182,49 +175,70 @@ class Reader:
             fetch_max_wait_ms=FETCH_WAIT_MS,
             request_timeout_ms=REQUEST_MS,
             max_poll_records=max_records,
-            max_partition_fetch_bytes=1 << 20,
+            max_partition_fetch_bytes=FETCH_BYTES,
         )
+        read_past_unreadable(self._consumer)
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
-        self._consumer.assign(list(self._partitions.values()))
-        for position, offset in positions.items():
-            self._consumer.seek(self._partitions[position], offset)
+        self._asker = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")
+        with client_errors("reading does not begin"):
+            self._consumer.assign(list(self._partitions.values()))
+            for position, offset in positions.items():
+                self._consumer.seek(self._partitions[position], offset)
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
-        """What has come since the last poll, in order within each partition.
+        """What has come since the last poll, in order within each partition; `unreadable` ones included.
 
         Raises:
             BrokerError: the position is not in the log any more (retention has passed it, or the topic was made anew).
         """
-        try:
+        with client_errors("reading stopped, nothing was skipped"):
             batches = self._consumer.poll(timeout_ms=timeout_ms)
-        except KafkaError as error:
-            raise BrokerError(f"reading stopped: {type(error).__name__}: {error}; nothing was skipped") from error
-        return [
-            Received(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value)
-            for batch in batches.values()
-            for r in batch
-        ]
+        return [record for batch in batches.values() for record in batch]
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        """End offset (control markers included) of every partition about which the broker answered in time."""
+        """End offset (control markers included) of every partition about which the broker answered in time.
+
+        Records of transactions still open are counted: a position reaches the end only when all are done.
+        """
         asked = set(self._partitions.values())
         while asked:
             try:
-                ends = self._consumer.end_offsets(list(asked), timeout_ms=timeout_ms)
+                ends = self._asker.end_offsets(list(asked), timeout_ms=timeout_ms)
             except KeyError as error:
                 asked.discard(error.args[0])  # this is how the client says that a partition has no leader now
-            except KafkaError as error:
+            except Exception as error:
+                if not is_from_client(error):
+                    raise
                 log.warning("no answer about end offsets: %s", error)
                 break
             else:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
         return {}
 
+    def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
+        """How many partitions a topic has now, as the broker says; None without an answer in time or without the topic.
+
+        Stands still for `timeout_ms` at most. The topic is one of those read.
+        """
+        consumer = self._consumer
+        try:
+            consumer._net.run(consumer._manager.wait_for, consumer._cluster.request_update(), timeout_ms)
+            numbers = consumer._cluster.partitions_for_topic(topic)
+        except Exception as error:
+            if not is_from_client(error):
+                raise
+            log.debug("no answer about the partitions of %s: %s", topic, error)
+            return None
+        return len(numbers) if numbers else None
+
     def position(self, position: Position) -> int:
         """Next offset to read; moves past control markers too."""
         held = self._held.get(position)
-        return int(self._consumer.position(self._partitions[position])) if held is None else held
+        if held is not None:
+            return held
+        with client_errors("the position is not known"):
+            return int(self._consumer.position(self._partitions[position], timeout_ms=REQUEST_MS))
 
     def hold(self, positions: Iterable[Position]) -> None:
         """Fetch nothing more of exactly these partitions; the others go on.
@@ -237,13 +251,15 @@ class Reader:
             return
         offsets = {p: self.position(p) for p in self._partitions}
         self._held = {p: offsets[p] for p in wanted}
-        self._consumer.assign([tp for p, tp in self._partitions.items() if p not in wanted])
-        for p, tp in self._partitions.items():
-            if p not in wanted:
-                self._consumer.seek(tp, offsets[p])
+        with client_errors("reading does not go on"):
+            self._consumer.assign([tp for p, tp in self._partitions.items() if p not in wanted])
+            for p, tp in self._partitions.items():
+                if p not in wanted:
+                    self._consumer.seek(tp, offsets[p])
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False)
+        with suppress(Exception):
+            self._consumer.close(autocommit=False)
 
     def __enter__(self) -> Self:
         return self
@@ -260,33 +276,37 @@ def partitions_of(connection: Connection, topic: str) -> list[Position]:
     Raises:
         BrokerError: there is no such topic.
     """
-    with _admin(connection) as admin:
-        described = admin.describe_topics([topic]) if topic in set(admin.list_topics()) else []
-    numbers = sorted(p["partition_index"] for t in described for p in t["partitions"])
-    if not numbers:
-        raise BrokerError(f"topic {topic} does not exist; create it, or check the stream file's `topics`")
-    return [(topic, number) for number in numbers]
+    return _partitions(connection, [topic])
+
+
+def _partitions(connection: Connection, topics: Iterable[str]) -> list[Position]:
+    with _admin(connection, "no answer about topics") as admin:
+        described = {t["name"]: t["partitions"] for t in admin.describe_topics(list(topics)) if not t["error_code"]}
+    for topic in topics:
+        if not described.get(topic):
+            raise BrokerError(f"topic {topic} does not exist; create it, or check the stream file's `topics`")
+    return [(topic, n) for topic in topics for n in sorted(p["partition_index"] for p in described[topic])]
 
 
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
-    """First offset kept and end offset of every partition of the topics."""
-    positions = [p for topic in topics for p in partitions_of(connection, topic)]
-    tps = [TopicPartition(*p) for p in positions]
-    consumer = KafkaConsumer(
-        **connection.config(),
+    """First offset kept and end offset (of what is committed) of every partition of the topics."""
+    tps = [TopicPartition(*p) for p in _partitions(connection, list(topics))]
+    consumer = opened(
+        connection,
+        KafkaConsumer,
         group_id=None,
         enable_auto_commit=False,
         request_timeout_ms=REQUEST_MS,
         isolation_level="read_committed",
     )
     try:
-        consumer.assign(tps)
-        first, end = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
-    except KafkaError as error:
-        raise BrokerError(f"no answer about offsets from {connection.bootstrap}: {error}") from error
+        with client_errors(f"no answer about offsets from {connection.bootstrap}"):
+            consumer.assign(tps)
+            first, end = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
+            return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
     finally:
-        consumer.close(autocommit=False)
-    return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
+        with suppress(Exception):
+            consumer.close(autocommit=False)
 
 
 def read_between(
@@ -317,22 +337,22 @@ def read_between(
 
 def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
     """Commit a group's offsets: a hint for those who watch lag, never an authority."""
-    consumer = KafkaConsumer(
-        **connection.config(), group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
+    consumer = opened(
+        connection, KafkaConsumer, group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
     )
     try:
-        tps = {TopicPartition(*position): OffsetAndMetadata(offset, "", -1) for position, offset in positions.items()}
-        consumer.assign(list(tps))
-        consumer.commit(tps)
-    except KafkaError as error:
-        raise BrokerError(f"the offsets of group {group} were not noted: {type(error).__name__}: {error}") from error
+        with client_errors(f"the offsets of group {group} were not noted"):
+            tps = {TopicPartition(*p): OffsetAndMetadata(offset, "", -1) for p, offset in positions.items()}
+            consumer.assign(list(tps))
+            consumer.commit(tps, timeout_ms=DELIVERY_MS)
     finally:
-        consumer.close(autocommit=False)
+        with suppress(Exception):
+            consumer.close(autocommit=False)
 
 
 def group_positions(connection: Connection, group: str) -> dict[Position, int]:
     """The offsets that `note_group` committed."""
-    with _admin(connection) as admin:
+    with _admin(connection, f"no answer about group {group}") as admin:
         return {(tp.topic, tp.partition): o.offset for tp, o in admin.list_group_offsets(group)[group].items()}
 
 
@@ -367,35 +387,38 @@ class Writer:
     """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent."""
 
     def __init__(self, connection: Connection, *, linger_ms: int = 5) -> None:
-        self._producer = KafkaProducer(
-            **connection.config(),
+        self._producer = opened(
+            connection,
+            KafkaProducer,
             acks="all",
             linger_ms=linger_ms,
             batch_size=1 << 18,
+            max_request_size=MAX_REQUEST_BYTES,
             request_timeout_ms=REQUEST_MS,
             delivery_timeout_ms=60_000,
         )
         self._futures: list[Any] = []
 
     def send(self, message: Message) -> None:
-        self._futures.append(_send(self._producer, message))
+        with client_errors(f"a record for {message.topic} was not sent"):
+            self._futures.append(_send(self._producer, message))
 
     def flush(self, *, timeout_s: float = 60.0) -> list[tuple[str, int, int]]:
         """Wait until everything sent is stored; returns (topic, partition, offset) of each record.
 
         Raises:
+            RejectedError: the broker refuses a record for good.
             BrokerError: a record was not stored.
         """
         futures, self._futures = self._futures, []
-        try:
+        with client_errors("a record was not stored"):
             self._producer.flush(timeout=timeout_s)
             stored = [f.get(timeout=1) for f in futures]
-        except KafkaError as error:
-            raise BrokerError(f"a record was not stored: {type(error).__name__}: {error}") from error
         return [(m.topic, m.partition, m.offset) for m in stored]
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        with suppress(Exception):
+            self._producer.close(timeout=5)
 
     def __enter__(self) -> Self:
         return self
@@ -415,50 +438,61 @@ class TransactionalWriter:
 
     def __init__(self, connection: Connection, transactional_id: str) -> None:
         self._id = transactional_id
-        try:
-            self._producer = KafkaProducer(
-                **connection.config(),
-                transactional_id=transactional_id,
-                acks="all",
-                linger_ms=0,
-                batch_size=1 << 18,
-                request_timeout_ms=REQUEST_MS,
-                delivery_timeout_ms=DELIVERY_MS,
-                transaction_timeout_ms=TRANSACTION_MS,
-                max_block_ms=DELIVERY_MS,
-                retry_backoff_ms=5,  # the coordinator answers CONCURRENT_TRANSACTIONS for a few ms after each commit
-            )
-        except KafkaError as error:
-            raise BrokerError(
-                f"no transactional producer {transactional_id}: {type(error).__name__}: {error}"
-            ) from error
+        self._producer = opened(
+            connection,
+            KafkaProducer,
+            transactional_id=transactional_id,
+            acks="all",
+            linger_ms=0,
+            batch_size=1 << 18,
+            max_request_size=MAX_REQUEST_BYTES,
+            request_timeout_ms=REQUEST_MS,
+            delivery_timeout_ms=DELIVERY_MS,
+            transaction_timeout_ms=TRANSACTION_MS,
+            max_block_ms=DELIVERY_MS,
+            retry_backoff_ms=5,  # the coordinator answers CONCURRENT_TRANSACTIONS for a few ms after each commit
+        )
         try:
             self._within(DELIVERY_MS / 1000, self._producer.init_transactions)
         except BaseException:
             self.close()
             raise
 
-    def commit(self, messages: Iterable[Message], *, before_commit: Any = None) -> None:
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         """Write all messages in one transaction, or none.
 
         Raises:
             FencedError: somebody else has opened the same id.
+            RejectedError: the broker refuses one of the messages for good.
             BrokerError: the outcome is failure or unknown; read what is there before going on.
         """
-        try:
+        futures: list[Any] = []
+        with self._errors():
             self._producer.begin_transaction()
-            futures = [_send(self._producer, m) for m in messages]
+        for message in messages:
+            with self._errors():
+                futures.append(_send(self._producer, message))
+        until = time.monotonic() + DELIVERY_MS / 1000
+        with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
             self._producer.flush(timeout=DELIVERY_MS / 1000)
-            for future in futures:
-                future.get(timeout=0)
-        except KafkaError as error:
-            raise self._translate(error) from error
+        for future in futures:
+            with suppress(KafkaError):
+                future.get(timeout=max(0.0, until - time.monotonic()))
+        self._raise_failed(futures)
         if before_commit is not None:
             before_commit()
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
         for future in futures:
             if not future.succeeded():
                 raise BrokerError(f"{self._id}: the transaction was committed without a record")
+
+    def _raise_failed(self, futures: Sequence[Any]) -> None:
+        """Raise for the record that says most: one refused for good takes the whole transaction with it."""
+        failed = [self._translate(f.exception) for f in futures if f.failed()]
+        if failed:
+            raise next((error for error in failed if isinstance(error, FencedError | RejectedError)), failed[0])
+        if not all(f.succeeded() for f in futures):
+            raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
 
     def close(self) -> None:
         """Give the producer up within a second; an open transaction is left to the next owner."""
@@ -482,19 +516,30 @@ class TransactionalWriter:
                 outcome.set_exception(error)
 
         threading.Thread(target=run, daemon=True, name=f"{self._id}-call").start()
-        try:
-            outcome.result(timeout=deadline_s)
-        except KafkaError as error:
-            raise self._translate(error) from error
-        except TimeoutError as error:
-            raise BrokerError(f"{self._id}: {call.__name__} gave no answer within {deadline_s:g} s") from error
+        with self._errors():
+            try:
+                outcome.result(timeout=deadline_s)
+            except TimeoutError as error:
+                raise BrokerError(f"{self._id}: {call.__name__} gave no answer within {deadline_s:g} s") from error
 
-    def _translate(self, error: KafkaError) -> BrokerError:
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not is_from_client(error):
+                raise
+            raise self._translate(error) from error
+
+    def _translate(self, error: BaseException) -> BrokerError:
         if isinstance(error, ProducerFencedError | InvalidProducerEpochError):
             return FencedError(f"{self._id}: another producer has taken over ({type(error).__name__})")
+        if isinstance(error, KafkaError) and "EndTxn" in str(error) and "UnknownError" in str(error):
+            # So the coordinator answers while another producer of the id is being initialised.
+            return FencedError(f"{self._id}: the commit failed, another producer may be taking over ({error})")
         if isinstance(error, TransactionalIdAuthorizationFailedError):
-            return BrokerError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
-        return BrokerError(f"{self._id}: {type(error).__name__}: {error}")
+            return RejectedError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
+        return broker_error(self._id, error)
 
 
 def _send(producer: KafkaProducer, message: Message) -> Any:

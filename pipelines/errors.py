@@ -4,6 +4,7 @@ UnmaskError
 ├── StreamFileError      the stream file is wrong: line, value and mend are in the message
 ├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
 │   ├── FencedError      another scorer has taken over this partition
+│   ├── LoginError       Kafka is there, but the login or the TLS settings do not fit
 │   └── RejectedError    the broker refuses a record for good: sending it again cures nothing
 ├── LakeError            a table is missing or was written by something else
 └── RestoreError         no state can be built that agrees with what was already published
@@ -24,6 +25,10 @@ class BrokerError(UnmaskError):
 
 class FencedError(BrokerError):
     """Another producer with the same transactional id has taken over."""
+
+
+class LoginError(BrokerError):
+    """Kafka is there, but the login or the TLS settings do not fit; trying again cures nothing."""
 
 
 class RejectedError(BrokerError):

@@ -1,9 +1,10 @@
 """The ingest: what has come to Kafka goes into the lake, each record once."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,19 +19,23 @@ from pipelines.faults import Fault, no_fault
 from pipelines.lake import Lake
 from pipelines.stream import Stream
 
+log = logging.getLogger(__name__)
+
 COMMIT_RECORDS = 100_000
 OnProgress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass
 class IngestCounts:
-    """Rows that one ingest wrote."""
+    """Rows that one ingest wrote; `n_unreadable` messages of scores and progress are none of ours and were passed."""
 
     n_events: int = 0
     n_labels: int = 0
     n_refused: int = 0
     n_scores: int = 0
     n_places: int = 0
+    n_unreadable: int = 0
 
 
 def group_of(stream: Stream) -> str:
@@ -56,10 +61,11 @@ def ingest(
 
     Raises:
         LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
-        BrokerError: Kafka does not answer, or a topic is missing.
+        BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
     intake = Intake(stream, lake)
     inputs = ["events", "labels"] if stream.labels else ["events"]
+    broker.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
     # What is published is asked about first: the inputs of every score are then in what is asked about next.
@@ -129,7 +135,7 @@ class _Columns(NamedTuple):
 class _Places(msgspec.Struct):
     """What the ingest needs of a progress record."""
 
-    out_of_turn: list[list[int]]
+    out_of_turn: list[tuple[int, int, int, int, int, int, int, int]]
 
 
 class Intake:
@@ -145,11 +151,15 @@ class Intake:
         self._arrivals = lake.arrivals()
 
     def events(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        stream, decode = self.stream, self._events.decode
+        stream = self.stream
         at, refused = _Columns([], [], []), list[tuple]()
         good: list[Event] = []
+        event: Event | Refusal
         for record, arrival_ms in self._with_arrivals(topic, records):
-            event = decode(record.value, record.key, arrival_ms)
+            if record.unreadable:
+                event = Refusal("unreadable_record", record.unreadable)
+            else:
+                event = self._events.decode(record.value, record.key, arrival_ms)
             if isinstance(event, Refusal):
                 refused.append(_dead(record, arrival_ms, event))
             else:
@@ -173,8 +183,12 @@ class Intake:
     def labels(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         at, refused = _Columns([], [], []), list[tuple]()
         good: list[Label] = []
+        label: Label | Refusal
         for record, arrival_ms in self._with_arrivals(topic, records):
-            label = self._labels.decode(record.value, record.key)
+            if record.unreadable:
+                label = Refusal("unreadable_record", record.unreadable)
+            else:
+                label = self._labels.decode(record.value, record.key)
             if isinstance(label, Refusal):
                 refused.append(_dead(record, arrival_ms, label))
             else:
@@ -197,8 +211,7 @@ class Intake:
 
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = []
-        for record in records:
-            s = self._score.decode(record.value or b"")
+        for record, s in self._ours(records, self._score):
             at = (s.source.partition, s.source.offset, record.offset)
             rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
         self.counts.n_scores += self.lake.append(
@@ -208,12 +221,22 @@ class Intake:
     def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = [
             (record.partition, record.offset, *place)
-            for record in records
-            for place in self._progress.decode(record.value or b"").out_of_turn
+            for record, progress in self._ours(records, self._progress)
+            for place in progress.out_of_turn
         ]
         self.counts.n_places += self.lake.append(
             "places", self.lake.frame("places", rows), topic=topic, through=through
         )
+
+    def _ours(self, records: Sequence[Received], decoder: msgspec.json.Decoder[T]) -> Iterator[tuple[Received, T]]:
+        """The messages that a scorer wrote; whatever else somebody put there is passed."""
+        for record in records:
+            try:
+                yield record, decoder.decode(record.value or b"")
+            except msgspec.DecodeError as error:
+                self.counts.n_unreadable += 1
+                why = record.unreadable or error
+                log.warning("%s [%d] offset %d is passed: %s", record.topic, record.partition, record.offset, why)
 
     def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
         """Each record with the running maximum of its partition, as the scorer takes it."""

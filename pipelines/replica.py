@@ -94,11 +94,14 @@ class Replica:
             if item.out_of_turn and (record.kind, record.partition, record.offset) not in self._told:
                 places.append([record.kind, record.partition, record.offset, *item.key])
             if record.kind == LABEL:
-                label = self._labels.decode(record.value, record.key)
+                label = None if record.unreadable else self._labels.decode(record.value, record.key)
                 if isinstance(label, Label):
                     decoded.append((item, label))
                 else:
                     counters.n_broken_labels += 1
+                continue
+            if record.unreadable:
+                pending.append((item, Refusal("unreadable_record", record.unreadable), -1))
                 continue
             event = self._events.decode(record.value, record.key, item.arrival_ms)
             if isinstance(event, Event):

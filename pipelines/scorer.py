@@ -41,7 +41,8 @@ class Scorer:
         self.setting, self.model = setting, model
         stream, connection = setting.stream, setting.connection
         self._n_partitions = checked_partitions(connection, stream)
-        self._live = broker.stamps_appends(connection, stream.topic("events"))
+        inputs = ["events", "labels"] if stream.labels else ["events"]
+        self._live = broker.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
         if not self._live and stream.topic("clock") not in broker.topic_names(connection):
             raise BrokerError(
                 f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings "

@@ -19,6 +19,8 @@ from pipelines.order import EVENT
 from pipelines.replay import Replayer, create_stream_topics
 from pipelines.state import DAY_MS
 from pipelines.stream import Stream
+from tests.pipelines import batches
+from tests.pipelines.batches import ZSTD, Raw
 from tests.pipelines.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +103,27 @@ def test_every_record_goes_to_its_table_once(connection: Connection, stream: Str
     assert lake.read("places").drop("told_partition", "told_offset").rows() == [
         (EVENT, 0, 2, START_MS + 9, EVENT, 1, 0, 1)
     ]
+
+
+def test_what_nobody_can_read_stops_no_ingest(
+    kafka: str, connection: Connection, stream: Stream, tmp_path: Path
+) -> None:
+    bad = Raw(b"?", b"c1", [(b"\xff", b"x")])
+    good = [Raw(event_message(f"e{n}", "c1", START_MS), b"c1", [(b"h", b"x")]) for n in range(2)]
+    reports = [Raw(label_message(f"e{n}", "c1", START_MS), b"c1") for n in range(2)]
+    for kind, (first, last) in (("events", good), ("labels", reports)):
+        batches.send(kafka, stream.topic(kind), 0, batches.batch([first, bad, last], codec=ZSTD, stamp_ms=START_MS))
+    for kind in ("scores", "progress"):
+        batches.send(kafka, stream.topic(kind), 0, batches.batch([bad, Raw(b"{}"), Raw(b"\xff"), Raw(None)]))
+    send(connection, score(stream, 0, 0), progress(stream, 0, []))
+    lake = Lake(tmp_path, stream)
+    assert ingest(connection, stream, lake) == IngestCounts(2, 2, 2, 1, 0, n_unreadable=8)
+    refused = lake.read("refused").sort("topic").select("topic", "partition", "offset", "arrival_ms", "rule", "detail")
+    assert refused.rows() == [
+        (stream.topic(kind), 0, 1, START_MS, "unreadable_record", "the name of a header is not UTF-8")
+        for kind in ("events", "labels")
+    ]
+    assert lake.read("events")["offset"].to_list() == [0, 2]
 
 
 def test_kafka_is_told_how_far_the_lake_has_come(connection: Connection, stream: Stream, tmp_path: Path) -> None:
