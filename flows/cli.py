@@ -373,9 +373,9 @@ def reconcile(stream: StreamOption = None) -> None:
         f"{found.n_events:,} events = {found.n_scored:,} scored + {found.n_refused:,} refused + "
         f"{found.n_duplicates:,} duplicates; {found.pending:,} more not scored yet"
     )
-    for what in ("missing", "doubled", "stray", "unscored_duplicates"):
-        if places := getattr(found, what):
-            out.print(f"[red]{what}[/red]: {len(places):,}, first (partition, offset) {places[:5]}")
+    for what, n in found.n_problems.items():
+        if n:
+            out.print(f"[red]{what}[/red]: {n:,}, first (partition, offset) {getattr(found, what)[:5]}")
     skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec))
     out.print(
         f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}; scored again by "
