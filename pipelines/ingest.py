@@ -1,7 +1,8 @@
 """The ingest: what has come to Kafka goes into the lake, each record once."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ from pipelines.contract import Event, EventContract, Label, LabelContract, Refus
 from pipelines.errors import LakeError
 from pipelines.faults import Fault, no_fault
 from pipelines.lake import Lake
+from pipelines.lane import read_progress
 from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
 
 COMMIT_RECORDS = 100_000
 OnProgress = Callable[[int, int], None]
@@ -31,6 +35,7 @@ class IngestCounts:
     n_refused: int = 0
     n_scores: int = 0
     n_places: int = 0
+    n_unreadable: int = 0  # records among the scores and the progress that are none of ours
 
 
 def group_of(stream: Stream) -> str:
@@ -58,10 +63,12 @@ def ingest(
         LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
         BrokerError: Kafka does not answer, or a topic is missing.
     """
-    intake = Intake(stream, lake)
     inputs = ["events", "labels"] if stream.labels else ["events"]
+    lake.bind(broker.topic_ids(connection, [stream.topic(kind) for kind in (*inputs, "scores", "progress")]))
+    intake = Intake(stream, lake)
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
+    at = _books_begin(connection, stream, at) | at
     # What is published is asked about first: the inputs of every score are then in what is asked about next.
     for kinds in (["scores"], ["progress"], inputs):
         for position, (first, end) in broker.bounds(connection, [stream.topic(k) for k in kinds]).items():
@@ -93,9 +100,18 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
     if at > end:
         raise LakeError(
             f"{topic} [{partition}] ends at {end}, the lake is at {at} already: the topic was made anew; "
-            "give the stream new topics (`topics = ...` in the stream file) or move its lake away"
+            "run `unmask recover`"
         )
     return at
+
+
+def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[Position, int]:
+    """For a lake that is new: where the scores and places of the present books begin, if others went before them."""
+    begin: dict[Position, int] = {}
+    for topic, p in broker.partitions_of(connection, stream.topic("progress")):
+        if (topic, p) not in at and (told := read_progress(connection, stream, p)):
+            begin |= {(stream.topic(kind), p): n for kind, n in told.outcomes_from.items() if kind != "refused"}
+    return begin
 
 
 def _batches(
@@ -129,7 +145,7 @@ class _Columns(NamedTuple):
 class _Places(msgspec.Struct):
     """What the ingest needs of a progress record."""
 
-    out_of_turn: list[list[int]]
+    out_of_turn: list[tuple[int, int, int, int, int, int, int, int]]
 
 
 class Intake:
@@ -198,7 +214,11 @@ class Intake:
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = []
         for record in records:
-            s = self._score.decode(record.value or b"")
+            try:
+                s = self._score.decode(record.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._skip(record, error)
+                continue
             at = (s.source.partition, s.source.offset, record.offset)
             rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
         self.counts.n_scores += self.lake.append(
@@ -206,14 +226,25 @@ class Intake:
         )
 
     def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        rows = [
-            (record.partition, record.offset, *place)
-            for record in records
-            for place in self._progress.decode(record.value or b"").out_of_turn
-        ]
+        rows: list[tuple] = []
+        for record in records:
+            try:
+                told = self._progress.decode(record.value or b"").out_of_turn
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._skip(record, error)
+                continue
+            rows += [(record.partition, record.offset, *place) for place in told]
         self.counts.n_places += self.lake.append(
             "places", self.lake.frame("places", rows), topic=topic, through=through
         )
+
+    def _skip(self, record: Received, error: Exception) -> None:
+        """What somebody else wrote among our scores or progress records."""
+        self.counts.n_unreadable += 1
+        log.warning(
+            "%s [%d], offset %d, is no record of Unmask and was skipped: %s",
+            record.topic, record.partition, record.offset, error,
+        )  # fmt: skip
 
     def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
         """Each record with the running maximum of its partition, as the scorer takes it."""

@@ -109,6 +109,7 @@ class State:
         self.last: Key | None = None
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
+        self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, where the broker has any
         self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
         # id -> offset, clock; oldest first (a plain dict would search its beginning again for every one that goes)
         self._seen: list[OrderedDict[bytes, tuple[int, int]]] = [OrderedDict() for _ in range(n_partitions)]
@@ -216,6 +217,7 @@ class State:
             "version": _SNAPSHOT_VERSION,
             "definition": self.digest,
             "n_partitions": self.n_partitions,
+            "topic_ids": dict(self.topic_ids),
             "frontier": by_kind(self.frontier, self.n_partitions),
             "arrivals": by_kind(self.arrivals, self.n_partitions),
             "last": list(self.last) if self.last else None,
@@ -243,6 +245,7 @@ class State:
         )
         state.frontier = {s: meta["frontier"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
         state.arrivals = {s: meta["arrivals"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
+        state.topic_ids = dict(meta.get("topic_ids", {}))
         state.last = Key(*meta["last"]) if meta["last"] else None
         state.clock_ms = meta["clock_ms"]
         state.watermark_ms = list(meta["watermark_ms"])
@@ -268,7 +271,7 @@ def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[i
     }
 
 
-def from_kinds(frontier: Mapping[str, Sequence[int]]) -> dict[Source, int]:
+def from_kinds(frontier: Mapping[Any, Sequence[int]]) -> dict[Source, int]:
     """The frontier that `by_kind` wrote.
 
     >>> from_kinds({"events": [3]})
