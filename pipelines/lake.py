@@ -71,12 +71,23 @@ class Lake:
             if delta is not None:
                 self._check_topic(delta, table, topic)
 
-    def reset(self, table: str, topic: str, through: Mapping[int, int]) -> None:
+    def is_filled_from(self, table: str, topic: str, topic_id: str | None) -> bool:
+        """Whether a table's rows come from the topic of that id, as far as is known."""
+        delta = self._open(table)
+        noted = None if delta is None else delta.transaction_version(_app_topic_id(topic))
+        return noted is None or topic_id is None or noted == _low_bits(topic_id)
+
+    def columns(self, table: str) -> list[str]:
+        """The columns that a table was written with; none where it is not there yet."""
+        delta = self._open(table)
+        return [] if delta is None else [field.name for field in delta.schema().fields]
+
+    def reset(self, table: str, topic: str, through: Mapping[int, int], topic_id: str | None) -> None:
         """Note other offsets for a topic that was made anew, in a table that may hold rows of both: the places."""
         delta = self._open_or_create(table)
         marks = [Transaction(_app(topic, p), last) for p, last in through.items()]
-        if topic in self._topic_ids:
-            marks.append(Transaction(_app_topic_id(topic), self._topic_ids[topic]))
+        if topic_id is not None:
+            marks.append(Transaction(_app_topic_id(topic), _low_bits(topic_id)))
         empty = self._arrow(table).empty_table()
         write_deltalake(delta, empty, mode="append", commit_properties=CommitProperties(app_transactions=marks))
         self._sync(table, delta.version())

@@ -148,7 +148,7 @@ class Lane:
             time.sleep(0.25)
 
     def _open(self) -> TransactionalWriter:
-        return TransactionalWriter(self._setting.connection, f"unmask.{self._setting.stream.topics}.{self.partition}")
+        return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
 
     def _messages(self, batch: Batch) -> tuple[list[Message], Progress, int]:
         stream, model = self._setting.stream, self._setting.model
@@ -213,6 +213,11 @@ class Lane:
 
     def _progress_message(self, progress: Progress) -> Message:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
+
+
+def transactional_id(stream: Stream, partition: int) -> str:
+    """Whoever opens a producer under a partition's id fences the one before."""
+    return f"unmask.{stream.topics}.{partition}"
 
 
 def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> dict[str, float | str | None]:

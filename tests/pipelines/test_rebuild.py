@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipelines.broker import Received
 from pipelines.ingest import Intake
 from pipelines.lake import Lake
-from pipelines.order import KIND_NAMES
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Source
 from pipelines.rebuild import snapshot_from_lake
-from tests.pipelines.simulated import N_PARTITIONS, World
+from tests.pipelines.simulated import N_PARTITIONS, World, event_of, label_of
 from tests.pipelines.test_replica import schedules, steps_of, take
 
 
@@ -66,6 +66,31 @@ def test_going_on_from_the_lake_is_bit_equal_to_never_having_stopped(schedule: b
         take(world, name, numbers)
     world.drain()
     assert world.published == world.offline()
+    lose_all_but_the_lake(world)
+    world.drain()
+    assert world.published == world.offline()
+
+
+def test_a_label_that_no_published_event_has_seen_is_left_to_the_log() -> None:
+    """Its partition had no leader: after `order_stall` the others went on without it."""
+    world, silent = World(), Source(LABEL, 1)
+    world.append(EVENT, 0, event_of(0, card=2, shop=1, at_ms=world.now_ms), b"2")
+    world.append(LABEL, 1, label_of(0, card=1, shop=1, at_ms=world.now_ms), b"1")
+    world.now_ms += 200
+    world.append(EVENT, 0, event_of(1, card=2, shop=1, at_ms=world.now_ms), b"2")
+    for source in world.sources:
+        world.show(source, 9)
+    for _ in range(40):
+        world.now_ms += 1_000
+        for source in world.sources:
+            if source != silent:
+                world.read(source, 9)
+                world.ask(source)
+        world.replica.merge.tick(world.now_ms)
+        world.fold()
+    for _ in range(2):
+        world.publish(0)
+    assert len(world.published) == 2
     lose_all_but_the_lake(world)
     world.drain()
     assert world.published == world.offline()
