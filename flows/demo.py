@@ -293,7 +293,7 @@ class Demo:
         ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
-        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream))
+        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream), since=found.since)
         assert self.broker is not None
         summary: dict[str, Any] = {
             "broker": f"{self.broker.version} at {self.broker.bootstrap}",

@@ -63,15 +63,24 @@ class SkewAudit:
 
 
 def skew_audit(
-    lake: Lake, stream: Stream, *, model: Model | None = None, progress: Callable[[int, int], None] | None = None
+    lake: Lake,
+    stream: Stream,
+    *,
+    model: Model | None = None,
+    since: Mapping[int, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SkewAudit:
     """Compare every score in the lake with what the lake's events and labels give.
 
     Args:
         model: scores that it published (same digest) are computed again too.
+        since: first offset to compare, per partition: from there on the present features were in force.
         progress: as in `training.replay_rows`.
     """
     scores = lake.read("scores")
+    if since and any(since.values()):
+        begin = pl.col("partition").replace_strict(dict(since), default=0, return_dtype=pl.Int64)
+        scores = scores.filter(pl.col("offset") >= begin)
     replay = replay_rows(lake, stream, progress=progress)
     offline = pl.DataFrame(
         {
@@ -126,7 +135,8 @@ class Reconciliation:
     of another event than the one at their offset: another event id, or for a dead letter other bytes. `unreadable` are
     records (partition, offset in the topic of scores or refused) that are none of ours. `unscored_duplicates` name an
     original that was not scored. Of each kind the first `MAX_PLACES` are named; `n_problems` counts them all. `pending`
-    events lie beyond the progress: the scorer has not come to them yet.
+    events lie beyond the progress: the scorer has not come to them yet. `since` is where each partition's present
+    feature definition begins, `n_scored_since` how many of the scores lie there: those a skew audit can compare.
     """
 
     n_events: int
@@ -141,6 +151,8 @@ class Reconciliation:
     unreadable: list[Place] = field(default_factory=list)
     unscored_duplicates: list[Place] = field(default_factory=list)
     n_problems: Mapping[str, int] = field(default_factory=dict)
+    since: Mapping[int, int] = field(default_factory=dict)
+    n_scored_since: int = 0
 
     @property
     def holds(self) -> bool:
@@ -187,6 +199,8 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         found.pending,
         **{kind: sorted(places) for kind, places in found.places.items()},
         n_problems=found.n_problems,
+        since={p: record.definition_start for p, record in progress.items()},
+        n_scored_since=found.n_scored_since,
     )
 
 
@@ -198,6 +212,7 @@ class Findings:
     n_scored: int = 0
     n_refused: int = 0
     n_duplicates: int = 0
+    n_scored_since: int = 0
     pending: int = 0
     places: dict[str, list[Place]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
     n_problems: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROBLEMS, 0))
@@ -271,6 +286,7 @@ class Outcomes:
             original = original[order]
         repeats = np.flatnonzero(original >= 0)
         found.n_scored += _n_distinct(scored)
+        found.n_scored_since += _n_distinct(scored[np.searchsorted(scored, progress.definition_start) :])
         found.n_duplicates += _n_distinct(dead[repeats])
         found.n_refused += len(dead) - len(repeats)
         twice = [

@@ -136,6 +136,18 @@ class Plan:
     from_lake: bool = False
     places_anew: bool = False
 
+    def words(self, records_per_s: float) -> list[tuple[str, str]]:
+        """For people: titles and sentences."""
+        seconds = f"about {self.n_records / records_per_s:,.0f} s" if records_per_s else "not measured: no events"
+        at = f" at {records_per_s:,.0f} a second, measured now" if records_per_s else ""
+        return [
+            ("what happened", self.found),
+            ("kept", self.kept),
+            ("lost", self.lost),
+            ("scored again", self.scored_again),
+            ("time", f"{seconds} ({self.n_records:,} records are read{at})"),
+        ]
+
 
 def plan(facts: Facts) -> Plan | None:
     """The next thing to do, None where a scorer can start. Several things may be the matter: ask again afterwards.
