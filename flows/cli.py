@@ -373,19 +373,51 @@ def reconcile(stream: StreamOption = None) -> None:
         f"{found.n_events:,} events = {found.n_scored:,} scored + {found.n_refused:,} refused + "
         f"{found.n_duplicates:,} duplicates; {found.pending:,} more not scored yet"
     )
-    for what in ("missing", "doubled", "stray", "unscored_duplicates"):
-        if places := getattr(found, what):
-            out.print(f"[red]{what}[/red]: {len(places):,}, first (partition, offset) {places[:5]}")
-    skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec))
+    for what, n in found.n_problems.items():
+        if n:
+            out.print(f"[red]{what}[/red]: {n:,}, first (partition, offset) {getattr(found, what)[:5]}")
+    skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec), since=found.since)
     out.print(
         f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}; scored again by "
         f"the champion {skew.n_model_checked:,}, of which {skew.n_score_differs:,} differ by more than 1e-5"
     )
-    if skew.checked < found.n_scored:
-        out.print(
-            f"{found.n_scored - skew.checked:,} scores are not in the lake yet; run `unmask ingest` and check again"
-        )
-    raise typer.Exit(0 if found.holds and skew.holds and skew.checked >= found.n_scored else 1)
+    if skew.checked < found.n_scored_since:
+        missing = found.n_scored_since - skew.checked
+        out.print(f"{missing:,} scores are not in the lake yet; run `unmask ingest` and check again")
+    raise typer.Exit(0 if found.holds and skew.holds and skew.checked >= found.n_scored_since else 1)
+
+
+@app.command()
+def recover(
+    stream: StreamOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only told (exit code 1).")] = False,
+) -> None:
+    """Find what keeps the scorer from starting, tell what the way on keeps and loses, and go it. Stop the scorer first.
+
+    [bold]Examples[/bold]
+
+    unmask recover --stream payments
+
+    unmask recover --stream payments --yes
+    """
+    from flows import progress
+    from pipelines.recover import Recovery
+
+    settings, spec = _settings(), _stream(stream)
+    recovery = Recovery(settings.connection(), spec, snapshots=settings.snapshots(spec), lake=settings.lake(spec))
+    done = 0
+    while (plan := recovery.plan()) is not None:
+        for title, words in plan.words(recovery.records_per_s()):
+            out.print(f"[bold]{title:14s}[/bold]", end="")
+            out.print(words, soft_wrap=True, highlight=False, markup=False)
+        if not yes:
+            out.print("Nothing was changed; to do it, stop the scorer and add --yes.")
+            raise typer.Exit(1)
+        with progress.shown("recover") as report:
+            recovery.carry_out(plan, on_progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} records"))
+        out.print("done")
+        done += 1
+    out.print("Nothing keeps the scorer from starting: run `unmask score`." if not done else "Now run `unmask score`.")
 
 
 def main() -> None:

@@ -293,7 +293,7 @@ class Demo:
         ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
-        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream))
+        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream), since=found.since)
         assert self.broker is not None
         summary: dict[str, Any] = {
             "broker": f"{self.broker.version} at {self.broker.bootstrap}",
@@ -336,8 +336,8 @@ class Demo:
         if not (whole and equal):
             self.console.print(
                 f"[bold red]The books do not balance:[/bold red] {live.n_sent:,} sent, {accounted:,} accounted for, "
-                f"{len(found.missing):,} missing, {len(found.doubled):,} doubled, {found.pending:,} pending; "
-                f"skew audit: {found.n_scored:,} scored, {skew.checked:,} checked, {skew.equal:,} equal"
+                f"{', '.join(f'{n:,} {what}' for what, n in found.n_problems.items() if n)}, {found.pending:,} pending;"
+                f" skew audit: {found.n_scored:,} scored, {skew.checked:,} checked, {skew.equal:,} equal"
                 + (f", for example {skew.examples[0]}" if skew.examples else "")
             )
             if self.broker.kind == "embedded":

@@ -1,8 +1,9 @@
 """Following scores and alerts with an ordinary consumer, showing them to people, and sending a label back."""
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -13,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import broker
-from pipelines.alerts import Alert, Score, decode, rfc3339
-from pipelines.broker import Connection, Message, Reader, Writer
+from pipelines.alerts import Alert, Score, T, decode, rfc3339
+from pipelines.broker import Connection, Message, Reader, Received, Writer
 from pipelines.errors import UnmaskError
 from pipelines.lake import Lake
 from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
 
 
 class UnknownEventError(UnmaskError):
@@ -30,14 +33,25 @@ def alerts(connection: Connection, stream: Stream, *, follow: bool, last: int) -
     spans = broker.bounds(connection, [topic])
     # Each transaction leaves a control marker beside its records, hence twice as far back.
     starts = {position: (max(first, end - 2 * last), end) for position, (first, end) in spans.items()}
-    kept = [decode(r.value, Alert) for batch in broker.read_between(connection, starts) for r in batch]
+    kept = [alert for batch in broker.read_between(connection, starts) for alert in readable(batch, Alert)]
     yield from sorted(kept, key=lambda a: a.arrival)[-last:] if last else ()
     if not follow:
         return
     with Reader(connection, {position: end for position, (_, end) in spans.items()}) as reader:
         while True:
-            for record in reader.poll(timeout_ms=500):
-                yield decode(record.value, Alert)
+            yield from readable(reader.poll(timeout_ms=500), Alert)
+
+
+def readable(records: Sequence[Received], kind: type[T]) -> Iterator[T]:
+    """The messages of a kind among some records; what is none is skipped, with a warning that names its place."""
+    for record in records:
+        try:
+            yield decode(record.value, kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            log.warning(
+                "%s [%d], offset %d, is no %s of Unmask and was skipped",
+                record.topic, record.partition, record.offset, kind.__name__.lower(),
+            )  # fmt: skip
 
 
 class Follower:
@@ -77,17 +91,13 @@ class Follower:
         return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
 
     def _run(self) -> None:
-        scores, alerts = msgspec.json.Decoder(Score), msgspec.json.Decoder(Alert)
         while not self._stopping.is_set():
             records = self._reader.poll()
             now_s = time.time()
-            for record in records:
-                if record.topic == self._alerts_topic:
-                    self.alerts.append(alerts.decode(record.value or b""))
-                else:
-                    score = scores.decode(record.value or b"")
-                    self.scores[score.event_id] = score
-                    self._read_s[score.event_id] = now_s
+            self.alerts += readable([r for r in records if r.topic == self._alerts_topic], Alert)
+            for score in readable([r for r in records if r.topic != self._alerts_topic], Score):
+                self.scores[score.event_id] = score
+                self._read_s[score.event_id] = now_s
             if records:
                 self.last_read_s = time.monotonic()
 

@@ -18,8 +18,11 @@ alerts.py     what is published: scores, alerts, dead letters, progress
 replica.py    one order -> contract -> fold -> what each outbox gets; restarts; no broker
 outbox.py     rows of one partition between fold and publication
 lane.py       the guarded transactions that empty an outbox
+takeover.py   fence whoever scored before, learn how far it came, find a state that agrees
 scorer.py     the live loop: read -> replica -> lanes; snapshots
 faults.py     crash as a test input
+rebuild.py    a snapshot made from the lake
+recover.py    what keeps a scorer from starting, and the way on
 audit.py      reconcile (in = scored + refused + duplicates) and the skew audit
 simulate.py   a synthetic payment stream with fraud; a folder of past events
 replay.py     the producer of a replay, with its own clock

@@ -1,23 +1,31 @@
 """The audits: nothing lost or doubled (reconcile), and live = offline (skew audit)."""
 
-from collections import Counter
-from collections.abc import Callable
+import hashlib
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import polars as pl
+import xxhash
+from numpy.typing import NDArray
 
 from pipelines import broker
 from pipelines.alerts import Model, Progress
-from pipelines.broker import Connection
+from pipelines.broker import Connection, Received
+from pipelines.contract import text_of
 from pipelines.errors import BrokerError
 from pipelines.lake import Lake
+from pipelines.lane import read_progress
 from pipelines.stream import Stream
 from pipelines.training import replay_rows
 
 SCORE_TOLERANCE = 1e-5
 MAX_EXAMPLES = 20
+MAX_PLACES = 1_000  # of each kind of problem that are named
+PROBLEMS = ("missing", "doubled", "stray", "mismatched", "unreadable", "unscored_duplicates")
 _CHUNK = 8_192
 Place = tuple[int, int]  # partition, offset
 
@@ -55,15 +63,24 @@ class SkewAudit:
 
 
 def skew_audit(
-    lake: Lake, stream: Stream, *, model: Model | None = None, progress: Callable[[int, int], None] | None = None
+    lake: Lake,
+    stream: Stream,
+    *,
+    model: Model | None = None,
+    since: Mapping[int, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SkewAudit:
     """Compare every score in the lake with what the lake's events and labels give.
 
     Args:
         model: scores that it published (same digest) are computed again too.
+        since: first offset to compare, per partition: from there on the present features were in force.
         progress: as in `training.replay_rows`.
     """
     scores = lake.read("scores")
+    if since and any(since.values()):
+        begin = pl.col("partition").replace_strict(dict(since), default=0, return_dtype=pl.Int64)
+        scores = scores.filter(pl.col("offset") >= begin)
     replay = replay_rows(lake, stream, progress=progress)
     offline = pl.DataFrame(
         {
@@ -114,8 +131,12 @@ def skew_audit(
 class Reconciliation:
     """`events = scored + refused + duplicates`, offset by offset, from each partition's start to its progress.
 
-    `missing` events have no record, `doubled` ones more than one, `stray` records no event. `unscored_duplicates` name
-    an original that was not scored. `pending` events lie beyond the progress: the scorer has not come to them yet.
+    `missing` events have no record, `doubled` ones more than one, `stray` records no event. `mismatched` records tell
+    of another event than the one at their offset: another event id, or for a dead letter other bytes. `unreadable` are
+    records (partition, offset in the topic of scores or refused) that are none of ours. `unscored_duplicates` name an
+    original that was not scored. Of each kind the first `MAX_PLACES` are named; `n_problems` counts them all. `pending`
+    events lie beyond the progress: the scorer has not come to them yet. `since` is where each partition's present
+    feature definition begins, `n_scored_since` how many of the scores lie there: those a skew audit can compare.
     """
 
     n_events: int
@@ -126,105 +147,255 @@ class Reconciliation:
     missing: list[Place] = field(default_factory=list)
     doubled: list[Place] = field(default_factory=list)
     stray: list[Place] = field(default_factory=list)
+    mismatched: list[Place] = field(default_factory=list)
+    unreadable: list[Place] = field(default_factory=list)
     unscored_duplicates: list[Place] = field(default_factory=list)
+    n_problems: Mapping[str, int] = field(default_factory=dict)
+    since: Mapping[int, int] = field(default_factory=dict)
+    n_scored_since: int = 0
 
     @property
     def holds(self) -> bool:
         """Nothing is lost, doubled or strange; pending events are neither."""
-        return not (self.missing or self.doubled or self.stray or self.unscored_duplicates)
-
-
-class _At(msgspec.Struct):
-    partition: int
-    offset: int
-
-
-class _Outcome(msgspec.Struct):
-    """What the audit needs of a score or a dead letter."""
-
-    source: _At
-    rule: str | None = None
-    duplicate_of: int | None = None
+        return not any(self.n_problems.values())
 
 
 def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
-    """Count every event, score and dead letter in Kafka, committed records only, against the progress records.
+    """Compare every event, score and dead letter in Kafka, committed records only, with the progress records.
+
+    One partition at a time; about 20 bytes of memory for each event of the largest one.
 
     Raises:
         BrokerError: a topic or a partition's progress is missing; nothing has been scored yet.
+        RestoreError: a partition's progress cannot be read.
     """
+    events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
     # Progress first: every outcome below it is in the topics by then; what comes later lies beyond it and is left away.
     progress = {
         p: _last_progress(connection, stream, p) for _, p in broker.partitions_of(connection, stream.topic("progress"))
     }
-    published = broker.bounds(connection, [stream.topic("scores"), stream.topic("refused")])
-    outcomes: Counter[Place] = Counter()
-    scored: set[Place] = set()
-    duplicates: dict[Place, int] = {}
-    n_refused = 0
-    decode = msgspec.json.Decoder(_Outcome).decode
-    for batch in broker.read_between(connection, published):
-        for record in batch:
-            outcome = decode(record.value or b"")
-            place = (outcome.source.partition, outcome.source.offset)
-            if place[1] >= progress[place[0]].next_offset:
-                continue
-            outcomes[place] += 1
-            if outcome.rule is None:
-                scored.add(place)
-            elif outcome.duplicate_of is not None:
-                duplicates[place] = outcome.duplicate_of
-            else:
-                n_refused += 1
-    events, pending = _events(connection, stream, progress, outcomes)
+    spans = broker.bounds(connection, [scores, refused, events])
+    found = Findings()
+    for p, record in progress.items():
+        outcomes = Outcomes(stream, p, record, found)
+        from_ = record.outcomes_from
+        published = {
+            (topic, p): (max(spans[topic, p][0], from_.get(kind, 0)), spans[topic, p][1])
+            for kind, topic in (("scores", scores), ("refused", refused))
+        }
+        for batch in broker.read_between(connection, published):
+            outcomes.published(batch)
+        first, end = spans[events, p]
+        outcomes.compare_with(first)
+        due = (max(first, record.start), min(record.next_offset, end))
+        for batch in broker.read_between(connection, {(events, p): due}):
+            outcomes.events(batch)
+        outcomes.close(pending=max(0, end - record.next_offset))
     return Reconciliation(
-        n_events=len(events),
-        n_scored=len(scored),
-        n_refused=n_refused,
-        n_duplicates=len(duplicates),
-        pending=pending,
-        missing=sorted(events - outcomes.keys()),
-        doubled=sorted(place for place, n in outcomes.items() if n > 1),
-        stray=sorted(outcomes.keys() - events),
-        unscored_duplicates=sorted(
-            (p, offset)
-            for (p, offset), original in duplicates.items()
-            if original >= progress[p].start and (p, original) not in scored
-        ),
+        found.n_events,
+        found.n_scored,
+        found.n_refused,
+        found.n_duplicates,
+        found.pending,
+        **{kind: sorted(places) for kind, places in found.places.items()},
+        n_problems=found.n_problems,
+        since={p: record.definition_start for p, record in progress.items()},
+        n_scored_since=found.n_scored_since,
     )
 
 
+@dataclass
+class Findings:
+    """What the audit has found so far, over all partitions."""
+
+    n_events: int = 0
+    n_scored: int = 0
+    n_refused: int = 0
+    n_duplicates: int = 0
+    n_scored_since: int = 0
+    pending: int = 0
+    places: dict[str, list[Place]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
+    n_problems: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROBLEMS, 0))
+
+    def note(self, kind: str, partition: int, offsets: Sequence[int] | NDArray[np.int64]) -> None:
+        self.n_problems[kind] += len(offsets)
+        room = max(0, MAX_PLACES - len(self.places[kind]))
+        self.places[kind] += [(partition, int(offset)) for offset in offsets[:room]]
+
+
+class _At(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Scored(msgspec.Struct):
+    """What the audit needs of a score."""
+
+    source: _At
+    event_id: str
+
+
+class _Dead(msgspec.Struct):
+    """What the audit needs of a dead letter."""
+
+    source: _At
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    duplicate_of: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+class Outcomes:
+    """The scores and dead letters of one partition, held against its events: first `published`, then `events`."""
+
+    def __init__(self, stream: Stream, partition: int, progress: Progress, found: Findings) -> None:
+        self._partition, self._progress, self._found = partition, progress, found
+        self._events, self._scores = stream.topic("events"), stream.topic("scores")
+        self._event_id = event_id_reader(stream)
+        self._decode_scored = msgspec.json.Decoder(_Scored).decode
+        self._decode_dead = msgspec.json.Decoder(_Dead).decode
+        self._scored, self._dead = _Column(), _Column()
+        self._original = array("q")  # of dead letters: the offset of what a duplicate repeats, -1 for a refusal
+
+    def published(self, records: Sequence[Received]) -> None:
+        """Take scores and dead letters of this partition."""
+        for record in records:
+            is_score = record.topic == self._scores
+            try:
+                outcome = (self._decode_scored if is_score else self._decode_dead)(record.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._found.note("unreadable", self._partition, [record.offset])
+                continue
+            at = outcome.source
+            if (at.topic, at.partition) != (self._events, self._partition):
+                self._found.note("stray", at.partition, [at.offset])
+            elif at.offset < self._progress.next_offset:
+                if isinstance(outcome, _Scored):
+                    self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
+                else:
+                    self._dead.add(at.offset, int(outcome.sha256[:16], 16))
+                    self._original.append(-1 if outcome.duplicate_of is None else outcome.duplicate_of)
+
+    def compare_with(self, first: int) -> None:
+        """All outcomes are in: check them among themselves, and against what Kafka has deleted before `first`."""
+        found, partition, progress = self._found, self._partition, self._progress
+        self._scored.close()
+        order = self._dead.close()
+        scored, dead = self._scored.offsets, self._dead.offsets
+        original = np.frombuffer(self._original, np.int64)
+        if order is not None:
+            original = original[order]
+        repeats = np.flatnonzero(original >= 0)
+        found.n_scored += _n_distinct(scored)
+        found.n_scored_since += _n_distinct(scored[np.searchsorted(scored, progress.definition_start) :])
+        found.n_duplicates += _n_distinct(dead[repeats])
+        found.n_refused += len(dead) - len(repeats)
+        twice = [
+            scored[1:][scored[1:] == scored[:-1]],
+            dead[1:][dead[1:] == dead[:-1]],
+            dead[self._is_in(dead, scored)],
+        ]
+        found.note("doubled", partition, np.unique(np.concatenate(twice)))
+        due = repeats[original[repeats] >= progress.start]
+        found.note("unscored_duplicates", partition, dead[due[~self._is_in(original[due], scored)]])
+        # What Kafka has deleted cannot be read: an outcome vouches for its event, an offset without one is missing.
+        for begin in range(progress.start, min(first, progress.next_offset), _CHUNK):
+            gone = np.arange(begin, min(begin + _CHUNK, first, progress.next_offset))
+            found.n_events += len(gone)
+            found.note("missing", partition, gone[~(self._is_in(gone, scored) | self._is_in(gone, dead))])
+        for column in (self._scored, self._dead):
+            column.seen = (column.offsets >= progress.start) & (column.offsets < first)
+
+    def events(self, records: Sequence[Received]) -> None:
+        """Take events from the start to the progress."""
+        found, partition = self._found, self._partition
+        found.n_events += len(records)
+        offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
+        at_scored, is_scored = self._scored.find(offsets)
+        at_dead, is_dead = self._dead.find(offsets)
+        found.note("missing", partition, offsets[~(is_scored | is_dead)])
+        wrong: list[int] = []
+        for i in np.flatnonzero(is_scored).tolist():
+            text = self._event_id(records[i].value)
+            if text is None or xxhash.xxh3_64_intdigest(text.encode()) != self._scored.hashes[at_scored[i]]:
+                wrong.append(records[i].offset)
+        for i in np.flatnonzero(is_dead).tolist():
+            digest = hashlib.sha256(records[i].value or b"").hexdigest()
+            if records[i].unreadable is None and int(digest[:16], 16) != self._dead.hashes[at_dead[i]]:
+                wrong.append(records[i].offset)
+        found.note("mismatched", partition, sorted(set(wrong)))
+
+    def close(self, *, pending: int) -> None:
+        """All events are in: what was seen of no event is stray."""
+        self._found.pending += pending
+        for column in (self._scored, self._dead):
+            self._found.note("stray", self._partition, np.unique(column.offsets[~column.seen]))
+
+    @staticmethod
+    def _is_in(offsets: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if not len(among):
+            return np.zeros(len(offsets), bool)
+        at = np.minimum(np.searchsorted(among, offsets), len(among) - 1)
+        return among[at] == offsets
+
+
+class _Column:
+    """Offsets and 64-bit hashes, by rising offset once closed; `seen` says which were found among the events."""
+
+    def __init__(self) -> None:
+        self._offsets, self._hashes = array("q"), array("Q")
+
+    def add(self, offset: int, digest: int) -> None:
+        self._offsets.append(offset)
+        self._hashes.append(digest)
+
+    def close(self) -> NDArray[np.int64] | None:
+        """Sort by offset; returns the order, None where it was so already (a lane publishes in order)."""
+        self.offsets = np.frombuffer(self._offsets, np.int64)
+        self.hashes = np.frombuffer(self._hashes, np.uint64)
+        self.seen = np.zeros(len(self.offsets), bool)
+        if np.all(self.offsets[1:] >= self.offsets[:-1]):
+            return None
+        order = np.argsort(self.offsets, kind="stable")
+        self.offsets, self.hashes = self.offsets[order], self.hashes[order]
+        return order
+
+    def find(self, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Index of each offset, and whether it is there; all that are equal count as seen."""
+        n = len(self.offsets)
+        at = np.searchsorted(self.offsets, offsets)
+        there = np.zeros(len(offsets), bool)
+        inside = at < n
+        there[inside] = self.offsets[at[inside]] == offsets[inside]
+        after = np.searchsorted(self.offsets, offsets[there], side="right")
+        for begin, end in zip(at[there].tolist(), after.tolist(), strict=True):
+            self.seen[begin:end] = True
+        return at, there
+
+
+def _n_distinct(rising: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(rising[1:] != rising[:-1])) + bool(len(rising))
+
+
+def event_id_reader(stream: Stream) -> Callable[[bytes | None], str | None]:
+    """A light decoder of nothing but an event's id; None where it cannot be read."""
+    kind = msgspec.defstruct("EventId", [(stream.event_id, str | int | bool | None, None)], gc=False)
+    decode = msgspec.json.Decoder(kind).decode
+
+    def event_id(value: bytes | None) -> str | None:
+        try:
+            found = getattr(decode(value or b""), stream.event_id)
+            return None if found is None else text_of(found)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    return event_id
+
+
 def _last_progress(connection: Connection, stream: Stream, partition: int) -> Progress:
-    record = broker.last_record(connection, stream.topic("progress"), partition)
-    if record is None or not record.value:
+    progress = read_progress(connection, stream, partition)
+    if progress is None:
         raise BrokerError(
             f"{stream.topic('progress')} [{partition}] holds no progress record: nothing has been scored yet; "
             "start the scorer first"
         )
-    return msgspec.json.decode(record.value, type=Progress)
-
-
-def _events(
-    connection: Connection, stream: Stream, progress: dict[int, Progress], outcomes: Counter[Place]
-) -> tuple[set[Place], int]:
-    """Places of all events from each start to the progress, and the number beyond it.
-
-    Where an offset has no outcome, the partition itself is read: it may be no event (a control marker, compaction).
-    """
-    topic = stream.topic("events")
-    ends = {p: (first, end) for (_, p), (first, end) in broker.bounds(connection, [topic]).items()}
-    events: set[Place] = set()
-    pending = 0
-    to_read: dict[tuple[str, int], tuple[int, int]] = {}
-    for p, record in progress.items():
-        first, end = ends[p]
-        due = {(p, offset) for offset in range(record.start, min(record.next_offset, end))}
-        pending += max(0, end - record.next_offset)
-        if due <= outcomes.keys():
-            events |= due
-        else:
-            events |= {place for place in due if place in outcomes or place[1] < first}
-            to_read[(topic, p)] = (max(first, record.start), min(record.next_offset, end))
-    for batch in broker.read_between(connection, to_read):
-        events |= {(r.partition, r.offset) for r in batch}
-    return events, pending
+    return progress

@@ -129,6 +129,8 @@ def topic_names(connection: Connection) -> set[str]:
 def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
     """Kafka's own ids (KIP-516) of topics: a topic that was deleted and made anew has another one.
 
+    A broker that knows no ids gives none.
+
     Raises:
         BrokerError: a topic does not exist.
     """
@@ -138,7 +140,18 @@ def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
     for name in names:
         if name not in found:
             raise BrokerError(f"topic {name} does not exist; create it, or check the stream file's `topics`")
-    return found
+    return {name: topic_id for name, topic_id in found.items() if topic_id.strip("0-") not in ("", "None")}
+
+
+def add_partitions(connection: Connection, topics: Mapping[str, int]) -> None:
+    """Give topics more partitions: name -> how many there shall be; returns once they are there."""
+    with _admin(connection, f"no partitions were added to {sorted(topics)}") as admin:
+        admin.create_partitions(dict(topics), timeout_ms=10_000)
+        until = time.monotonic() + 10
+        while any(len(t["partitions"]) < topics[t["name"]] for t in admin.describe_topics(list(topics))):
+            if time.monotonic() > until:
+                raise BrokerError(f"partitions of {sorted(topics)} did not appear within 10 s of being added")
+            time.sleep(0.05)
 
 
 def stamps_appends(connection: Connection, *topics: str) -> bool:

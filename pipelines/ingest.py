@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from pipelines.contract import Event, EventContract, Label, LabelContract, Refus
 from pipelines.errors import LakeError
 from pipelines.faults import Fault, no_fault
 from pipelines.lake import Lake
+from pipelines.lane import read_progress
 from pipelines.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ def ingest(
         LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
         BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
-    intake = Intake(stream, lake)
     inputs = ["events", "labels"] if stream.labels else ["events"]
     broker.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
+    lake.bind(broker.topic_ids(connection, [stream.topic(kind) for kind in (*inputs, "scores", "progress")]))
+    intake = Intake(stream, lake)
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
+    at = _books_begin(connection, stream, at) | at
     # What is published is asked about first: the inputs of every score are then in what is asked about next.
     for kinds in (["scores"], ["progress"], inputs):
         for position, (first, end) in broker.bounds(connection, [stream.topic(k) for k in kinds]).items():
@@ -99,9 +102,18 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
     if at > end:
         raise LakeError(
             f"{topic} [{partition}] ends at {end}, the lake is at {at} already: the topic was made anew; "
-            "give the stream new topics (`topics = ...` in the stream file) or move its lake away"
+            "run `unmask recover`"
         )
     return at
+
+
+def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[Position, int]:
+    """For a lake that is new: where the scores and places of the present books begin, if others went before them."""
+    begin: dict[Position, int] = {}
+    for topic, p in broker.partitions_of(connection, stream.topic("progress")):
+        if (topic, p) not in at and (told := read_progress(connection, stream, p)):
+            begin |= {(stream.topic(kind), p): n for kind, n in told.outcomes_from.items() if kind != "refused"}
+    return begin
 
 
 def _batches(
@@ -233,7 +245,7 @@ class Intake:
         for record in records:
             try:
                 yield record, decoder.decode(record.value or b"")
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self.counts.n_unreadable += 1
                 why = record.unreadable or error
                 log.warning("%s [%d] offset %d is passed: %s", record.topic, record.partition, record.offset, why)

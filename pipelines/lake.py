@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from pipelines.errors import LakeError
 from pipelines.stream import Stream
 
+FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")
+_FILLED_FROM = (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress"))
 _ATTEMPTS = 20
+_APP_FORMAT = "unmask/format"
 _Types = dict[str, type[pl.DataType]]
 _ARROW = {
     pl.Int8: pa.int8(),
@@ -53,6 +57,40 @@ class Lake:
         self.folder = Path(root) / stream.topics
         self.stream = stream
         self._shapes = _shapes(stream)
+        self._topic_ids: dict[str, int] = {}
+
+    def bind(self, topic_ids: Mapping[str, str]) -> None:
+        """Say from which Kafka topics rows come: name -> id (a UUID). Every table keeps the id of its topic.
+
+        Raises:
+            LakeError: a table was filled from another topic of that name, or by a newer version of Unmask.
+        """
+        self._topic_ids = {topic: _low_bits(topic_id) for topic, topic_id in topic_ids.items()}
+        for table, kind in _FILLED_FROM:
+            delta, topic = self._open(table), self.stream.topic(kind)
+            if delta is not None:
+                self._check_topic(delta, table, topic)
+
+    def is_filled_from(self, table: str, topic: str, topic_id: str | None) -> bool:
+        """Whether a table's rows come from the topic of that id, as far as is known."""
+        delta = self._open(table)
+        noted = None if delta is None else delta.transaction_version(_app_topic_id(topic))
+        return noted is None or topic_id is None or noted == _low_bits(topic_id)
+
+    def columns(self, table: str) -> list[str]:
+        """The columns that a table was written with; none where it is not there yet."""
+        delta = self._open(table)
+        return [] if delta is None else [field.name for field in delta.schema().fields]
+
+    def reset(self, table: str, topic: str, through: Mapping[int, int], topic_id: str | None) -> None:
+        """Note other offsets for a topic that was made anew, in a table that may hold rows of both: the places."""
+        delta = self._open_or_create(table)
+        marks = [Transaction(_app(topic, p), last) for p, last in through.items()]
+        if topic_id is not None:
+            marks.append(Transaction(_app_topic_id(topic), _low_bits(topic_id)))
+        empty = self._arrow(table).empty_table()
+        write_deltalake(delta, empty, mode="append", commit_properties=CommitProperties(app_transactions=marks))
+        self._sync(table, delta.version())
 
     def frame(self, table: str, data: Mapping[str, Any] | Sequence[tuple]) -> pl.DataFrame:
         """Columns, or row tuples in the order of the table's columns without `topic`, in the table's types."""
@@ -91,6 +129,7 @@ class Lake:
         rows = rows.select(list(shape.columns))
         for _ in range(_ATTEMPTS):
             delta = self._open_or_create(table)
+            self._check_topic(delta, table, topic)
             before = {p: delta.transaction_version(_app(topic, p)) for p in through}
             fresh = {p: last for p, last in through.items() if last > _or(before[p], -1)}
             if not fresh:
@@ -103,6 +142,7 @@ class Lake:
                     _app_count(topic), max(_or(delta.transaction_version(_app_count(topic)), 0), 1 + max(fresh))
                 )
             )
+            marks += self._first_marks(delta, topic)
             try:
                 write_deltalake(
                     delta,
@@ -163,7 +203,7 @@ class Lake:
 
     def _noted(self, app: Callable[[str, int], str]) -> list[tuple[str, int, int]]:
         noted = []
-        for table, kind in (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress")):
+        for table, kind in _FILLED_FROM:
             delta, topic = self._open(table), self.stream.topic(kind)
             if delta is None:
                 continue
@@ -172,6 +212,21 @@ class Lake:
                 if value is not None:
                     noted.append((topic, p, value))
         return noted
+
+    def _check_topic(self, delta: DeltaTable, table: str, topic: str) -> None:
+        noted, ours = delta.transaction_version(_app_topic_id(topic)), self._topic_ids.get(topic)
+        if noted is not None and ours is not None and noted != ours:
+            raise LakeError(
+                f"{self.folder / table} was filled from another topic of the name {topic}, which was deleted and made "
+                "anew since; run `unmask recover`"
+            )
+
+    def _first_marks(self, delta: DeltaTable, topic: str) -> list[Transaction]:
+        """The table's format and its topic's id, where they are not noted yet."""
+        wanted = {_APP_FORMAT: FORMAT}
+        if topic in self._topic_ids:
+            wanted[_app_topic_id(topic)] = self._topic_ids[topic]
+        return [Transaction(app, n) for app, n in wanted.items() if delta.transaction_version(app) is None]
 
     def _open(self, table: str) -> DeltaTable | None:
         try:
@@ -182,6 +237,11 @@ class Lake:
             raise LakeError(
                 f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away"
             ) from error
+        if (written := _or(delta.transaction_version(_APP_FORMAT), 1)) > FORMAT:
+            raise LakeError(
+                f"{self.folder / table} has format {written}, this version of Unmask knows formats up to {FORMAT}: it "
+                "was written by a newer version of Unmask; run that version"
+            )
         ours = {field.name: field.type for field in Schema.from_arrow(self._arrow(table)).fields}
         for field in delta.schema().fields:  # delta-rs would cast without a word where it can
             if field.name in ours and field.type != ours[field.name]:
@@ -265,6 +325,15 @@ def _app(topic: str, partition: int) -> str:
 
 def _app_arrival(topic: str, partition: int) -> str:
     return f"{topic}-{partition}/arrival_ms"
+
+
+def _app_topic_id(topic: str) -> str:
+    return f"{topic}/topic_id"
+
+
+def _low_bits(topic_id: str) -> int:
+    """What of a UUID fits into a transaction's version."""
+    return uuid.UUID(topic_id).int & (2**63 - 1)
 
 
 def _app_count(topic: str) -> str:

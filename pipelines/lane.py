@@ -10,19 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.alerts import (
+    PROGRESS_FORMAT,
     Model,
     Progress,
     RecordSource,
     Score,
     alert_of,
     cloudevent_headers,
+    decode,
     encode,
     refused_of,
     rfc3339,
 )
-from pipelines.broker import Connection, Message, TransactionalWriter, last_record
+from pipelines.broker import Connection, Message, Received, TransactionalWriter, last_record
 from pipelines.contract import Event
-from pipelines.errors import BrokerError, FencedError
+from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.faults import Fault, no_fault
 from pipelines.outbox import Batch, Outbox, Row, progress_after
 from pipelines.stream import Stream
@@ -146,7 +148,7 @@ class Lane:
             time.sleep(0.25)
 
     def _open(self) -> TransactionalWriter:
-        return TransactionalWriter(self._setting.connection, f"unmask.{self._setting.stream.topics}.{self.partition}")
+        return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
 
     def _messages(self, batch: Batch) -> tuple[list[Message], Progress, int]:
         stream, model = self._setting.stream, self._setting.model
@@ -213,6 +215,11 @@ class Lane:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
 
 
+def transactional_id(stream: Stream, partition: int) -> str:
+    """Whoever opens a producer under a partition's id fences the one before."""
+    return f"unmask.{stream.topics}.{partition}"
+
+
 def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> dict[str, float | str | None]:
     """Every model input of one event by name, for people to read; None where it is missing."""
     values: dict[str, float | str | None] = {
@@ -223,6 +230,32 @@ def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> d
 
 
 def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
-    """The last committed progress record of a partition, None where there is none yet."""
+    """The last committed progress record of a partition, None where there is none yet.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
     record = last_record(connection, stream.topic("progress"), partition)
-    return msgspec.json.decode(record.value, type=Progress) if record and record.value else None
+    return None if record is None else progress_of(record)
+
+
+def progress_of(record: Received) -> Progress:
+    """The progress record in a Kafka record.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
+    named = f"{record.topic} [{record.partition}], offset {record.offset},"
+    try:
+        progress = decode(record.value, Progress)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RestoreError(
+            f"{named} is no progress record of Unmask ({error}): somebody else wrote to this topic; see to that, then "
+            "run `unmask recover`"
+        ) from error
+    if progress.format > PROGRESS_FORMAT:
+        raise RestoreError(
+            f"{named} has format {progress.format}, this version of Unmask knows formats up to {PROGRESS_FORMAT}: it "
+            "was written by a newer version of Unmask; run that version"
+        )
+    return progress

@@ -153,12 +153,13 @@ class Replica:
 def furthest(progress: Mapping[int, Progress]) -> Frontier | None:
     """What is known to have been folded before everything beyond it, None where nothing was published yet."""
     frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
-    return {s: max(f[s] for f in frontiers) for s in frontiers[0]} if frontiers else None
+    every = {s for f in frontiers for s in f}  # records from before partitions were added know fewer of them
+    return {s: max(f.get(s, 0) for f in frontiers) for s in every} if frontiers else None
 
 
 def is_ahead(frontier: Frontier, progress: Mapping[int, Progress]) -> bool:
     """Whether a snapshot holds events that are not out: they would be lost, and their order may come out otherwise."""
-    return any(frontier[Source(1, p)] > record.next_offset for p, record in progress.items())
+    return any(frontier.get(Source(1, p), 0) > record.next_offset for p, record in progress.items())
 
 
 def places_told(progress: Progress) -> dict[tuple[int, int, int], Key]:

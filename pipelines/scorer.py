@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import msgspec
 
@@ -144,7 +145,8 @@ class Scorer:
         records = []
         for r in received:
             if r.topic == self._clock_topic:
-                self._replica.merge.mark(mark_of(r.value or b""))
+                if mark := mark_of(r):
+                    self._replica.merge.mark(mark)
             else:
                 source = self._by_position[(r.topic, r.partition)]
                 records.append(Record(source.kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value, r.unreadable))
@@ -214,11 +216,27 @@ class Scorer:
         self._raise_lane_failure()
 
 
-def mark_of(value: bytes) -> Mark:
-    """A clock mark: {"below_ms": number or null for the end of time, "ends": {"events": [..], "labels": [..]}}."""
-    document = msgspec.json.decode(value)
-    below = document["below_ms"]
-    return Mark(float("inf") if below is None else below, from_kinds(document["ends"]))
+_InputName = Literal["events", "labels"]
+
+
+class _MarkJson(msgspec.Struct):
+    """`below_ms` null is the end of time."""
+
+    below_ms: float | None
+    ends: dict[_InputName, list[int]]
+
+
+def mark_of(record: Received) -> Mark | None:
+    """A clock mark, None (with a warning) where the record is none: the next one says how far time has come."""
+    try:
+        mark = msgspec.json.decode(record.value or b"", type=_MarkJson)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        log.warning(
+            "%s [%d], offset %d, is no clock mark and was skipped: %s",
+            record.topic, record.partition, record.offset, error,
+        )  # fmt: skip
+        return None
+    return Mark(float("inf") if mark.below_ms is None else mark.below_ms, from_kinds(mark.ends))
 
 
 def mark_bytes(below_ms: int | None, ends: Frontier, n_partitions: int) -> bytes:

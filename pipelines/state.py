@@ -119,8 +119,8 @@ class State:
         self.last: Key | None = None
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
+        self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, where the broker has any
         self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
-        self.topic_ids: dict[str, str] = {}  # of the topics that were folded
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
         self._reported = Reports(max(self.plan.idle_ms, default=DAY_MS), stream.duplicate_memory_ids)
         self._steps_begun = 0
@@ -259,6 +259,7 @@ class State:
         state.topic_ids = dict(meta["topic_ids"])
         state.frontier = {s: meta["frontier"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
         state.arrivals = {s: meta["arrivals"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
+        state.topic_ids = dict(meta.get("topic_ids", {}))
         state.last = Key(*meta["last"]) if meta["last"] else None
         state.clock_ms = meta["clock_ms"]
         state.watermark_ms = list(meta["watermark_ms"])
@@ -279,7 +280,7 @@ def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[i
     }
 
 
-def from_kinds(frontier: Mapping[str, Sequence[int]]) -> dict[Source, int]:
+def from_kinds(frontier: Mapping[Any, Sequence[int]]) -> dict[Source, int]:
     """The frontier that `by_kind` wrote.
 
     >>> from_kinds({"events": [3]})

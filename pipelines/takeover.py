@@ -3,20 +3,22 @@
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from pipelines import broker
-from pipelines.alerts import Model, Progress
+from pipelines.alerts import PROGRESS_FORMAT, Model, Progress
 from pipelines.broker import Connection
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.lane import Lane, LaneSetting
-from pipelines.order import EVENT, KIND_NAMES, Key, Source, sources
+from pipelines.lane import Lane, LaneSetting, progress_of
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, sources
 from pipelines.replica import is_ahead, places_told
 from pipelines.state import Snapshot, State, by_kind, from_kinds
 from pipelines.stream import Stream
@@ -60,6 +62,11 @@ class TakeOver:
         spans = broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
         self.bounds = {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
 
+    @cached_property
+    def topic_ids(self) -> dict[str, str]:
+        """Kafka's ids of the input topics as of now."""
+        return input_ids(self.setting.connection, self.setting.stream)
+
     def claim(self, start: StartFrom | None) -> dict[int, Progress]:
         """Take every lane over; at the very first start, write where scoring begins."""
         setting, claimed = self._lane_setting, {}
@@ -69,7 +76,12 @@ class TakeOver:
             else:
                 self._check(lane.progress, lane.partition, setting)
                 claim = msgspec.structs.replace(
-                    lane.progress, owner=setting.owner, model=self.model.digest, out_of_turn=[]
+                    lane.progress,
+                    owner=setting.owner,
+                    model=self.model.digest,
+                    out_of_turn=[],
+                    format=PROGRESS_FORMAT,
+                    topic_ids=self.topic_ids,
                 )
             lane.claim(claim)
             self.setting.fault("between_claims")
@@ -84,7 +96,7 @@ class TakeOver:
             unfinished.unlink()
         for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
             try:
-                snapshot = Snapshot.read(path)
+                snapshot = widened(Snapshot.read(path), self._n_partitions)
                 if is_ahead(snapshot.frontier, progress):
                     log.info(
                         "snapshot %s is ahead of what was published: dropped, another order may be published now",
@@ -92,24 +104,20 @@ class TakeOver:
                     )
                     path.unlink()
                     continue
-                if any(offset < self.bounds[s][0] for s, offset in snapshot.frontier.items()):
-                    log.warning("snapshot %s is older than the input kept", path.name)
+                if why := unfit(snapshot, self.bounds, self.topic_ids):
+                    log.warning("snapshot %s %s", path.name, why)
                     continue
                 state = State.restore(self.setting.stream, snapshot)
+                state.topic_ids = self.topic_ids
                 log.info("restored from snapshot %s", path.name)
                 return state
             except (RestoreError, OSError, ValueError, KeyError) as error:
                 log.warning("snapshot %s is not used: %s", path.name, error)
         origin = from_kinds(progress[0].origin)
-        for source, first in origin.items():
-            kept = self.bounds[source][0]
-            if kept > first:
-                raise RestoreError(
-                    f"{self.setting.stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {kept}, its "
-                    f"first {kept - first} records are gone, and no snapshot fits; put a snapshot back that is newer "
-                    "than what was deleted and not ahead of the progress"
-                )
+        if why := head_is_gone(self.setting.stream, origin, self.bounds):
+            raise RestoreError(f"{why}, and no snapshot fits; run `unmask recover`")
         blank.frontier = origin
+        blank.topic_ids = self.topic_ids
         return blank
 
     def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
@@ -118,8 +126,7 @@ class TakeOver:
         if self._was_published(partition):
             raise RestoreError(
                 f"{named} has no progress record though scores were published: it was emptied, and starting anew would "
-                "score events twice; put it back, or replay the stream into new topics (`topics = ...` in the stream "
-                "file)"
+                "score events twice; run `unmask recover`"
             )
         if start is None:
             raise RestoreError(
@@ -127,33 +134,29 @@ class TakeOver:
                 "--from latest"
             )
         first, end = self.bounds[Source(EVENT, partition)]
-        at = first if start == "earliest" else end
-        origin = by_kind({s: span[0] for s, span in self.bounds.items()}, self._n_partitions)
-        return Progress(
-            next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
-            n_partitions=self._n_partitions, definition=setting.definition, model=self.model.digest,
-            owner=setting.owner, origin=origin, frontier=None, out_of_turn=[],
-        )  # fmt: skip
+        return first_progress(
+            first if start == "earliest" else end,
+            n_partitions=self._n_partitions,
+            definition=setting.definition,
+            model=self.model.digest,
+            owner=setting.owner,
+            bounds=self.bounds,
+            topic_ids=self.topic_ids,
+        )
 
     def _check(self, before: Progress, partition: int, setting: LaneSetting) -> None:
         """Refuse to go on where the stream is not the one that was scored."""
-        if before.n_partitions != self._n_partitions:
-            raise RestoreError(
-                f"the stream had {before.n_partitions} partitions when it was scored last, now {self._n_partitions}: "
-                "events of one key lie in two partitions now; replay the stream into new topics"
-            )
-        if before.definition != setting.definition:
-            raise RestoreError(
-                "the fields or features in the stream file are not those that were scored last; put them back, or give "
-                "the stream new topics (`topics = ...` in the stream file)"
-            )
-        end = self.bounds[Source(EVENT, partition)][1]
-        if before.next_offset > end:
-            raise RestoreError(
-                f"{self.setting.stream.topic('events')} [{partition}] ends at {end}, though it was scored up to "
-                f"{before.next_offset}: the topic was made anew; give the stream new topics (`topics = ...` in the "
-                "stream file)"
-            )
+        changed = what_changed(
+            before,
+            self.setting.stream,
+            partition,
+            n_partitions=self._n_partitions,
+            definition=setting.definition,
+            topic_ids=self.topic_ids,
+            end=self.bounds[Source(EVENT, partition)][1],
+        )
+        if changed:
+            raise RestoreError(f"{changed.words}; run `unmask recover`")
 
     def _was_published(self, partition: int) -> bool:
         """Whether anything but claims was ever published."""
@@ -163,24 +166,160 @@ class TakeOver:
         return any(broker.last_record(connection, stream.topic(kind), partition) for kind in ("scores", "refused"))
 
 
+class Change(NamedTuple):
+    """What became of a stream since it was scored last, in words without a full stop."""
+
+    kind: Literal["remade", "widened", "redefined"]
+    words: str
+
+
+def what_changed(
+    before: Progress,
+    stream: Stream,
+    partition: int,
+    *,
+    n_partitions: int,
+    definition: str,
+    topic_ids: Mapping[str, str],
+    end: int,
+) -> Change | None:
+    """Compare a partition's last progress record with the stream as it is now; `end` is that of its events."""
+    for kind, told in before.topic_ids.items():
+        if kind in topic_ids and topic_ids[kind] != told:
+            return Change("remade", _remade(stream.topic(kind), told, topic_ids[kind]))
+    if before.next_offset > end:
+        return Change(
+            "remade",
+            f"{stream.topic('events')} [{partition}] ends at {end}, though it was scored up to {before.next_offset}: "
+            "the topic was made anew",
+        )
+    if before.n_partitions > n_partitions:
+        return Change(
+            "remade", f"{stream.topic('events')} had {before.n_partitions} partitions and has {n_partitions} now"
+        )
+    if before.n_partitions < n_partitions:
+        return Change(
+            "widened",
+            f"the stream had {before.n_partitions} partitions when it was scored last, now {n_partitions}: events of "
+            "one key may lie in two partitions",
+        )
+    if before.definition != definition:
+        return Change(
+            "redefined",
+            "the features are not those that were scored last (the fields or features in the stream file changed, or "
+            "this version of Unmask computes them otherwise); put the stream file back if that was not meant",
+        )
+    return None
+
+
+def first_progress(
+    at: int,
+    *,
+    n_partitions: int,
+    definition: str,
+    model: str,
+    owner: str,
+    bounds: Mapping[Source, tuple[int, int]],
+    topic_ids: Mapping[str, str],
+) -> Progress:
+    """The record of a partition whose scoring begins at offset `at`; all that Kafka keeps is folded."""
+    origin = by_kind({s: span[0] for s, span in bounds.items()}, n_partitions)
+    return Progress(
+        next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+        n_partitions=n_partitions, definition=definition, model=model, owner=owner, origin=origin, frontier=None,
+        out_of_turn=[], format=PROGRESS_FORMAT, topic_ids=dict(topic_ids), definition_start=at,
+    )  # fmt: skip
+
+
+def widened(snapshot: Snapshot, n_partitions: int) -> Snapshot:
+    """A snapshot from before partitions were added, with nothing folded of the new ones."""
+    more = n_partitions - snapshot.meta["n_partitions"]
+    if more <= 0:
+        return snapshot
+    meta = dict(snapshot.meta) | {"n_partitions": n_partitions}
+    for name in ("frontier", "arrivals"):
+        meta[name] = {kind: [*row, *[0] * more] for kind, row in meta[name].items()}
+    meta["watermark_ms"] = [*meta["watermark_ms"], *[0] * more]
+    return Snapshot(meta, snapshot.arrays)
+
+
+def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_ids: Mapping[str, str]) -> str | None:
+    """Why the stream's input does not go on where a snapshot ends, None where it does."""
+    told = snapshot.meta.get("topic_ids", {})
+    if any(topic_ids.get(kind, topic_id) != topic_id for kind, topic_id in told.items()):
+        return "was made from topics that are not there any more"
+    if any(offset < bounds[s][0] for s, offset in snapshot.frontier.items()):
+        return "is older than the input kept"
+    return None
+
+
+def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple[int, int]]) -> str | None:
+    """Which partition no longer has the records that the first fold began with, None where all have."""
+    for source, first in origin.items():
+        kept = bounds[source][0]
+        if kept > first:
+            named = f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}]"
+            return f"{named} begins at {kept}, its first {kept - first} records are gone"
+    return None
+
+
+def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
+    """Kafka's ids (KIP-516) of the input topics by kind; empty where the broker has none."""
+    kinds = ["events", "labels"] if stream.labels else ["events"]
+    found = broker.topic_ids(connection, [stream.topic(kind) for kind in kinds])
+    return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
+
+
+def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
+    """For a scorer that runs: whether the input topics are still those whose ids were `told`.
+
+    Raises:
+        RestoreError: one was deleted and made anew.
+        BrokerError: one does not exist, or Kafka does not answer.
+    """
+    now = input_ids(connection, stream) if told else {}
+    for kind, topic_id in told.items():
+        if now.get(kind, topic_id) != topic_id:
+            raise RestoreError(f"{_remade(stream.topic(kind), topic_id, now[kind])}; run `unmask recover`")
+
+
+def _remade(topic: str, told: str, now: str) -> str:
+    return f"{topic} was deleted and made anew since it was scored last (its id was {told}, now {now})"
+
+
 def checked_partitions(connection: Connection, stream: Stream) -> int:
     """Number of partitions, the same in every topic of the stream but the clock."""
-    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
-    counts = {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
+    counts = partition_counts(connection, stream)
+    if counts["events"] > min(counts.values()):
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; if "
+            "partitions were added, run `unmask recover`"
+        )
     if len(set(counts.values())) != 1:
         raise BrokerError(
-            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}"
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; add "
+            "partitions to the events, or make the other topics anew"
         )
     return counts["events"]
+
+
+def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
+    """Number of partitions of every topic of the stream but the clock, by kind."""
+    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
+    return {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
 
 
 def all_places(
     connection: Connection, stream: Stream, progress: Mapping[int, Progress]
 ) -> dict[tuple[int, int, int], Key]:
-    """Where records that came out of turn were folded, as all progress records tell."""
+    """Where records that came out of turn were folded, as all progress records of these books tell."""
     places: dict[tuple[int, int, int], Key] = {}
     if any(p.n_out_of_turn for p in progress.values()):
-        for batch in broker.read_between(connection, broker.bounds(connection, [stream.topic("progress")])):
+        spans = broker.bounds(connection, [stream.topic("progress")])
+        begin = {p: record.outcomes_from.get("progress", 0) for p, record in progress.items()}
+        spans = {at: (max(first, begin.get(at[1], 0)), end) for at, (first, end) in spans.items()}
+        for batch in broker.read_between(connection, spans):
             for record in batch:
-                places |= places_told(msgspec.json.decode(record.value or b"", type=Progress))
+                with suppress(RestoreError):  # a record that is none of ours tells no place
+                    places |= places_told(progress_of(record))
     return places

@@ -16,7 +16,7 @@ from pipelines.state import Items, Rows, State
 from pipelines.stream import Column, Stream
 
 CHUNK = 50_000
-_PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
+PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def replay_rows(
         progress: called with the number of items folded and the number there are.
     """
     id_key = os.urandom(ID_KEY_BYTES)
-    items, event_ids = _items(lake, stream, until_ms, id_key)
+    chosen = None if until_ms is None else pl.col("effective_ms") < until_ms
+    items, event_ids = items_in_order(lake, stream, id_key, chosen)
     n, n_events = len(items.ids), int(items.is_event.sum())
     state = State(stream, int(items.partition.max(initial=0)) + 1, id_key=id_key)
     numeric = np.empty((n_events, len(stream.numeric_columns)))
@@ -150,20 +151,25 @@ def category_names(lake: Lake, stream: Stream) -> dict[int, str]:
 
 def _frauds(lake: Lake, stream: Stream, as_of_ms: int) -> pl.Series:
     """Ids of the events whose latest report before a time says fraud."""
-    reports = _placed(lake, stream, "labels", LABEL).filter(pl.col("effective_ms") < as_of_ms)
-    latest = reports.sort(_PLACE).group_by("event_id", maintain_order=True).last()
+    reports = placed(lake, stream, "labels", LABEL).filter(pl.col("effective_ms") < as_of_ms)
+    latest = reports.sort(PLACE).group_by("event_id", maintain_order=True).last()
     return latest.filter(pl.col("label") == 1)["event_id"]
 
 
-def _items(lake: Lake, stream: Stream, until_ms: int | None, id_key: bytes) -> tuple[Items, pl.Series]:
-    """All events and labels in the one order, and the events' ids (null for labels)."""
-    frames = [_placed(lake, stream, "events", EVENT)]
+def items_in_order(lake: Lake, stream: Stream, id_key: bytes, chosen: pl.Expr | None = None) -> tuple[Items, pl.Series]:
+    """All (or the chosen) events and labels in the one order, and the events' ids (null for labels).
+
+    Args:
+        id_key: of the state that will fold them.
+        chosen: says by a record's place and `is_event`, `partition`, `offset` whether it is wanted.
+    """
+    frames = [placed(lake, stream, "events", EVENT)]
     if stream.labels:
-        frames.append(_placed(lake, stream, "labels", LABEL).drop("topic", "labelled_at_ms", "source"))
+        frames.append(placed(lake, stream, "labels", LABEL).drop("topic", "labelled_at_ms", "source"))
     both = pl.concat(frames, how="diagonal")
-    if until_ms is not None:
-        both = both.filter(pl.col("effective_ms") < until_ms)
-    both = both.sort(_PLACE)
+    if chosen is not None:
+        both = both.filter(chosen)
+    both = both.sort(PLACE)
     n = both.height
     items = Items(
         (both["is_event"]).to_numpy(),
@@ -180,7 +186,7 @@ def _items(lake: Lake, stream: Stream, until_ms: int | None, id_key: bytes) -> t
     return items, both["event_id"]
 
 
-def _placed(lake: Lake, stream: Stream, table: str, kind: int) -> pl.DataFrame:
+def placed(lake: Lake, stream: Stream, table: str, kind: int, *, columns: list[str] | None = None) -> pl.DataFrame:
     """Rows of a table with their place in the one order: by arrival, or where the scorer said that it folded them."""
     lag_ms = stream.labels.lag_ms if stream.labels and kind == LABEL else 0
     told = (
@@ -190,7 +196,7 @@ def _placed(lake: Lake, stream: Stream, table: str, kind: int) -> pl.DataFrame:
         .select("partition", "offset", "at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
     )
     told = told.rename({"at_partition": "told_partition", "at_offset": "told_offset"})
-    rows = lake.read(table).join(told, on=["partition", "offset"], how="left", maintain_order="left")
+    rows = lake.read(table, columns=columns).join(told, on=["partition", "offset"], how="left", maintain_order="left")
     return rows.with_columns(
         is_event=pl.lit(kind == EVENT),
         effective_ms=pl.coalesce("at_effective_ms", pl.col("arrival_ms") + lag_ms),

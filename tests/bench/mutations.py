@@ -73,7 +73,9 @@ def planted(tree: Path, mutation: Mutation) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[m.name for m in MUTATIONS], help="this one; may be repeated")
+    parser.add_argument(
+        "--only", action="append", choices=[m.name for m in MUTATIONS], help="this one; may be repeated"
+    )
     asked = parser.parse_args()
     chosen = [m for m in MUTATIONS if not asked.only or m.name in asked.only]
     folder = Path(tempfile.mkdtemp(prefix="unmask-mutations-"))
@@ -87,7 +89,9 @@ def main() -> None:
         survives = tests_pass(tree, mutation.tests, folder / f"{mutation.name}.log")
         (tree / mutation.file).write_text(text)
         survivors += [mutation.name] if survives else []
-        print(f"{'SURVIVES' if survives else 'caught':9s}{mutation.name:30s}{time.monotonic() - began:6.1f} s", flush=True)
+        print(
+            f"{'SURVIVES' if survives else 'caught':9s}{mutation.name:30s}{time.monotonic() - began:6.1f} s", flush=True
+        )
     if survivors:
         sys.exit(1)
     shutil.rmtree(folder)

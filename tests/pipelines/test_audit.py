@@ -1,16 +1,20 @@
+import hashlib
 import threading
 import time
+import tracemalloc
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
 import pytest
 
-from pipelines.alerts import Progress, RecordSource, Refused, Score
-from pipelines.audit import reconcile, skew_audit
-from pipelines.broker import Connection, Message, Writer
-from pipelines.errors import BrokerError
+from pipelines import broker
+from pipelines.alerts import PROGRESS_FORMAT, Progress, RecordSource, Refused, Score
+from pipelines.audit import Findings, Outcomes, reconcile, skew_audit
+from pipelines.broker import Connection, Message, Received, Writer
+from pipelines.errors import BrokerError, RestoreError
 from pipelines.ingest import ingest
 from pipelines.lake import Lake
 from pipelines.replay import Replayer, create_stream_topics
@@ -33,15 +37,29 @@ def stream(connection: Connection) -> Stream:
     return stream
 
 
+@pytest.fixture
+def stream_without_broker() -> Stream:
+    return payments_stream("audit")
+
+
+def progress_record(next_offset: int, **fields: Any) -> Progress:
+    record = Progress(
+        next_offset=next_offset, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+        n_partitions=1, definition="", model="", owner="", origin={}, frontier=None, out_of_turn=[],
+    )  # fmt: skip
+    return msgspec.structs.replace(record, **fields)
+
+
 class Topics:
     """Writes what a scorer would have written, right or wrong, about events of partition 0."""
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self.connection, self.stream = connection, stream
 
-    def events(self, n: int) -> None:
+    def events(self, n: int, *, prefix: str = "e") -> None:
         topic = self.stream.topic("events")
-        self._send(*(Message(topic, event_message(f"e{i}", "c1", START_MS), b"c1", 0, START_MS) for i in range(n)))
+        values = (event_message(f"{prefix}{i}", "c1", START_MS) for i in range(n))
+        self._send(*(Message(topic, value, b"c1", 0, START_MS) for value in values))
 
     def scored(self, *offsets: int) -> None:
         for offset in offsets:
@@ -53,17 +71,15 @@ class Topics:
 
     def refused(self, offset: int, *, duplicate_of: int | None = None) -> None:
         rule = "bad_json" if duplicate_of is None else "duplicate"
+        digest = hashlib.sha256(event_message(f"e{offset}", "c1", START_MS)).hexdigest()
         letter = Refused(
-            rule=rule, detail="", mend="", source=self._source(offset), raw_base64="", raw_bytes=0, sha256="",
+            rule=rule, detail="", mend="", source=self._source(offset), raw_base64="", raw_bytes=0, sha256=digest,
             duplicate_of=duplicate_of,
         )  # fmt: skip
         self._send(Message(self.stream.topic("refused"), msgspec.json.encode(letter), None, 0))
 
-    def progress(self, next_offset: int, *, start: int = 0) -> None:
-        record = Progress(
-            next_offset=next_offset, start=start, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
-            n_partitions=1, definition="", model="", owner="", origin={}, frontier=None, out_of_turn=[],
-        )  # fmt: skip
+    def progress(self, next_offset: int, **fields: Any) -> None:
+        record = progress_record(next_offset, **fields)
         self._send(Message(self.stream.topic("progress"), msgspec.json.encode(record), None, 0))
 
     def _source(self, offset: int) -> RecordSource:
@@ -121,6 +137,90 @@ def test_lost_doubled_and_strange_events_are_found_with_their_places(
     assert found.doubled == [(0, 1), (0, 3)]
     assert found.stray == [(0, 0)]
     assert found.unscored_duplicates == [(0, 5)]
+
+
+def test_other_events_at_the_same_offsets_are_found(connection: Connection, stream: Stream, topics: Topics) -> None:
+    topics.events(5)
+    topics.scored(0, 1, 2)
+    topics.refused(3)
+    topics.refused(4, duplicate_of=2)
+    topics.progress(5)
+    broker.delete_topics(connection, [stream.topic("events")])
+    create_stream_topics(connection, stream, n_partitions=1, append_time=False)
+    topics.events(5, prefix="other")
+    found = reconcile(connection, stream)
+    assert not found.holds
+    assert found.mismatched == [(0, n) for n in range(5)]
+    assert {kind for kind, n in found.n_problems.items() if n} == {"mismatched"}
+
+
+def test_garbage_among_scores_and_dead_letters_is_named_and_steps_over(
+    connection: Connection, stream: Stream, topics: Topics
+) -> None:
+    topics.events(3)
+    topics.scored(0, 1)
+    for kind, value in (("scores", b"\xff{"), ("scores", b""), ("refused", b"{}"), ("refused", b"[" * 100_000)):
+        topics._send(Message(stream.topic(kind), value, None, 0))
+    topics.refused(2)
+    topics.progress(3)
+    found = reconcile(connection, stream)
+    assert not found.holds
+    assert len(found.unreadable) == found.n_problems["unreadable"] == 4
+    assert (found.n_scored, found.n_refused, found.missing, found.stray) == (2, 1, [], [])
+
+
+@pytest.mark.parametrize("value", [b"no JSON", b"{}", b"\xff", b"", b"[" * 100_000])
+def test_a_foreign_progress_record_is_told_with_its_place_and_the_command(
+    connection: Connection, stream: Stream, topics: Topics, value: bytes
+) -> None:
+    topics.events(1)
+    topics.progress(1)
+    topics._send(Message(stream.topic("progress"), value, None, 0))
+    with pytest.raises(RestoreError, match=r"progress \[0\], offset 1, is no progress record .* run `unmask recover`"):
+        reconcile(connection, stream)
+
+
+def test_progress_of_a_newer_version_is_refused(connection: Connection, stream: Stream, topics: Topics) -> None:
+    topics.progress(0, format=PROGRESS_FORMAT + 1)
+    with pytest.raises(RestoreError, match=r"progress \[0\], offset 0, has format 3, .* newer version of Unmask"):
+        reconcile(connection, stream)
+
+
+def test_books_that_begin_anew_leave_earlier_outcomes_out(
+    connection: Connection, stream: Stream, topics: Topics
+) -> None:
+    topics.events(3)
+    topics.scored(0, 1, 2)
+    topics.refused(0)
+    topics.scored(0, 1)
+    topics.progress(2, outcomes_from={"scores": 3, "refused": 1})
+    found = reconcile(connection, stream)
+    assert found.holds, found
+    assert (found.n_scored, found.n_refused, found.pending) == (2, 0, 1)
+
+
+def test_the_audit_holds_about_twenty_bytes_of_an_event(stream_without_broker: Stream) -> None:
+    """A Counter and sets of tuples took 392."""
+    stream, n = stream_without_broker, 200_000
+    found = Findings()
+    topic = stream.topic("scores")
+    score = b'{"source":{"topic":"%s","partition":0,"offset":%%d},"event_id":"e%%d"}' % stream.topic("events").encode()
+    event = event_message("e%d", "c1", START_MS)
+    batches = [range(at, at + 500) for at in range(0, n, 500)]
+    outcomes = Outcomes(stream, 0, progress_record(n), found)
+    tracemalloc.start()
+    try:
+        for batch in batches:
+            outcomes.published([Received(topic, 0, i, 0, None, score % (i, i)) for i in batch])
+        outcomes.compare_with(0)
+        for batch in batches:
+            outcomes.events([Received(topic, 0, i, 0, b"c1", event % i) for i in batch])
+        outcomes.close(pending=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.n_events, found.n_scored, any(found.n_problems.values())) == (n, n, False)
+    assert peak / n < 32, f"{peak / n:.1f} bytes an event"
 
 
 def test_without_progress_there_is_nothing_to_reconcile(connection: Connection, stream: Stream) -> None:

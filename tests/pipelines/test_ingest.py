@@ -194,8 +194,32 @@ def test_a_future_stamp_is_told_by_the_running_arrival_over_all_records_and_inge
     assert lake.read("refused")["rule"].to_list() == ["bad_json", "future_timestamp"]
 
 
+def test_garbage_among_scores_and_progress_is_skipped_and_counted(
+    connection: Connection, stream: Stream, tmp_path: Path
+) -> None:
+    garbage = [Message(stream.topic(k), v, None, 0) for k in ("scores", "progress") for v in (b"{", b"{}", b"\xff")]
+    garbage.append(Message(stream.topic("progress"), b'{"out_of_turn":[[1]]}', None, 0))
+    places = [[EVENT, 0, 2, START_MS + 9, EVENT, 1, 0, 1]]
+    send(connection, *garbage, score(stream, 0, 0), progress(stream, 0, places), progress(stream, 1, []))
+    assert ingest(connection, stream, Lake(tmp_path, stream)) == IngestCounts(n_scores=1, n_places=1, n_unreadable=7)
+
+
+def test_a_longer_topic_of_the_same_name_stops_the_ingest(
+    connection: Connection, stream: Stream, tmp_path: Path
+) -> None:
+    send(connection, event(stream, "e0", START_MS))
+    ingest(connection, stream, Lake(tmp_path, stream))
+    broker.delete_topics(connection, [stream.topic("events")])
+    create_stream_topics(connection, stream, n_partitions=2, append_time=False)
+    send(connection, *(event(stream, f"n{i}", START_MS + i) for i in range(3)))
+    with pytest.raises(LakeError, match=r"filled from another topic of the name .*events, .* `unmask recover`"):
+        ingest(connection, stream, Lake(tmp_path, stream))
+
+
 def test_a_topic_that_was_made_anew_stops_the_ingest(connection: Connection, stream: Stream, tmp_path: Path) -> None:
     lake = Lake(tmp_path, stream)
     lake.append("events", lake.frame("events", []), topic=stream.topic("events"), through={0: 41})
-    with pytest.raises(LakeError, match="ends at 0, the lake is at 42 already: the topic was made anew"):
+    with pytest.raises(
+        LakeError, match="ends at 0, the lake is at 42 already: the topic was made anew; run `unmask recover`"
+    ):
         ingest(connection, stream, lake)

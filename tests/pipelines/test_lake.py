@@ -1,5 +1,6 @@
 import random
 import threading
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -105,6 +106,30 @@ def test_a_field_named_like_a_column_of_the_lake_is_refused(tmp_path: Path, stre
     clashing = msgspec.structs.replace(stream, fields=(*stream.fields, Field("offset", "number")))
     with pytest.raises(LakeError, match=r"the field offset of stream payments .* rename the field"):
         Lake(tmp_path, clashing)
+
+
+def test_rows_of_a_topic_that_was_made_anew_do_not_join_those_of_the_old_one(tmp_path: Path, stream: Stream) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    lake = Lake(tmp_path, stream)
+    lake.append("events", rows(lake, 0, 0, 2), topic=TOPIC, through={0: 1})  # as a version without ids wrote it
+    lake.bind({TOPIC: first})
+    lake.append("events", rows(lake, 0, 2, 4), topic=TOPIC, through={0: 3})
+    lake.bind({TOPIC: first})
+    late = Lake(tmp_path, stream)
+    with pytest.raises(LakeError, match=r"filled from another topic of the name p.events, .* run `unmask recover`"):
+        late.bind({TOPIC: second})
+    with pytest.raises(LakeError, match="filled from another topic"):
+        late.append("events", rows(late, 0, 4, 9), topic=TOPIC, through={0: 8})
+    assert lake.read("events").height == 4
+
+
+def test_a_lake_of_a_newer_version_is_refused(tmp_path: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr("pipelines.lake.FORMAT", 99)
+        lake = Lake(tmp_path, stream)
+        lake.append("events", rows(lake, 0, 0, 2), topic=TOPIC, through={0: 1})
+    with pytest.raises(LakeError, match=r"events has format 99, .* newer version of Unmask"):
+        lake.read("events")
 
 
 def test_a_damaged_table_is_named(tmp_path: Path, stream: Stream) -> None:

@@ -3,14 +3,20 @@
 import shutil
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
 from pipelines import broker
-from pipelines.broker import KEEP_FOR_EVER, Connection
+from pipelines.audit import reconcile
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Received, Writer
 from pipelines.errors import BrokerError, FencedError, RestoreError
+from pipelines.order import EVENT, Mark, Source
+from pipelines.scorer import mark_bytes, mark_of
+from pipelines.state import Snapshot
 from pipelines.stream import parse
+from pipelines.takeover import check_inputs, input_ids
 from tests.pipelines.kill_stream import TEXT
 from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, at_passage, running
 
@@ -48,20 +54,79 @@ def test_an_emptied_progress_topic_is_told_and_nothing_is_scored_twice(rig: Rig)
         rig.wait_until_out()
     broker.delete_topics(rig.connection, [rig.stream.topic("progress")])
     broker.create_topics(rig.connection, {rig.stream.topic("progress"): N_PARTITIONS}, config=KEEP_FOR_EVER)
-    with pytest.raises(RestoreError, match="has no progress record though scores were published: it was emptied"):
+    with pytest.raises(
+        RestoreError,
+        match=r"has no progress record though scores were published: it was emptied, .* run `unmask recover`",
+    ):
         rig.scorer(start="earliest")
     assert len(rig.scores()) == 50
 
 
-def test_events_made_anew_are_told_instead_of_being_skipped(rig: Rig) -> None:
+@pytest.mark.parametrize("n_new", [0, 200])  # also where the new topic has grown longer than the old one
+def test_events_made_anew_are_told_instead_of_being_skipped(rig: Rig, n_new: int) -> None:
     rig.send(50)
     with running(rig.scorer()):
         rig.wait_until_out()
     broker.delete_topics(rig.connection, [rig.stream.topic("events")])
     config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
     broker.create_topics(rig.connection, {rig.stream.topic("events"): N_PARTITIONS}, config=config)
-    with pytest.raises(RestoreError, match=r"events \[\d\] ends at 0, though it was scored up to \d+: .* made anew"):
+    rig.send(n_new)
+    told = r"events was deleted and made anew since it was scored last .* run `unmask recover`"
+    with pytest.raises(RestoreError, match=told):
         rig.scorer()
+    found = reconcile(rig.connection, rig.stream)
+    assert found.mismatched or found.stray
+    assert not found.holds
+
+
+def test_a_running_scorer_can_ask_whether_its_input_was_made_anew(rig: Rig) -> None:
+    told = input_ids(rig.connection, rig.stream)
+    assert set(told) == {"events", "labels"}
+    check_inputs(rig.connection, rig.stream, told)
+    check_inputs(rig.connection, rig.stream, {})  # of a broker without ids nothing is known
+    broker.delete_topics(rig.connection, [rig.stream.topic("labels")])
+    broker.create_topics(rig.connection, {rig.stream.topic("labels"): N_PARTITIONS}, config=KEEP_FOR_EVER)
+    with pytest.raises(RestoreError, match="labels was deleted and made anew"):
+        check_inputs(rig.connection, rig.stream, told)
+
+
+def test_a_snapshot_of_other_topics_is_not_used(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    for path in (rig.folder / "snapshots").glob("*.snapshot"):
+        snapshot = Snapshot.read(path)
+        snapshot.meta["topic_ids"]["events"] = str(uuid.uuid4())
+        snapshot.write(path)
+    with running(rig.scorer()) as run:
+        rig.send(10)
+        rig.wait_until_out()
+        assert run.scorer.counters.n_folded == 60  # from the beginning
+
+
+def test_garbage_in_progress_stops_the_start_and_names_the_command(rig: Rig) -> None:
+    rig.send(10)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    with Writer(rig.connection) as writer:
+        writer.send(Message(rig.stream.topic("progress"), b"{}", None, 1))
+        writer.flush()
+    with pytest.raises(RestoreError, match=r"progress \[1\], offset \d+, is no progress record .* `unmask recover`"):
+        rig.scorer()
+
+
+def test_a_clock_mark_that_is_none_is_skipped() -> None:
+    for value in (
+        b"",
+        b"{",
+        b"{}",
+        b'{"below_ms":"x","ends":{}}',
+        b'{"below_ms":1,"ends":{"events":[1.5]}}',
+        b"[" * 99_999,
+    ):
+        assert mark_of(Received("s.clock", 0, 0, 0, None, value)) is None
+    good = mark_bytes(7, {Source(EVENT, 0): 3}, 1)
+    assert mark_of(Received("s.clock", 0, 0, 0, None, good)) == Mark(7, {Source(EVENT, 0): 3})
 
 
 def test_other_features_under_the_same_topics_are_refused(rig: Rig) -> None:
@@ -70,7 +135,7 @@ def test_other_features_under_the_same_topics_are_refused(rig: Rig) -> None:
         rig.wait_until_out()
     changed = Rig.__new__(Rig)
     changed.__dict__ |= rig.__dict__ | {"stream": parse(TEXT.format(name=rig.stream.name).replace('"24s"', '"36s"'))}
-    with pytest.raises(RestoreError, match="the fields or features in the stream file are not those that were scored"):
+    with pytest.raises(RestoreError, match=r"the features are not those that were scored .* run `unmask recover`"):
         changed.scorer()
 
 
