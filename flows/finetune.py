@@ -15,9 +15,10 @@ from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
 from models.calibrate import Budget
+from models.columns import Table
 from models.finetune import FinetuneConfig
 from models.finetune import finetune as finetune_head
-from models.pretrain import load_pretrained
+from models.pretrain import Pretrained, load_pretrained, surprises_of
 from pipelines.errors import UnmaskError
 from pipelines.stream import Stream, load
 
@@ -72,10 +73,7 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
         table, label = data.table.take(held_out), data.label[held_out]
         scores: dict[str, NDArray[np.floating]] = {"challenger": served.score(table.numeric, table.categorical)}
         if label.any():
-            day_zero = finetune_head(
-                pretrained, data.table, label=data.label, known=np.zeros_like(data.known), config=config, seed=seed
-            )
-            scores["label_free"] = day_zero.score(table.numeric, table.categorical)
+            scores["label_free"] = _label_free(pretrained, table)
             scores |= baselines.compare(data.table, label=data.label, known=data.known, test=table, seed=seed)
         if (champion := _champion(settings, spec)) is not None and champion.columns == served.columns:
             scores["champion"] = champion.score(table.numeric, table.categorical)
@@ -89,6 +87,13 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
     create_link_artifact(key="finetune", link=run.url, link_text="MLflow run")
     create_table_artifact(key="finetune-validation", table=[figures], description="On the validation period")
     return version
+
+
+def _label_free(pretrained: Pretrained, table: Table) -> NDArray[np.float32]:
+    """What the encoder alone says of the rows, by rank."""
+    rules = pretrained.rules
+    nats = surprises_of(pretrained.expectation, rules.coding.transform(table.numeric, table.categorical))
+    return rules.score(np.zeros(len(nats), np.float32), nats)
 
 
 def _validation_rows(known: NDArray[np.bool_], share: float, *, has_head: bool) -> NDArray[np.int64]:
@@ -129,6 +134,7 @@ def budget_of(stream: Stream) -> Budget:
         rate=stream.budget.get("rate"),
         per_day=stream.budget.get("per_day"),
         cost=(cost["missed"], cost["review"]) if cost else None,
+        fraud_rate=cost.get("fraud_rate") if cost else None,
     )
 
 
