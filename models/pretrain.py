@@ -245,7 +245,7 @@ def masked_loss(
 
 
 def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bool = True) -> NDArray[np.float64]:
-    """Trimmed mean loss of every field, hidden as at scoring, **shape (n_fields,)**.
+    """Trimmed mean loss of every field over the rows that have it, hidden as at scoring, **shape (n_fields,)**.
 
     Args:
         network: predicts.
@@ -263,8 +263,7 @@ def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bo
         ]
     network.train()
     network.trust.copy_(before)
-    ranked = np.sort(np.concatenate(found).astype(np.float64), axis=0)
-    losses = np.asarray(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean(axis=0))
+    losses = np.array([_trimmed_mean(column[np.isfinite(column)], trim) for column in np.concatenate(found).T])
     if not trusted:
         numeric = np.array([field.target < network.d_num for field in network.fields])
         # half the mean square of a constant prediction: give it the best constant deviation, else it loses by that
@@ -272,8 +271,13 @@ def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bo
     return losses
 
 
+def _trimmed_mean(losses: NDArray[np.float32], trim: float) -> float:
+    ranked = np.sort(losses.astype(np.float64))
+    return float(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean()) if len(ranked) else 0.0
+
+
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:
-    """Nats per field, float32, **shape (n, n_fields)**."""
+    """Nats per field, float32, **shape (n, n_fields)**, NaN = missing."""
     with torch.no_grad():
         found = [network.surprises(*as_batch(part, network.readable.device)).cpu().numpy() for part in chunks(cells)]
     return np.concatenate(found) if found else np.zeros((0, len(network.fields)), np.float32)
@@ -375,7 +379,7 @@ class _Probe:
                 values, present, codes = as_batch(part, network.readable.device)
                 joint = encoder.first(encoder.pieces(values), present * network.readable, codes)
                 nats = network.surprises(values, present, codes)
-                hidden.append(torch.cat([encoder.trunk(joint), torch.log1p(nats)], dim=1).cpu().numpy())
+                hidden.append(torch.cat([encoder.trunk(joint), torch.log1p(nats.nan_to_num(0.0))], dim=1).cpu().numpy())
         network.train()
         x = StandardScaler().fit_transform(np.concatenate(hidden))
         if self.fraud[: self.n_fit].all() or not self.fraud[: self.n_fit].any():
