@@ -53,6 +53,7 @@ class Figures:
         cost: of alerts and missed frauds on the slice, and what no alert and nothing but alerts would have cost; empty
             without a cost budget.
         comparisons: by name of the other scorer: champion, reference (the best former champion) and baselines.
+        not_compared: which of them could not be, and why.
     """
 
     frauds: int
@@ -63,6 +64,7 @@ class Figures:
     allowed_rate: float
     cost: Mapping[str, float] = field(default_factory=dict)
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    not_compared: Mapping[str, str] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:
         """As tags `gate_*`, each a JSON value."""
@@ -153,13 +155,13 @@ def compare(
 
 
 def is_new_reference(figures: Figures) -> bool:
-    """Whether the challenger, once promoted, is what later ones must not fall behind.
+    """Whether the challenger, once promoted, takes the reference's place: what later ones must not fall behind.
 
     Small losses from one champion to the next cannot add up: the best champion so far stays the reference, and is
     scored on the same events as each challenger, until one is as good there.
     """
     before = figures.comparisons.get("reference")
-    return before is None or before.ours >= before.theirs
+    return before is not None and before.frauds >= MIN_FRAUDS and before.ours >= before.theirs
 
 
 def judge(figures: Figures) -> dict[str, Check]:
@@ -184,6 +186,8 @@ def judge(figures: Figures) -> dict[str, Check]:
             seen = f"average precision {one.ours:.3f}, {words} {one.theirs:.3f} on the same {one.frauds} frauds"
             seen += ", of which it has learned some" if one.learned else ""
             checks[name] = (seen, one.ours >= one.theirs - TOLERATED_LOSS)
+        elif name in figures.not_compared:
+            checks[name] = (f"not compared: {figures.not_compared[name]}", True)
     checks["floor"] = _floor({name: figures.comparisons[name] for name in BASELINES if name in figures.comparisons})
     if figures.cost:
         ours, most = figures.cost["ours"], min(figures.cost["no_alert"], figures.cost["all_alert"])

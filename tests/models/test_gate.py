@@ -39,6 +39,7 @@ def beside(name: str, ours: float, theirs: float) -> Figures:
         (beside("logistic_regression", 0.70, 0.721), {"floor"}),
         (beside("isolation_forest", 0.70, 0.721), {"floor"}),
         (replace(GOOD, comparisons={}), {"floor"}),
+        (replace(GOOD, not_compared={"champion": "it has other columns"}), set()),
         (replace(GOOD, finite=False), {"scores"}),
         (replace(GOOD, distinct=1), {"scores"}),
         (replace(GOOD, alert_rate=0.0095), set()),
@@ -91,14 +92,15 @@ def test_ten_promotions_that_each_lose_a_little_are_stopped_before_they_add_up()
     assert (promoted, reference) == (1, 0.80)
 
 
-def test_the_first_champion_and_a_better_one_become_the_reference() -> None:
-    assert gate.is_new_reference(replace(GOOD, comparisons={}))
+def test_only_what_is_as_good_on_enough_frauds_takes_the_reference_s_place() -> None:
+    assert not gate.is_new_reference(replace(GOOD, comparisons={}))
+    assert not gate.is_new_reference(replace(GOOD, comparisons={"reference": Comparison(0.9, 0.1, 29)}))
     assert gate.is_new_reference(beside("reference", 0.70, 0.70))
     assert not gate.is_new_reference(beside("reference", 0.70, 0.701))
 
 
 def test_figures_come_back_from_their_tags_and_others_are_none() -> None:
-    figures = replace(GOOD, cost={"ours": 1.5, "no_alert": 2.0, "all_alert": 9.0})
+    figures = replace(GOOD, cost={"ours": 1.5, "no_alert": 2.0, "all_alert": 9.0}, not_compared={"champion": "gone"})
     tags = figures.tags()
     assert tags["gate_frauds"] == "100"
     assert Figures.of_tags(tags | {"digest": "abc"}) == figures
