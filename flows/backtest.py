@@ -1,5 +1,6 @@
 """Flow: the champion and the baselines on a period after their training, at full prevalence."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from flows import training_data
+from flows import encoder, training_data
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
-from models.finetune import FinetuneConfig, finetune
-from models.pretrain import load_pretrained
 from pipelines.alerts import rfc3339
 from pipelines.errors import UnmaskError
 from pipelines.lake import Lake
@@ -49,12 +48,10 @@ def backtest(
     found = registry.version_of(name, "champion", tracking_uri=uri)
     if found is None:
         raise NothingToTestError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
-    trained_ms = int(found[1].get("as_of_ms", "0"))
-    if trained_ms > since_ms:
-        raise NothingToTestError(
-            f"the champion learned from events up to {rfc3339(trained_ms)}: a test from {rfc3339(since_ms)} on would "
-            "only show what it remembers; give a later --since, or promote a model made with an earlier --as-of"
-        )
+    _refuse_if_seen("the champion", found[1], ("as_of_ms", "encoder_as_of_ms"), since_ms)
+    parent = registry.find_run(found[1].get("encoder.run", ""), tracking_uri=uri)
+    if parent is not None:
+        _refuse_if_seen("the champion's encoder", parent.tags, ("as_of_ms",), since_ms)
     before = training_data.load(lake, spec, as_of_ms=since_ms)
     whole = training_data.load(lake, spec, as_of_ms=_end_ms(lake, spec))
     test = whole.table.time_ms >= since_ms
@@ -71,18 +68,8 @@ def backtest(
     champion = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
     served = artifact.load(champion.folder, expect=champion.digest)
     scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
-    encoder = settings.work_folder(spec, "pretrain") / "encoder"
-    if encoder.is_dir():
-        nothing = np.zeros(len(before.table), bool)
-        day_zero = finetune(
-            load_pretrained(encoder),
-            before.table,
-            label=before.label,
-            known=nothing,
-            config=FinetuneConfig(),
-            seed=seed,
-        )
-        scores["label_free"] = day_zero.score(rows.numeric, rows.categorical)
+    if parent is not None:  # None: somebody deleted the run
+        scores["label_free"] = encoder.fetch(settings, parent).score(rows)
     scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
     figures: dict[str, float] = {}
     tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}
@@ -95,6 +82,27 @@ def backtest(
         run.log_figure("precision_at_budget", plots.precision_at_budget(label[test], scores["champion"]))
     create_table_artifact(key="backtest", table=[figures], description=f"[MLflow run]({run.url})")
     return figures
+
+
+def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], since_ms: int) -> None:
+    """Refuse to test what may have seen the test period: each tag must be a time, and not a later one.
+
+    Raises:
+        NothingToTestError: a time is later, missing or no number.
+    """
+    for name in names:
+        said = tags.get(name, "")
+        if not said.isdecimal():
+            raise NothingToTestError(
+                f"{what} must say in its tag {name} up to when it saw events, in ms since 1970, however: {said!r}; "
+                "what it has seen cannot be told, so make it again (`unmask finetune`, `unmask promote`)"
+            )
+        if int(said) > since_ms:
+            raise NothingToTestError(
+                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would only "
+                "show what it remembers; give a later --since, or promote a model and encoder made with an earlier "
+                "--as-of"
+            )
 
 
 def _end_ms(lake: Lake, stream: Stream) -> int:

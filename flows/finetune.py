@@ -1,66 +1,72 @@
-"""Flow: the encoder and the labels there are become a calibrated model, compared with baselines; the new challenger."""
+"""Flow: the encoder and the labels there are become a calibrated model, measured for the gate; the new challenger."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from flows import progress, training_data
+from flows import encoder, progress, training_data
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
-from models import artifact, baselines, plots, registry
+from flows.training_data import TrainingData
+from models import artifact, baselines, gate, plots, registry
+from models.artifact import ServedModel
 from models.calibrate import Budget
+from models.columns import Table
+from models.errors import ModelError
 from models.finetune import FinetuneConfig
 from models.finetune import finetune as finetune_head
-from models.pretrain import load_pretrained
-from pipelines.errors import UnmaskError
 from pipelines.stream import Stream, load
 
 
-class NoEncoderError(UnmaskError):
-    """There is no encoder to fine-tune."""
-
-
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)
-def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
+def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_run: str | None = None) -> int:
     """Fine-tune on what was known at `as_of_ms`; with no label at all the model is the masked surprise alone.
+
+    The newest known labels and the newest events are kept back: they are for the gate alone.
 
     Args:
         stream: path of the stream file.
         as_of_ms: the moment to look back from, ms since 1970; None is now.
         seed: of weights and batches.
+        encoder_run: MLflow run that made the encoder; None is the newest one that finished.
 
     Returns:
         version of the model in the registry, which has the alias `challenger`.
     """
     settings, spec = Settings(), load(Path(stream))
-    lake = settings.lake(spec)
+    lake, uri, name = settings.lake(spec), settings.tracking_uri(), registry_name(spec)
     folder = settings.work_folder(spec, "finetune")
-    encoder = settings.work_folder(spec, "pretrain")
-    if not (encoder / "encoder").is_dir():
-        raise NoEncoderError(f"{spec.name} has no encoder in {encoder}; run `unmask pretrain` first")
-    pretrained = load_pretrained(encoder / "encoder")
+    parent = encoder.find(settings, spec, run_id=encoder_run)
+    pretrained = encoder.fetch(settings, parent)
     data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
-    parent = (encoder / "run_id").read_text()
-    tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "seed": str(seed), "encoder.run": parent}
+    slices = gate.keep_back(data.known)
+    n = int((~slices.newest).sum())
+    table, label, known = data.table.take(slice(0, n)), data.label[:n], (data.known & ~slices.labelled)[:n]
+    kept = slices.labelled if slices.labelled.any() else slices.newest
+    tags = lineage(spec, lake) | {
+        "as_of_ms": str(data.as_of_ms),
+        "seed": str(seed),
+        "encoder.run": parent.run_id,
+        "encoder_as_of_ms": parent.tags.get("as_of_ms", ""),
+        "learned_until_ms": str(int(data.table.time_ms[kept][0])),
+    }
     with (
-        registry.open_run(
-            f"{spec.name}/finetune", tracking_uri=settings.tracking_uri(), run_name="finetune", tags=tags
-        ) as run,
+        registry.open_run(f"{spec.name}/finetune", tracking_uri=uri, run_name="finetune", tags=tags) as run,
         progress.shown("finetune") as report,
     ):
         config = FinetuneConfig(budget=budget_of(spec))
-        run.log_params(vars(config) | {"rows": len(data.table), "labels_known": int(data.known.sum())})
+        run.log_params(vars(config) | {"rows": n, "labels_known": int(known.sum())})
         model = finetune_head(
             pretrained,
-            data.table,
-            label=data.label,
-            known=data.known,
+            table,
+            label=label,
+            known=known,
             config=config,
             seed=seed,
             report=run.log_metrics,
@@ -68,58 +74,107 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
         )
         digest = artifact.save(model, folder / "model", lineage=tags)
         served = artifact.load(folder / "model", expect=digest)
-        held_out = _validation_rows(data.known, config.validation, has_head=bool(model.metrics["has_head"]))
-        table, label = data.table.take(held_out), data.label[held_out]
-        scores: dict[str, NDArray[np.floating]] = {"challenger": served.score(table.numeric, table.categorical)}
-        if label.any():
-            day_zero = finetune_head(
-                pretrained, data.table, label=data.label, known=np.zeros_like(data.known), config=config, seed=seed
-            )
-            scores["label_free"] = day_zero.score(table.numeric, table.categorical)
-            scores |= baselines.compare(data.table, label=data.label, known=data.known, test=table, seed=seed)
-        if (champion := _champion(settings, spec)) is not None and champion.columns == served.columns:
-            scores["champion"] = champion.score(table.numeric, table.categorical)
-        figures = _log_scores(run, label, scores, served.threshold)
-        figures |= _recent_alerts(served, data)
-        marks = tags | {f"validation_{name}": f"{value:.6f}" for name, value in figures.items()}
+        champion = registry.version_of(name, "champion", tracking_uri=uri)
+        formers = _formers(settings, name, champion, served) if champion else {}
+        judged = data.table.take(slices.labelled)
+        truth = data.label[slices.labelled]
+        peers = {"label_free": pretrained.score(judged)} if truth.any() else {}
+        if truth.any():
+            peers |= baselines.compare(table, label=label, known=known, test=judged, seed=seed)
+        figures = _measure(served, data, slices, model.metrics, formers, peers)
+        _log_figures(run, served, figures, judged if truth.any() else data.table.take(slices.newest), truth)
+        reference = formers.get("reference")
+        kept_reference = reference is not None and reference.model is not None and not gate.is_new_reference(figures)
+        validation = {k: f"{v:.6f}" for k, v in model.metrics.items() if k.startswith("validation_")}
+        marks = figures.tags() | {
+            "gate_champion_version": str(champion[0]) if champion else "",
+            "gate_reference_version": str(reference.version) if reference and kept_reference else "",
+        }
         version = registry.register(
-            registry_name(spec), run, folder / "model", digest=digest, tags=marks, description=_words(figures)
+            name, run, folder / "model", digest=digest, tags=tags | validation | marks, description=_words(figures)
         )
-        registry.set_alias(registry_name(spec), "challenger", version, tracking_uri=settings.tracking_uri())
+        registry.set_alias(name, "challenger", version, tracking_uri=uri)
     create_link_artifact(key="finetune", link=run.url, link_text="MLflow run")
-    create_table_artifact(key="finetune-validation", table=[figures], description="On the validation period")
+    rows = [{"scorer": scorer, **asdict(one)} for scorer, one in figures.comparisons.items()]
+    create_table_artifact(key="finetune-gate", table=rows, description=_words(figures))
     return version
 
 
-def _validation_rows(known: NDArray[np.bool_], share: float, *, has_head: bool) -> NDArray[np.int64]:
-    """The rows the threshold was chosen on: the last share, in time, of the known ones; without a head and with few
-    known ones the last tenth of all, as in `models.finetune`.
-    """
-    rows = np.flatnonzero(known)
-    last = rows[len(rows) - int(len(rows) * share) :]
-    return last if has_head or len(last) >= 1000 else np.arange(len(known) - max(1, len(known) // 10), len(known))
+@dataclass(frozen=True)
+class _Former:
+    """A model that the challenger is measured beside; `model` is None where it cannot be, `why` says so."""
+
+    version: int
+    model: ServedModel | None
+    learned_until_ms: int | None
+    why: str = ""
 
 
-def _champion(settings: Settings, stream: Stream) -> artifact.ServedModel | None:
-    """The model that serves now, to be compared on the same rows; None where there is none."""
-    uri, name = settings.tracking_uri(), registry_name(stream)
-    if registry.version_of(name, "champion", tracking_uri=uri) is None:
-        return None
-    found = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
+def _formers(
+    settings: Settings, name: str, champion: tuple[int, dict[str, str]], challenger: ServedModel
+) -> dict[str, _Former]:
+    """The champion, and the best one so far, which it names where it is not the best itself."""
+    version, tags = champion
+    best = tags.get("gate_reference_version", "")
+    return {
+        "champion": _former(settings, name, version, challenger),
+        "reference": _former(settings, name, int(best) if best.isdecimal() else version, challenger),
+    }
+
+
+def _former(settings: Settings, name: str, version: int, challenger: ServedModel) -> _Former:
     try:
-        return artifact.load(found.folder, expect=found.digest)
-    except artifact.ArtifactError:
-        return None  # of another format, or damaged: it is about to be replaced
+        found, tags = registry.resolve_version(
+            name, version, tracking_uri=settings.tracking_uri(), cache=settings.model_cache
+        )
+        model = artifact.load(found.folder, expect=found.digest)
+    except ModelError as error:  # gone, of another format, or damaged
+        return _Former(version, None, None, f"version {version} cannot be loaded: {error}")
+    if model.columns != challenger.columns:
+        return _Former(version, None, None, f"version {version} has other columns")
+    until = tags.get("learned_until_ms", "")
+    return _Former(version, model, int(until) if until.isdecimal() else None)
 
 
-def _recent_alerts(served: artifact.ServedModel, data: training_data.TrainingData) -> dict[str, float]:
-    """Share of alerts among the newest events, whose labels are not mature: they chose neither head nor threshold."""
-    recent = np.flatnonzero(~data.known) if data.known.any() else np.zeros(0, np.int64)
-    if not len(recent):
-        return {}
-    rows = data.table.take(recent)
-    rate = float(np.mean(served.score(rows.numeric, rows.categorical) > served.threshold))
-    return {"recent_alert_rate": rate, "recent_rows": float(len(recent))}
+def _measure(
+    served: ServedModel,
+    data: TrainingData,
+    slices: gate.Slices,
+    metrics: Mapping[str, float],
+    formers: Mapping[str, _Former],
+    peers: Mapping[str, NDArray[np.floating]],
+) -> gate.Figures:
+    """What the gate goes by, all of it on rows that were kept back."""
+    newest, judged, truth = (
+        data.table.take(slices.newest),
+        data.table.take(slices.labelled),
+        data.label[slices.labelled],
+    )
+    budget, scores = served.rules.budget, served.score(newest.numeric, newest.categorical)
+    comparisons: dict[str, gate.Comparison] = {}
+    cost: dict[str, float] = {}
+    if truth.any():
+        ours = served.score(judged.numeric, judged.categorical)
+        cost = gate.cost_of(budget, ours, truth, served.threshold)
+        start_ms = int(judged.time_ms[0])
+        theirs = {
+            who: (former.model.score(judged.numeric, judged.categorical), former.learned_until_ms)
+            for who, former in formers.items()
+            if former.model is not None
+        } | {who: (score, start_ms) for who, score in peers.items()}
+        for who, (score, until_ms) in theirs.items():
+            comparisons[who] = gate.compare(ours, score, truth, judged.time_ms, learned_until_ms=until_ms)
+    return gate.Figures(
+        frauds=int(truth.sum()),
+        rows=len(newest),
+        finite=bool(np.isfinite(scores).all()),
+        distinct=len(np.unique(scores)),
+        alert_rate=float(np.mean(scores > served.threshold)),
+        allowed_rate=gate.allowed_share(budget, newest.time_ms, validation_alert_rate=metrics["validation_alert_rate"]),
+        cost=cost,
+        comparisons=comparisons,
+        not_compared={who: former.why for who, former in formers.items() if former.model is None},
+    )
 
 
 def budget_of(stream: Stream) -> Budget:
@@ -129,35 +184,47 @@ def budget_of(stream: Stream) -> Budget:
         rate=stream.budget.get("rate"),
         per_day=stream.budget.get("per_day"),
         cost=(cost["missed"], cost["review"]) if cost else None,
+        fraud_rate=cost.get("fraud_rate") if cost else None,
     )
 
 
-def _log_scores(
-    run: registry.Run, label: np.ndarray, scores: dict[str, np.ndarray], threshold: float
-) -> dict[str, float]:
-    """Figures and plots of the validation period; those of the baselines carry their name."""
-    ours = next(iter(scores.values()))
-    figures = {"alert_rate": float(np.mean(ours > threshold)), "rows": float(len(ours)), "threshold": threshold}
-    run.log_figure("score_histogram", plots.score_histogram(ours, label=label, threshold=threshold))
+def _log_figures(
+    run: registry.Run, served: ServedModel, figures: gate.Figures, rows: Table, label: NDArray[np.int8]
+) -> None:
+    """Figures and plots of the rows that were kept back, beside those of the other scorers."""
+    scores = served.score(rows.numeric, rows.categorical)
+    alerts = scores > served.threshold
+    metrics = {
+        "gate_frauds": float(figures.frauds),
+        "gate_alert_rate": figures.alert_rate,
+        "gate_allowed_rate": figures.allowed_rate,
+        "threshold": served.threshold,
+    }
+    metrics |= {f"gate_{name}_average_precision": one.theirs for name, one in figures.comparisons.items()}
     if label.any():
-        precisions = {name: float(average_precision_score(label, score)) for name, score in scores.items()}
-        for index, (name, score) in enumerate(scores.items()):
-            prefix = "" if index == 0 else f"{name}_"
-            figures[f"{prefix}average_precision"] = precisions[name]
-            figures[f"{prefix}roc_auc"] = float(roc_auc_score(label, score))
-        alerted = ours > threshold
-        figures["alert_precision"] = float(label[alerted].mean()) if alerted.any() else 0.0
-        figures["alert_recall"] = float(alerted[label == 1].mean())
-        run.log_figure("precision_recall", plots.pr_curve(label, ours, threshold=threshold))
-        run.log_figure("precision_at_budget", plots.precision_at_budget(label, ours))
-        columns: dict[str, Sequence[object]] = {
-            "scorer": list(precisions),
-            "average_precision": list(precisions.values()),
+        metrics |= {
+            "gate_average_precision": next(iter(figures.comparisons.values())).ours,
+            "gate_alert_precision": float(label[alerts].mean()) if alerts.any() else 0.0,
+            "gate_alert_recall": float(alerts[label == 1].mean()),
+        }
+        run.log_figure("precision_recall", plots.pr_curve(label, scores, threshold=served.threshold))
+        run.log_figure("precision_at_budget", plots.precision_at_budget(label, scores))
+        columns = {
+            "scorer": list(figures.comparisons),
+            "average_precision": [one.theirs for one in figures.comparisons.values()],
+            "challenger": [one.ours for one in figures.comparisons.values()],
         }
         run.log_table("comparison", columns)
-    run.log_metrics({f"validation_{name}": value for name, value in figures.items()})
-    return figures
+    known = label if label.any() else None
+    run.log_figure("score_histogram", plots.score_histogram(scores, label=known, threshold=served.threshold))
+    run.log_metrics(metrics)
 
 
-def _words(figures: dict[str, float]) -> str:
-    return "Validation period: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+def _words(figures: gate.Figures) -> str:
+    beside = ", ".join(
+        f"{name} {one.theirs:.4g} (challenger {one.ours:.4g})" for name, one in figures.comparisons.items()
+    )
+    return (
+        f"Kept for the gate: {figures.frauds} known frauds; alerts {figures.alert_rate:.3%}, allowed "
+        f"{figures.allowed_rate:.3%}" + (f"; average precision: {beside}" if beside else "")
+    )

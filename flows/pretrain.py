@@ -3,11 +3,12 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 
-from flows import progress, training_data
+from flows import encoder, progress, training_data
 from flows.lineage import lineage
 from flows.settings import Settings
 from models import plots, registry
@@ -26,12 +27,11 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
         seed: of weights, masks and batches.
 
     Returns:
-        id of the MLflow run; the encoder lies in the stream's work folder and in the run.
+        id of the MLflow run, which holds the encoder.
     """
     settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)
     data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
-    folder = settings.work_folder(spec, "pretrain")
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "seed": str(seed)}
     curves: dict[str, list[tuple[float, float]]] = {}
     with (
@@ -56,11 +56,11 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
             known=data.known,
             report=log,
             progress=report,
-            checkpoint=folder / "checkpoint",
+            checkpoint=settings.work_folder(spec, "pretrain") / "checkpoint",
         )
-        save_pretrained(pretrained, folder / "encoder")
-        (folder / "run_id").write_text(run.run_id)
-        run.log_folder(folder / "encoder", "encoder")
+        with TemporaryDirectory() as draft:
+            digest = save_pretrained(pretrained, Path(draft), lineage=tags)
+            registry.publish_folder(run, Path(draft), encoder.FOLDER, digest=digest)
         losses = {name: points for name, points in curves.items() if "loss" in name}
         if losses:
             run.log_figure("loss", plots.training_curves(losses))

@@ -11,12 +11,9 @@ from prefect.artifacts import create_table_artifact
 
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
-from models import artifact, registry
+from models import artifact, gate, registry
 from pipelines.errors import UnmaskError
 from pipelines.stream import Stream, load
-
-# A challenger may be this much worse than the champion in validation average precision: less is seed noise.
-TOLERATED_LOSS = 0.02
 
 
 class NothingToPromoteError(UnmaskError):
@@ -30,7 +27,7 @@ class Decision:
     version: int
     digest: str
     promoted: bool
-    checks: dict[str, tuple[str, bool]]
+    checks: dict[str, gate.Check]
 
     @property
     def words(self) -> str:
@@ -46,7 +43,7 @@ class Decision:
 
 @flow(name="promote", retries=1, retry_delay_seconds=10, validate_parameters=False)
 def promote(stream: Path, force: bool = False) -> Decision:
-    """Compare the challenger with the champion and move the champion alias to it if it may serve.
+    """Judge what was measured of the challenger and move the champion alias to it if it may serve.
 
     Args:
         stream: path of the stream file.
@@ -61,7 +58,7 @@ def promote(stream: Path, force: bool = False) -> Decision:
     champion = registry.version_of(name, "champion", tracking_uri=uri)
     resolved = registry.resolve(name, "challenger", tracking_uri=uri, cache=settings.model_cache)
     model = artifact.load(resolved.folder, expect=resolved.digest)
-    checks = _checks(spec, tags, {c.name for c in model.columns})
+    checks = _checks(spec, (version, tags), champion[0] if champion else None, {c.name for c in model.columns})
     promoted = force or all(holds for _, holds in checks.values())
     decision = Decision(version, resolved.digest, promoted, checks)
     marks = lineage(spec, settings.lake(spec)) | {
@@ -84,22 +81,20 @@ def promote(stream: Path, force: bool = False) -> Decision:
     return decision
 
 
-def _checks(stream: Stream, challenger: dict[str, str], columns: set[str]) -> dict[str, tuple[str, bool]]:
+def _checks(
+    stream: Stream, challenger: tuple[int, dict[str, str]], champion: int | None, columns: set[str]
+) -> dict[str, gate.Check]:
+    version, tags = challenger
     missing = sorted(columns - {c.name for c in stream.columns})
     checks = {"columns": (f"the stream lacks {missing}" if missing else "all there", not missing)}
-    rate, n = (float(challenger.get(f"validation_recent_{name}", "nan")) for name in ("alert_rate", "rows"))
-    if "rate" in stream.budget and n > 0:
-        budget = stream.budget["rate"]
-        most = 1.5 * budget + 3 * (budget * (1 - budget) / n) ** 0.5  # drift, and three deviations of a binomial count
-        checks["alert budget"] = (f"{rate:.3%} of {budget:.3%} on the {n:.0f} newest events", rate <= most)
-    key = "validation_average_precision"
-    if key in challenger and "validation_champion_average_precision" in challenger:
-        new, old = float(challenger[key]), float(challenger["validation_champion_average_precision"])
-        checks["average precision"] = (
-            f"{new:.3f}, the champion {old:.3f} on the same events",
-            new >= old - TOLERATED_LOSS,
-        )
-    return checks
+    figures = gate.Figures.of_tags(tags)
+    if figures is None:
+        return checks | {"figures": (f"version {version} was not measured for the gate; run `unmask finetune`", False)}
+    beside = tags.get("gate_champion_version", "")
+    if champion is not None and champion != version and beside != str(champion):
+        seen = f"measured beside version {beside or 'none'}, the champion is version {champion}; run `unmask finetune`"
+        checks["figures"] = (seen, False)
+    return checks | gate.judge(figures)
 
 
 def _record(path: Path, stream: Stream, decision: Decision, before: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_safetensors
 from models.cells import Cells
 from models.columns import Column
 from models.errors import ModelError
-from models.explain import Explanation, explain
+from models.explain import Explanation, explain, groups
 from models.rules import Rules
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MAX_MANIFEST_BYTES = 64 * 1024
 GOLDEN_TOLERANCE = 1e-4  # ten times what torch and ONNX may differ by: another processor is not a fault
 N_GOLDEN = 32
 MAX_ROWS = 4096  # rows a call of the runtime, so that memory is bounded
+MAX_EXPLAIN_BYTES = 16 * 1024 * 1024  # of the rows that an explanation makes
 
 
 class ArtifactError(ModelError):
@@ -58,8 +59,6 @@ def save(
     """
     from models.graph import expectation_graph, scorer_graph
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
     numeric, categorical = golden or _golden_rows(model.rules)
     arrays = {f"rules.{name}": array for name, array in model.rules.arrays().items()}
     arrays |= {f"network.{k}": v.detach().cpu().numpy().copy() for k, v in model.network.state_dict().items()}
@@ -75,18 +74,7 @@ def save(
         "model.onnx": scorer_graph(model.network),
         "model.safetensors": save_safetensors(arrays),
     }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    manifest = {
-        "format": FORMAT,
-        "files": {name: {"sha256": _sha(content), "size": len(content)} for name, content in contents.items()},
-        "lineage": dict(lineage),
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    unfinished = folder / "manifest.json.unfinished"
-    unfinished.write_bytes(text)
-    os.replace(unfinished, folder / "manifest.json")
-    return _sha(text)
+    return write_files(folder, contents, lineage=lineage)
 
 
 def load(folder: Path, *, expect: str | None = None) -> ServedModel:
@@ -100,8 +88,7 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
         ArtifactError: a file is missing, foreign, too large, or not the one that was saved (the message
             names it and both hashes); a weight is not finite; the golden rows score differently here.
     """
-    digest, manifest = _manifest(folder, expect)
-    contents = {name: _checked(folder, name, manifest["files"][name]) for name in FILES}
+    digest, contents = read_files(folder, FILES, expect=expect)
     try:
         config = json.loads(contents["config.json"])
         arrays = load_safetensors(contents["model.safetensors"])
@@ -125,6 +112,34 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
             f"by {worst:.2g}; this machine's ONNX Runtime computes something else"
         )
     return served
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes], *, lineage: Mapping[str, str]) -> str:
+    """Write files and, last, their manifest; returns its sha256, the digest that names them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    manifest = {
+        "format": FORMAT,
+        "files": {name: {"sha256": _sha(content), "size": len(content)} for name, content in contents.items()},
+        "lineage": dict(lineage),
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    unfinished = folder / "manifest.json.unfinished"
+    unfinished.write_bytes(text)
+    os.replace(unfinished, folder / "manifest.json")
+    return _sha(text)
+
+
+def read_files(folder: Path, names: Sequence[str], *, expect: str | None = None) -> tuple[str, dict[str, bytes]]:
+    """The digest and the files that `write_files` wrote.
+
+    Raises:
+        ArtifactError: other files than `names`, one that was changed, or another digest than `expect`.
+    """
+    digest, manifest = _manifest(folder, names, expect)
+    return digest, {name: _checked(folder, name, manifest["files"][name]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -167,8 +182,24 @@ class ServedModel:
         return np.concatenate(found)
 
     def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> list[Explanation]:
-        """Reasons, one explanation a row; meant for alerts, some 30 times dearer than a score."""
-        return explain(self.rules, self._expect, self.score, numeric, categorical)
+        """Reasons, one explanation a row; meant for alerts, some 30 times dearer than a score.
+
+        Every row becomes as many as there are groups to hide: however many rows alert, no more than about
+        `MAX_EXPLAIN_BYTES` of them are made at a time.
+        """
+        step = max(1, MAX_EXPLAIN_BYTES // self._explain_bytes_a_row)
+        found: list[Explanation] = []
+        for start in range(0, len(numeric), step):
+            rows = slice(start, start + step)
+            found += explain(self.rules, self._expect, self.score, numeric[rows], categorical[rows])
+        return found
+
+    @property
+    def _explain_bytes_a_row(self) -> int:
+        """Cells, pieces, predictions and replaced rows of one row's groups."""
+        coding = self.rules.coding
+        numbers = coding.d_num * (coding.edges.shape[1] + 8) + 2 * sum(coding.n_codes) + 4 * len(coding.n_codes)
+        return 8 * numbers * max(1, len(groups(self.rules.columns)))
 
     def _expect(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         mean, spread, logits = _run(self.expectation, cells)
@@ -189,7 +220,7 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _manifest(folder: Path, expect: str | None) -> tuple[str, dict[str, Any]]:
+def _manifest(folder: Path, allowed: Sequence[str], expect: str | None) -> tuple[str, dict[str, Any]]:
     path = folder / "manifest.json"
     if not path.is_file() or path.is_symlink():
         raise ArtifactError(
@@ -208,9 +239,9 @@ def _manifest(folder: Path, expect: str | None) -> tuple[str, dict[str, Any]]:
         raise ArtifactError(f"manifest.json must be a JSON object with format and files, however: {error}") from error
     if version != FORMAT:
         raise ArtifactError(f"manifest.json must have format {FORMAT}, however: {version!r}; use the fitting version")
-    if names != set(FILES):
-        odd = sorted(names ^ set(FILES))
-        raise ArtifactError(f"manifest.json must name exactly {FILES}, however: it differs in {odd}; save again")
+    if names != set(allowed):
+        odd = sorted(names ^ set(allowed))
+        raise ArtifactError(f"manifest.json must name exactly {allowed}, however: it differs in {odd}; save again")
     return digest, manifest
 
 

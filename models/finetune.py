@@ -40,7 +40,6 @@ class FinetuneConfig:
         min_frauds: frauds needed in training and a third of it in validation; with fewer the score stays
             label-free.
         n_checks: how often to validate a network.
-        max_seconds: the schedules end here where the machine is slow; else results depend on the seed alone.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(rate=0.005))
@@ -57,7 +56,6 @@ class FinetuneConfig:
     validation: float = 0.1
     min_frauds: int = 9
     n_checks: int = 6
-    max_seconds: float = 240.0
 
 
 @dataclass(frozen=True)
@@ -159,14 +157,11 @@ def finetune(
         risk = risk_network(expectation, nats, dropout=config.dropout)
         optimizer = torch.optim.AdamW(risk.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         best, best_ap = {name: t.clone() for name, t in risk.state_dict().items()}, -1.0
-        started = time.monotonic()
         for step in range(steps):
-            late = (time.monotonic() - started) * config.n_networks / config.max_seconds
-            share = max(step / steps, late)
-            if share >= 1.0:
-                break
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * share))
+                group["lr"] = (
+                    config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+                )
             drawn = np.concatenate(
                 [
                     random.integers(0, len(frauds), n_fraud_rows),

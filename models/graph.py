@@ -129,7 +129,8 @@ class _Nodes:
                 away = self.op("Sub", z, self.column(out, target))
                 z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
             half = self.op("Mul", self.op("Mul", z, z), self.number(0.5))
-            return self.op("Mul", half, self.column(present, target))
+            shown = self.op("Greater", self.column(present, target), self.number(0.0))
+            return self.op("Where", shown, half, self.number(np.nan))
         at = net.code_slice(target)
         n = at.stop - at.start
         p = self.op("Softmax", self.columns(self.logits(net, out), at.start, at.stop), axis=1)
@@ -137,35 +138,28 @@ class _Nodes:
         which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
         chosen = self.op("Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64)))
         floored = self.op("Add", self.op("Mul", chosen, self.number(1 - FLOOR)), self.number(FLOOR / n))
-        seen = self.op("Cast", self.op("Greater", code, self.weight(np.array(0, np.int64))), to=TensorProto.FLOAT)
-        return self.op("Mul", self.op("Neg", self.op("Log", floored)), seen)
+        seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
+        return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
 
 def scorer_graph(scorer: Scorer) -> bytes:
-    """``values, present, codes -> logit (n,), nats (n, n_fields)`` as a serialised ONNX model."""
+    """``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing`` as a serialised ONNX model."""
     net = scorer.expectation
     g = _Nodes()
     nats = g.surprises(net, "values", "present", "codes")
     if len(scorer.risks):
-        marks = []
-        for field in net.fields:
-            if field.target < net.d_num:
-                marks.append(g.column("present", field.target))
-            else:
-                code = g.column("codes", field.target - net.d_num)
-                known = g.op("Greater", code, g.weight(np.array(0, np.int64)))
-                marks.append(g.op("Cast", known, to=TensorProto.FLOAT))
-        axis = g.weight(np.array([1], np.int64))
-        beside = [g.op("Unsqueeze", one, axis) for one in marks]
-        values = g.op("Concat", "values", g.op("Log", g.op("Add", nats, g.number(1.0))), axis=1)
-        present = g.op("Concat", "present", *beside, axis=1)
+        missing = g.op("IsNaN", nats)
+        beside = g.op("Cast", g.op("Not", missing), to=TensorProto.FLOAT)
+        known = g.op("Where", missing, g.number(0.0), nats)
+        values = g.op("Concat", "values", g.op("Log", g.op("Add", known, g.number(1.0))), axis=1)
+        present = g.op("Concat", "present", beside, axis=1)
         risks = [risk for risk in scorer.risks if isinstance(risk, Encoder)]
         pieces = g.pieces(risks[0], values)  # all risk networks have the same edges
         shown_pieces = g.shown(pieces, present)
         logits = [g.column(g.rest(risk, g.first(risk, shown_pieces, present, "codes")), 0) for risk in risks]
         logit = logits[0] if len(logits) == 1 else g.op("Mean", *logits)
     else:
-        logit = g.op("Mul", g.column(nats, 0), g.number(0.0))
+        logit = g.op("Mul", g.op("Cast", g.op("IsNaN", g.column(nats, 0)), to=TensorProto.FLOAT), g.number(0.0))
     return _model(g, net, {"logit": (logit, 1), "nats": (nats, 2)})
 
 

@@ -69,7 +69,7 @@ class Expectation(nn.Module):
         return slice(start, start + self.n_codes[column - self.d_num])
 
     def surprises(self, values: Tensor, present: Tensor, codes: Tensor, *, density: bool = False) -> Tensor:
-        """Nats per field, (n, n_fields): each field hidden in turn; 0 where it is missing.
+        """Nats per field, (n, n_fields): each field hidden in turn; NaN where it is missing.
 
         With ``density`` log deviations are added, which makes it a loss. The first layer is shared by all views:
         a hidden column's part is taken out of it again.
@@ -112,11 +112,12 @@ class Expectation(nn.Module):
     ) -> Tensor:
         if target < self.d_num:
             z = (values[:, target] - mean[:, target]) * torch.exp(-spread[:, target])
-            return (0.5 * z * z + spread[:, target] * density) * present[:, target]
+            nats = 0.5 * z * z + spread[:, target] * density
+            return nats.masked_fill(present[:, target] == 0, float("nan"))
         code = codes[:, target - self.d_num]
         p = torch.softmax(logits[:, self.code_slice(target)], dim=1)
         chosen = p.gather(1, code.unsqueeze(1)).squeeze(1)
-        return -torch.log((1 - FLOOR) * chosen + FLOOR / p.shape[1]) * (code > 0)
+        return -torch.log((1 - FLOOR) * chosen + FLOOR / p.shape[1]).masked_fill(code == 0, float("nan"))
 
 
 class Scorer(nn.Module):
@@ -142,12 +143,9 @@ class Scorer(nn.Module):
 def beside(
     expectation: Expectation, values: Tensor, present: Tensor, codes: Tensor, nats: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Values and present marks of a risk network: the cells, then the surprises."""
-    shown = [
-        present[:, f.target] if f.target < expectation.d_num else (codes[:, f.target - expectation.d_num] > 0).float()
-        for f in expectation.fields
-    ]
-    return torch.cat([values, torch.log1p(nats)], 1), torch.cat([present, torch.stack(shown, 1)], 1)
+    """Values and present marks of a risk network: the cells, then the surprises; a missing one is a masked cell."""
+    shown = (~nats.isnan()).to(present.dtype)
+    return torch.cat([values, torch.log1p(nats.nan_to_num(0.0))], 1), torch.cat([present, shown], 1)
 
 
 def risk_network(expectation: Expectation, nats: NDArray[np.float32], *, dropout: float) -> Encoder:
@@ -155,7 +153,7 @@ def risk_network(expectation: Expectation, nats: NDArray[np.float32], *, dropout
 
     Args:
         expectation: the pretrained network.
-        nats: surprises of training rows, **shape (n, n_fields)**, for the edges of these inputs.
+        nats: surprises of training rows, **shape (n, n_fields)**, NaN = missing, for the edges of these inputs.
         dropout: share of hidden units dropped.
     """
     source = expectation.encoder
@@ -163,7 +161,10 @@ def risk_network(expectation: Expectation, nats: NDArray[np.float32], *, dropout
     right = left + np.divide(1.0, slope, out=np.zeros_like(slope), where=slope > 0)
     edges = np.concatenate([left, right[:, -1:]], axis=1)
     shares = np.concatenate([[0.0], 1 - np.geomspace(1, 1 / max(2, len(nats)), edges.shape[1] - 1)])
-    extra = np.stack([np.maximum.accumulate(np.quantile(np.log1p(column), shares)) for column in nats.T])
+    seen = [column[np.isfinite(column)] for column in nats.T]
+    extra = np.stack(
+        [np.maximum.accumulate(np.quantile(np.log1p(some if some.size else np.zeros(1)), shares)) for some in seen]
+    )
     risk = Encoder(
         np.concatenate([edges, extra]).astype(np.float32),
         expectation.n_codes,

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from models.artifact import read_files, write_files
 from models.calibrate import Budget, TailCalibration
 from models.cells import CellCoding, Cells
 from models.columns import Table, TableError
@@ -28,13 +29,14 @@ from models.surprise import SurpriseScale
 Batch = tuple[Tensor, Tensor, Tensor]  # values, present, codes
 Report = Callable[[Mapping[str, float], int], None]
 Progress = Callable[[float, str], None]
+FILES = ("pretrained.json", "pretrained.safetensors")
 CHUNK = 8192
 MIN_SKILL = 0.05  # nats a prediction must gain over the field's own distribution on later rows
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How to pretrain; steps are derived: ``min(max_steps, epochs * rows / batch)``.
+    """How to pretrain; steps are derived: ``min(max_steps, epochs * rows / batch)``, whatever time they take.
 
     Args:
         width: units of a hidden layer.
@@ -50,7 +52,6 @@ class PretrainConfig:
         validation: share of rows, the last in time, for early stopping.
         n_checks: how often to validate, probe and save a checkpoint.
         patience: checks without a better validation before stopping.
-        max_seconds: the schedule ends here where the machine is slow; else results depend on the seed alone.
     """
 
     width: int = 192
@@ -66,7 +67,6 @@ class PretrainConfig:
     validation: float = 0.1
     n_checks: int = 8
     patience: int = 3
-    max_seconds: float = 180.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Pretrained:
     rules: Rules
     config: PretrainConfig
     metrics: Mapping[str, float]
+
+    def score(self, table: Table) -> NDArray[np.float32]:
+        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**."""
+        nats = surprises_of(self.expectation, self.rules.coding.transform(table.numeric, table.categorical))
+        return self.rules.score(np.zeros(len(nats), np.float32), nats)
 
 
 def pretrain(
@@ -148,11 +153,8 @@ def pretrain(
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
-        share = max(step / steps, (time.monotonic() - began) / config.max_seconds)
-        if share >= 1.0:
-            break
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = random.integers(0, n_train, config.batch)
         batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
         hidden, viewed = _masks(view_masks, config, random, device)
@@ -245,7 +247,7 @@ def masked_loss(
 
 
 def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bool = True) -> NDArray[np.float64]:
-    """Trimmed mean loss of every field, hidden as at scoring, **shape (n_fields,)**.
+    """Trimmed mean loss of every field over the rows that have it, hidden as at scoring, **shape (n_fields,)**.
 
     Args:
         network: predicts.
@@ -263,8 +265,7 @@ def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bo
         ]
     network.train()
     network.trust.copy_(before)
-    ranked = np.sort(np.concatenate(found).astype(np.float64), axis=0)
-    losses = np.asarray(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean(axis=0))
+    losses = np.array([_trimmed_mean(column[np.isfinite(column)], trim) for column in np.concatenate(found).T])
     if not trusted:
         numeric = np.array([field.target < network.d_num for field in network.fields])
         # half the mean square of a constant prediction: give it the best constant deviation, else it loses by that
@@ -272,8 +273,13 @@ def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bo
     return losses
 
 
+def _trimmed_mean(losses: NDArray[np.float32], trim: float) -> float:
+    ranked = np.sort(losses.astype(np.float64))
+    return float(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean()) if len(ranked) else 0.0
+
+
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:
-    """Nats per field, float32, **shape (n, n_fields)**."""
+    """Nats per field, float32, **shape (n, n_fields)**, NaN = missing."""
     with torch.no_grad():
         found = [network.surprises(*as_batch(part, network.readable.device)).cpu().numpy() for part in chunks(cells)]
     return np.concatenate(found) if found else np.zeros((0, len(network.fields)), np.float32)
@@ -375,7 +381,7 @@ class _Probe:
                 values, present, codes = as_batch(part, network.readable.device)
                 joint = encoder.first(encoder.pieces(values), present * network.readable, codes)
                 nats = network.surprises(values, present, codes)
-                hidden.append(torch.cat([encoder.trunk(joint), torch.log1p(nats)], dim=1).cpu().numpy())
+                hidden.append(torch.cat([encoder.trunk(joint), torch.log1p(nats.nan_to_num(0.0))], dim=1).cpu().numpy())
         network.train()
         x = StandardScaler().fit_transform(np.concatenate(hidden))
         if self.fraud[: self.n_fit].all() or not self.fraud[: self.n_fit].any():
@@ -412,24 +418,31 @@ class _Checkpoint:
         os.replace(unfinished, self.path)
 
 
-def save_pretrained(pretrained: Pretrained, folder: Path) -> None:
-    """Write a pretrained network as ``pretrained.safetensors`` and ``pretrained.json``; no pickle."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_pretrained(pretrained: Pretrained, folder: Path, *, lineage: Mapping[str, str] | None = None) -> str:
+    """Write a pretrained network as safetensors and JSON under a manifest, no pickle; returns the manifest's sha256."""
     tensors = {f"expectation.{k}": v.contiguous() for k, v in pretrained.expectation.state_dict().items()}
     tensors |= {f"rules.{k}": torch.from_numpy(v) for k, v in pretrained.rules.arrays().items()}
-    save_file(tensors, folder / "pretrained.safetensors")
     about = {
         "config": asdict(pretrained.config),
         "rules": pretrained.rules.config(),
         "metrics": dict(pretrained.metrics),
     }
-    (folder / "pretrained.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    contents = {
+        "pretrained.json": json.dumps(about, indent=1, sort_keys=True).encode(),
+        "pretrained.safetensors": save(tensors),
+    }
+    return write_files(folder, contents, lineage=lineage or {})
 
 
-def load_pretrained(folder: Path) -> Pretrained:
-    """The inverse of `save_pretrained`."""
-    about = json.loads((folder / "pretrained.json").read_text())
-    tensors = load_file(folder / "pretrained.safetensors")
+def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
+    """The inverse of `save_pretrained`.
+
+    Raises:
+        ArtifactError: a file is missing or changed, or the digest is not the one expected.
+    """
+    _, contents = read_files(folder, FILES, expect=expect)
+    about = json.loads(contents["pretrained.json"])
+    tensors = load(contents["pretrained.safetensors"])
     arrays = {k.removeprefix("rules."): v.numpy() for k, v in tensors.items() if k.startswith("rules.")}
     rules, config = Rules.of_parts(about["rules"], arrays), PretrainConfig(**about["config"])
     network = Expectation(

@@ -316,3 +316,85 @@ def _write(target: Path, value: Mapping[str, object]) -> None:
     draft = target.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(value) + "\n")
     draft.replace(target)
+
+
+# Folders that one run hands to the next, and versions by number.
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of the past.
+
+    Args:
+        run_id: MLflow's id.
+        tags: all of them, MLflow's own too.
+    """
+
+    run_id: str
+    tags: Mapping[str, str]
+
+
+def publish_folder(run: Run, folder: Path, name: str, *, digest: str) -> None:
+    """Upload a folder to its run, then tag the run with `<name>.digest`: who finds the tag finds all files."""
+    run.log_folder(folder, name)
+    run._client.set_tag(run.run_id, f"{name}.digest", digest)
+
+
+def find_run(run_id: str, *, tracking_uri: str) -> FoundRun | None:
+    """A run by its id; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = _client(tracking_uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return FoundRun(found.info.run_id, dict(found.data.tags))
+
+
+def newest_run(experiment: str, *, tag: str, tracking_uri: str) -> FoundRun | None:
+    """The run of an experiment that was started last, among those that finished and carry a tag; None without one."""
+    client = _client(tracking_uri)
+    there = client.get_experiment_by_name(experiment)
+    if there is None:
+        return None
+    found = client.search_runs(
+        [there.experiment_id],
+        f"attributes.status = 'FINISHED' and tags.`{tag}` LIKE '%'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return FoundRun(found[0].info.run_id, dict(found[0].data.tags)) if found else None
+
+
+def fetch_folder(run_id: str, name: str, folder: Path, *, tracking_uri: str) -> None:
+    """Download what `publish_folder` uploaded under `name`; `folder` appears whole or not at all."""
+    from mlflow.artifacts import download_artifacts
+
+    _client(tracking_uri)  # sets the client's limits
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+        got = Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=draft, tracking_uri=tracking_uri))
+        if not folder.is_dir():
+            shutil.move(got, folder)
+
+
+def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) -> tuple[Resolved, dict[str, str]]:
+    """Have a version in the cache, whatever alias it has or had; and its tags.
+
+    Raises:
+        RegistryError: there is no such version, or it has no digest.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = dict(_client(tracking_uri).get_model_version(name, str(version)).tags)
+    except MlflowException as error:
+        raise RegistryError(f"MLflow must have version {version} of {name!r}, however: {error.message}") from error
+    digest = tags.get("digest", "")
+    if not re.fullmatch(r"[0-9a-f]{16,128}", digest):
+        raise RegistryError(f"version {version} of {name!r} must have a hexadecimal tag `digest`, however: {digest!r}")
+    if not (cache / digest).is_dir():
+        _download(name, version, cache / digest, tracking_uri)
+    return Resolved(version, digest, cache / digest, registry_answered=True), tags

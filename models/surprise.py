@@ -29,6 +29,8 @@ class SurpriseScale:
     budget in the next week.
     Source: the empirical null of Efron (2004), on tails and in nats.
 
+    A missing field says nothing: it enters neither a field's scale nor a score.
+
     Args:
         point: surprise at 98 %, **shape (n_fields,)**.
         power: Weibull exponent, **shape (n_fields,)**.
@@ -55,12 +57,13 @@ class SurpriseScale:
         low_nats, high_nats = -np.log1p(-np.array(BODY))
         points, powers, ladders, excesses, evidence = [], [], [], [], []
         for column in nats.T:
-            seen = np.sort(column[np.isfinite(column)])
-            if seen.size == 0:
-                seen = np.zeros(1)
+            inorder = column[np.isfinite(column)]
+            if inorder.size == 0:
+                inorder = np.zeros(1)
+            seen = np.sort(inorder)
             bodies = []
-            for part in np.array_split(column, max(1, min(SLICES, len(column) // SLICE_ROWS))):
-                low, high = np.quantile(part, BODY) if np.isfinite(part).all() else np.quantile(seen, BODY)
+            for part in np.array_split(inorder, max(1, min(SLICES, inorder.size // SLICE_ROWS))):
+                low, high = np.quantile(part, BODY)
                 low, high = max(low, 1e-9), max(high, 1e-6)
                 bodies.append((high, np.log(high_nats / low_nats) / np.log(max(high / low, 1.05))))
             high, power = max(h for h, _ in bodies), min(p for _, p in bodies)
@@ -83,10 +86,11 @@ class SurpriseScale:
         """One label-free number a row, **shape (n,)**, high = anomalous; a missing field adds nothing."""
         total = np.zeros(len(nats))
         for j, (knots, excess) in enumerate(zip(self.knots, self.excess, strict=True)):
-            column = np.maximum(np.nan_to_num(nats[:, j]), 0.0)
+            present = np.isfinite(nats[:, j])
+            column = np.maximum(np.where(present, nats[:, j], 0.0), 0.0)
             null = _null(column, self.point[j], self.power[j])
             beyond = np.maximum(null - _null(knots[-1:], self.point[j], self.power[j]), 0.0)
-            total += self.weight[j] * (TIE * null + np.interp(column, knots, excess) + beyond)
+            total += present * self.weight[j] * (TIE * null + np.interp(column, knots, excess) + beyond)
         return total
 
 

@@ -189,14 +189,21 @@ def alert_of(
     explained: Explained,
     features: dict[str, float | str | None],
 ) -> Alert:
-    """The alert of a score over the threshold."""
+    """The alert of a score over the threshold; `features` are the event's model inputs by name, categories as text.
+
+    A model knows no text of a category that it was not trained on: the event has it.
+    """
+    reasons = [msgspec.convert(r, Reason, from_attributes=True) for r in explained.reasons]
     named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
     return Alert(
         **msgspec.structs.asdict(score),
         alert_id=hashlib.sha256(named.encode()).hexdigest()[:32],
         threshold=threshold,
         entities=dict(zip(entity_names, event.entity_ids, strict=True)),
-        reasons=[msgspec.convert(r, Reason, from_attributes=True) for r in explained.reasons],
+        reasons=[
+            msgspec.structs.replace(r, actual=text) if isinstance(text := features.get(r.field), str) else r
+            for r in reasons
+        ],
         score_if_all_expected=explained.score_if_all_expected,
         features=features,
     )

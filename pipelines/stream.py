@@ -458,8 +458,9 @@ class _Reader:
             "per_day": lambda v: _is_number(v) and v > 0,
             "cost": lambda v: (
                 isinstance(v, dict)
-                and set(v) == {"missed", "review"}
+                and {"missed", "review"} <= set(v) <= {"missed", "review", "fraud_rate"}
                 and all(_is_number(x) and x > 0 for x in v.values())
+                and v.get("fraud_rate", 0) < 1
             ),
         }
         if not isinstance(budget, dict) or len(budget) != 1 or next(iter(budget)) not in shapes:
@@ -473,7 +474,8 @@ class _Reader:
             mend = {
                 "rate": "rate must be a share of events between 0 and 1",
                 "per_day": "per_day must be a number above 0",
-                "cost": "cost must be { missed = ..., review = ... }, both above 0",
+                "cost": "cost must be { missed = ..., review = ... }, both above 0, and may have fraud_rate, between 0 "
+                "and 1: the share of events believed to be fraud, for as long as no fraud is known",
             }
             self.fail(("alerts", "budget"), value, mend[kind])
         return dict(budget)

@@ -2,12 +2,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models.artifact import FILES, ArtifactError, load
+from models.artifact import FILES, ArtifactError, load, save
+from models.finetune import finetune
+from models.pretrain import pretrain
+from tests.models.conftest import FINETUNE, PRETRAIN, stream
 
 NAMES = ("day_zero", "labelled")
 
@@ -44,6 +48,38 @@ def test_rows_with_everything_missing_and_no_rows_at_all_are_scored(saved, name:
     assert ((score >= 0) & (score <= 1)).all()
     assert served.score(np.zeros((0, 5)), np.zeros((0, 1), np.uint64)).shape == (0,)
     assert served.explain(np.zeros((0, 5)), np.zeros((0, 1), np.uint64)) == []
+
+
+@pytest.mark.parametrize("frauds", [0, 200])
+def test_a_field_missing_in_nine_of_ten_rows_surprises_as_before_where_it_is_there(tmp_path: Path, frauds: int) -> None:
+    table, label = stream(6_000, seed=3)
+    numeric, gone = table.numeric.copy(), np.random.default_rng(0).random((6_000, 2)) < 0.9
+    gone[:, 1] |= table.categorical[:, 0] == 0
+    numeric[gone[:, 0], 0] = numeric[gone[:, 0], 2] = np.nan
+    categorical = np.where(gone[:, 1:], 0, table.categorical).astype(np.uint64)
+    table = replace(table, numeric=numeric, categorical=categorical)
+    pretrained = pretrain(table, config=PRETRAIN, seed=0)
+    known = np.full(len(table), frauds > 0)
+    model = finetune(pretrained, table, label=label, known=known, config=FINETUNE, seed=0)
+    assert model.metrics["has_head"] == (frauds > 0)
+    save(model, tmp_path, lineage={})
+    served = load(tmp_path)
+    np.testing.assert_allclose(served.score(numeric, categorical), model.score(numeric, categorical), rtol=0, atol=1e-5)
+    cells = model.rules.coding.transform(numeric, categorical)
+    _, nats = model.outputs(cells)
+    _, served_nats = served.scorer.run(None, cells._asdict())
+    np.testing.assert_array_equal(np.isnan(nats), gone)
+    np.testing.assert_array_equal(np.isnan(served_nats), gone)
+    odd = np.array([[500.0, 50.0, 10.0, 2.0, 0.0], [np.nan, 50.0, np.nan, 2.0, 0.0]])
+    shop = np.full((2, 1), 22, np.uint64)
+    _, surprise = model.outputs(model.rules.coding.transform(odd, shop))
+    assert surprise[0, 0] > 20
+    assert model.rules.surprise.combine(surprise.astype(np.float64))[0] > 3
+    scores = served.score(odd, shop)
+    assert scores[0] > 10 * scores[1] or not frauds
+    first, second = served.explain(odd, shop)
+    assert first.reasons[0].field == "amount"
+    assert all(reason.surprise == 0 for reason in second.reasons if reason.actual is None)
 
 
 @pytest.fixture

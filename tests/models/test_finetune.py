@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from models.baselines import compare
-from models.calibrate import Budget
+from models.calibrate import Budget, BudgetError
 from models.columns import TableError
 from models.finetune import FinetuneConfig, Model, finetune
 
@@ -45,6 +46,16 @@ def test_too_few_frauds_leave_the_score_label_free(trained) -> None:
     model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
     assert model.metrics["has_head"] == 0
     assert ap(model, trained) == ap(trained.day_zero, trained)
+
+
+def test_a_cost_budget_without_labels_needs_the_share_of_frauds_and_alerts_on_few(trained) -> None:
+    none = np.zeros(len(trained.table), bool)
+    for budget, share in ((Budget(cost=(100.0, 5.0)), None), (Budget(cost=(100.0, 5.0), fraud_rate=0.003), 0.0104)):
+        config = replace(QUICK, budget=budget)
+        with nullcontext() if share else pytest.raises(BudgetError, match="add the share of events that you believe"):
+            model = finetune(trained.pretrained, trained.table, label=trained.label, known=none, config=config, seed=0)
+            assert share is not None
+            assert 0 < model.metrics["validation_alert_rate"] <= share
 
 
 def test_rows_after_the_last_known_one_change_nothing(trained) -> None:

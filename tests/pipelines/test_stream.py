@@ -98,6 +98,8 @@ def test_a_good_file_is_read_whole() -> None:
         ("{ rate = 0.005 }", "{ rate = 2 }", "line 30: alerts.budget = 2: rate must be a share of events between"),
         ("{ rate = 0.005 }", "5", "line 30: alerts.budget = 5: must be one of { rate = 0.005 }"),
         ("{ rate = 0.005 }", "{ cost = { missed = 1 } }", "line 30: alerts.budget = {'missed': 1}: cost must be {"),
+        ("{ rate = 0.005 }", "{ cost = { missed = 9, review = 1, fraud_rate = 1 } }", "cost must be { missed = ..., r"),
+        ("{ rate = 0.005 }", "{ cost = { missed = 9, review = 1, share = 0.1 } }", "cost must be { missed = ..., r"),
         ("[alerts]", "[alerts", "not TOML"),
     ],
 )  # fmt: skip

@@ -1,0 +1,64 @@
+"""The pretrained encoder, from the MLflow run that made it."""
+
+import re
+import shutil
+
+from flows.settings import Settings
+from models import registry
+from models.artifact import ArtifactError
+from models.pretrain import Pretrained, load_pretrained
+from models.registry import FoundRun
+from pipelines.errors import UnmaskError
+from pipelines.stream import Stream
+
+FOLDER = "encoder"  # of the run's artifacts; with its hash in the tag `encoder.digest`
+_DIGEST = f"{FOLDER}.digest"
+
+
+class NoEncoderError(UnmaskError):
+    """There is no encoder to go on with, or it is not the one that was made."""
+
+
+def find(settings: Settings, stream: Stream, *, run_id: str | None = None) -> FoundRun:
+    """The newest finished pretrain run of a stream, or the one asked for.
+
+    Raises:
+        NoEncoderError: there is none, or it holds no complete encoder.
+    """
+    uri = settings.tracking_uri()
+    if run_id is None:
+        found = registry.newest_run(f"{stream.name}/pretrain", tag=_DIGEST, tracking_uri=uri)
+        if found is None:
+            raise NoEncoderError(
+                f"MLflow at {uri} has no finished pretrain run of {stream.name}; run `unmask pretrain`"
+            )
+        return found
+    found = registry.find_run(run_id, tracking_uri=uri)
+    if found is None or _DIGEST not in found.tags:
+        raise NoEncoderError(f"run {run_id} in MLflow at {uri} holds no complete encoder; name a finished pretrain run")
+    return found
+
+
+def fetch(settings: Settings, run: FoundRun) -> Pretrained:
+    """The encoder of a run, by way of a local copy named by its hash; a damaged copy is fetched once more.
+
+    Raises:
+        NoEncoderError: what MLflow holds is not what the run's tag names.
+    """
+    digest = run.tags.get(_DIGEST, "")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it becomes a folder's name
+        raise NoEncoderError(f"tag {_DIGEST} of run {run.run_id} must be a sha256, however: {digest!r}; pretrain again")
+    folder = settings.home / "encoders" / digest
+    if folder.is_dir():
+        try:
+            return load_pretrained(folder, expect=digest)
+        except ArtifactError:
+            shutil.rmtree(folder)
+    registry.fetch_folder(run.run_id, FOLDER, folder, tracking_uri=settings.tracking_uri())
+    try:
+        return load_pretrained(folder, expect=digest)
+    except ArtifactError as error:
+        shutil.rmtree(folder)
+        raise NoEncoderError(
+            f"the encoder of run {run.run_id} is not the one that was made ({error}); run `unmask pretrain` again"
+        ) from error

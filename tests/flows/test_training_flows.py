@@ -1,0 +1,343 @@
+"""Pretrain, fine-tune, promote and backtest on a lake of purchases, with real MLflow and Prefect."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from flows.encoder import NoEncoderError, find
+from flows.servers import Servers, drain_prefect
+from flows.settings import Settings, registry_name
+from models import gate, registry
+from models.finetune import FinetuneConfig
+from models.gate import Figures
+from models.pretrain import PretrainConfig
+from pipelines.stream import Stream, load
+
+DAY_MS = 86_400_000
+START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
+DAYS, N = 30, 3_000
+END_MS = START_MS + DAYS * DAY_MS
+STREAM = """
+[stream]
+name = "{name}"
+event_id = "id"
+event_time = "at"
+entities = ["card"]
+[fields]
+id = {{ type = "text" }}
+at = {{ type = "time" }}
+card = {{ type = "text" }}
+amount = {{ type = "number", min = 0 }}
+channel = {{ type = "category" }}
+[labels]
+maturity = "1d"
+[[features]]
+entity = "card"
+field = "amount"
+windows = ["all"]
+stats = ["mean", "ratio"]
+[alerts]
+budget = {{ rate = 0.05 }}
+"""
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """The flows without retries, in a home of its own."""
+
+    home: Path
+    pretrain: Callable[..., str]
+    finetune: Callable[..., int]
+    promote: Callable[..., Any]
+    backtest: Callable[..., dict[str, float]]
+
+
+@pytest.fixture
+def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unmask]:
+    """The session's servers in the environment, and short schedules."""
+    monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
+    monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    # Prefect reads its settings when it is imported
+    from flows import backtest as backtest_flow
+    from flows import finetune as finetune_flow
+    from flows import pretrain as pretrain_flow
+    from flows import promote as promote_flow
+
+    short = PretrainConfig(width=32, max_steps=60, min_steps=60, batch=256)
+    monkeypatch.setattr(pretrain_flow, "PretrainConfig", lambda: short)
+    monkeypatch.setattr(
+        finetune_flow,
+        "FinetuneConfig",
+        lambda budget: FinetuneConfig(budget=budget, n_networks=1, min_steps=60, max_steps=60, batch=256, negatives=4),
+    )
+    yield Unmask(
+        tmp_path,
+        pretrain_flow.pretrain.with_options(retries=0),
+        finetune_flow.finetune.with_options(retries=0),
+        promote_flow.promote.with_options(retries=0),
+        backtest_flow.backtest.with_options(retries=0),
+    )
+    drain_prefect()
+
+
+def purchases_file(home: Path) -> Path:
+    """A stream file under a name of its own."""
+    name = f"purchases-{time.time_ns()}"
+    path = home / f"{name}.toml"
+    path.write_text(STREAM.format(name=name))
+    return path
+
+
+def purchases(home: Path, *, flipped_from: float = 2.0, labelled: bool = True) -> tuple[Path, Stream]:
+    """A stream file, its lake filled: one in five is a fraud of six times the usual amount.
+
+    Labels of events after the share `flipped_from` of the period say the contrary.
+    """
+    path = purchases_file(home)
+    stream = load(path)
+    random = np.random.default_rng(5)
+    card = random.integers(0, 40, N)
+    fraud = random.random(N) < 0.2
+    at = np.linspace(START_MS, END_MS - 1, N).astype(np.int64)
+    rows = {
+        "partition": [0] * N,
+        "offset": range(N),
+        "arrival_ms": at,
+        "event_id": [f"e{i}" for i in range(N)],
+        "event_time_ms": at,
+        "card": [f"card-{c}" for c in card],
+        "amount": (10.0 + card) * (1 + 0.2 * random.normal(size=N)) * np.where(fraud, 6.0, 1.0),
+        "channel": random.choice(["web", "shop"], N),
+    }
+    lake = Settings().lake(stream)
+    lake.append(
+        "events",
+        lake.frame("events", rows),
+        topic=stream.topic("events"),
+        through={0: N - 1},
+        arrivals={0: int(at[-1])},
+    )
+    said = np.where(at < START_MS + flipped_from * (END_MS - START_MS), fraud, ~fraud)
+    which = np.flatnonzero(said) if labelled else np.zeros(0, np.int64)
+    reports = lake.frame(
+        "labels",
+        {
+            "partition": [0] * len(which),
+            "offset": range(len(which)),
+            "arrival_ms": at[which] + DAY_MS // 2,
+            "event_id": [f"e{i}" for i in which],
+            "event_time_ms": at[which],
+            "label": [1] * len(which),
+            "labelled_at_ms": at[which] + DAY_MS // 2,
+            "source": ["test"] * len(which),
+            "card": [f"card-{c}" for c in card[which]],
+        },
+    )
+    if len(which):
+        lake.append("labels", reports, topic=stream.topic("labels"), through={0: len(which) - 1})
+    return path, stream
+
+
+def challenger(stream: Stream) -> dict[str, str]:
+    found = registry.version_of(registry_name(stream), "challenger", tracking_uri=Settings().tracking_uri())
+    assert found is not None
+    return found[1]
+
+
+def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_reference_and_baselines(
+    unmask: Unmask,
+) -> None:
+    path, stream = purchases(unmask.home)
+    run_id = unmask.pretrain(path, as_of_ms=END_MS)
+    unmask.finetune(path, as_of_ms=END_MS)
+    tags = challenger(stream)
+    figures = Figures.of_tags(tags)
+    assert figures is not None
+    assert figures.frauds >= gate.MIN_FRAUDS
+    assert set(figures.comparisons) == {"label_free", *gate.BASELINES}
+    known_until = END_MS - DAY_MS - 60_000
+    assert int(tags["learned_until_ms"]) == pytest.approx(known_until - 0.1 * (known_until - START_MS), abs=DAY_MS)
+    assert (tags["encoder.run"], tags["encoder_as_of_ms"]) == (run_id, str(END_MS))
+    assert "validation_alert_rate" in tags
+    first = unmask.promote(path)
+    assert set(first.checks) == {"columns", "scores", "alert budget", "floor"}
+
+    assert unmask.promote(path, force=True).promoted
+    unmask.finetune(path, as_of_ms=END_MS, seed=1)
+    assert {"champion", "reference"} <= set(unmask.promote(path).checks)
+    figures = Figures.of_tags(challenger(stream))
+    assert figures is not None
+    assert not figures.comparisons["champion"].learned  # its own slice was the same one
+
+
+def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) -> None:
+    models, run_id = [], None
+    for flipped_from in (2.0, 0.875):
+        path, stream = purchases(unmask.home, flipped_from=flipped_from)
+        run_id = run_id or unmask.pretrain(path, as_of_ms=END_MS)
+        unmask.finetune(path, as_of_ms=END_MS, encoder_run=run_id)
+        folder = Settings().work_folder(stream, "finetune") / "model"
+        figures = Figures.of_tags(challenger(stream))
+        assert figures is not None
+        assert json.loads((folder / "config.json").read_text())["metrics"]["has_head"] == 1
+        models.append((load_file(folder / "model.safetensors"), (folder / "config.json").read_text(), figures))
+    for name, array in models[0][0].items():
+        np.testing.assert_array_equal(array, models[1][0][name], err_msg=name)
+    assert models[0][1] == models[1][1]
+    assert models[0][2].comparisons != models[1][2].comparisons
+
+
+def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask: Unmask) -> None:
+    path, _ = purchases(unmask.home, labelled=False)
+    unmask.pretrain(path, as_of_ms=END_MS)
+    unmask.finetune(path, as_of_ms=END_MS)
+    checks = unmask.promote(path).checks
+    assert set(checks) == {"columns", "scores", "alert budget", "labels"}
+    assert "judged without labels" in checks["labels"][0]
+
+
+def test_a_challenger_without_figures_or_measured_beside_another_champion_is_not_promoted(unmask: Unmask) -> None:
+    from flows.promote import _checks
+
+    stream = load(purchases_file(unmask.home))
+    measured = Figures(0, 1000, finite=True, distinct=9, alert_rate=0.05, allowed_rate=0.05).tags()
+    for tags, champion, told in (
+        ({}, None, "version 2 was not measured for the gate"),
+        (measured, 1, "measured beside version none, the champion is version 1"),
+        (measured | {"gate_champion_version": "1"}, 3, "measured beside version 1, the champion is version 3"),
+    ):
+        seen, holds = _checks(stream, (2, tags), champion, set())["figures"]
+        assert told in seen
+        assert not holds
+    for tags, champion in ((measured, None), (measured | {"gate_champion_version": "1"}, 1), (measured, 2)):
+        assert all(holds for _, holds in _checks(stream, (2, tags), champion, set()).values())
+
+
+def test_an_encoder_that_was_altered_in_mlflow_or_here_is_not_taken(unmask: Unmask, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    path, _ = purchases(unmask.home)
+    run_id = unmask.pretrain(path, as_of_ms=END_MS)
+    settings = Settings()
+    client = MlflowClient(tracking_uri=settings.tracking_uri())
+    copy = settings.home / "encoders" / client.get_run(run_id).data.tags["encoder.digest"]
+    unmask.finetune(path, as_of_ms=END_MS)
+    whole = (copy / "pretrained.safetensors").read_bytes()
+    altered = tmp_path / "pretrained.safetensors"
+    altered.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
+    unmask.finetune(path, as_of_ms=END_MS, encoder_run=run_id)  # the copy is damaged: it is fetched again
+    assert (copy / "pretrained.safetensors").read_bytes() == whole
+    (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
+    client.log_artifact(run_id, str(altered), "encoder")
+    with pytest.raises(NoEncoderError, match=r"is not the one that was made .*`unmask pretrain` again"):
+        unmask.finetune(path, as_of_ms=END_MS)
+    assert not copy.exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from models import registry
+from flows import pretrain
+from models.pretrain import PretrainConfig
+
+def upload_and_die(run, folder, name):
+    run._client.log_artifact(run.run_id, str(folder / "pretrained.json"), name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+registry.Run.log_folder = upload_and_die
+pretrain.PretrainConfig = lambda: PretrainConfig(width=32, max_steps=10, min_steps=10, batch=256)
+pretrain.pretrain(Path(sys.argv[1]), as_of_ms=int(sys.argv[2]))
+"""
+
+
+def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
+    path, stream = purchases(unmask.home)
+
+    def die() -> None:
+        command = [sys.executable, "-c", KILLED, str(path), str(END_MS)]
+        done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=150)
+        assert done.returncode == -9, done.stderr
+
+    die()
+    with pytest.raises(NoEncoderError, match="has no finished pretrain run"):
+        unmask.finetune(path, as_of_ms=END_MS)
+    run_id = unmask.pretrain(path, as_of_ms=END_MS)
+    die()
+    assert find(Settings(), stream).run_id == run_id
+
+
+LATE = str(END_MS + 1)
+GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        (GOOD | {"as_of_ms": LATE}, r"the champion saw events up to .* \(as_of_ms\)"),
+        (GOOD | {"encoder_as_of_ms": LATE}, r"the champion saw events up to .* \(encoder_as_of_ms\)"),
+        ({"encoder_as_of_ms": str(END_MS)}, "must say in its tag as_of_ms .*however: ''"),
+        ({"as_of_ms": str(END_MS)}, "must say in its tag encoder_as_of_ms .*however: ''"),
+        (GOOD | {"as_of_ms": "-5"}, "tag as_of_ms .*however: '-5'"),
+        (GOOD | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms .*however: 'yesterday'"),
+    ],
+)
+def test_a_backtest_refuses_a_champion_whose_head_or_encoder_may_have_seen_the_period(
+    unmask: Unmask, tmp_path: Path, tags: dict[str, str], told: str
+) -> None:
+    path, stream = purchases(unmask.home)
+    from flows.backtest import NothingToTestError
+
+    promote_fake(stream, tmp_path, tags)
+    with pytest.raises(NothingToTestError, match=told):
+        unmask.backtest(path, since_ms=END_MS)
+
+
+def test_a_backtest_refuses_an_encoder_run_that_saw_the_period_whatever_the_model_says(
+    unmask: Unmask, tmp_path: Path
+) -> None:
+    path, stream = purchases(unmask.home)
+    uri = Settings().tracking_uri()
+    run_tags = {"as_of_ms": LATE}
+    with registry.open_run(f"{stream.name}/pretrain", tracking_uri=uri, run_name="p", tags=run_tags) as parent:
+        pass
+    from flows.backtest import NothingToTestError
+
+    promote_fake(stream, tmp_path, GOOD | {"encoder.run": parent.run_id})
+    with pytest.raises(NothingToTestError, match="the champion's encoder saw events up to"):
+        unmask.backtest(path, since_ms=END_MS)
+
+
+def promote_fake(stream: Stream, folder: Path, tags: dict[str, str]) -> None:
+    """A champion of these tags; what it holds is never looked at."""
+    uri, name = Settings().tracking_uri(), registry_name(stream)
+    (folder / "fake").mkdir()
+    (folder / "fake" / "manifest.json").write_text("{}")
+    with registry.open_run(f"{stream.name}/finetune", tracking_uri=uri, run_name="f") as run:
+        version = registry.register(name, run, folder / "fake", digest="0" * 64, tags=tags)
+    registry.set_alias(name, "champion", version, tracking_uri=uri)
+
+
+def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_s_own_encoder(unmask: Unmask) -> None:
+    path, _ = purchases(unmask.home)
+    middle = START_MS + 24 * DAY_MS
+    unmask.pretrain(path, as_of_ms=middle)
+    unmask.finetune(path, as_of_ms=middle)
+    assert unmask.promote(path, force=True).promoted
+    unmask.pretrain(path, as_of_ms=END_MS)  # a newer encoder, which has seen the test period, is not looked at
+    figures = unmask.backtest(path, since_ms=middle)
+    assert {"champion_average_precision", "label_free_average_precision"} <= set(figures)
+    assert figures["champion_average_precision"] > 0.5

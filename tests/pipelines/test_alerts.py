@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from models.artifact import load, save
+from models.columns import Table
+from models.finetune import FinetuneConfig, finetune
+from models.pretrain import PretrainConfig, pretrain
+from pipelines.alerts import RecordSource, Score, alert_of
+from pipelines.contract import Event, EventContract, hash64
+from pipelines.lane import features_of
+from pipelines.stream import parse
+
+STREAM = parse("""
+[stream]
+name = "visits"
+event_id = "id"
+event_time = "at"
+entities = ["user"]
+[fields]
+id = { type = "text" }
+at = { type = "time" }
+user = { type = "text" }
+country = { type = "category" }
+""")
+
+
+def test_an_alert_names_a_category_that_the_model_never_saw_by_its_text(tmp_path: Path) -> None:
+    from flows.training_data import columns_of
+
+    n, random = 3_000, np.random.default_rng(0)
+    names = {hash64(text): text for text in ("be", "de")}
+    numeric = np.stack([random.integers(0, 24, n), random.integers(0, 7, n)], 1).astype(float)
+    table = Table(columns_of(STREAM), numeric, random.choice(list(names), (n, 1)), np.arange(n), names)
+    config = PretrainConfig(width=16, max_steps=30, min_steps=30, batch=256)
+    none = np.zeros(n, bool)
+    model = finetune(
+        pretrain(table, config=config, seed=0), table, label=np.zeros(n, np.int8), known=none, config=FinetuneConfig(),
+        seed=0,
+    )  # fmt: skip
+    save(model, tmp_path, lineage={})
+    served = load(tmp_path)
+    now_ms = 1_700_000_000_000
+    raw = msgspec.json.encode({"id": "e1", "at": now_ms, "user": "u", "country": "[bold]atlantis[/bold]"})
+    event = EventContract(STREAM).decode(raw, b"u", now_ms)
+    assert isinstance(event, Event)
+    row = np.array([[12.0, 3.0]])
+    (why,) = served.explain(row, np.array([event.categories], np.uint64))
+    assert [r.actual for r in why.reasons if r.field == "country"] == [f"#{event.categories[0]:016x}"]
+    score = Score(
+        event_id="e1", score=0.9, alert=True, model="m", source=RecordSource("visits.events", 0, 7), late_ms=0,
+        event_time="", arrival="", out_of_order=False, features_hash="",
+    )  # fmt: skip
+    alert = alert_of(
+        score,
+        threshold=0.5,
+        event=event,
+        entity_names=STREAM.entities,
+        explained=why,
+        features=features_of(STREAM, row[0], event),
+    )
+    (reason,) = [r for r in alert.reasons if r.field == "country"]
+    assert (reason.actual, reason.expected in ("be", "de")) == ("[bold]atlantis[/bold]", True)
+    assert reason.surprise > 3
