@@ -364,7 +364,7 @@ def reconcile(stream: StreamOption = None) -> None:
 
     [bold]Example[/bold]  unmask reconcile --stream payments
     """
-    from flows.serve import champion
+    from flows.serve import model_of
     from pipelines import audit
 
     settings, spec = _settings(), _stream(stream)
@@ -376,11 +376,15 @@ def reconcile(stream: StreamOption = None) -> None:
     for what in ("missing", "doubled", "stray", "unscored_duplicates"):
         if places := getattr(found, what):
             out.print(f"[red]{what}[/red]: {len(places):,}, first (partition, offset) {places[:5]}")
-    skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec))
-    out.print(
-        f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}; scored again by "
-        f"the champion {skew.n_model_checked:,}, of which {skew.n_score_differs:,} differ by more than 1e-5"
-    )
+    skew = audit.skew_audit(settings.lake(spec), spec, models=lambda digest: model_of(settings, spec, digest))
+    out.print(f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}")
+    for model in skew.models:
+        out.print(
+            f"  model {model.digest[:12]}: {model.n_scores:,} scores, {model.n_checked:,} computed again, "
+            f"of which {model.n_differs:,} differ by more than 1e-5"
+        )
+        if model.why_not:
+            out.print(f"  [red]none computed again[/red]: {model.why_not}")
     if skew.checked < found.n_scored:
         out.print(
             f"{found.n_scored - skew.checked:,} scores are not in the lake yet; run `unmask ingest` and check again"

@@ -288,12 +288,12 @@ class Demo:
     ) -> bool:
         from flows.backtest import backtest
         from flows.ingest import ingest
-        from flows.serve import champion
+        from flows.serve import model_of
 
         ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
-        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream))
+        skew = audit.skew_audit(settings.lake(stream), stream, models=lambda digest: model_of(settings, stream, digest))
         assert self.broker is not None
         summary: dict[str, Any] = {
             "broker": f"{self.broker.version} at {self.broker.bootstrap}",
@@ -309,6 +309,7 @@ class Demo:
             "skew_audit": {
                 "checked": skew.checked,
                 "equal": skew.equal,
+                "scored_again": skew.n_model_checked,
                 "worst_score_difference": skew.worst_score_difference,
             },
         }

@@ -25,7 +25,7 @@ Place = tuple[int, int]  # partition, offset
 
 @dataclass(frozen=True)
 class Skew:
-    """A score that is not what the lake gives; None where the lake does not hold its event, or the model is not to be had."""
+    """A score that is not what the lake gives; None where the lake lacks its event, or the model is not to be had."""
 
     partition: int
     offset: int
@@ -58,7 +58,7 @@ class ModelCheck:
 class SkewAudit:
     """Every published score against the features and the score made again from the lake.
 
-    Of `checked` scores `equal` have the features of the lake; `models` tells, model by model, which were computed again.
+    Of `checked` scores `equal` have the features of the lake; `models` tells, by model, which were computed again.
     """
 
     checked: int
