@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flows import follow, kafka_server, processes, progress, servers
 from flows.follow import Follower
+from flows.screen import plain
 from flows.settings import Settings
 from pipelines import audit, broker, replay, simulate
 from pipelines import stream as streams
@@ -250,9 +251,8 @@ class Demo:
             "--from",
             "latest",
         ]
-        self.scorer = processes.launch(
-            "scorer", command, folder=self.out, address="", env={"UNMASK_HOME": str(self.home)}
-        )
+        env = processes.inherited("KAFKA_", "UNMASK_", "MLFLOW_TRACKING_") | {"UNMASK_HOME": str(self.home)}
+        self.scorer = processes.launch("scorer", command, folder=self.out, address="", env=env)
         self.scorer.wait_until_up(
             lambda: bool(self._scorer_status(stream).get("caught_up")), deadline_s=LIVE_DEADLINE_S
         )
@@ -339,7 +339,8 @@ class Demo:
                 f"[bold red]The books do not balance:[/bold red] {live.n_sent:,} sent, {accounted:,} accounted for, "
                 f"{len(found.missing):,} missing, {len(found.doubled):,} doubled, {found.pending:,} pending; "
                 f"skew audit: {found.n_scored:,} scored, {skew.checked:,} checked, {skew.equal:,} equal"
-                + (f", for example {skew.examples[0]}" if skew.examples else "")
+                + (f", for example {plain(skew.examples[0])}" if skew.examples else "")
+                + "".join(f"; model {plain(m.digest[:12])}: {plain(m.why_not)}" for m in skew.models if m.why_not)
             )
             if self.broker.kind == "embedded":
                 self.console.print("The embedded broker is known to hide the newest records from the ingest.")

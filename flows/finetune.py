@@ -11,6 +11,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows import progress, training_data
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
@@ -27,6 +28,7 @@ class NoEncoderError(UnmaskError):
 
 
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> int:
     """Fine-tune on what was known at `as_of_ms`; with no label at all the model is the masked surprise alone.
 

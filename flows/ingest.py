@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows import progress
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings
 from models import registry
@@ -16,6 +17,7 @@ from pipelines.stream import load
 
 
 @flow(name="ingest", retries=2, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def ingest(stream: Path) -> IngestCounts:
     """Read events, labels, scores and progress from where the lake stands to Kafka's ends as of now.
 

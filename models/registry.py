@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.error import HTTPError
 
 from models.errors import ModelError
 
@@ -358,20 +359,24 @@ def fetch(name: str, digest: str, *, tracking_uri: str, cache: Path) -> Path:
     return folder
 
 
-def answers(tracking_uri: str) -> bool:
-    """Whether MLflow is there: it says so within `PROBE_S`, whatever hangs (name service, connection, server)."""
-    if not tracking_uri.startswith(("http://", "https://")):
+def answers(url: str) -> bool:
+    """Whether a server says at `url`/health that it is there, within `PROBE_S`, whatever hangs on the way.
+
+    A refusal to talk to strangers is an answer too; a database named instead of a server is not asked.
+    """
+    if not url.startswith(("http://", "https://")):
         return True
     said: list[bool] = []
 
     def ask() -> None:
-        with (
-            suppress(OSError, ValueError, HTTPException),
-            urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=PROBE_S) as answer,
-        ):
-            said.append(answer.status == 200)
+        with suppress(OSError, ValueError, HTTPException):
+            try:
+                with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_S) as answer:
+                    said.append(answer.status == 200)
+            except HTTPError as error:
+                said.append(error.code < 500 and error.code != 404)
 
-    asking = threading.Thread(target=ask, name="mlflow-probe", daemon=True)
+    asking = threading.Thread(target=ask, name="health-probe", daemon=True)
     asking.start()
     asking.join(PROBE_S)
     return said == [True]
