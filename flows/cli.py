@@ -313,10 +313,7 @@ def score(
     """
     if start not in (None, "earliest", "latest"):
         raise UnmaskError(f"--from must be earliest or latest, however: {start!r}")
-    to_stderr = logging.StreamHandler()
-    to_stderr.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    _show_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     from flows.serve import serve
     from pipelines import faults
 
@@ -410,6 +407,7 @@ def main() -> None:
     """Entry point: every error becomes one message and an exit code; SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _show_log(logging.WARNING, "%(levelname)s: %(message)s")
     try:
         app()
     except FencedError as error:
@@ -426,6 +424,16 @@ def main() -> None:
             sys.exit(2)
         _tell(f"a defect of unmask itself: {type(error).__name__}: {error} ({_keep_traceback(error)})")
         sys.exit(4)
+
+
+def _show_log(level: int, form: str) -> None:
+    """Our log on stderr; not by the root logger, which Prefect takes for itself."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter(form))
+    for name, least in (("flows", level), ("models", level), ("pipelines", level), ("kafka", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least)
 
 
 def _tell(words: str) -> None:

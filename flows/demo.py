@@ -75,6 +75,7 @@ class Demo:
 
     def run(self) -> bool:
         """Run the loop; True where every event is accounted for and every feature is equal offline and live."""
+        self.out.mkdir(parents=True, exist_ok=True)
         try:
             frame, source = self._events()
             self._start_servers()
@@ -152,7 +153,6 @@ class Demo:
         assert table is not None  # the file has just been loaded
         others = re.sub(r"(?m)^[ \t]*(name|topics)[ \t]*=.*\n?", "", table[1])
         named = f'name = "{name}"\ntopics = "{topics}"\n'
-        self.out.mkdir(parents=True, exist_ok=True)
         self._stream_path.write_text(text[: table.start(1)] + named + others + text[table.end(1) :], encoding="utf-8")
         stream = streams.load(self._stream_path)
         replay.create_stream_topics(self._connection, stream, n_partitions=N_PARTITIONS, append_time=False)

@@ -46,9 +46,18 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".unmask"), validation_alias="UNMASK_HOME")
     stream: Path | None = Field(None, validation_alias="UNMASK_STREAM")
-    kafka: str | None = Field(None, validation_alias="KAFKA_BOOTSTRAP_SERVERS", pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$")
-    mlflow: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI", pattern=r"^\w+://")
-    prefect: str | None = Field(None, validation_alias="PREFECT_API_URL", pattern=r"^https?://")
+    kafka: str | None = Field(
+        None,
+        validation_alias="KAFKA_BOOTSTRAP_SERVERS",
+        pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
+        description="host:port, several with commas between",
+    )
+    mlflow: str | None = Field(
+        None, validation_alias="MLFLOW_TRACKING_URI", pattern=r"^\w+://", description="http://host:port"
+    )
+    prefect: str | None = Field(
+        None, validation_alias="PREFECT_API_URL", pattern=r"^https?://", description="http://host:port/api"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
         None, validation_alias="KAFKA_SECURITY_PROTOCOL"
     )
@@ -64,8 +73,13 @@ class Settings(BaseSettings):
         try:
             super().__init__()
         except ValidationError as error:
-            said = "; ".join(f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors())
-            raise SettingsError(f"{said}; `unmask --help` names the settings") from None
+            shapes = {f.validation_alias: f.description for f in type(self).model_fields.values()}
+            said = []
+            for e in error.errors():
+                name = str(e["loc"][0])
+                shape = shapes.get(name) or e.get("ctx", {}).get("expected", e["msg"])
+                said.append(f"{name} must be {shape}, however: {e['input']!r}")
+            raise SettingsError("; ".join(said)) from None
         _keep_private(self.home)
 
     def connection(self) -> Connection:
