@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows import encoder, training_data
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from models import artifact, baselines, plots, registry
@@ -25,6 +26,7 @@ class NothingToTestError(UnmaskError):
 
 
 @flow(name="backtest", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def backtest(
     stream: Path, since_ms: int, until_ms: int | None = None, truth: Path | None = None, seed: int = 0
 ) -> dict[str, float]:

@@ -1,15 +1,19 @@
 """The `unmask` command. Heavy imports wait until a command needs them, so that `--help` is quick."""
 
+import errno
 import logging
 import os
 import signal
 import sys
+import time
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from flows.screen import Formatter, clean, json_line, plain
 from models.errors import ModelError
 from pipelines.errors import FencedError, UnmaskError
 
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """
 [bold]Exit codes[/bold]  0 done · 1 the check does not hold · 2 your input or a server needs mending (the message says
-how) · 3 another scorer has taken over · 130 Ctrl-C
+how) · 3 another scorer has taken over · 4 a defect of unmask itself, its traceback in UNMASK_HOME/defects.log ·
+130 Ctrl-C
 
 [bold]Settings[/bold] come from the environment: UNMASK_HOME (default .unmask), UNMASK_STREAM, KAFKA_BOOTSTRAP_SERVERS,
 KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD[_FILE], KAFKA_SSL_CAFILE,
@@ -40,6 +45,13 @@ app.add_typer(ui_app, name="ui")
 
 out = Console()
 err = Console(stderr=True)
+
+# What a disk says that is full, read-only, or not what a path takes it for: not our defect.
+DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENAMETOOLONG")
+}
+_NEWLINE = "\n"
 
 StreamOption = Annotated[
     Path | None,
@@ -214,7 +226,7 @@ def ingest(stream: StreamOption = None) -> None:
     _report_to_prefect()
     from flows.ingest import ingest as flow
 
-    counts = flow.with_options(retries=0)(path)
+    counts = _run_flow(flow, path)
     out.print(", ".join(f"{n:,} {name.removeprefix('n_')}" for name, n in vars(counts).items()))
 
 
@@ -228,7 +240,7 @@ def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
     _report_to_prefect()
     from flows.pretrain import pretrain as flow
 
-    out.print(f"MLflow run {flow.with_options(retries=0)(path, as_of_ms=as_of_ms, seed=seed)}")
+    out.print(f"MLflow run {_run_flow(flow, path, as_of_ms=as_of_ms, seed=seed)}")
 
 
 @app.command()
@@ -241,7 +253,7 @@ def finetune(stream: StreamOption = None, as_of: AsOfOption = None, seed: int = 
     _report_to_prefect()
     from flows.finetune import finetune as flow
 
-    out.print(f"version {flow.with_options(retries=0)(path, as_of_ms=as_of_ms, seed=seed)} is the challenger")
+    out.print(f"version {_run_flow(flow, path, as_of_ms=as_of_ms, seed=seed)} is the challenger")
 
 
 @app.command()
@@ -257,7 +269,7 @@ def promote(
     _report_to_prefect()
     from flows.promote import promote as flow
 
-    decision = flow.with_options(retries=0)(path, force=force)
+    decision = _run_flow(flow, path, force=force)
     out.print(decision.words)
     raise typer.Exit(0 if decision.promoted else 1)
 
@@ -279,7 +291,7 @@ def backtest(
     _report_to_prefect()
     from flows.backtest import backtest as flow
 
-    for name, figure in flow.with_options(retries=0)(path, since_ms=since_ms, until_ms=_time_ms(until)).items():
+    for name, figure in _run_flow(flow, path, since_ms=since_ms, until_ms=_time_ms(until)).items():
         out.print(f"{name:40s} {figure:.4f}")
 
 
@@ -301,8 +313,7 @@ def score(
     """
     if start not in (None, "earliest", "latest"):
         raise UnmaskError(f"--from must be earliest or latest, however: {start!r}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    _show_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     from flows.serve import serve
     from pipelines import faults
 
@@ -330,7 +341,7 @@ def alerts(
 
     for alert in following.alerts(_settings().connection(), _stream(stream), follow=follow, last=last):
         if as_json:
-            sys.stdout.write(encode(alert).decode() + "\n")
+            sys.stdout.write(json_line(encode(alert).decode()) + "\n")
             sys.stdout.flush()
         else:
             out.print(following.panel(alert))
@@ -355,7 +366,7 @@ def label(
     following.send_label(
         settings.connection(), spec, settings.lake(spec), event_id=event_id, label=value, source=source
     )
-    out.print(f"event {event_id}: label {value} sent to {spec.topic('labels')}")
+    out.print(f"event {plain(event_id)}: label {value} sent to {spec.topic('labels')}")
 
 
 @app.command()
@@ -364,7 +375,7 @@ def reconcile(stream: StreamOption = None) -> None:
 
     [bold]Example[/bold]  unmask reconcile --stream payments
     """
-    from flows.serve import champion
+    from flows.serve import model_of
     from pipelines import audit
 
     settings, spec = _settings(), _stream(stream)
@@ -376,11 +387,17 @@ def reconcile(stream: StreamOption = None) -> None:
     for what, n in found.n_problems.items():
         if n:
             out.print(f"[red]{what}[/red]: {n:,}, first (partition, offset) {getattr(found, what)[:5]}")
-    skew = audit.skew_audit(settings.lake(spec), spec, model=champion(settings, spec), since=found.since)
-    out.print(
-        f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}; scored again by "
-        f"the champion {skew.n_model_checked:,}, of which {skew.n_score_differs:,} differ by more than 1e-5"
+    skew = audit.skew_audit(
+        settings.lake(spec), spec, models=lambda digest: model_of(settings, spec, digest), since=found.since
     )
+    out.print(f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}")
+    for model in skew.models:
+        out.print(
+            f"  model {plain(model.digest[:12])}: {model.n_scores:,} scores, {model.n_checked:,} computed again, "
+            f"of which {model.n_differs:,} differ by more than 1e-5"
+        )
+        if model.why_not:
+            out.print(f"  [red]none computed again[/red]: {plain(model.why_not)}")
     if skew.checked < found.n_scored_since:
         missing = found.n_scored_since - skew.checked
         out.print(f"{missing:,} scores are not in the lake yet; run `unmask ingest` and check again")
@@ -421,19 +438,54 @@ def recover(
 
 
 def main() -> None:
-    """Entry point: the user's errors become one message and an exit code; SIGTERM ends a command as Ctrl-C does."""
+    """Entry point: every error becomes one message and an exit code; SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _show_log(logging.WARNING, "%(levelname)s: %(message)s")
     try:
         app()
     except FencedError as error:
-        err.print(f"error: {error}", style="red", highlight=False, markup=False)
+        _tell(str(error))
         sys.exit(3)
     except (UnmaskError, ModelError) as error:
-        err.print(f"error: {error}", style="red", highlight=False, markup=False)
+        _tell(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            _tell(f"{error.filename or 'a file'}: {error.strerror}; make room or give rights, or set UNMASK_HOME")
+            sys.exit(2)
+        _tell(f"a defect of unmask itself: {type(error).__name__}: {error} ({_keep_traceback(error)})")
+        sys.exit(4)
+
+
+def _show_log(level: int, form: str) -> None:
+    """Our log on stderr; not by the root logger, which Prefect takes for itself."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter(form))
+    for name, least in (("flows", level), ("models", level), ("pipelines", level), ("kafka", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least)
+
+
+def _tell(words: str) -> None:
+    err.print(f"error: {clean(words, keep=_NEWLINE)}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Append the traceback to UNMASK_HOME/defects.log, or show it where that cannot be; says where it is."""
+    path = Path(os.environ.get("UNMASK_HOME") or ".unmask") / "defects.log"
+    text = clean("".join(traceback.format_exception(error)), keep=_NEWLINE)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {sys.argv[1:]}\n{text}\n")
+    except OSError:
+        sys.stderr.write(text)
+        return "traceback above"
+    return f"its traceback is in {path}; please report it"
 
 
 def _settings() -> "Settings":
@@ -468,6 +520,20 @@ def _report_to_prefect() -> None:
 
     os.environ.update(_settings().prefect_environment())
     os.environ.update(servers.NO_PREFECT_CONSOLE)
+
+
+def _run_flow(flow: Any, path: Path, **options: Any) -> Any:
+    """Run a flow in this process; its run is on the Prefect page."""
+    from httpx import HTTPError
+    from prefect.exceptions import CancelledRun
+
+    try:
+        return flow.with_options(retries=0)(path, **options)
+    except CancelledRun as error:
+        raise UnmaskError(str(error)) from error
+    except HTTPError as error:
+        api = os.environ["PREFECT_API_URL"]
+        raise UnmaskError(f"Prefect at {api} stopped answering ({type(error).__name__}); run it again") from error
 
 
 def _time_ms(text: str | None) -> int | None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flows import follow, kafka_server, processes, progress, servers
 from flows.follow import Follower
+from flows.screen import plain
 from flows.settings import Settings
 from pipelines import audit, broker, replay, simulate
 from pipelines import stream as streams
@@ -74,6 +75,7 @@ class Demo:
 
     def run(self) -> bool:
         """Run the loop; True where every event is accounted for and every feature is equal offline and live."""
+        self.out.mkdir(parents=True, exist_ok=True)
         try:
             frame, source = self._events()
             self._start_servers()
@@ -151,7 +153,6 @@ class Demo:
         assert table is not None  # the file has just been loaded
         others = re.sub(r"(?m)^[ \t]*(name|topics)[ \t]*=.*\n?", "", table[1])
         named = f'name = "{name}"\ntopics = "{topics}"\n'
-        self.out.mkdir(parents=True, exist_ok=True)
         self._stream_path.write_text(text[: table.start(1)] + named + others + text[table.end(1) :], encoding="utf-8")
         stream = streams.load(self._stream_path)
         replay.create_stream_topics(self._connection, stream, n_partitions=N_PARTITIONS, append_time=False)
@@ -250,9 +251,8 @@ class Demo:
             "--from",
             "latest",
         ]
-        self.scorer = processes.launch(
-            "scorer", command, folder=self.out, address="", env={"UNMASK_HOME": str(self.home)}
-        )
+        env = processes.inherited("KAFKA_", "UNMASK_", "MLFLOW_TRACKING_") | {"UNMASK_HOME": str(self.home)}
+        self.scorer = processes.launch("scorer", command, folder=self.out, address="", env=env)
         self.scorer.wait_until_up(
             lambda: bool(self._scorer_status(stream).get("caught_up")), deadline_s=LIVE_DEADLINE_S
         )
@@ -288,12 +288,14 @@ class Demo:
     ) -> bool:
         from flows.backtest import backtest
         from flows.ingest import ingest
-        from flows.serve import champion
+        from flows.serve import model_of
 
         ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
-        skew = audit.skew_audit(settings.lake(stream), stream, model=champion(settings, stream), since=found.since)
+        skew = audit.skew_audit(
+            settings.lake(stream), stream, models=lambda digest: model_of(settings, stream, digest), since=found.since
+        )
         assert self.broker is not None
         summary: dict[str, Any] = {
             "broker": f"{self.broker.version} at {self.broker.bootstrap}",
@@ -309,6 +311,7 @@ class Demo:
             "skew_audit": {
                 "checked": skew.checked,
                 "equal": skew.equal,
+                "scored_again": skew.n_model_checked,
                 "worst_score_difference": skew.worst_score_difference,
             },
         }
@@ -338,7 +341,8 @@ class Demo:
                 f"[bold red]The books do not balance:[/bold red] {live.n_sent:,} sent, {accounted:,} accounted for, "
                 f"{', '.join(f'{n:,} {what}' for what, n in found.n_problems.items() if n)}, {found.pending:,} pending;"
                 f" skew audit: {found.n_scored:,} scored, {skew.checked:,} checked, {skew.equal:,} equal"
-                + (f", for example {skew.examples[0]}" if skew.examples else "")
+                + (f", for example {plain(skew.examples[0])}" if skew.examples else "")
+                + "".join(f"; model {plain(m.digest[:12])}: {plain(m.why_not)}" for m in skew.models if m.why_not)
             )
             if self.broker.kind == "embedded":
                 self.console.print("The embedded broker is known to hide the newest records from the ingest.")

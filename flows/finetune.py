@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows import encoder, progress, training_data
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
@@ -25,6 +26,7 @@ from pipelines.stream import Stream, load
 
 
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_run: str | None = None) -> int:
     """Fine-tune on what was known at `as_of_ms`; with no label at all the model is the masked surprise alone.
 

@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from flows.screen import clean
 from pipelines import broker
 from pipelines.alerts import Alert, Score, T, decode, rfc3339
 from pipelines.broker import Connection, Message, Reader, Received, Writer
@@ -104,10 +105,11 @@ class Follower:
 
 def panel(alert: Alert) -> Panel:
     """An alert for a person: who, how odd, which fields, and what would have made it ordinary."""
+    event_id, event_time = clean(alert.event_id), clean(alert.event_time)
     head = Text()
     head.append(f"score {alert.score:.3f}", style="bold red")
-    head.append(f"  (threshold {alert.threshold:.3f})   event {alert.event_id}   {alert.event_time}\n")
-    head.append("   ".join(f"{name} {value}" for name, value in alert.entities.items()))
+    head.append(f"  (threshold {alert.threshold:.3f})   event {event_id}   {event_time}\n")
+    head.append("   ".join(f"{clean(name)} {shown(value)}" for name, value in alert.entities.items()))
     if alert.late_ms:
         head.append(f"   {alert.late_ms / 1000:.0f} s late", style="yellow")
     reasons = Table(box=None, pad_edge=False, header_style="bold")
@@ -115,9 +117,11 @@ def panel(alert: Alert) -> Panel:
     for name in ("actual", "expected", "surprise", "score if expected"):
         reasons.add_column(name, justify="right", no_wrap=True)
     for r in alert.reasons:
-        reasons.add_row(r.field, shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
-    foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {alert.model[:12]}", style="dim")
-    return Panel(Group(head, Text(), reasons, foot), title=f"alert {alert.alert_id[:12]}", title_align="left")
+        cells = (clean(r.field), shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
+        reasons.add_row(*map(Text, cells))
+    foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {clean(alert.model[:12])}", style="dim")
+    title = Text(f"alert {clean(alert.alert_id[:12])}")
+    return Panel(Group(head, Text(), reasons, foot), title=title, title_align="left")
 
 
 def shown(value: float | str | None) -> str:
@@ -129,8 +133,7 @@ def shown(value: float | str | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        # Control characters of an attacker's text must not steer the terminal.
-        return "".join(c if c.isprintable() else "�" for c in value)
+        return clean(value)
     return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 

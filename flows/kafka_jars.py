@@ -15,9 +15,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from flows.processes import inherited
+
 OLDEST_JAVA = 17
 # Every jar is named: left to resolve `kafka_2.13` alone, jgo picks a kafka-clients that does not fit.
 COORDINATES = Path(__file__).with_name("kafka_coordinates.txt")
+# What a download may need to find its way out of here.
+NETWORK = ("HTTP", "http", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA", "CURL_CA", "MAVEN_", "JGO_")
 
 Log = Callable[[str], None]
 
@@ -71,7 +75,7 @@ def _pip_java() -> str | None:
 def _java_version(program: str) -> str | None:
     command = [program, "-version"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10.0, check=True).stderr
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10.0, check=True, env=inherited()).stderr
     except (OSError, subprocess.SubprocessError):
         return None
     quoted = re.search(r'version "([\d.]+)', said)
@@ -90,7 +94,8 @@ def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
     build = "import jgo, json, sys; print(json.dumps([str(jar) for jar in jgo.build(sys.argv[1]).all_jars]))"
     command = [sys.executable, "-c", build, "+".join(coordinates)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
+        env = inherited(*NETWORK)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True, env=env)
     except subprocess.TimeoutExpired:
         log(f"Kafka: its jars were not here after {timeout_s:.0f} s")
         return []

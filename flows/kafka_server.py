@@ -137,13 +137,13 @@ def find_broker(folder: Path) -> Broker | None:
     """The broker that runs in `folder`, whoever started it, or None."""
     try:
         state = json.loads((folder / "broker.json").read_text())
-    except FileNotFoundError:
-        return None
+        kind, bootstrap, version, container = (state[k] for k in ("kind", "bootstrap", "version", "container"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # never started, or its file was cut short by a crash
     process = processes.find("kafka", folder)
-    container = state["container"]
     if process is None and (container is None or not _container_runs(container)):
         return None
-    return Broker(state["kind"], state["bootstrap"], state["version"], folder, process, container)
+    return Broker(kind, bootstrap, version, folder, process, container)
 
 
 def stop_broker(folder: Path) -> Broker | None:
@@ -203,7 +203,8 @@ def _format(java: str, class_path: str, settings: Path) -> None:
     command = [java, "-Xmx128m", "-cp", class_path, "kafka.tools.StorageTool", "format"]
     command += ["-t", cluster, "-c", str(settings)]
     try:
-        subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=True)
+        env = processes.inherited()
+        subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=True, env=env)
     except subprocess.CalledProcessError as error:
         said = (error.stdout + error.stderr).strip()[-500:]
         raise ServerError(f"formatting its folder failed: {said}") from error

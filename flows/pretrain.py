@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact
 
 from flows import encoder, progress, training_data
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings
 from models import plots, registry
@@ -18,6 +19,7 @@ from pipelines.stream import load
 
 
 @flow(name="pretrain", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
     """Train the encoder on everything that had arrived by `as_of_ms`; goes on from a checkpoint if it was cut off.
 

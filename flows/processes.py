@@ -20,6 +20,18 @@ from pipelines.errors import UnmaskError
 
 LOOPBACK = "127.0.0.1"
 
+# Variables that a program needs to run at all. None of them is a secret: a server must not get the login of Kafka, of a
+# registry or of a cloud from whoever started it.
+INHERITED = frozenset(
+    (
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "JAVA_HOME", "JAVA_TOOL_OPTIONS", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"),
+        *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"),
+        *("OMP_NUM_THREADS", "NUMBA_CACHE_DIR", "DO_NOT_TRACK"),
+    )
+)
+
 # Who starts a child must collect its exit code, also where `find` made the handle that stops it.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -124,7 +136,12 @@ class Process:
 
 
 def launch(
-    name: str, command: Sequence[str], *, folder: Path, address: str, env: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    *,
+    folder: Path,
+    address: str,
+    env: Mapping[str, str] | None = None,
 ) -> Process:
     """Start `command` in its own session; whether it is up, `Process.wait_until_up` tells.
 
@@ -133,7 +150,7 @@ def launch(
         command: program and arguments.
         folder: where the state file and the log go.
         address: "host:port" that it was told to listen on.
-        env: variables added to this process's own.
+        env: variables beside those of `INHERITED`; nothing else of this process's environment is passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("ab") as out:
@@ -143,7 +160,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env=inherited() | dict(env or {}),
             start_new_session=True,  # Ctrl-C reaches only us: we stop it in our own order
         )
     _children[child.pid] = child
@@ -151,6 +168,12 @@ def launch(
     process = Process(name, child.pid, created, address, folder, printed_before)
     _write_state(process)
     return process
+
+
+def inherited(*prefixes: str) -> dict[str, str]:
+    """What a child may have of this process's variables: those of `INHERITED`, and those that start with a prefix."""
+    wanted = ("LC_", *prefixes)
+    return {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith(wanted)}
 
 
 def stop_all(started: Sequence[Process], *, patience_s: float = 8.0) -> None:
@@ -170,9 +193,9 @@ def find(name: str, folder: Path) -> Process | None:
     """The server that a former `start` left running in `folder`, or None."""
     try:
         state = json.loads(_state_file(folder, name).read_text())
-    except FileNotFoundError:
-        return None
-    process = Process(name, state["pid"], state["created"], state["address"], folder)
+        process = Process(name, int(state["pid"]), float(state["created"]), str(state["address"]), folder)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # never started, or its file was cut short by a crash
     return process if process.is_running else None
 
 
@@ -187,7 +210,9 @@ def free_port() -> int:
 def choose_port(name: str, folder: Path) -> int:
     """The port of the last start if it is still free, so that clients find it again; else a free one."""
     remembered = folder / f"{name}.port"
-    last = int(remembered.read_text()) if remembered.exists() else None
+    last = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        last = int(remembered.read_text())
     if last is not None and not accepts(last):
         return last
     port = free_port()

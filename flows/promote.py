@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from models import artifact, gate, registry
@@ -42,6 +43,7 @@ class Decision:
 
 
 @flow(name="promote", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@alone
 def promote(stream: Path, force: bool = False) -> Decision:
     """Judge what was measured of the challenger and move the champion alias to it if it may serve.
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from flows.settings import Settings, registry_name
 from models import artifact, registry
 from models.artifact import ServedModel
+from models.errors import ModelError
 from models.explain import Explanation
 from pipelines import faults
+from pipelines.audit import NoModelError
 from pipelines.scorer import Scorer
 from pipelines.stream import Stream
 from pipelines.takeover import ScorerSetting, StartFrom
@@ -79,15 +81,7 @@ def champion(settings: Settings, stream: Stream) -> ColumnsByName:
     resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri_or_nowhere(), cache=cache)
     if not resolved.registry_answered:
         log.warning("MLflow does not answer; serving the last good copy, version %s", resolved.version)
-    try:
-        served = artifact.load(resolved.folder, expect=resolved.digest)
-    except artifact.ArtifactError:
-        if not resolved.registry_answered:
-            raise
-        log.warning("the copy of version %s is damaged; fetching it again", resolved.version)
-        shutil.rmtree(resolved.folder)
-        resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri(), cache=cache)
-        served = artifact.load(resolved.folder, expect=resolved.digest)
+    served = _loaded(settings, name, resolved.digest)
     model = ColumnsByName(served, stream)
     if model.missing:
         log.warning(
@@ -96,6 +90,32 @@ def champion(settings: Settings, stream: Stream) -> ColumnsByName:
         )
     log.info("model version %s, digest %s", resolved.version, resolved.digest[:12])
     return model
+
+
+def model_of(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
+    """The model that a score names, from the cache or from MLflow.
+
+    Raises:
+        NoModelError: neither has it.
+    """
+    try:
+        return ColumnsByName(_loaded(settings, registry_name(stream), digest), stream)
+    except ModelError as error:
+        raise NoModelError(str(error)) from error
+
+
+def _loaded(settings: Settings, name: str, digest: str) -> ServedModel:
+    """The model from the cache; where that copy is damaged, it is fetched again."""
+    uri, cache = settings.tracking_uri_or_nowhere(), settings.model_cache
+    folder = registry.fetch(name, digest, tracking_uri=uri, cache=cache)
+    try:
+        return artifact.load(folder, expect=digest)
+    except artifact.ArtifactError:
+        if not registry.answers(uri):
+            raise
+        log.warning("the copy of model %s is damaged; fetching it again", digest[:12])
+        shutil.rmtree(folder, ignore_errors=True)
+        return artifact.load(registry.fetch(name, digest, tracking_uri=uri, cache=cache), expect=digest)
 
 
 def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault: faults.Fault) -> None:

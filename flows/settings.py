@@ -1,17 +1,29 @@
 """Settings: read once from the environment, frozen, passed on. `unmask --help` names them."""
 
+import logging
+import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flows import kafka_server, servers
+from models.registry import PROBE_S, answers
 from pipelines.broker import Connection
 from pipelines.errors import UnmaskError
 from pipelines.lake import Lake
 from pipelines.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# What may lie in a home that is tightened without asking; in a folder of other things that might surprise.
+OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "snapshots", "scorer", "work", "numba"}
+OURS |= {"promotions.jsonl", "defects.log"}
 
 
 def registry_name(stream: Stream) -> str:
@@ -20,25 +32,55 @@ def registry_name(stream: Stream) -> str:
 
 
 class SettingsError(UnmaskError):
-    """A setting is missing; says which and how to give it."""
+    """A setting is missing or holds what it must not; says which and how to give it."""
 
 
 class Settings(BaseSettings):
-    """Where things are. Servers not named are looked for among those started here (`unmask kafka|ui start`)."""
+    """Where things are. Servers not named are looked for among those started here (`unmask kafka|ui start`).
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    Raises:
+        SettingsError: a variable holds what it must not.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Field(Path(".unmask"), validation_alias="UNMASK_HOME")
     stream: Path | None = Field(None, validation_alias="UNMASK_STREAM")
-    kafka: str | None = Field(None, validation_alias="KAFKA_BOOTSTRAP_SERVERS")
-    mlflow: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
-    prefect: str | None = Field(None, validation_alias="PREFECT_API_URL")
-    security_protocol: str | None = Field(None, validation_alias="KAFKA_SECURITY_PROTOCOL")
-    sasl_mechanism: str | None = Field(None, validation_alias="KAFKA_SASL_MECHANISM")
+    kafka: str | None = Field(
+        None,
+        validation_alias="KAFKA_BOOTSTRAP_SERVERS",
+        pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
+        description="host:port, several with commas between",
+    )
+    mlflow: str | None = Field(
+        None, validation_alias="MLFLOW_TRACKING_URI", pattern=r"^\w+://", description="http://host:port"
+    )
+    prefect: str | None = Field(
+        None, validation_alias="PREFECT_API_URL", pattern=r"^https?://", description="http://host:port/api"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] | None = Field(
+        None, validation_alias="KAFKA_SECURITY_PROTOCOL"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"] | None = Field(
+        None, validation_alias="KAFKA_SASL_MECHANISM"
+    )
     sasl_username: str | None = Field(None, validation_alias="KAFKA_SASL_USERNAME")
     sasl_password: SecretStr | None = Field(None, validation_alias="KAFKA_SASL_PASSWORD")
     sasl_password_file: Path | None = Field(None, validation_alias="KAFKA_SASL_PASSWORD_FILE")
     ssl_cafile: Path | None = Field(None, validation_alias="KAFKA_SSL_CAFILE")
+
+    def __init__(self) -> None:
+        try:
+            super().__init__()
+        except ValidationError as error:
+            shapes = {f.validation_alias: f.description for f in type(self).model_fields.values()}
+            said = []
+            for e in error.errors():
+                name = str(e["loc"][0])
+                shape = shapes.get(name) or e.get("ctx", {}).get("expected", e["msg"])
+                said.append(f"{name} must be {shape}, however: {e['input']!r}")
+            raise SettingsError("; ".join(said)) from None
+        _keep_private(self.home)
 
     def connection(self) -> Connection:
         """Kafka, as named by KAFKA_BOOTSTRAP_SERVERS, or started here by `unmask kafka start` or `unmask demo --keep`.
@@ -77,7 +119,7 @@ class Settings(BaseSettings):
         """Environment under which Prefect reports to PREFECT_API_URL or to the server of `unmask ui start`.
 
         Raises:
-            SettingsError: neither is there.
+            SettingsError: neither is there, or it does not answer.
         """
         api = self.prefect
         if api is None:
@@ -85,8 +127,16 @@ class Settings(BaseSettings):
             if local is None:
                 raise SettingsError("no Prefect: run `unmask ui start`, or set PREFECT_API_URL=http://host:port/api")
             api = local.prefect_api
+        if not answers(api):
+            raise SettingsError(
+                f"no Prefect answers at {api} within {PROBE_S:.0f} s: start it (`unmask ui start`) or set "
+                "PREFECT_API_URL=http://host:port/api"
+            )
         return {
             **servers.NO_CALLS_HOME,
+            # By default a dead server is asked for a minute, a hanging one for six.
+            "PREFECT_API_REQUEST_TIMEOUT": os.environ.get("PREFECT_API_REQUEST_TIMEOUT", "10"),
+            "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "2"),
             "PREFECT_API_URL": api,
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         }
@@ -130,9 +180,31 @@ class Settings(BaseSettings):
         return self.home / "work" / stream.topics / stage
 
     def _client_options(self) -> dict[str, Any]:
+        """Options of kafka-python's clients.
+
+        Raises:
+            SettingsError: they do not fit together, or a file cannot be read.
+        """
+        wants_login = (self.security_protocol or "").startswith("SASL")
         password = self.sasl_password.get_secret_value() if self.sasl_password else None
         if self.sasl_password_file:
-            password = self.sasl_password_file.read_text().strip()
+            password = _read(self.sasl_password_file, "KAFKA_SASL_PASSWORD_FILE").strip()
+        if (
+            wants_login
+            and self.sasl_mechanism != "GSSAPI"
+            and not (self.sasl_mechanism and self.sasl_username and password)
+        ):
+            raise SettingsError(
+                f"KAFKA_SECURITY_PROTOCOL={self.security_protocol} needs KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME and "
+                "KAFKA_SASL_PASSWORD or KAFKA_SASL_PASSWORD_FILE; one of them is missing or empty"
+            )
+        if not wants_login and (self.sasl_mechanism or self.sasl_username or password):
+            raise SettingsError(
+                "KAFKA_SASL_MECHANISM, _USERNAME and _PASSWORD need KAFKA_SECURITY_PROTOCOL=SASL_SSL (or "
+                f"SASL_PLAINTEXT), however it is {self.security_protocol or 'not set'}: the login would not be used"
+            )
+        if self.ssl_cafile:
+            _read(self.ssl_cafile, "KAFKA_SSL_CAFILE")
         options = {
             "security_protocol": self.security_protocol,
             "sasl_mechanism": self.sasl_mechanism,
@@ -141,3 +213,35 @@ class Settings(BaseSettings):
             "ssl_cafile": str(self.ssl_cafile) if self.ssl_cafile else None,
         }
         return {name: value for name, value in options.items() if value is not None}
+
+
+def _read(path: Path, variable: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{variable}={path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{variable}={path} is not text (byte {error.start})") from error
+
+
+def _keep_private(home: Path) -> None:
+    """Make the home for its owner alone; it holds events, models and their scores.
+
+    Raises:
+        SettingsError: it is no folder.
+    """
+    with suppress(OSError):  # where it cannot be made, whoever writes there says so
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not home.is_dir():
+        raise SettingsError(f"UNMASK_HOME={home} is no folder and cannot be made one; name another")
+    if (mode := home.stat().st_mode) & 0o077:
+        if {entry.name for entry in home.iterdir()} <= OURS:
+            with suppress(OSError):
+                home.chmod(0o700)
+        else:
+            _warn_once(home, stat.filemode(mode))
+
+
+@cache
+def _warn_once(home: Path, mode: str) -> None:
+    log.warning("others of this machine may look into UNMASK_HOME=%s (%s); run: chmod 700 %s", home, mode, home)

@@ -16,11 +16,11 @@ from pipelines import broker
 from pipelines.alerts import Model, Progress
 from pipelines.broker import Connection, Received
 from pipelines.contract import text_of
-from pipelines.errors import BrokerError
+from pipelines.errors import BrokerError, UnmaskError
 from pipelines.lake import Lake
 from pipelines.lane import read_progress
 from pipelines.stream import Stream
-from pipelines.training import replay_rows
+from pipelines.training import Replay, replay_rows
 
 SCORE_TOLERANCE = 1e-5
 MAX_EXAMPLES = 20
@@ -32,7 +32,7 @@ Place = tuple[int, int]  # partition, offset
 
 @dataclass(frozen=True)
 class Skew:
-    """A score that is not what the lake gives; None where the lake does not hold its event, or no model was at hand."""
+    """A score that is not what the lake gives; None where the lake lacks its event, or the model is not to be had."""
 
     partition: int
     offset: int
@@ -43,37 +43,65 @@ class Skew:
     offline_score: float | None
 
 
+class NoModelError(UnmaskError):
+    """The model of some scores cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """The scores of one model: of `n_scores`, `n_checked` were computed again and `n_differs` of those differ.
+
+    `why_not` says why the model could not be had; then none was computed again.
+    """
+
+    digest: str
+    n_scores: int
+    n_checked: int
+    n_differs: int
+    why_not: str | None = None
+
+
 @dataclass(frozen=True)
 class SkewAudit:
-    """Every published score against the features (and the score) made again from the lake.
+    """Every published score against the features and the score made again from the lake.
 
-    `n_model_checked` of the `checked` scores were also computed again; `n_score_differs` of those by more than 1e-5.
+    Of `checked` scores `equal` have the features of the lake; `models` tells, by model, which were computed again.
     """
 
     checked: int
     equal: int
-    n_model_checked: int
-    n_score_differs: int
     worst_score_difference: float
+    models: list[ModelCheck] = field(default_factory=list)
     examples: list[Skew] = field(default_factory=list)
 
     @property
+    def n_model_checked(self) -> int:
+        """Scores computed again by the model that they name."""
+        return sum(m.n_checked for m in self.models)
+
+    @property
+    def n_score_differs(self) -> int:
+        """Scores that came out differently, by more than 1e-5."""
+        return sum(m.n_differs for m in self.models)
+
+    @property
     def holds(self) -> bool:
-        return self.checked == self.equal and self.n_score_differs == 0
+        """Every score was computed again, from equal features, and came out the same."""
+        return self.checked == self.equal == self.n_model_checked and self.n_score_differs == 0
 
 
 def skew_audit(
     lake: Lake,
     stream: Stream,
     *,
-    model: Model | None = None,
+    models: Callable[[str], Model],
     since: Mapping[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SkewAudit:
     """Compare every score in the lake with what the lake's events and labels give.
 
     Args:
-        model: scores that it published (same digest) are computed again too.
+        models: the model of a digest, or `NoModelError`; asked once for each model, one model is held at a time.
         since: first offset to compare, per partition: from there on the present features were in force.
         progress: as in `training.replay_rows`.
     """
@@ -94,16 +122,28 @@ def skew_audit(
     same = (
         (both["features_hash"].str.to_integer(base=16, dtype=pl.UInt64) == both["offline"]).fill_null(False).to_numpy()
     )
-    live = both["score"].to_numpy()
     again = np.full(both.height, np.nan)
-    if model is not None:
-        mine = np.flatnonzero((both["model"] == model.digest).to_numpy() & both["row"].is_not_null().to_numpy())
-        rows = both["row"].gather(mine).to_numpy()
-        for at in range(0, len(mine), _CHUNK):
-            chosen = rows[at : at + _CHUNK]
-            again[mine[at : at + _CHUNK]] = model.score(replay.numeric[chosen], replay.categorical[chosen])
+    live = both["score"].to_numpy()
+    checks = []
+    for (digest,), group in both.with_row_index("at").group_by("model", maintain_order=True):
+        places = group.filter(pl.col("row").is_not_null())
+        at, rows = places["at"].to_numpy(), places["row"].to_numpy()
+        why_not = None
+        try:
+            _score_again(models(digest), replay, rows, into=again, at=at)
+        except NoModelError as error:
+            why_not = str(error)
+        difference = np.abs(live[at] - again[at])
+        checks.append(
+            ModelCheck(
+                digest=digest,
+                n_scores=group.height,
+                n_checked=int((~np.isnan(difference)).sum()),
+                n_differs=int((difference > SCORE_TOLERANCE).sum()),
+                why_not=why_not,
+            )
+        )
     difference = np.abs(live - again)
-    differs = difference > SCORE_TOLERANCE
     examples = [
         Skew(
             row["partition"],
@@ -114,17 +154,24 @@ def skew_audit(
             row["score"],
             None if np.isnan(again[i]) else float(again[i]),
         )
-        for i in np.flatnonzero(~same | differs)[:MAX_EXAMPLES]
+        for i in np.flatnonzero(~same | (difference > SCORE_TOLERANCE))[:MAX_EXAMPLES]
         for row in [both.row(int(i), named=True)]
     ]
     return SkewAudit(
         checked=both.height,
         equal=int(same.sum()),
-        n_model_checked=int((~np.isnan(again)).sum()),
-        n_score_differs=int(differs.sum()),
         worst_score_difference=float(np.nanmax(difference, initial=0.0)),
+        models=checks,
         examples=examples,
     )
+
+
+def _score_again(
+    model: Model, replay: Replay, rows: NDArray[np.int64], *, into: NDArray[np.float64], at: NDArray[np.uint32]
+) -> None:
+    for start in range(0, len(rows), _CHUNK):
+        chosen = rows[start : start + _CHUNK]
+        into[at[start : start + _CHUNK]] = model.score(replay.numeric[chosen], replay.categorical[chosen])
 
 
 @dataclass(frozen=True)

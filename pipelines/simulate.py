@@ -207,7 +207,10 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
     wanted = [f.name for f in stream.fields]
     parts = []
     for path in paths:
-        there = pl.read_parquet_schema(path)
+        try:
+            there = pl.read_parquet_schema(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise StreamFileError(f"{path}: is not readable as Parquet ({error}); move it away") from error
         for name in (*wanted, *truth):
             if name not in there:
                 mend = (

@@ -198,6 +198,8 @@ def load(path: Path) -> Stream:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise StreamFileError(f"{path}: cannot be read ({error.strerror}); give the path of a stream file") from error
+    except UnicodeDecodeError as error:
+        raise StreamFileError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8 text") from error
     return parse(text, where=str(path))
 
 

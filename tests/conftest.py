@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def free_port() -> int:
     """A TCP port of the loopback that nobody listens on."""
     return processes.free_port()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """URL of a listener that accepts connections and never answers."""
+    with socket.create_server((processes.LOOPBACK, 0), backlog=256) as listener:
+        yield f"http://{processes.LOOPBACK}:{listener.getsockname()[1]}"

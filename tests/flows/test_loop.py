@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -76,7 +77,7 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     from flows.ingest import ingest
     from flows.pretrain import pretrain
     from flows.promote import promote
-    from flows.serve import champion
+    from flows.serve import champion, model_of
 
     stream_file = home / "logins.toml"
     topics = f"logins-{time.time_ns()}"
@@ -116,9 +117,14 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
 
     ingest(stream_file)
     lake, model = settings.lake(stream), champion(settings, stream)
-    skew = audit.skew_audit(lake, stream, model=model)
-    assert skew.checked == skew.equal == N_LIVE
-    assert skew.n_score_differs == 0
+    shutil.rmtree(settings.model_cache)  # then it comes from the registry
+    skew = audit.skew_audit(lake, stream, models=lambda digest: model_of(settings, stream, digest))
+    assert skew.holds
+    assert skew.checked == skew.equal == skew.n_model_checked == N_LIVE
+    with pytest.raises(audit.NoModelError, match="no version of 'logins-scorer' with the digest 0123"):
+        model_of(settings, stream, "0123456789abcdef" * 4)
+    with pytest.raises(audit.NoModelError, match="hexadecimal"):
+        model_of(settings, stream, "../../etc")
 
     rows = replay_rows(lake, stream)
     live = {(s.source.partition, s.source.offset): s.score for s in scores}

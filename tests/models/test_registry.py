@@ -1,7 +1,4 @@
-import http.server
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +6,7 @@ import pytest
 
 from flows.servers import Servers
 from models.plots import training_curves
-from models.registry import RegistryError, Resolved, open_run, register, resolve, set_alias, version_of
+from models.registry import RegistryError, Resolved, fetch, note, open_run, register, resolve, set_alias, version_of
 
 DIGEST = "0123456789abcdef" * 4
 NOWHERE = "http://127.0.0.1:9"
@@ -22,25 +19,6 @@ def model_folder(tmp_path: Path) -> Path:
     (folder / "manifest.json").write_text('{"files": {}}')
     (folder / "model.safetensors").write_bytes(np.arange(8, dtype=np.float32).tobytes())
     return folder
-
-
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """Accepts connections and never answers."""
-    release = threading.Event()
-
-    class Silent(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            release.wait(30.0)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    release.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_a_model_goes_through_the_registry_unchanged_and_stays_when_mlflow_goes(
@@ -67,6 +45,9 @@ def test_a_model_goes_through_the_registry_unchanged_and_stays_when_mlflow_goes(
         version,
         {"ap": "0.77", "digest": DIGEST},
     )
+    assert fetch("registry-scorer", DIGEST, tracking_uri=uri, cache=tmp_path / "other").name == DIGEST
+    with pytest.raises(RegistryError, match="no version of 'registry-scorer' with the digest ffff"):
+        fetch("registry-scorer", "f" * 64, tracking_uri=uri, cache=tmp_path / "other")
     last_good = resolve("registry-scorer", "champion", tracking_uri=NOWHERE, cache=cache)
     assert last_good == Resolved(version, DIGEST, cache / DIGEST, registry_answered=False)
     _check_the_run(uri, run.run_id)
@@ -112,9 +93,72 @@ def test_without_mlflow_and_without_a_copy_the_error_names_both(tmp_path: Path):
         resolve("registry-scorer", "champion", tracking_uri=NOWHERE, cache=tmp_path)
 
 
+def last_good_copy(cache: Path, *, version: int = 3) -> None:
+    (cache / DIGEST).mkdir(parents=True)
+    (cache / "payments-scorer.champion.json").write_text(f'{{"version": {version}, "digest": "{DIGEST}"}}')
+
+
 def test_a_server_that_never_answers_costs_at_most_five_seconds(silent_server: str, tmp_path: Path):
-    (tmp_path / "payments-scorer.champion.json").write_text(f'{{"version": 3, "digest": "{DIGEST}"}}')
+    last_good_copy(tmp_path)
     began = time.monotonic()
     found = resolve("payments-scorer", "champion", tracking_uri=silent_server, cache=tmp_path)
     assert (found.version, found.registry_answered) == (3, False)
     assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    ("pointer", "says"),
+    [
+        (b"{half a po", "is damaged (JSONDecodeError"),
+        (b"\xff\xfe", "is damaged (UnicodeDecodeError"),
+        (b'["3"]', "is damaged (TypeError"),
+        (b'{"version": 3}', "is damaged (KeyError: 'digest')"),
+        (f'{{"version": 3, "digest": "{"e" * 64}"}}'.encode(), "names a copy that is not there"),
+        (b'{"version": 3, "digest": "../.."}', "names a copy that is not there"),
+    ],
+)
+def test_a_damaged_pointer_to_the_last_good_copy_is_told_with_its_mend(pointer: bytes, says: str, tmp_path: Path):
+    last_good_copy(tmp_path)
+    (tmp_path / "payments-scorer.champion.json").write_bytes(pointer)
+    with pytest.raises(RegistryError, match=r"no MLflow answers .*start MLflow") as raised:
+        resolve("payments-scorer", "champion", tracking_uri=NOWHERE, cache=tmp_path)
+    assert says in str(raised.value)
+
+
+def test_every_call_of_a_silent_server_ends_within_seconds_as_one_sentence(silent_server: str, tmp_path: Path):
+    def run() -> None:
+        with open_run("e", tracking_uri=silent_server, run_name="r"):
+            raise AssertionError("there is no run")
+
+    calls = [
+        run,
+        lambda: version_of("m", "champion", tracking_uri=silent_server),
+        lambda: set_alias("m", "champion", 1, tracking_uri=silent_server),
+        lambda: fetch("m", DIGEST, tracking_uri=silent_server, cache=tmp_path),
+    ]
+    for call in calls:
+        began = time.monotonic()
+        with pytest.raises(RegistryError, match=r"no MLflow answers at .* within 3 s: start it"):
+            call()
+        assert time.monotonic() - began < 10.0
+    assert note("e", {"n": 1.0}, tracking_uri=silent_server, run_name="r", tags={}) is None
+
+
+def test_a_run_whose_server_goes_away_ends_in_time_and_only_what_others_build_on_fails(
+    servers: Servers, model_folder: Path, silent_server: str, caplog: pytest.LogCaptureFixture
+):
+    from models.registry import _client
+
+    began = time.monotonic()
+    with open_run("registry/away", tracking_uri=servers.mlflow_uri, run_name="away") as run:
+        run.tracking_uri, run._client = silent_server, _client(silent_server)
+        for step in range(5):
+            run.log_metrics({"loss": 1.0}, step=step)
+            run.flush()
+        run.log_params({"a": 1})
+        run.log_table("budget", {"rate": [0.1]})
+        with pytest.raises(RegistryError, match="no MLflow answers"):
+            run.log_folder(model_folder, "model")
+    assert time.monotonic() - began < 30.0
+    assert [r.getMessage() for r in caplog.records if "not kept" in r.getMessage()] != []
+    assert "stays unfinished" in caplog.text

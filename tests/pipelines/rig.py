@@ -64,9 +64,10 @@ class Log:
 class Linear:
     """A model that is a plain function of the features."""
 
-    digest, threshold = "linear", 0.9
+    threshold = 0.9
 
-    def __init__(self, stream: Stream, *, shift: float = 0.0) -> None:
+    def __init__(self, stream: Stream, *, shift: float = 0.0, digest: str = "linear") -> None:
+        self.digest = digest
         self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
         self._shift = shift
 

@@ -3,8 +3,11 @@ import threading
 import time
 import tracemalloc
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import polars as pl
@@ -12,7 +15,7 @@ import pytest
 
 from pipelines import broker
 from pipelines.alerts import PROGRESS_FORMAT, Progress, RecordSource, Refused, Score
-from pipelines.audit import Findings, Outcomes, reconcile, skew_audit
+from pipelines.audit import Findings, NoModelError, Outcomes, reconcile, skew_audit
 from pipelines.broker import Connection, Message, Received, Writer
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.ingest import ingest
@@ -21,7 +24,7 @@ from pipelines.replay import Replayer, create_stream_topics
 from pipelines.scorer import Scorer
 from pipelines.state import DAY_MS
 from pipelines.stream import Stream
-from pipelines.takeover import ScorerSetting
+from pipelines.takeover import ScorerSetting, StartFrom
 from tests.pipelines.rig import START_MS, Linear, event_message, few_payments, payments_stream
 
 
@@ -229,33 +232,55 @@ def test_without_progress_there_is_nothing_to_reconcile(connection: Connection, 
 
 
 class Scored:
-    """A stream that a real scorer has scored, and its lake."""
+    """A stream that real scorers have scored, with a promotion in between, and its lake."""
 
     def __init__(self, connection: Connection, folder: Path) -> None:
-        self.connection = connection
+        self.connection, self.folder = connection, folder
         self.stream = payments_stream(f"scored-{uuid.uuid4().hex[:8]}")
+        self.models = {
+            "first": Linear(self.stream, digest="first"),
+            "second": Linear(self.stream, digest="second", shift=0.05),
+        }
         create_stream_topics(connection, self.stream, n_partitions=2, append_time=False)
-        replayer, frame, live_from_ms = (
-            Replayer(connection, self.stream, n_partitions=2),
-            few_payments(),
-            START_MS + 6 * DAY_MS,
-        )
+        replayer, frame = Replayer(connection, self.stream, n_partitions=2), few_payments()
         shares = {"label_delay_ms": DAY_MS, "broken_share": 0.05, "duplicate_share": 0.05}
-        replayer.play(frame, until_ms=live_from_ms, **shares)  # type: ignore[arg-type]
-        setting = ScorerSetting(self.stream, connection, folder / "snapshots")
-        scorer = Scorer(setting, Linear(self.stream), start="latest")
+        start, promotion = (START_MS + days * DAY_MS for days in (6, 9))
+        replayer.play(frame, until_ms=start, **shares)  # type: ignore[arg-type]
+        with self._scoring(self.models["first"], start="latest"):
+            first = replayer.play(frame, from_ms=start, until_ms=promotion, **shares)  # type: ignore[arg-type]
+            self._wait_until_scored(but=first.n_events // 2)
+        with self._scoring(self.models["second"]):
+            second = replayer.play(frame, from_ms=promotion, **shares)  # type: ignore[arg-type]
+            replayer.finish()
+            self._wait_until_scored()
+        self.n_events = first.n_events + second.n_events
+        self.n_broken = sum(first.n_broken.values()) + sum(second.n_broken.values())
+        self.n_duplicates = first.n_duplicates + second.n_duplicates
+        self.lake = Lake(folder / "lake", self.stream)
+        ingest(connection, self.stream, self.lake)
+
+    def model(self, digest: str) -> Linear:
+        """What `skew_audit` asks for."""
+        if digest not in self.models:
+            raise NoModelError(f"the registry has no {digest}")
+        return self.models[digest]
+
+    @contextmanager
+    def _scoring(self, model: Linear, *, start: StartFrom | None = None) -> Iterator[None]:
+        scorer = Scorer(ScorerSetting(self.stream, self.connection, self.folder / "snapshots"), model, start=start)
         stop = threading.Event()
         thread = threading.Thread(target=lambda: scorer.run(stop.is_set))
         thread.start()
-        self.played = replayer.play(frame, from_ms=live_from_ms, **shares)  # type: ignore[arg-type]
-        replayer.finish()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _wait_until_scored(self, *, but: int = 0) -> None:
         until = time.monotonic() + 60
-        while time.monotonic() < until and reconcile(connection, self.stream).pending:
+        while time.monotonic() < until and reconcile(self.connection, self.stream).pending > but:
             time.sleep(0.2)
-        stop.set()
-        thread.join()
-        self.lake = Lake(folder / "lake", self.stream)
-        ingest(connection, self.stream, self.lake)
 
 
 @pytest.fixture(scope="module")
@@ -267,23 +292,40 @@ def test_a_scorer_s_stream_reconciles(scored: Scored) -> None:
     found = reconcile(scored.connection, scored.stream)
     assert found.holds, found
     assert found.pending == 0
-    assert found.n_events == scored.played.n_events
-    assert found.n_refused == sum(scored.played.n_broken.values())
-    assert found.n_duplicates == scored.played.n_duplicates
+    assert (found.n_events, found.n_refused) == (scored.n_events, scored.n_broken)
+    assert found.n_duplicates == scored.n_duplicates
 
 
-def test_live_features_and_scores_are_those_of_the_lake(scored: Scored) -> None:
-    found = skew_audit(scored.lake, scored.stream, model=Linear(scored.stream))
+def test_live_features_and_scores_are_those_of_the_lake_and_of_the_models_they_name(scored: Scored) -> None:
+    found = skew_audit(scored.lake, scored.stream, models=scored.model)
     assert found.holds, found.examples
     assert found.checked == found.equal == found.n_model_checked > 500
     assert found.worst_score_difference < 1e-5
+    assert [m.digest for m in found.models if m.n_checked == m.n_scores > 100] == ["first", "second"]
 
 
-def test_a_model_that_gives_other_scores_is_found(scored: Scored) -> None:
-    found = skew_audit(scored.lake, scored.stream, model=Linear(scored.stream, shift=0.001))
+def test_scores_of_before_a_promotion_are_checked_with_the_model_of_then(scored: Scored) -> None:
+    found = skew_audit(scored.lake, scored.stream, models=lambda digest: scored.models["second"])
+    first, second = found.models
     assert not found.holds
-    assert (found.n_score_differs, found.equal) == (found.checked, found.checked)
-    assert abs(found.worst_score_difference - 0.001) < 1e-5
+    assert first.n_differs == first.n_checked > 0
+    assert (second.n_differs, found.equal) == (0, found.checked)
+    assert abs(found.worst_score_difference - 0.05) < 1e-5
+
+
+def test_scores_whose_model_cannot_be_loaded_do_not_hold(scored: Scored) -> None:
+    with mock.patch.dict(scored.models):
+        del scored.models["first"]
+        some = skew_audit(scored.lake, scored.stream, models=scored.model)
+        scored.models.clear()
+        none = skew_audit(scored.lake, scored.stream, models=scored.model)
+    assert not some.holds
+    assert [(m.why_not, m.n_checked == m.n_scores) for m in some.models] == [
+        ("the registry has no first", False),
+        (None, True),
+    ]
+    assert not none.holds
+    assert (none.n_model_checked, none.equal) == (0, none.checked)
 
 
 class Tampered(Lake):
@@ -303,7 +345,7 @@ class Tampered(Lake):
 
 def test_one_cell_that_differs_is_found_with_its_place(scored: Scored) -> None:
     lake = Tampered(scored.lake.folder.parent, scored.stream)
-    found = skew_audit(lake, scored.stream)
+    found = skew_audit(lake, scored.stream, models=scored.model)
     assert 0 < found.checked - found.equal < 20
     assert found.examples
     assert found.examples[0].offline_hash != found.examples[0].live_hash

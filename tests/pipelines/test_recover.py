@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 
 from pipelines import broker
-from pipelines.audit import reconcile, skew_audit
+from pipelines.audit import SkewAudit, reconcile, skew_audit
 from pipelines.broker import KEEP_FOR_EVER, Message, Writer
 from pipelines.errors import BrokerError, RestoreError, UnmaskError
 from pipelines.ingest import ingest
@@ -22,6 +23,7 @@ from pipelines.recover import Facts, Plan, Recovery, plan
 from pipelines.stream import parse
 from pipelines.takeover import first_progress
 from tests.pipelines.kill_stream import TEXT, stream_named
+from tests.pipelines.live_scorer import Linear
 from tests.pipelines.scoring import N_PARTITIONS, Rig, running
 
 ROOT = Path(__file__).parents[2]
@@ -78,12 +80,15 @@ class Books(Rig):
         assert self.recovery.plan() is None
         return found
 
+    def skew(self, *, since: Mapping[int, int] | None = None) -> SkewAudit:
+        return skew_audit(self.lake, self.stream, models=lambda digest: Linear(self.stream), since=since)
+
     def check(self, *, n_scored: int, since: bool = False) -> None:
         """Nothing lost or doubled, and live is offline."""
         found = reconcile(self.connection, self.stream)
         assert found.holds, found
         assert (found.n_scored, found.pending) == (n_scored, 0)
-        skew = skew_audit(self.lake, self.stream, since=found.since if since else None)
+        skew = self.skew(since=found.since if since else None)
         assert skew.holds, skew.examples
         assert skew.checked == (found.n_scored_since if since else n_scored)
 
@@ -200,7 +205,7 @@ def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> Non
     books.check(n_scored=85, since=True)
     found = reconcile(books.connection, books.stream)
     assert (sum(found.since.values()), found.n_scored_since) == (60, 25)
-    assert not skew_audit(books.lake, books.stream).holds  # the first 60 were made under the old features
+    assert not books.skew().holds  # the first 60 were made under the old features
 
 
 def spoil_snapshots_and_head(books: Books) -> None:

@@ -1,0 +1,98 @@
+"""One run of a flow and stream at a time, and no zombies: what a killed run left `Running` is closed by the next one.
+
+The lock is the kernel's: it goes with its process, by SIGKILL and power cut too, so nothing has to expire before the
+next run. Prefect's own concurrency limit holds its slot for five minutes after such a death, and for ever where the
+server was restarted meanwhile: then it would cancel every later run.
+"""
+
+import fcntl
+import inspect
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import psutil
+from httpx import HTTPError
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelled, Crashed
+
+from flows.settings import Settings
+from pipelines.stream import load
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def alone(run: Callable[P, R]) -> Callable[P, R]:
+    """Put under `@flow`: a run that finds another one of the same flow and stream going ends at once as Cancelled."""
+    signature = inspect.signature(run)
+
+    @wraps(run)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        stream = load(Path(signature.bind(*args, **kwargs).arguments["stream"]))
+        path = Settings().work_folder(stream, "runs") / f"{run.__name__}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                words = (
+                    f"{run.__name__} of {stream.name} is already running (see {path}); the next run does what is left"
+                )
+                return cast(R, Cancelled(message=words))
+            _close_zombie(held.read())
+            held.seek(0)
+            held.truncate()
+            json.dump(_this_run(), held)
+            held.flush()
+            return run(*args, **kwargs)
+
+    return guarded
+
+
+def _this_run() -> dict[str, Any]:
+    context = FlowRunContext.get()
+    found = context.flow_run if context else None
+    process = psutil.Process()
+    return {
+        "flow_run": str(found.id) if found else None,
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "created": process.create_time(),
+    }
+
+
+def _close_zombie(left: str) -> None:
+    """Mark the last run as crashed where its process is gone and its page does not know."""
+    try:
+        last = json.loads(left)
+        if last["flow_run"] is None or _lives(last):
+            return
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(last["flow_run"]).state
+            if state is None or not state.is_final():
+                words = "its process was killed; found by the run after it"
+                client.set_flow_run_state(last["flow_run"], Crashed(message=words), force=True)
+    except (ValueError, KeyError, TypeError, ObjectNotFound):
+        return  # no run before this one, or one that nobody knows any more
+    except (HTTPError, PrefectException) as error:
+        log.warning("a killed run may still show as running: %s: %s", type(error).__name__, error)
+
+
+def _lives(run: dict[str, Any]) -> bool:
+    """Whether its process is there: it waits to try again, or is about to report its end."""
+    if run["host"] != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(run["pid"]).create_time() - run["created"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False

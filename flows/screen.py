@@ -1,0 +1,44 @@
+"""Text from outside on a terminal: event fields are an attacker's, and must neither steer it nor pass for our words."""
+
+import logging
+
+from rich.markup import escape
+
+
+def clean(text: str, *, keep: str = "") -> str:
+    r"""Text in which each control, format, bidi-override or unassigned character is "�", but for those in `keep`.
+
+    >>> clean("a\x1b[31mb\u202ec"), clean("two\nlines", keep="\n")
+    ('a�[31mb�c', 'two\nlines')
+    """
+    return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+
+
+def plain(text: object) -> str:
+    r"""The same for text among rich markup, whose brackets it takes no part in.
+
+    >>> plain("[red]x\x07")
+    '\\[red]x�'
+    """
+    return escape(clean(str(text)))
+
+
+def json_line(text: str) -> str:
+    r"""The same JSON with every unprintable character as an escape: JSON leaves DEL and C1 characters raw.
+
+    >>> json_line('"a\x7f\x9b\u202e"')
+    '"a\\u007f\\u009b\\u202e"'
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+class Formatter(logging.Formatter):
+    """Log lines, clean: some hold what an event brought."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record), keep="\n\t")

@@ -1,0 +1,179 @@
+"""Hostile surroundings: what is damaged, absent or hanging costs one sentence and the right exit code, in seconds."""
+
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from flows.servers import Servers
+from flows.settings import Settings
+from models import registry
+from pipelines.broker import Connection
+from pipelines.replay import Replayer, create_stream_topics
+from pipelines.stream import load
+from tests.flows.test_cli import unmask
+from tests.pipelines.rig import STREAMS, few_payments
+
+NOBODY = "127.0.0.1:9"
+
+
+def told(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """What the command said: one sentence, no traceback."""
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ran.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port, several with commas between, however: 'junk'"),
+        ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
+        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "one of them is missing or empty"),
+        ({"KAFKA_SASL_USERNAME": "scorer"}, "the login would not be used"),
+        ({"KAFKA_SASL_PASSWORD_FILE": "/nowhere"}, "KAFKA_SASL_PASSWORD_FILE=/nowhere cannot be read"),
+        ({"KAFKA_SASL_PASSWORD_FILE": "/"}, "KAFKA_SASL_PASSWORD_FILE=/ cannot be read (Is a directory)"),
+        ({"KAFKA_SSL_CAFILE": "/nowhere"}, "KAFKA_SSL_CAFILE=/nowhere cannot be read"),
+        ({"UNMASK_HOME": "/dev/null"}, "UNMASK_HOME=/dev/null is no folder"),
+        ({"UNMASK_STREAM": "/"}, "/: cannot be read (Is a directory)"),
+        ({"UNMASK_STREAM": "{latin}"}, "is not UTF-8 (byte 1)"),
+    ],
+)
+def test_a_bad_setting_is_told(variables: dict[str, str], says: str, tmp_path: Path) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes("#ä".encode("latin-1"))
+    given = {"KAFKA_BOOTSTRAP_SERVERS": NOBODY, "UNMASK_STREAM": "payments"} | variables
+    given |= {"UNMASK_STREAM": given["UNMASK_STREAM"].format(latin=latin)}
+    home = Path(given.pop("UNMASK_HOME", str(tmp_path)))
+    assert says in told(unmask("reconcile", home=home, **given))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["simulate", "--data", "{empty}"], "there is no .parquet file"),
+        (["simulate", "--data", "{damaged}"], "is not readable as Parquet"),
+        (["simulate", "--to", "{file}"], "File exists"),
+        (["demo", "--data", "{empty}", "--out", "{empty}"], "holds no .parquet files"),
+        (["demo", "--out", "{file}"], "File exists"),
+    ],
+)
+def test_a_folder_that_is_none_is_told(words: list[str], says: str, tmp_path: Path) -> None:
+    empty, damaged, file = tmp_path / "empty", tmp_path / "damaged", tmp_path / "file"
+    empty.mkdir()
+    damaged.mkdir()
+    (damaged / "x.parquet").write_bytes(b"PAR1 and then nothing")
+    file.touch()
+    given = [word.format(empty=empty, damaged=damaged, file=file) for word in words]
+    assert says in told(unmask(*given, home=tmp_path))
+
+
+def test_state_files_cut_short_are_no_servers(tmp_path: Path) -> None:
+    for name in ("kafka/broker.json", "ui/mlflow.json", "ui/prefect.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"pid": 12')
+    assert unmask("kafka", "status", home=tmp_path).returncode == 1
+    assert unmask("ui", "status", home=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("flow", ["ingest", "backtest"])
+def test_a_flow_without_prefect_says_so(flow: str, silent_server: str, tmp_path: Path) -> None:
+    words = [flow, "--stream", "payments", *(["--since", "2026-01-01"] if flow == "backtest" else [])]
+    api = f"{silent_server}/api" if flow == "ingest" else f"http://{NOBODY}/api"
+    began = time.monotonic()
+    ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
+    assert f"no Prefect answers at {api} within 3 s" in told(ran)
+    assert time.monotonic() - began < 30.0
+
+
+def test_a_promotion_that_finds_a_silent_mlflow_says_so(servers: Servers, silent_server: str, tmp_path: Path) -> None:
+    given = {"PREFECT_API_URL": servers.prefect_api, "MLFLOW_TRACKING_URI": silent_server}
+    said = told(unmask("promote", "--stream", "payments", home=tmp_path, **given))
+    assert f"no MLflow answers at {silent_server} within 3 s" in said
+
+
+def test_an_ingest_does_its_work_while_mlflow_is_silent(
+    kafka: str, servers: Servers, silent_server: str, tmp_path: Path
+) -> None:
+    stream_file = tmp_path / "stream.toml"
+    topics = f"hostile-{uuid.uuid4().hex[:8]}"
+    text = (STREAMS / "payments.toml").read_text()
+    stream_file.write_text(text.replace("[stream]\n", f'[stream]\ntopics = "{topics}"\n', 1))
+    stream, connection = load(stream_file), Connection(kafka)
+    create_stream_topics(connection, stream, n_partitions=1, append_time=False)
+    sent = Replayer(connection, stream, n_partitions=1).play(few_payments(days=2), label_delay_ms=0).n_events
+    given = {"KAFKA_BOOTSTRAP_SERVERS": kafka, "PREFECT_API_URL": servers.prefect_api}
+    ran = unmask("ingest", "--stream", str(stream_file), home=tmp_path, **given, MLFLOW_TRACKING_URI=silent_server)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{sent:,} events" in ran.stdout
+    assert f"no MLflow answers at {silent_server}" in ran.stderr
+
+
+def test_a_scorer_whose_pointer_to_the_last_model_is_damaged_says_so(tmp_path: Path) -> None:
+    pointer = tmp_path / "models" / "payments-scorer.champion.json"
+    pointer.parent.mkdir()
+    pointer.write_text('{"version": 1')
+    given = {"KAFKA_BOOTSTRAP_SERVERS": NOBODY, "MLFLOW_TRACKING_URI": f"http://{NOBODY}"}
+    said = told(unmask("score", "--stream", "payments", "--from", "latest", home=tmp_path, **given))
+    assert f"{pointer}, which names the last good copy, is damaged" in said
+
+
+DEFECT = """
+import sys
+from flows import cli
+def app():
+    raise ZeroDivisionError("one by\\x1b[31m zero")
+cli.app, sys.argv = app, ["unmask", "reconcile"]
+cli.main()
+"""
+
+
+def test_our_own_defect_is_one_line_and_its_traceback_is_in_a_file(tmp_path: Path) -> None:
+    def run(home: str) -> subprocess.CompletedProcess[str]:
+        env = {"UNMASK_HOME": home, "PATH": "/usr/bin:/bin"}
+        return subprocess.run([sys.executable, "-c", DEFECT], capture_output=True, text=True, env=env, check=False)
+
+    home = tmp_path / "home"
+    said = told(run(str(home)), code=4)
+    assert "ZeroDivisionError: one by�[31m zero" in said
+    assert f"its traceback is in {home}/defects.log" in said
+    kept = (home / "defects.log").read_text()
+    assert "Traceback (most recent call last)" in kept
+    assert "\x1b" not in kept
+    assert (home.stat().st_mode & 0o777, (home / "defects.log").stat().st_mode & 0o777) == (0o700, 0o600)
+
+    without = run("/dev/null")
+    assert without.returncode == 4
+    assert "Traceback" in without.stderr
+
+
+def test_the_home_is_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mode(home: Path) -> int:
+        monkeypatch.setenv("UNMASK_HOME", str(home))
+        Settings()
+        return home.stat().st_mode & 0o777
+
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    for home, inside in ((ours, "lake"), (others, "thesis")):
+        (home / inside).mkdir(parents=True)
+        home.chmod(0o755)
+    assert mode(tmp_path / "deep" / "new") == 0o700
+    assert mode(ours) == 0o700
+    assert caplog.text == ""
+    assert mode(others) == 0o755
+    assert f"chmod 700 {others}" in caplog.text
+
+
+def test_a_server_that_refuses_strangers_is_there(servers: Servers, silent_server: str) -> None:
+    assert registry.answers(servers.mlflow_uri)
+    assert registry.answers(servers.prefect_api)
+    assert not registry.answers(f"{servers.prefect_api}/nowhere")
+    assert not registry.answers(silent_server)
+    assert not registry.answers("http://[")
