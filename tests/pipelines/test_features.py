@@ -319,8 +319,13 @@ def test_an_entity_that_was_idle_for_longer_than_its_windows_has_only_its_lifeti
 
 def test_a_dormant_entity_costs_its_lifetime_facts_and_comes_back_with_them_whenever_it_was_swept() -> None:
     n, dormant_ms = 3_000, 90 * DAY_MS
-    features: tuple[Feature, ...] = (customer("count", DAY_MS), customer("mean", 30 * DAY_MS, field="amount"))
-    features += (customer("since_last", None), *(customer(stat, None, field="amount") for stat in ("mean", "std")))
+    features = (
+        customer("count", DAY_MS),
+        customer("mean", 30 * DAY_MS, field="amount"),
+        customer("since_last", None),
+        customer("mean", None, field="amount"),
+        customer("std", None, field="amount"),
+    )
     first = [event(0, float(i), id=i + 1) for i in range(n)] + [event(1, float(2 * i), id=i + 1) for i in range(n)]
     back = [event(dormant_ms, 1.0, id=i + 1) for i in range(0, n, 7)]
     case = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, (*first, event(DAY_MS * 40, id=0), *back))
