@@ -11,13 +11,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from flows import kafka_server, processes
-from flows.kafka_server import Broker, start_broker
+from flows import processes
+from flows.kafka_server import Broker
 from flows.settings import Settings
 from pipelines import broker as kafka_adapter
 from pipelines.broker import Connection, Message, Reader, TransactionalWriter, Writer
 from pipelines.connection import client_errors
 from pipelines.errors import BrokerError, LoginError, RejectedError
+from tests.pipelines.link import Listener, broker_with
 
 
 class Secured(NamedTuple):
@@ -59,29 +60,18 @@ def secured(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("secured")
     ca = self_signed(folder, "broker")
     ports = {name: processes.free_port() for name in ("SASL_PLAINTEXT", "SSL", "SASL_SSL")}
-    plain = kafka_server._write_settings
-
-    def with_listeners(folder: Path, port: int) -> Path:
-        target = plain(folder, port)
-        said = dict(line.split("=", 1) for line in target.read_text().splitlines())
-        more = ",".join(f"{name}://127.0.0.1:{at}" for name, at in ports.items())
-        said["listeners"] += f",{more}"
-        said["advertised.listeners"] += f",{more}"
-        said["listener.security.protocol.map"] += "," + ",".join(f"{name}:{name}" for name in ports)
-        said["sasl.enabled.mechanisms"] = "PLAIN"
-        for name in ("sasl_plaintext", "sasl_ssl"):
-            said[f"listener.name.{name}.plain.sasl.jaas.config"] = (
-                'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="right";'
-            )
-        said |= {"ssl.keystore.type": "PEM", "ssl.keystore.location": str(ca.with_suffix(".key.pem"))}
-        target.write_text("".join(f"{name}={value}\n" for name, value in said.items()))
-        return target
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(kafka_server, "_write_settings", with_listeners)
-        own = start_broker(folder, log=lambda line: None)
-    yield Secured({"PLAINTEXT": int(own.bootstrap.rpartition(":")[2]), **ports}, ca)
-    own.stop()
+    listeners = {name: Listener(name, port, port) for name, port in ports.items()}
+    settings = {
+        "sasl.enabled.mechanisms": "PLAIN",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(ca.with_suffix(".key.pem")),
+    }
+    for name in ("sasl_plaintext", "sasl_ssl"):
+        settings[f"listener.name.{name}.plain.sasl.jaas.config"] = (
+            'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="right";'
+        )
+    with broker_with(folder, listeners, settings) as own:
+        yield Secured({"PLAINTEXT": int(own.bootstrap.rpartition(":")[2]), **ports}, ca)
 
 
 def sasl(password: str = "right", *, protocol: str = "SASL_PLAINTEXT", mechanism: str = "PLAIN") -> dict[str, str]:
