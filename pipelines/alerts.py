@@ -131,6 +131,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PROGRESS_FORMAT = 2
+MESSAGE_FORMAT = 2  # of scores, alerts and dead letters
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -144,12 +145,16 @@ def decode(value: bytes | None, kind: type[T]) -> T:
 
 
 def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2)."""
+    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and our messages' format.
+
+    A reader that knows formats up to n leaves a message with a higher `ce_formatversion` alone; without one it is 1.
+    """
     return [
         ("ce_specversion", b"1.0"),
         ("ce_type", f"unmask.{kind}".encode()),
         ("ce_source", f"unmask/{stream}".encode()),
         ("ce_id", f"{source.topic}/{source.partition}/{source.offset}/{kind}".encode()),
+        ("ce_formatversion", str(MESSAGE_FORMAT).encode()),
         ("content-type", b"application/json"),
     ]
 

@@ -11,7 +11,7 @@ from flows.cli import app, shipped_streams
 from pipelines.stream import load
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
-COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile"]
+COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
 
 
 def unmask(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

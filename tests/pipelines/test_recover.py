@@ -1,5 +1,7 @@
 """What stops a scorer loudly names `unmask recover`, and after that it goes on and the books balance."""
 
+import base64
+import gzip
 import json
 import os
 import subprocess
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipelines import broker
+from pipelines.alerts import PROGRESS_FORMAT
 from pipelines.audit import SkewAudit, reconcile, skew_audit
 from pipelines.broker import KEEP_FOR_EVER, Message, Writer
 from pipelines.errors import BrokerError, RestoreError, UnmaskError
@@ -19,12 +23,13 @@ from pipelines.ingest import ingest
 from pipelines.lake import Lake
 from pipelines.lane import read_progress
 from pipelines.order import EVENT, LABEL, Source
-from pipelines.recover import Facts, Plan, Recovery, plan
+from pipelines.recover import Facts, Plan, Published, Recovery, plan
+from pipelines.state import State
 from pipelines.stream import parse
 from pipelines.takeover import first_progress
 from tests.pipelines.kill_stream import TEXT, stream_named
 from tests.pipelines.live_scorer import Linear
-from tests.pipelines.scoring import N_PARTITIONS, Rig, running
+from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, running
 
 ROOT = Path(__file__).parents[2]
 APPEND_TIME = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
@@ -98,8 +103,8 @@ def books(kafka: str, tmp_path: Path) -> Books:
     return Books(kafka, tmp_path)
 
 
-@pytest.mark.parametrize("n_new", [30, 130])  # shorter than the old topic, and longer
-def test_events_made_anew_begin_new_books(books: Books, n_new: int) -> None:
+def test_events_made_anew_begin_new_books(books: Books) -> None:
+    n_new = 130  # longer than the old topic
     books.send(60)
     books.score_and_ingest()
     books.remake("events")
@@ -159,9 +164,8 @@ def test_partitions_added_to_every_topic_are_told_too(books: Books) -> None:
     with pytest.raises(RestoreError, match=r"had 2 partitions .* now 3: .* run `unmask recover`"):
         books.scorer()
     assert books.recover().name == "widened"
-    books.send(30)
-    books.score_and_ingest()
-    books.check(n_scored=60)
+    with running(books.scorer()):
+        books.wait_until_balanced()
 
 
 def test_progress_that_was_emptied_is_made_again_from_what_was_published(books: Books) -> None:
@@ -193,7 +197,7 @@ def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:
 def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
-    books.stream = parse(TEXT.format(name=books.stream.name).replace('"24s"', '"36s"'))
+    books.stream = parse(TEXT.format(name=books.stream.name).replace('"sum", ', ""))
     with pytest.raises(RestoreError, match=r"the features are not those that were scored last .* `unmask recover`"):
         books.scorer()
     assert books.recover().name == "redefined"
@@ -251,9 +255,67 @@ def test_without_a_lake_the_state_begins_with_what_kafka_keeps(books: Books) -> 
     books.check(n_scored=80, since=True)
 
 
-def test_a_recovery_fences_a_scorer_that_still_runs(books: Books) -> None:
-    from tests.pipelines.scoring import Running
+class Older(Books):
+    """What version 0.1.0 (commit 7186300) had written: 42 events, 40 of them scored, and a snapshot.
 
+    Args:
+        definition: of the features, as its progress records tell it; by default that of this version.
+    """
+
+    def __init__(self, bootstrap: str, folder: Path, *, definition: str | None = None) -> None:
+        super().__init__(bootstrap, folder)
+        written = json.loads((Path(__file__).parent / "data" / "version_0_1_0.json").read_text())
+        theirs = json.loads(written["records"]["progress"][-1][3])["definition"]
+        ours = definition or State(self.stream, N_PARTITIONS).digest
+        inputs = [self.stream.topic(kind) for kind in ("events", "labels")]
+        broker.delete_topics(self.connection, inputs)
+        broker.create_topics(self.connection, dict.fromkeys(inputs, N_PARTITIONS), config=KEEP_FOR_EVER)
+        with Writer(self.connection) as writer:
+            for kind, records in written["records"].items():
+                for partition, stamp_ms, key, value in records:
+                    value = value.replace("TOPICS", self.stream.name).replace(theirs, ours).encode()
+                    writer.send(Message(self.stream.topic(kind), value, key and key.encode(), partition, stamp_ms))
+                writer.flush()
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        stamped = {"message.timestamp.type": "LogAppendTime"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, stamped) for topic in inputs])
+        admin.close()
+        name, content = written["snapshot"]
+        (folder / "snapshots").mkdir()
+        (folder / "snapshots" / name).write_bytes(gzip.decompress(base64.b64decode(content)))
+        self.n_sent = len(written["records"]["events"])
+
+
+def test_data_of_version_0_1_0_is_taken_over_where_the_features_are_the_same(kafka: str, tmp_path: Path) -> None:
+    books = Older(kafka, tmp_path)
+    before = {
+        p: record.next_offset
+        for p in range(N_PARTITIONS)
+        if (record := read_progress(books.connection, books.stream, p))
+    }
+    books.send(20)
+    books.score_and_ingest()
+    found = reconcile(books.connection, books.stream)
+    assert (found.holds, found.n_scored, found.n_refused, found.n_duplicates) == (True, 60, 1, 1)
+    skew = skew_audit(books.lake, books.stream, since=before)
+    assert (skew.checked, skew.equal) == (20, 20), skew.examples
+    told = read_progress(books.connection, books.stream, 0)
+    assert told is not None
+    assert (told.format, set(told.topic_ids)) == (PROGRESS_FORMAT, {"events", "labels"})
+
+
+def test_data_of_version_0_1_0_goes_on_by_the_command_where_they_are_not(kafka: str, tmp_path: Path) -> None:
+    books = Older(kafka, tmp_path, definition="0" * 64)
+    with pytest.raises(RestoreError, match=r"this version of Unmask computes them otherwise.* run `unmask recover`"):
+        books.scorer()
+    assert books.recover().name == "redefined"
+    books.send(20)
+    books.score_and_ingest()
+    books.check(n_scored=60, since=True)
+    assert reconcile(books.connection, books.stream).n_scored_since == 20
+
+
+def test_a_recovery_fences_a_scorer_that_still_runs(books: Books) -> None:
     books.send(30)
     run = Running(books.scorer())
     books.wait_until_balanced()
@@ -324,7 +386,13 @@ def test_where_nothing_is_the_matter_there_is_no_plan() -> None:
         ({"topic_ids": {"events": "other", "labels": "l"}}, "remade"),
         ({"topic_ids": {"events": "e", "labels": "other"}}, "remade"),
         ({"spans": SPANS | {Source(EVENT, 1): (0, 4)}}, "remade"),
-        ({"counts": dict.fromkeys(KINDS, 2) | {"events": 3}}, "widened"),
+        (
+            {
+                "counts": dict.fromkeys(KINDS, 2) | {"events": 3},
+                "spans": SPANS | {Source(LABEL, 2): (0, 0), Source(EVENT, 2): (0, 4)},
+            },
+            "widened",
+        ),
         ({"definition": "other"}, "redefined"),
         ({"snapshot_fits": False, "spans": SPANS | {Source(EVENT, 1): (3, 10)}}, "forgotten"),
         (
@@ -359,8 +427,6 @@ def test_a_remade_topic_with_fewer_partitions_has_no_way_on_but_more_of_them() -
 
 
 def test_what_came_out_of_turn_is_told_again_from_the_lake() -> None:
-    from pipelines.recover import Published
-
     told = [[EVENT, 0, n, 9, EVENT, 1, 0, 1] for n in range(2_500)]
     gone = {0: None, 1: None}
     found = plan(facts(progress=gone, published={0: Published(2, 8, 5, 1, 1, 0, "m")}, told=told))
