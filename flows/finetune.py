@@ -1,7 +1,7 @@
 """Flow: the encoder and the labels there are become a calibrated model, measured for the gate; the new challenger."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,8 +80,9 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
         formers = _formers(settings, name, champion, served) if champion else {}
         judged = data.table.take(slices.labelled)
         truth = data.label[slices.labelled]
-        peers = {"label_free": pretrained.score(judged)} if truth.any() else {}
+        peers: dict[str, NDArray[np.floating]] = {}
         if truth.any():
+            peers["label_free"] = pretrained.score(judged)
             peers |= baselines.compare(table, label=label, known=known, test=judged, seed=seed)
         figures = _measure(served, data, slices, model.metrics, formers, peers)
         _log_figures(run, served, figures, judged if truth.any() else data.table.take(slices.newest), truth)
@@ -211,7 +212,7 @@ def _log_figures(
         }
         run.log_figure("precision_recall", plots.pr_curve(label, scores, threshold=served.threshold))
         run.log_figure("precision_at_budget", plots.precision_at_budget(label, scores))
-        columns = {
+        columns: dict[str, Sequence[object]] = {
             "scorer": list(figures.comparisons),
             "average_precision": [one.theirs for one in figures.comparisons.values()],
             "challenger": [one.ours for one in figures.comparisons.values()],

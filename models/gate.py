@@ -150,8 +150,8 @@ def compare(
     later = time_ms >= learned_until_ms if learned_until_ms is not None else np.zeros(len(label), bool)
     use = later if (label[later] == 1).sum() >= MIN_FRAUDS else np.ones(len(label), bool)
     fraud = label[use] == 1
-    precision = (float(average_precision_score(fraud, scores[use])) for scores in (ours, theirs))
-    return Comparison(*precision, frauds=int(fraud.sum()), learned=not later[use].all())
+    precisions = [float(average_precision_score(fraud, scores[use])) for scores in (ours, theirs)]
+    return Comparison(precisions[0], precisions[1], frauds=int(fraud.sum()), learned=not later[use].all())
 
 
 def is_new_reference(figures: Figures) -> bool:

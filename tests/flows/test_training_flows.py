@@ -27,6 +27,9 @@ DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
 DAYS, N = 30, 3_000
 END_MS = START_MS + DAYS * DAY_MS
+LATE = str(END_MS + 1)
+GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
+pytestmark = pytest.mark.timeout(400)  # the first of them waits for the servers
 STREAM = """
 [stream]
 name = "{name}"
@@ -181,6 +184,15 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     assert figures is not None
     assert not figures.comparisons["champion"].learned  # its own slice was the same one
 
+    promote_fake(stream, unmask.home, GOOD)
+    uri, name = Settings().tracking_uri(), registry_name(stream)
+    assert not unmask.promote(path).promoted  # it was not measured beside this one
+    assert registry.version_of(name, "champion", tracking_uri=uri) == (3, GOOD | {"digest": "0" * 64})
+    assert unmask.promote(path, force=True).promoted
+    found = registry.version_of(name, "champion", tracking_uri=uri)
+    assert found is not None
+    assert found[0] == 2
+
 
 def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) -> None:
     models, run_id = [], None
@@ -278,10 +290,6 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     run_id = unmask.pretrain(path, as_of_ms=END_MS)
     die()
     assert find(Settings(), stream).run_id == run_id
-
-
-LATE = str(END_MS + 1)
-GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
 
 
 @pytest.mark.parametrize(
