@@ -65,3 +65,13 @@ def silent_server() -> Iterator[str]:
     """URL of a listener that accepts connections and never answers."""
     with socket.create_server((processes.LOOPBACK, 0), backlog=256) as listener:
         yield f"http://{processes.LOOPBACK}:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of variables that hold a secret, set for this test."""
+    names = {"KAFKA_SASL_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_KEY", "AWS_SECRET_ACCESS_KEY"}
+    names |= {"HOMEBREW_GITHUB_API_TOKEN", "USER_PASSWORD", "PYTHON_KEYRING_PASSWORD"}
+    for name in names:
+        monkeypatch.setenv(name, "hunter2")
+    return names

@@ -37,12 +37,20 @@ def test_every_port_of_compose_is_bound_to_the_loopback():
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
+def test_the_scorers_memory_can_be_set_and_holds_a_stream_of_180_000_entities():
+    limit = yaml.safe_load(COMPOSE.read_text())["services"]["scorer"]["mem_limit"]
+    default = re.fullmatch(r"\$\{UNMASK_SCORER_MEMORY:-(\d+)g\}", limit)
+    assert default
+    assert int(default[1]) * 1e9 > 400e6 + 2 * 4096 * 180_000 + 48 * 10_000_000 + 300e6
+
+
 @pytest.mark.parametrize("dockerfile", ["Dockerfile.flows", "Dockerfile.scorer"])
 def test_an_image_copies_what_is_there_and_does_not_run_as_root(dockerfile: str):
     lines = (ROOT / "docker" / dockerfile).read_text().splitlines()
     copied = [word for line in lines if re.match(r"COPY (?!--)", line) for word in line.split()[1:-1]]
     assert [name for name in copied if not (ROOT / name).exists()] == []
     assert "USER 10001" in lines
+    assert any("install -d -m 700 -o unmask /var/lib/unmask" in line for line in lines)
 
 
 def test_the_scorers_packages_are_those_of_the_main_lock():

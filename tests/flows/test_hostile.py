@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from flows.servers import Servers
-from flows.settings import Settings
+from flows.settings import Settings, SettingsError
 from models import registry
 from pipelines.broker import Connection
+from pipelines.errors import StreamFileError
 from pipelines.replay import Replayer, create_stream_topics
 from pipelines.stream import load
 from tests.flows.test_cli import unmask
@@ -34,43 +35,56 @@ def told(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
     [
         ({"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port, several with commas between, however: 'junk'"),
         ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
+        ({"MLFLOW_TRACKING_URI": "mlflow"}, "MLFLOW_TRACKING_URI must be http://host:port, however: 'mlflow'"),
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "one of them is missing or empty"),
         ({"KAFKA_SASL_USERNAME": "scorer"}, "the login would not be used"),
         ({"KAFKA_SASL_PASSWORD_FILE": "/nowhere"}, "KAFKA_SASL_PASSWORD_FILE=/nowhere cannot be read"),
         ({"KAFKA_SASL_PASSWORD_FILE": "/"}, "KAFKA_SASL_PASSWORD_FILE=/ cannot be read (Is a directory)"),
         ({"KAFKA_SSL_CAFILE": "/nowhere"}, "KAFKA_SSL_CAFILE=/nowhere cannot be read"),
         ({"UNMASK_HOME": "/dev/null"}, "UNMASK_HOME=/dev/null is no folder"),
-        ({"UNMASK_STREAM": "/"}, "/: cannot be read (Is a directory)"),
-        ({"UNMASK_STREAM": "{latin}"}, "is not UTF-8 (byte 1)"),
     ],
 )
-def test_a_bad_setting_is_told(variables: dict[str, str], says: str, tmp_path: Path) -> None:
-    latin = tmp_path / "latin.toml"
-    latin.write_bytes("#ä".encode("latin-1"))
-    given = {"KAFKA_BOOTSTRAP_SERVERS": NOBODY, "UNMASK_STREAM": "payments"} | variables
-    given |= {"UNMASK_STREAM": given["UNMASK_STREAM"].format(latin=latin)}
-    home = Path(given.pop("UNMASK_HOME", str(tmp_path)))
-    assert says in told(unmask("reconcile", home=home, **given))
+def test_a_bad_setting_is_told(
+    variables: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"UNMASK_HOME": str(tmp_path), "KAFKA_BOOTSTRAP_SERVERS": NOBODY} | variables
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        Settings().connection()
+    assert says in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("content", "says"), [(None, "Is a directory"), ("#ä".encode("latin-1"), "is not UTF-8 (byte 1)")]
+)
+def test_a_stream_file_that_is_none_is_told(content: bytes | None, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "stream.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(StreamFileError) as raised:
+        load(path)
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "says"),
     [
-        (["simulate", "--data", "{empty}"], "there is no .parquet file"),
-        (["simulate", "--data", "{damaged}"], "is not readable as Parquet"),
-        (["simulate", "--to", "{file}"], "File exists"),
-        (["demo", "--data", "{empty}", "--out", "{empty}"], "holds no .parquet files"),
-        (["demo", "--out", "{file}"], "File exists"),
+        (["reconcile", "--stream", "payments"], {"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port"),
+        (["simulate", "--data", "{damaged}"], {}, "is not readable as Parquet"),
+        (["demo", "--out", "{file}"], {}, "File exists"),
+        (["kafka", "start"], {}, "broker.json: Not a directory; make room or give rights"),
     ],
 )
-def test_a_folder_that_is_none_is_told(words: list[str], says: str, tmp_path: Path) -> None:
-    empty, damaged, file = tmp_path / "empty", tmp_path / "damaged", tmp_path / "file"
-    empty.mkdir()
+def test_the_command_line_tells_it_in_one_sentence(
+    words: list[str], variables: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    damaged, file = tmp_path / "damaged", tmp_path / "file"
     damaged.mkdir()
     (damaged / "x.parquet").write_bytes(b"PAR1 and then nothing")
     file.touch()
-    given = [word.format(empty=empty, damaged=damaged, file=file) for word in words]
-    assert says in told(unmask(*given, home=tmp_path))
+    (tmp_path / "kafka").touch()
+    given = [word.format(damaged=damaged, file=file) for word in words]
+    assert says in told(unmask(*given, home=tmp_path, **variables))
 
 
 def test_state_files_cut_short_are_no_servers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import kafka_jars, processes
@@ -9,11 +10,15 @@ from flows.kafka_jars import COORDINATES
 from flows.kafka_server import Broker, find_broker, start_broker, stop_broker
 
 
-def test_a_stopped_broker_finds_its_data_and_its_port_again(broker: Broker, monkeypatch, tmp_path: Path):
+def test_a_stopped_broker_finds_its_data_and_its_port_again(
+    broker: Broker, secrets: set[str], monkeypatch, tmp_path: Path
+):
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     first = start_broker(tmp_path, log=_quiet)
     try:
         cluster = (tmp_path / "data" / "meta.properties").read_text()
+        assert first.process is not None
+        assert not secrets & psutil.Process(first.process.pid).environ().keys()
         assert find_broker(tmp_path) == first
         assert start_broker(tmp_path, log=_quiet) == first
         assert stop_broker(tmp_path) is not None

@@ -11,7 +11,7 @@ from flows.processes import ServerError
 from flows.servers import find_servers, start_servers, stop_servers
 
 
-def test_mlflow_and_prefect_answer_are_found_again_and_end_within_ten_seconds(tmp_path: Path):
+def test_mlflow_and_prefect_answer_are_found_again_and_end_within_ten_seconds(secrets: set[str], tmp_path: Path):
     servers = start_servers(tmp_path, log=lambda line: None)
     try:
         assert find_servers(tmp_path) == servers
@@ -23,6 +23,7 @@ def test_mlflow_and_prefect_answer_are_found_again_and_end_within_ten_seconds(tm
             for server in (servers.mlflow, servers.prefect)
             for member in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True))
         ]
+        assert not any("hunter2" in member.environ().values() for member in family)
     finally:
         began = time.monotonic()
         servers.stop()

@@ -1,0 +1,59 @@
+"""What goes to Kafka's client, and what a child process gets of our environment."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+
+from flows import processes
+from flows.settings import Settings
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_login_reaches_the_client_under_names_that_it_knows(
+    by_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, password = tmp_path / "ca.pem", tmp_path / "password"
+    certificate.write_text("a certificate")
+    password.write_text("hunter2\n")
+    given = {
+        "UNMASK_HOME": str(tmp_path / "home"),
+        "KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9092",
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256",
+        "KAFKA_SASL_USERNAME": "scorer",
+        "KAFKA_SSL_CAFILE": str(certificate),
+        **({"KAFKA_SASL_PASSWORD_FILE": str(password)} if by_file else {"KAFKA_SASL_PASSWORD": "hunter2"}),
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    connection = Settings().connection()
+    assert connection.config() == {
+        "bootstrap_servers": ["one:9092", "two:9092"],
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-256",
+        "sasl_plain_username": "scorer",
+        "sasl_plain_password": "hunter2",
+        "ssl_cafile": str(certificate),
+    }
+    for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
+        assert connection.config().keys() <= client.DEFAULT_CONFIG.keys()
+    assert "hunter2" not in repr(connection) + repr(Settings())
+
+
+def test_a_child_gets_no_secret_that_it_does_not_need(secrets: set[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    child = processes.launch("child", command, folder=tmp_path, address="", env={"GIVEN": "yes"})
+    try:
+        child.wait_until_up(lambda: "up" in child.printed(), deadline_s=30)
+        seen = psutil.Process(child.pid).environ()
+        assert (seen["GIVEN"], seen["PATH"]) == ("yes", psutil.Process().environ()["PATH"])
+        assert not secrets & seen.keys()
+    finally:
+        child.stop()
+
+
+def test_a_child_gets_what_is_named_for_it(secrets: set[str]) -> None:
+    assert secrets & processes.inherited("KAFKA_").keys() == {"KAFKA_SASL_PASSWORD"}
