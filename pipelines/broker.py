@@ -15,6 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import (
     InvalidProducerEpochError,
     KafkaError,
+    MessageSizeTooLargeError,
     ProducerFencedError,
     TopicAlreadyExistsError,
     TransactionalIdAuthorizationFailedError,
@@ -22,7 +23,7 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
 
-from pipelines.errors import BrokerError, FencedError
+from pipelines.errors import BrokerError, FencedError, TooLargeError
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +221,17 @@ class Reader:
             else:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
         return {}
+
+    def n_partitions(self, topic: str) -> int | None:
+        """How many partitions the topic has now, None where Kafka does not say so in time; never raises."""
+        consumer = self._consumer
+        try:
+            asked = consumer._cluster.request_update()
+            consumer._net.run(consumer._manager.wait_for, asked, ANSWER_MS)
+        except KafkaError as error:
+            log.warning("no answer about the partitions of %s: %s", topic, error)
+            return None
+        return len(consumer._cluster.partitions_for_topic(topic) or ()) or None
 
     def position(self, position: Position) -> int:
         """Next offset to read; moves past control markers too."""
@@ -443,16 +455,22 @@ class TransactionalWriter:
 
         Raises:
             FencedError: somebody else has opened the same id.
+            TooLargeError: a record is too large; nothing was written.
             BrokerError: the outcome is failure or unknown; read what is there before going on.
         """
+        futures: list[Any] = []
+        until = time.monotonic() + DELIVERY_MS / 1000
         try:
             self._producer.begin_transaction()
-            futures = [_send(self._producer, m) for m in messages]
+            for message in messages:
+                futures.append(_send(self._producer, message))
             self._producer.flush(timeout=DELIVERY_MS / 1000)
-            for future in futures:
-                future.get(timeout=0)
+            for future in futures:  # the flush does not wait for what a batch that was too large was split into
+                future.get(timeout=max(0.0, until - time.monotonic()))
         except KafkaError as error:
-            raise self._translate(error) from error
+            # What is refused for its size takes the others down with it: they say only that they were given up.
+            refused = (f.exception for f in futures if isinstance(f.exception, MessageSizeTooLargeError))
+            raise self._translate(next(refused, error)) from error
         if before_commit is not None:
             before_commit()
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
@@ -494,6 +512,8 @@ class TransactionalWriter:
             return FencedError(f"{self._id}: another producer has taken over ({type(error).__name__})")
         if isinstance(error, TransactionalIdAuthorizationFailedError):
             return BrokerError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
+        if isinstance(error, MessageSizeTooLargeError):
+            return TooLargeError(f"{self._id}: a record is too large; raise its topic's max.message.bytes ({error})")
         return BrokerError(f"{self._id}: {type(error).__name__}: {error}")
 
 

@@ -54,7 +54,11 @@ class Batch(NamedTuple):
     rows: list[Row]
     places: list[list[int]]
     frontier: dict[str, list[int]] | None
-    n_puts: int
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Two batches, the first to go out first: it tells every place, for the frontier of both depends on them."""
+        half = len(self.rows) // 2
+        return Batch(self.rows[:half], self.places, self.frontier), Batch(self.rows[half:], [], self.frontier)
 
 
 class Outbox:
@@ -81,15 +85,14 @@ class Outbox:
                 self._ready.wait(IDLE_S)
             rows: list[Row] = []
             places: list[list[int]] = []
-            frontier, n_puts = None, 0
+            frontier = None
             for put in self._puts:
                 rows += put.rows
                 places += put.places
                 frontier = put.frontier
-                n_puts += 1
                 if len(rows) >= max_rows or len(places) >= max_rows:
                     break
-            return Batch(rows, places, frontier, n_puts)
+            return Batch(rows, places, frontier)
 
     def wake(self) -> None:
         """Let a waiting `take` return."""
@@ -97,10 +100,21 @@ class Outbox:
             self._ready.notify()
 
     def drop(self, batch: Batch) -> None:
-        """Forget what `take` gave: it is out."""
+        """Forget what `take` gave, or the first half of it: it is out."""
+        n_rows, n_places = len(batch.rows), len(batch.places)
+        kept: list[Put] = []
         with self._ready:
-            for _ in range(batch.n_puts):
-                self._count(self._puts.popleft(), -1)
+            while n_rows or n_places:
+                put = self._puts.popleft()
+                self._count(put, -1)
+                rest = put._replace(rows=put.rows[n_rows:], places=put.places[n_places:])
+                n_rows -= len(put.rows) - len(rest.rows)
+                n_places -= len(put.places) - len(rest.places)
+                if rest.rows or rest.places:
+                    kept.append(rest)
+            for put in reversed(kept):
+                self._puts.appendleft(put)
+                self._count(put, 1)
 
     def _count(self, put: Put, sign: int) -> None:
         self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))

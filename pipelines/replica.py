@@ -24,6 +24,7 @@ class Counters:
     n_broken_labels: int = 0
     n_late: int = 0
     n_snapshots: int = 0
+    n_snapshots_failed: int = 0
 
 
 class Replica:

@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipelines.alerts import Model, Progress
 from pipelines.broker import Connection
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.lane import Lane, LaneSetting
+from pipelines.lane import Lane, LaneSetting, read_progress
 from pipelines.order import EVENT, KIND_NAMES, Key, Source, sources
 from pipelines.replica import is_ahead, places_told
 from pipelines.state import Snapshot, State, by_kind, from_kinds
@@ -35,6 +36,9 @@ class ScorerSetting:
     snapshots: Path
     snapshot_every: timedelta = timedelta(seconds=30)
     order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
+    stall_deadline: timedelta = timedelta(minutes=5)  # without progress for so long, the scorer ends
+    health_after: timedelta = timedelta(seconds=30)  # without progress for so long, health is red
+    count_partitions_every: timedelta = timedelta(seconds=20)
     max_outbox_bytes: int = 64 << 20
     fault: Fault = no_fault
 
@@ -52,10 +56,17 @@ class TakeOver:
         stream, connection = setting.stream, setting.connection
         self._blank = State(stream, n_partitions)
         self._lane_setting = LaneSetting(
-            connection, stream, model, self._blank.digest, uuid.uuid4().hex[:12], setting.fault
+            connection,
+            stream,
+            model,
+            self._blank.digest,
+            uuid.uuid4().hex[:12],
+            stall_deadline_s=setting.stall_deadline.total_seconds(),
+            fault=setting.fault,
         )
         for partition in range(n_partitions):
             lanes.append(Lane(self._lane_setting, partition))
+            lanes[-1].progress = read_progress(connection, stream, partition)
         inputs = sources(n_partitions, labels=stream.labels is not None)
         spans = broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
         self.bounds = {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
@@ -79,9 +90,9 @@ class TakeOver:
     def restored(self, progress: Mapping[int, Progress]) -> State:
         """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
         blank = self._blank
-        self.setting.snapshots.mkdir(parents=True, exist_ok=True)
         for unfinished in self.setting.snapshots.glob("*.part"):
-            unfinished.unlink()
+            with suppress(OSError):  # of a full or read-only disk the snapshots themselves will tell
+                unfinished.unlink()
         for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
             try:
                 snapshot = Snapshot.read(path)
@@ -90,7 +101,8 @@ class TakeOver:
                         "snapshot %s is ahead of what was published: dropped, another order may be published now",
                         path.name,
                     )
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
                     continue
                 if any(offset < self.bounds[s][0] for s, offset in snapshot.frontier.items()):
                     log.warning("snapshot %s is older than the input kept", path.name)
