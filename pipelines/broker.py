@@ -222,16 +222,19 @@ class Reader:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
         return {}
 
-    def n_partitions(self, topic: str) -> int | None:
-        """How many partitions the topic has now, None where Kafka does not say so in time; never raises."""
+    def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
+        """How many partitions a topic has now, as the broker says; None without an answer in time or without the topic.
+
+        Never raises; stands still for `timeout_ms` at most. The topic is one of those read.
+        """
         consumer = self._consumer
         try:
-            asked = consumer._cluster.request_update()
-            consumer._net.run(consumer._manager.wait_for, asked, ANSWER_MS)
-        except KafkaError as error:
-            log.warning("no answer about the partitions of %s: %s", topic, error)
+            consumer._net.run(consumer._manager.wait_for, consumer._cluster.request_update(), timeout_ms)
+            numbers = consumer._cluster.partitions_for_topic(topic)
+        except (KafkaError, OSError, RuntimeError) as error:
+            log.debug("no answer about the partitions of %s: %s", topic, error)
             return None
-        return len(consumer._cluster.partitions_for_topic(topic) or ()) or None
+        return len(numbers) if numbers else None
 
     def position(self, position: Position) -> int:
         """Next offset to read; moves past control markers too."""

@@ -15,8 +15,9 @@ from pipelines.order import Record
 
 MAX_ROWS = 1_000
 IDLE_S = 0.25
-_ROW_BYTES = 512
-_PLACE_BYTES = 128
+# What Python takes beside the bytes themselves, measured: a row with its record, an accepted event with its two rows of
+# features, each text, each hash, each number of it, and a place.
+_ROW_BYTES, _EVENT_BYTES, _TEXT_BYTES, _HASH_BYTES, _NUMBER_BYTES, _PLACE_BYTES = 440, 620, 58, 40, 32, 256
 
 
 class Row(NamedTuple):
@@ -35,9 +36,17 @@ class Row(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Rough size in memory."""
-        features = 0 if self.numeric is None else 8 * len(self.numeric)
-        return _ROW_BYTES + len(self.record.value or b"") + features
+        """What it takes in memory, roughly."""
+        n = _ROW_BYTES + len(self.record.value or b"") + len(self.record.key or b"")
+        event = self.event
+        if event is not None and self.numeric is not None and self.categorical is not None:
+            texts = [text for text in (event.event_id, *event.entity_ids, *event.category_texts) if text]
+            n += _EVENT_BYTES + _TEXT_BYTES * len(texts) + sum(map(len, texts)) + _NUMBER_BYTES * len(event.numbers)
+            n += _HASH_BYTES * (len(event.entities) + len(event.categories))
+            n += 8 * (len(self.numeric) + len(self.categorical))
+        elif self.refusal is not None:
+            n += _TEXT_BYTES + len(self.refusal.detail)
+        return n
 
 
 class Put(NamedTuple):

@@ -26,7 +26,7 @@ ASK_EVERY_MS = 20
 SWEEP_EVERY_S = 60.0
 LOOK_EVERY_S = 0.25
 FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that it gets on even between frequent kills
-MAX_IN_HAND = 20_000  # records per partition that the others hold back
+MIN_IN_HAND = 1 << 20  # bytes of each partition: about what one fetch brings
 KEPT_SNAPSHOTS = 4
 
 
@@ -123,14 +123,19 @@ class Scorer:
         return self._watch.health
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Score until `should_stop()`; then publish what is folded and write a snapshot."""
+        """Score until `should_stop()`; then publish what is folded and write a snapshot.
+
+        Where a step raises, no snapshot is written: what it left may be half a step.
+        """
         for lane in self.lanes:
             lane.start()
+        ended_well = False
         try:
             while not should_stop():
                 self.step()
+            ended_well = True
         finally:
-            self._stop()
+            self._stop(snapshot=ended_well)
 
     def step(self) -> None:
         """One turn of the loop."""
@@ -173,7 +178,8 @@ class Scorer:
     def _hold_hoards(self) -> None:
         """Hold partitions that are far ahead of the others, until half of what they have in hand is folded."""
         merge = self._replica.merge
-        self._held = merge.hoards(MAX_IN_HAND) | (self._held & merge.hoards(MAX_IN_HAND // 2))
+        limit = max(self.setting.max_in_hand_bytes // len(self._sources), MIN_IN_HAND)
+        self._held = merge.hoards(limit) | (self._held & merge.hoards(limit // 2))
         self._reader.hold(self._positions[s] for s in self._held)
 
     def _ask(self) -> None:
@@ -280,18 +286,18 @@ class Scorer:
             if lane.is_dead:
                 raise InternalError(f"the thread of partition {lane.partition} has ended and nobody asked it to")
 
-    def _stop(self) -> None:
+    def _stop(self, *, snapshot: bool) -> None:
         with ThreadPoolExecutor(len(self.lanes)) as pool:  # each may take its time, all together no more than one
             list(pool.map(Lane.stop, self.lanes))
-        if all(lane.failure is None for lane in self.lanes) and self._caught_up:
+        if snapshot and all(lane.failure is None for lane in self.lanes) and self._caught_up:
             self._snapshot()
         self._snapshot_pool.shutdown(wait=True)
         self._reader.close()
         for lane in self.lanes:
             if isinstance(lane.failure, FencedError) and lane.was_stopping:
                 log.warning("partition %d: another scorer has taken over; it publishes the rest", lane.partition)
-            elif lane.failure is not None:
-                raise lane.failure
+            elif lane.failure is not None and snapshot:
+                raise lane.failure  # where a step has raised, that error is the one to tell
 
 
 def mark_of(value: bytes) -> Mark:

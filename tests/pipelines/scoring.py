@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -53,10 +53,17 @@ class Rig:
 
     def send_raw(self, value: bytes, key: bytes | None, *, kind: str = "events", partition: int | None = None) -> None:
         """Any record, stored."""
+        self.send_many([value], key, kind=kind, partition=partition)
+
+    def send_many(
+        self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
+    ) -> None:
+        """Any records of one key, stored."""
         with Writer(self.connection) as writer:
-            writer.send(Message(self.stream.topic(kind), value, key, partition))
+            for value in values:
+                writer.send(Message(self.stream.topic(kind), value, key, partition))
             writer.flush()
-        self.n_sent += kind == "events"
+        self.n_sent += len(values) if kind == "events" else 0
 
     def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
@@ -125,6 +132,14 @@ def running(scorer: Scorer) -> Iterator[Running]:
         run.stop()
     if run.error:
         raise run.error
+
+
+def until(true: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
+    """Wait for something to come about."""
+    end = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
 
 
 def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:

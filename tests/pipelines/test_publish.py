@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pipelines.lane import Lane, LaneSetting
 from pipelines.order import EVENT, Record
 from pipelines.outbox import Put, Row
 from tests.pipelines.live_scorer import Linear
-from tests.pipelines.scoring import Rig, Running, running
+from tests.pipelines.scoring import Rig, Running, running, until
 
 SECOND = timedelta(seconds=1)
 
@@ -36,13 +35,6 @@ SECOND = timedelta(seconds=1)
 @pytest.fixture
 def rig(kafka: str, tmp_path: Path) -> Rig:
     return Rig(kafka, tmp_path)
-
-
-def until(true: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_a_key_of_a_megabyte_is_a_dead_letter_like_any_other(rig: Rig) -> None:
