@@ -3,12 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
@@ -26,6 +26,7 @@ from kafka.structs import OffsetAndMetadata
 from pipelines.errors import BrokerError, FencedError, TooLargeError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # request < delivery < transaction: a record gives up before its transaction does.
 REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
@@ -43,6 +44,38 @@ class Connection:
 
     def config(self) -> dict[str, Any]:
         return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
+
+
+@dataclass(frozen=True)
+class Shared(Connection):
+    """A connection whose questions share one admin client and one consumer, as a take-over asks many; use `with`.
+
+    Readers and writers that are opened under it still have clients of their own. Several threads may ask: one waits for
+    the other, from the first to the last record of what it reads.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        return cls(connection.bootstrap, connection.options)
+
+    def client(self, name: str, make: Callable[[], T]) -> T:
+        """The shared one, made at its first use."""
+        if name not in self._clients:
+            self._clients[name] = make()
+        return cast(T, self._clients[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients.values():
+            with suppress(Exception):
+                client.close()
 
 
 class Message(NamedTuple):
@@ -92,25 +125,27 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
             time.sleep(0.1)
 
 
-class _admin:
-    """A short-lived admin client, closed at the end of the block."""
+@contextmanager
+def _admin(connection: Connection, *, answer_ms: int = DELIVERY_MS) -> Iterator[KafkaAdminClient]:
+    """An admin client for one question: of its own, or the shared one."""
 
-    def __init__(self, connection: Connection, *, answer_ms: int = DELIVERY_MS) -> None:
-        self._connection = connection
-        self._answer_ms = answer_ms
-
-    def __enter__(self) -> KafkaAdminClient:
-        config = {"request_timeout_ms": REQUEST_MS, "bootstrap_timeout_ms": self._answer_ms}
+    def make() -> KafkaAdminClient:
         try:
-            self._client = KafkaAdminClient(**self._connection.config(), **config)
+            return KafkaAdminClient(
+                **connection.config(), request_timeout_ms=REQUEST_MS, bootstrap_timeout_ms=answer_ms
+            )
         except KafkaError as error:
-            raise BrokerError(f"no Kafka answers at {self._connection.bootstrap}") from error
-        return self._client
+            raise BrokerError(f"no Kafka answers at {connection.bootstrap}") from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
+    if isinstance(connection, Shared):
+        with connection.lock:
+            yield connection.client("admin", make)
+        return
+    admin = make()
+    try:
+        yield admin
+    finally:
+        admin.close()
 
 
 def create_topics(
@@ -185,6 +220,10 @@ class Reader:
             max_poll_records=max_records,
             max_partition_fetch_bytes=1 << 20,
         )
+        self.assign(positions)
+
+    def assign(self, positions: Mapping[Position, int]) -> None:
+        """Read these partitions, from these offsets on, and no others."""
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
         self._consumer.assign(list(self._partitions.values()))
@@ -269,6 +308,19 @@ class Reader:
         self.close()
 
 
+@contextmanager
+def _reader(connection: Connection, positions: Mapping[Position, int]) -> Iterator[Reader]:
+    """A reader for one question: of its own, or the shared one."""
+    if not isinstance(connection, Shared):
+        with Reader(connection, positions) as reader:
+            yield reader
+        return
+    with connection.lock:
+        shared = connection.client("reader", lambda: Reader(connection, {}))
+        shared.assign(positions)
+        yield shared
+
+
 def partitions_of(connection: Connection, topic: str) -> list[Position]:
     """The topic's partitions.
 
@@ -287,20 +339,11 @@ def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tupl
     """First offset kept and end offset of every partition of the topics."""
     positions = [p for topic in topics for p in partitions_of(connection, topic)]
     tps = [TopicPartition(*p) for p in positions]
-    consumer = KafkaConsumer(
-        **connection.config(),
-        group_id=None,
-        enable_auto_commit=False,
-        request_timeout_ms=REQUEST_MS,
-        isolation_level="read_committed",
-    )
     try:
-        consumer.assign(tps)
-        first, end = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
+        with _reader(connection, {}) as reader:
+            first, end = reader._consumer.beginning_offsets(tps), reader._consumer.end_offsets(tps)
     except KafkaError as error:
         raise BrokerError(f"no answer about offsets from {connection.bootstrap}: {error}") from error
-    finally:
-        consumer.close(autocommit=False)
     return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
 
 
@@ -315,7 +358,7 @@ def read_between(
     open_spans = {p: span for p, span in spans.items() if span[0] < span[1]}
     if not open_spans:
         return
-    with Reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
+    with _reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
         moved, before = time.monotonic(), -1
         while any(reader.position(p) < end for p, (_, end) in open_spans.items()):
             batch = [r for r in reader.poll(timeout_ms=200) if r.offset < open_spans[(r.topic, r.partition)][1]]
@@ -361,21 +404,27 @@ def partition_of(key: bytes, n_partitions: int) -> int:
 
 
 def last_record(connection: Connection, topic: str, partition: int) -> Received | None:
-    """The last committed record of a partition, None where there is none.
+    """The last committed record of a partition, None where there is none."""
+    return last_records(connection, [(topic, partition)]).get((topic, partition))
+
+
+def last_records(connection: Connection, positions: Iterable[Position]) -> dict[Position, Received]:
+    """The last committed record of each partition that has any.
 
     Control markers and aborted records take offsets too, so it steps back wider and wider.
     """
-    position = (topic, partition)
-    first, end = bounds(connection, [topic])[position]
+    wanted = set(positions)
+    spans = {p: span for p, span in bounds(connection, {topic for topic, _ in wanted}).items() if p in wanted}
+    found: dict[Position, Received] = {}
     width = 8
-    while True:
-        start = max(first, end - width)
-        last = None
-        for batch in read_between(connection, {position: (start, end)}):
-            last = batch[-1]
-        if last is not None or start == first:
-            return last
+    while spans:
+        starts = {p: (max(first, end - width), end) for p, (first, end) in spans.items()}
+        for batch in read_between(connection, starts):
+            for record in batch:
+                found[record.topic, record.partition] = record
+        spans = {p: (first, starts[p][0]) for p, (first, _) in spans.items() if p not in found and starts[p][0] > first}
         width *= 8
+    return found
 
 
 class Writer:

@@ -24,7 +24,7 @@ from pipelines.alerts import (
     refused_of,
     rfc3339,
 )
-from pipelines.broker import Connection, Message, TransactionalWriter, last_record
+from pipelines.broker import Connection, Message, TransactionalWriter, last_record, last_records
 from pipelines.contract import Event, Refusal
 from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
@@ -306,3 +306,11 @@ def read_progress(connection: Connection, stream: Stream, partition: int) -> Pro
     """The last committed progress record of a partition, None where there is none yet."""
     record = last_record(connection, stream.topic("progress"), partition)
     return msgspec.json.decode(record.value, type=Progress) if record and record.value else None
+
+
+def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:
+    """The last committed progress record of every partition, None where there is none yet."""
+    topic = stream.topic("progress")
+    found = last_records(connection, [(topic, p) for p in range(n_partitions)])
+    values = {p: found[topic, p].value for p in range(n_partitions) if (topic, p) in found}
+    return {p: msgspec.json.decode(v, type=Progress) if (v := values.get(p)) else None for p in range(n_partitions)}

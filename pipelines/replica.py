@@ -37,7 +37,7 @@ class Replica:
     Args:
         state: blank, or restored from a snapshot that is not ahead of `progress`.
         progress: the last progress record of every partition.
-        told: every place that progress records ever told.
+        told: every place that progress records told of what `needed_places(state)` names.
         order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
     """
 
@@ -148,6 +148,20 @@ def furthest(progress: Mapping[int, Progress]) -> Frontier | None:
     """What is known to have been folded before everything beyond it, None where nothing was published yet."""
     frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
     return {s: max(f[s] for f in frontiers) for s in frontiers[0]} if frontiers else None
+
+
+def needed_places(state: State) -> Frontier:
+    """From where on the places of records matter to a restart: what it folds again, or has folded and not told."""
+    waiting = [(Source(kind, p), offset) for kind, p, offset, *_ in state.places]
+    return {s: min([offset, *(at for source, at in waiting if source == s)]) for s, offset in state.frontier.items()}
+
+
+def tells_more(progress: Progress, needed: Frontier) -> bool:
+    """Whether a progress record, or one before it, may tell a place at or behind a frontier."""
+    if not progress.n_out_of_turn:
+        return False
+    told = progress.frontier
+    return told is None or any(offset > needed.get(s, 0) for s, offset in from_kinds(told).items())
 
 
 def is_ahead(frontier: Frontier, progress: Mapping[int, Progress]) -> bool:

@@ -16,9 +16,9 @@ from pipelines.health import Busy, Seldom, Watch
 from pipelines.lane import Lane
 from pipelines.order import KIND_NAMES, Frontier, Mark, Record, Source, sources
 from pipelines.outbox import Put
-from pipelines.replica import Counters, Replica, is_ahead
+from pipelines.replica import Counters, Replica, is_ahead, needed_places
 from pipelines.state import Snapshot, State, by_kind, from_kinds
-from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, all_places, checked_partitions
+from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, checked_partitions, places_after
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,14 @@ class Scorer:
 
     def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
         self.setting, self.model = setting, model
-        stream, connection = setting.stream, setting.connection
-        self._n_partitions = checked_partitions(connection, stream)
-        self._live = broker.stamps_appends(connection, stream.topic("events"))
-        if not self._live and stream.topic("clock") not in broker.topic_names(connection):
+        with broker.Shared.of(setting.connection) as asked:
+            self._begin(asked, start)
+
+    def _begin(self, asked: broker.Shared, start: StartFrom | None) -> None:
+        setting, stream = self.setting, self.setting.stream
+        self._n_partitions = checked_partitions(asked, stream)
+        self._live = broker.stamps_appends(asked, stream.topic("events"))
+        if not self._live and stream.topic("clock") not in broker.topic_names(asked):
             raise BrokerError(
                 f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings "
                 f"its own clock in {stream.topic('clock')}, has not)"
@@ -69,7 +73,7 @@ class Scorer:
         self._failed_snapshots = Seldom(log)
         self.lanes: list[Lane] = []
         try:
-            self._take_over(start)
+            self._take_over(asked, start)
         except BaseException:
             for lane in self.lanes:
                 lane.stop()
@@ -82,23 +86,24 @@ class Scorer:
         self._look_due_s = now_s
         self._count_due_s = now_s + setting.count_partitions_every.total_seconds()
 
-    def _take_over(self, start: StartFrom | None) -> None:
+    def _take_over(self, asked: broker.Shared, start: StartFrom | None) -> None:
         """Fence whoever scored before, learn how far it came, build the state that agrees with it, begin to read."""
         stream, connection = self.setting.stream, self.setting.connection
-        taken = TakeOver(self.setting, self.model, self._n_partitions, self.lanes)
-        self._bounds = taken.bounds
+        taken = TakeOver(self.setting, asked, self.model, self._n_partitions, self.lanes)
         progress = taken.claim(start)
+        self._bounds = taken.bounds
+        state = taken.restored(progress)
         self._replica = Replica(
-            taken.restored(progress),
+            state,
             progress,
-            all_places(connection, stream, progress),
+            places_after(asked, stream, progress, needed_places(state)),
             order_wait_ms=round(self.setting.order_wait.total_seconds() * 1000),
         )
         self._put(self._replica.restored_puts())
         positions = {self._positions[s]: offset for s, offset in self.state.frontier.items()}
         if not self._live:
             clock = (self._clock_topic, 0)
-            positions[clock] = broker.bounds(connection, [self._clock_topic])[clock][0]
+            positions[clock] = broker.bounds(asked, [self._clock_topic])[clock][0]
         self._reader = Reader(connection, positions)
         self._held: set[Source] = set()
 

@@ -29,15 +29,21 @@ class Rig:
     """A stream of its own on a broker; `topics` gives some of them (by kind) a configuration of their own."""
 
     def __init__(
-        self, bootstrap: str, folder: Path, *, topics: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        n_partitions: int = N_PARTITIONS,
+        topics: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
+        self.n_partitions = n_partitions
         self.connection = Connection(bootstrap)
         self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
         self.folder = folder
         kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
         config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
         for kind in kinds:
-            own = {self.stream.topic(kind): N_PARTITIONS}
+            own = {self.stream.topic(kind): n_partitions}
             broker.create_topics(self.connection, own, config=config | dict(topics.get(kind, {})))
         self.n_sent = 0
 
@@ -89,7 +95,7 @@ class Rig:
         while True:
             told: list[Progress | None] = []
             with suppress(BrokerError):  # it may stand still: that is tested
-                told = [read_progress(self.connection, self.stream, p) for p in range(N_PARTITIONS)]
+                told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
             if sum(p.next_offset for p in told if p) == self.n_sent:
                 return
             assert time.monotonic() < until, f"{self.n_sent} events were sent, out is only {told}"

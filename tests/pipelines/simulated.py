@@ -7,9 +7,9 @@ import msgspec
 
 from pipelines.alerts import Progress
 from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
-from pipelines.order import LABEL, Item, Key, Record, Source, sources
+from pipelines.order import LABEL, Frontier, Item, Key, Record, Source, sources
 from pipelines.outbox import Outbox, Row, progress_after
-from pipelines.replica import Replica, is_ahead, places_told
+from pipelines.replica import Replica, is_ahead, needed_places, places_told, tells_more
 from pipelines.state import Snapshot, State, by_kind, items_of
 from pipelines.stream import Stream, parse
 
@@ -90,11 +90,6 @@ class World:
     def restart(self) -> None:
         """Crash, then begin as a scorer does: promise and places from progress, state from a snapshot that fits."""
         last = {p: records[-1] for p, records in enumerate(self.progress)}
-        told: dict[tuple[int, int, int], Key] = {}
-        for records in self.progress:
-            for record in records:
-                for place, key in places_told(record).items():
-                    assert told.setdefault(place, key) == key, "a place was told in two ways"
         state = State(self.stream, N_PARTITIONS)
         for folded in sorted(self.snapshots, reverse=True):
             if is_ahead(self.snapshots[folded].frontier, last):
@@ -102,6 +97,7 @@ class World:
                 continue
             state = State.restore(self.stream, self.snapshots[folded])
             break
+        told = self._told(needed_places(state))
         for p, claimed in last.items():
             self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
         self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms)
@@ -109,6 +105,17 @@ class World:
         self.at = dict(state.frontier)
         for outbox, put in zip(self.outboxes, self.replica.restored_puts(), strict=True):
             outbox.put(put)
+
+    def _told(self, needed: Frontier) -> dict[tuple[int, int, int], Key]:
+        """Places as a start finds them: each partition's progress records are read back as far as they may matter."""
+        told: dict[tuple[int, int, int], Key] = {}
+        for records in self.progress:
+            for record in reversed(records):
+                if not tells_more(record, needed):
+                    break
+                for place, key in places_told(record).items():
+                    assert told.setdefault(place, key) == key, "a place was told in two ways"
+        return told
 
     def append(self, kind: int, partition: int, value: bytes, key: bytes) -> None:
         """The broker stamps a record; it shows it later."""
@@ -145,7 +152,9 @@ class World:
             source = (partition, row.record.offset)
             assert source not in self.published, f"{source} was published twice"
             self.published[source] = Published.of(row)
+        earlier = {place for record in self.progress[partition] for place in places_told(record)}
         self.progress[partition].append(progress_after(self.progress[partition][-1], batch))
+        assert not earlier & places_told(self.progress[partition][-1]).keys(), "a place was told twice"
         if crash:
             return self.restart()
         return self.outboxes[partition].drop(batch)
