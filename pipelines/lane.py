@@ -3,14 +3,17 @@
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.alerts import (
+    PROGRESS_FORMAT,
     SHORT_TEXT,
     Model,
     Progress,
@@ -19,14 +22,15 @@ from pipelines.alerts import (
     alert_of,
     cloudevent_headers,
     cut,
+    decode,
     encode,
     key_of,
     refused_of,
     rfc3339,
 )
-from pipelines.broker import Connection, Message, TransactionalWriter, last_record, last_records
+from pipelines.broker import Connection, Message, Received, TransactionalWriter, last_record, last_records
 from pipelines.contract import Event, Refusal
-from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
+from pipelines.errors import BrokerError, FencedError, RejectedError, RestoreError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
 from pipelines.outbox import Batch, Outbox, Row, progress_after
 from pipelines.stream import Stream
@@ -42,6 +46,14 @@ class Shortening(IntEnum):
     WHOLE = 0
     SHORT = 1  # an alert without reasons and features, a dead letter without raw bytes
     LETTER = 2  # instead of the score a dead letter under the rule `unpublishable`
+
+
+class Transactions(Protocol):
+    """What a lane needs of a `TransactionalWriter`."""
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Lane:
     def __init__(self, setting: LaneSetting, partition: int) -> None:
         self._setting = setting
         self.partition = partition
-        self._writer = self._open()
+        self._writer: Transactions = self._open()
         self.progress: Progress | None = None
         self.outbox = Outbox()
         self._stopping = threading.Event()
@@ -171,7 +183,7 @@ class Lane:
                     raise error
                 self._writer.close()
                 self._writer = self._open()
-                progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
+                progress = self._read_progress()
             except (FencedError, RejectedError):
                 raise
             except BrokerError as again:
@@ -199,15 +211,18 @@ class Lane:
         """
         until = time.monotonic() + CLAIM_S
         while time.monotonic() < until and not self._stopping.is_set():
-            self._check_owner(read_progress(self._setting.connection, self._setting.stream, self.partition))
+            self._check_owner(self._read_progress())
             self._stopping.wait(0.25)
 
     def _check_owner(self, progress: Progress | None) -> None:
         if progress is None or progress.owner != self._setting.owner:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
-    def _open(self) -> TransactionalWriter:
-        return TransactionalWriter(self._setting.connection, f"unmask.{self._setting.stream.topics}.{self.partition}")
+    def _open(self) -> Transactions:
+        return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
+
+    def _read_progress(self) -> Progress | None:
+        return read_progress(self._setting.connection, self._setting.stream, self.partition)
 
     def _messages(self, batch: Batch, shortening: Shortening) -> tuple[list[Message], Progress, int]:
         stream, model = self._setting.stream, self._setting.model
@@ -293,6 +308,11 @@ def _unpublishable(row: Row) -> Row:
     return Row(row.record, row.arrival_ms, row.out_of_turn, refusal=refusal)
 
 
+def transactional_id(stream: Stream, partition: int) -> str:
+    """Whoever opens a producer under a partition's id fences the one before."""
+    return f"unmask.{stream.topics}.{partition}"
+
+
 def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> dict[str, float | str | None]:
     """Every model input of one event by name, for people to read; None where it is missing."""
     values: dict[str, float | str | None] = {
@@ -302,15 +322,40 @@ def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> d
     return values | dict(zip(stream.categories, event.category_texts, strict=True))
 
 
-def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
-    """The last committed progress record of a partition, None where there is none yet."""
-    record = last_record(connection, stream.topic("progress"), partition)
-    return msgspec.json.decode(record.value, type=Progress) if record and record.value else None
-
-
 def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:
     """The last committed progress record of every partition, None where there is none yet."""
-    topic = stream.topic("progress")
-    found = last_records(connection, [(topic, p) for p in range(n_partitions)])
-    values = {p: found[topic, p].value for p in range(n_partitions) if (topic, p) in found}
-    return {p: msgspec.json.decode(v, type=Progress) if (v := values.get(p)) else None for p in range(n_partitions)}
+    positions = {p: (stream.topic("progress"), p) for p in range(n_partitions)}
+    found = last_records(connection, positions.values())
+    return {p: progress_of(found[at]) if at in found else None for p, at in positions.items()}
+
+
+def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
+    """The last committed progress record of a partition, None where there is none yet.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
+    record = last_record(connection, stream.topic("progress"), partition)
+    return None if record is None else progress_of(record)
+
+
+def progress_of(record: Received) -> Progress:
+    """The progress record in a Kafka record.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
+    named = f"{record.topic} [{record.partition}], offset {record.offset},"
+    try:
+        progress = decode(record.value, Progress)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RestoreError(
+            f"{named} is no progress record of Unmask ({error}): somebody else wrote to this topic; see to that, then "
+            "run `unmask recover`"
+        ) from error
+    if progress.format > PROGRESS_FORMAT:
+        raise RestoreError(
+            f"{named} has format {progress.format}, this version of Unmask knows formats up to {PROGRESS_FORMAT}: it "
+            "was written by a newer version of Unmask; run that version"
+        )
+    return progress

@@ -73,10 +73,15 @@ class Replica:
         for start in range(0, len(released), chunk):
             yield self._fold(released[start : start + chunk], fault)
 
-    def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
-        """The state as of now; what `progress` has told meanwhile need not be told again."""
+    def n_untold(self, progress: Mapping[int, Progress]) -> int:
+        """Number of places that a snapshot has to hold, because `progress` has not told them."""
         told = furthest(progress) or {}
         self.state.places = [p for p in self.state.places if p[2] >= told.get(Source(p[0], p[1]), 0)]
+        return len(self.state.places)
+
+    def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
+        """The state as of now; what `progress` has told meanwhile need not be told again."""
+        self.n_untold(progress)
         return self.state.snapshot()
 
     def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
@@ -91,11 +96,14 @@ class Replica:
             if item.out_of_turn and (record.kind, record.partition, record.offset) not in self._told:
                 places.append([record.kind, record.partition, record.offset, *item.key])
             if record.kind == LABEL:
-                label = self._labels.decode(record.value, record.key)
+                label = None if record.unreadable else self._labels.decode(record.value, record.key)
                 if isinstance(label, Label):
                     decoded.append((item, label))
                 else:
                     counters.n_broken_labels += 1
+                continue
+            if record.unreadable:
+                pending.append((item, Refusal("unreadable_record", record.unreadable), -1))
                 continue
             event = self._events.decode(record.value, record.key, item.arrival_ms)
             if isinstance(event, Event):

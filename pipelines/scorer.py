@@ -28,6 +28,7 @@ LOOK_EVERY_S = 0.25
 FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that it gets on even between frequent kills
 MIN_IN_HAND = 1 << 20  # bytes of each partition: about what one fetch brings
 KEPT_SNAPSHOTS = 4
+MAX_UNTOLD = 5_000  # places that no progress record has told yet; about 300 kB
 
 
 class Scorer:
@@ -261,6 +262,8 @@ class Scorer:
         progress = {lane.partition: lane.progress for lane in self.lanes if lane.progress}
         if self._newest_snapshot is not None and is_ahead(self._newest_snapshot, progress):
             return  # one at most may be ahead of what is out, or lanes that stand still would push out every good one
+        if self._replica.n_untold(progress) > MAX_UNTOLD:
+            return  # a restart would have to tell them all in one record
         snapshot = self._replica.snapshot(progress)
         self._newest_snapshot = snapshot.frontier
         self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, snapshot)

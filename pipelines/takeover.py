@@ -18,7 +18,7 @@ from pipelines.alerts import Model, Progress
 from pipelines.broker import Connection
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.lane import Lane, LaneSetting, all_progress, read_progress
+from pipelines.lane import Lane, LaneSetting, all_progress, progress_of, read_progress
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, sources
 from pipelines.replica import is_ahead, places_told, tells_more
 from pipelines.state import Snapshot, State, by_kind, from_kinds
@@ -242,7 +242,7 @@ def places_after(
         done = set()
         for batch in broker.read_between(connection, starts):
             for record in batch:
-                told = msgspec.json.decode(record.value or b"", type=Progress)
+                told = progress_of(record)
                 places |= places_told(told)
                 if not tells_more(told, needed):
                     done.add((record.topic, record.partition))
