@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from models.errors import ModelError
 from models.explain import Explanation
 from pipelines import faults
 from pipelines.audit import NoModelError
+from pipelines.health import Seldom
 from pipelines.scorer import Scorer
 from pipelines.stream import Stream
 from pipelines.takeover import ScorerSetting, StartFrom
@@ -126,31 +128,56 @@ def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault:
     model = champion(settings, stream)
     setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), fault=fault)
     scorer = Scorer(setting, model, start=start)
+    status = StatusFile(settings.scorer_status(stream))
     told_s = [0.0]
 
     def should_stop() -> bool:
         if time.monotonic() - told_s[0] > STATUS_EVERY_S:
             told_s[0] = time.monotonic()
-            _write_status(settings.scorer_status(stream), scorer)
+            status.write(scorer)
         return stopping.is_set()
 
     gc.collect()
     gc.freeze()  # what is loaded now stays: going through it again and again would hold up the loop for 50 ms and more
-    scorer.run(should_stop)
-    _write_status(settings.scorer_status(stream), scorer)
+    try:
+        scorer.run(should_stop)
+    finally:
+        status.write(scorer)
 
 
-def _write_status(path: Path, scorer: Scorer) -> None:
-    """What the scorer is doing, for health checks and the demo."""
+class StatusFile:
+    """What the scorer is doing, for health checks and the demo. A full or read-only disk costs the file, not scores."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failed = Seldom(log)
+        self.n_failed = 0
+
+    def write(self, scorer: Scorer) -> None:
+        """Replace the file; where that fails, warn and count."""
+        draft = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(status_of(scorer) | {"n_status_failed": self.n_failed}))
+            draft.replace(self._path)
+        except OSError as error:
+            self.n_failed += 1
+            self._failed.warning("the status file was not written: %s; scoring goes on", error)
+
+
+def status_of(scorer: Scorer) -> dict[str, Any]:
+    """What the scorer is doing."""
     published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
-    status = {
+    return {
         "pid": os.getpid(),
         "at": time.time(),
+        "health": scorer.health,
         "caught_up": scorer.caught_up,
         "model": scorer.model.digest,
         "scored": sum(p.n_scored for p in published),
         "refused": sum(p.n_refused for p in published),
         "duplicates": sum(p.n_duplicates for p in published),
+        "shortened": sum(lane.n_shortened for lane in scorer.lanes),
         "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
         "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
         "dormant": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_dormant, strict=True)),
@@ -158,7 +185,3 @@ def _write_status(path: Path, scorer: Scorer) -> None:
         "remembered": scorer.state.remembered,
         **asdict(scorer.counters),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(status))
-    draft.replace(path)

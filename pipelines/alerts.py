@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pipelines.contract import EPOCH, Event, Refusal
 
 MAX_RAW_BYTES = 4_096
+MAX_KEY_BYTES = 1_024
+MAX_TEXT = 1_024  # characters of one text in an alert or a dead letter
+SHORT_TEXT = 64
 T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
 
@@ -89,7 +92,10 @@ class Alert(Score, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored."""
+    """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored.
+
+    `key_bytes` and `key_sha256` are of the event's whole key where the message's own key is only its beginning.
+    """
 
     rule: str
     detail: str
@@ -99,6 +105,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     raw_bytes: int
     sha256: str
     duplicate_of: int | None = None
+    key_bytes: int | None = None
+    key_sha256: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +116,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     the first offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...]
     that this lane had not told before; `topic_ids` Kafka's ids (KIP-516) of the input topics by kind, so that a topic
     made anew is known; `definition_start` the first offset scored under `definition`; `outcomes_from` the first offsets
-    of this partition's scores and refused that belong to these books, by kind. `format` 1 is what version 0.1.0 wrote.
+    of this partition's scores and refused that belong to these books, by kind; `retold` the offsets [from, to) of the
+    progress records in which `unmask recover` told places again. `format` 1 is what version 0.1.0 wrote.
     """
 
     next_offset: int
@@ -128,6 +137,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     topic_ids: dict[str, str] = {}
     definition_start: int = 0
     outcomes_from: dict[str, int] = {}
+    retold: list[int] = []
 
 
 PROGRESS_FORMAT = 2
@@ -168,20 +178,45 @@ def rfc3339(time_ms: int) -> str:
     return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def key_of(key: bytes | None) -> bytes | None:
+    """The Kafka key of what goes out about an event: its own, or the first `MAX_KEY_BYTES` of a longer one."""
+    return key[:MAX_KEY_BYTES] if key else key
+
+
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    """The text, or the beginning of a longer one with its length and hash.
+
+    >>> cut("abcdef", 6), cut("abcdefg", 6)
+    ('abcdef', 'abcdef... (7 characters, sha256 7d1a54127b222502)')
+    """
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return f"{text[:limit]}... ({len(text)} characters, sha256 {digest[:16]})"
+
+
 def refused_of(
-    refusal: Refusal, source: RecordSource, raw: bytes | None, *, duplicate_of: int | None = None
+    refusal: Refusal,
+    source: RecordSource,
+    raw: bytes | None,
+    *,
+    key: bytes | None = None,
+    duplicate_of: int | None = None,
+    short: bool = False,
 ) -> Refused:
-    """The dead letter of a refused event or a duplicate; raw bytes are capped at `MAX_RAW_BYTES`."""
-    raw = raw or b""
+    """The dead letter of a refused event or a duplicate, bounded in size; `short` leaves the raw bytes out."""
+    raw, is_cut = raw or b"", key is not None and len(key) > MAX_KEY_BYTES
     return Refused(
         rule=refusal.rule,
-        detail=refusal.detail,
+        detail=cut(refusal.detail, SHORT_TEXT if short else MAX_TEXT),
         mend=refusal.mend,
         source=source,
-        raw_base64=base64.b64encode(raw[:MAX_RAW_BYTES]).decode(),
+        raw_base64="" if short else base64.b64encode(raw[:MAX_RAW_BYTES]).decode(),
         raw_bytes=len(raw),
         sha256=hashlib.sha256(raw).hexdigest(),
         duplicate_of=duplicate_of,
+        key_bytes=len(key) if key and is_cut else None,
+        key_sha256=hashlib.sha256(key).hexdigest() if key and is_cut else None,
     )
 
 
@@ -193,22 +228,29 @@ def alert_of(
     entity_names: Sequence[str],
     explained: Explained,
     features: dict[str, float | str | None],
+    short: bool = False,
 ) -> Alert:
-    """The alert of a score over the threshold; `features` are the event's model inputs by name, categories as text.
+    """The alert of a score over the threshold, bounded in size; `short` leaves reasons and features out.
 
-    A model knows no text of a category that it was not trained on: the event has it.
+    `features` are the event's model inputs by name, categories as text. A model knows no text of a category that it
+    was not trained on: the event has it.
     """
-    reasons = [msgspec.convert(r, Reason, from_attributes=True) for r in explained.reasons]
     named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
+    limit = SHORT_TEXT if short else MAX_TEXT
     return Alert(
         **msgspec.structs.asdict(score),
         alert_id=hashlib.sha256(named.encode()).hexdigest()[:32],
         threshold=threshold,
-        entities=dict(zip(entity_names, event.entity_ids, strict=True)),
-        reasons=[
-            msgspec.structs.replace(r, actual=text) if isinstance(text := features.get(r.field), str) else r
-            for r in reasons
-        ],
+        entities={n: v and cut(v, limit) for n, v in zip(entity_names, event.entity_ids, strict=True)},
+        reasons=[] if short else [_reason_of(reason, features) for reason in explained.reasons],
         score_if_all_expected=explained.score_if_all_expected,
-        features=features,
+        features={} if short else {n: cut(v) if isinstance(v, str) else v for n, v in features.items()},
     )
+
+
+def _reason_of(explained: Any, features: Mapping[str, float | str | None]) -> Reason:
+    reason = msgspec.convert(explained, Reason, from_attributes=True)
+    text = features.get(reason.field)
+    actual = text if isinstance(text, str) else reason.actual
+    actual, expected = (cut(v) if isinstance(v, str) else v for v in (actual, reason.expected))
+    return msgspec.structs.replace(reason, actual=actual, expected=expected)

@@ -24,6 +24,7 @@ from kafka.partitioner.default import murmur2
 from kafka.structs import OffsetAndMetadata
 
 from pipelines.connection import Connection as Connection
+from pipelines.connection import Shared as Shared
 from pipelines.connection import broker_error, client_errors, is_from_client, opened
 from pipelines.errors import BrokerError, FencedError, LoginError, RejectedError
 from pipelines.records import Received as Received
@@ -81,8 +82,16 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
 
 @contextmanager
 def _admin(connection: Connection, doing: str, *, opening_ms: int = DELIVERY_MS) -> Iterator[KafkaAdminClient]:
-    """A short-lived admin client, closed at the end of the block; the client's errors in the block become ours."""
-    admin = opened(connection, KafkaAdminClient, opening_ms=opening_ms, request_timeout_ms=REQUEST_MS)
+    """An admin client for one question: of its own, or the shared one; the client's errors in the block become ours."""
+
+    def make() -> KafkaAdminClient:
+        return opened(connection, KafkaAdminClient, opening_ms=opening_ms, request_timeout_ms=REQUEST_MS)
+
+    if isinstance(connection, Shared):
+        with connection.lock, client_errors(doing):
+            yield connection.client("admin", make)
+        return
+    admin = make()
     try:
         with client_errors(doing):
             yield admin
@@ -191,9 +200,13 @@ class Reader:
             max_partition_fetch_bytes=FETCH_BYTES,
         )
         read_past_unreadable(self._consumer)
+        self._asker = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")
+        self.assign(positions)
+
+    def assign(self, positions: Mapping[Position, int]) -> None:
+        """Read these partitions, from these offsets on, and no others."""
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
-        self._asker = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")
         with client_errors("reading does not begin"):
             self._consumer.assign(list(self._partitions.values()))
             for position, offset in positions.items():
@@ -283,6 +296,19 @@ class Reader:
         self.close()
 
 
+@contextmanager
+def _reader(connection: Connection, positions: Mapping[Position, int]) -> Iterator[Reader]:
+    """A reader for one question: of its own, or the shared one."""
+    if not isinstance(connection, Shared):
+        with Reader(connection, positions) as reader:
+            yield reader
+        return
+    with connection.lock:
+        shared = connection.client("reader", lambda: Reader(connection, {}))
+        shared.assign(positions)
+        yield shared
+
+
 def partitions_of(connection: Connection, topic: str) -> list[Position]:
     """The topic's partitions.
 
@@ -304,22 +330,9 @@ def _partitions(connection: Connection, topics: Iterable[str]) -> list[Position]
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
     """First offset kept and end offset (of what is committed) of every partition of the topics."""
     tps = [TopicPartition(*p) for p in _partitions(connection, list(topics))]
-    consumer = opened(
-        connection,
-        KafkaConsumer,
-        group_id=None,
-        enable_auto_commit=False,
-        request_timeout_ms=REQUEST_MS,
-        isolation_level="read_committed",
-    )
-    try:
-        with client_errors(f"no answer about offsets from {connection.bootstrap}"):
-            consumer.assign(tps)
-            first, end = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
-            return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
-    finally:
-        with suppress(Exception):
-            consumer.close(autocommit=False)
+    with _reader(connection, {}) as reader, client_errors(f"no answer about offsets from {connection.bootstrap}"):
+        first, end = reader._consumer.beginning_offsets(tps), reader._consumer.end_offsets(tps)
+        return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
 
 
 def read_between(
@@ -333,7 +346,7 @@ def read_between(
     open_spans = {p: span for p, span in spans.items() if span[0] < span[1]}
     if not open_spans:
         return
-    with Reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
+    with _reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
         moved, before = time.monotonic(), -1
         while any(reader.position(p) < end for p, (_, end) in open_spans.items()):
             batch = [r for r in reader.poll(timeout_ms=200) if r.offset < open_spans[(r.topic, r.partition)][1]]
@@ -379,21 +392,27 @@ def partition_of(key: bytes, n_partitions: int) -> int:
 
 
 def last_record(connection: Connection, topic: str, partition: int) -> Received | None:
-    """The last committed record of a partition, None where there is none.
+    """The last committed record of a partition, None where there is none."""
+    return last_records(connection, [(topic, partition)]).get((topic, partition))
+
+
+def last_records(connection: Connection, positions: Iterable[Position]) -> dict[Position, Received]:
+    """The last committed record of each partition that has any.
 
     Control markers and aborted records take offsets too, so it steps back wider and wider.
     """
-    position = (topic, partition)
-    first, end = bounds(connection, [topic])[position]
+    wanted = set(positions)
+    spans = {p: span for p, span in bounds(connection, {topic for topic, _ in wanted}).items() if p in wanted}
+    found: dict[Position, Received] = {}
     width = 8
-    while True:
-        start = max(first, end - width)
-        last = None
-        for batch in read_between(connection, {position: (start, end)}):
-            last = batch[-1]
-        if last is not None or start == first:
-            return last
+    while spans:
+        starts = {p: (max(first, end - width), end) for p, (first, end) in spans.items()}
+        for batch in read_between(connection, starts):
+            for record in batch:
+                found[record.topic, record.partition] = record
+        spans = {p: (first, starts[p][0]) for p, (first, _) in spans.items() if p not in found and starts[p][0] > first}
         width *= 8
+    return found
 
 
 class Writer:

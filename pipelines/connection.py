@@ -3,12 +3,14 @@
 import difflib
 import socket
 import ssl
+import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 
 from kafka import errors as client
 from kafka.net.compat import KafkaNetClient
@@ -17,17 +19,16 @@ from kafka.net.sasl import SASL_MECHANISMS
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
-from pipelines.errors import BrokerError, LoginError, RejectedError, UnmaskError
+from pipelines.errors import BrokerError, LoginError, RejectedError, TooLargeError, UnmaskError
 
 OPENING_MS = 10_000
+T = TypeVar("T")
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 OPTIONS = frozenset(
     name for name in KafkaConnectionManager.DEFAULT_CONFIG if name.startswith(("security_", "sasl_", "ssl_"))
 )
 # Sending again what these refuse cures nothing.
 _FOR_GOOD = (
-    client.MessageSizeTooLargeError,
-    client.RecordListTooLargeError,
     client.InvalidRecordError,
     client.InvalidTopicError,
     client.InvalidTimestampError,
@@ -55,6 +56,38 @@ class Connection:
 
     def config(self) -> dict[str, Any]:
         return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
+
+
+@dataclass(frozen=True)
+class Shared(Connection):
+    """A connection whose questions share one admin client and one consumer, as a take-over asks many; use `with`.
+
+    Readers and writers that are opened under it still have clients of their own. Several threads may ask: one waits for
+    the other, from the first to the last record of what it reads.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        return cls(connection.bootstrap, connection.options)
+
+    def client(self, name: str, make: Callable[[], T]) -> T:
+        """The shared one, made at its first use."""
+        if name not in self._clients:
+            self._clients[name] = make()
+        return cast(T, self._clients[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for shared in self._clients.values():
+            with suppress(Exception):
+                shared.close()
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -242,6 +275,8 @@ def broker_error(doing: str, error: BaseException) -> BrokerError:
     said = f"{doing}: {str(error) or type(error).__name__}"
     if isinstance(error, client.AuthorizationError):
         return RejectedError(f"{said}; grant this user the right on the topic or id that is named")
+    if isinstance(error, client.MessageSizeTooLargeError | client.RecordListTooLargeError):
+        return TooLargeError(f"{said}; raise its topic's max.message.bytes")
     return RejectedError(said) if isinstance(error, _FOR_GOOD) else BrokerError(said)
 
 

@@ -22,6 +22,7 @@ RULES: Mapping[str, str] = {
     "future_timestamp": "mend the sender's clock; the event time is ahead of its arrival",
     "wrong_key": "send the message under the id of its first entity as the Kafka key",
     "unreadable_record": "send records that a plain Kafka client can read; this one was skipped by its offset",
+    "unpublishable": "raise max.message.bytes of the scores topic: it takes not even the shortest score of this event",
     "duplicate": "nothing to mend: this event id has been scored already",
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -6,6 +6,7 @@ UnmaskError
 │   ├── FencedError      another scorer has taken over this partition
 │   ├── LoginError       Kafka is there, but the login or the TLS settings do not fit
 │   └── RejectedError    the broker refuses a record for good: sending it again cures nothing
+│       └── TooLargeError    it is larger than its topic or the client takes: a shorter one may go out
 ├── LakeError            a table is missing or was written by something else
 └── RestoreError         no state can be built that agrees with what was already published
 """
@@ -33,6 +34,10 @@ class LoginError(BrokerError):
 
 class RejectedError(BrokerError):
     """The broker refuses a record for good (too large, not allowed): sending it again cures nothing."""
+
+
+class TooLargeError(RejectedError):
+    """A record is larger than its topic (max.message.bytes) or the client takes."""
 
 
 class LakeError(UnmaskError):

@@ -3,7 +3,10 @@
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -11,20 +14,23 @@ from numpy.typing import NDArray
 
 from pipelines.alerts import (
     PROGRESS_FORMAT,
+    SHORT_TEXT,
     Model,
     Progress,
     RecordSource,
     Score,
     alert_of,
     cloudevent_headers,
+    cut,
     decode,
     encode,
+    key_of,
     refused_of,
     rfc3339,
 )
-from pipelines.broker import Connection, Message, Received, TransactionalWriter, last_record
-from pipelines.contract import Event
-from pipelines.errors import BrokerError, FencedError, RestoreError
+from pipelines.broker import Connection, Message, Received, TransactionalWriter, last_record, last_records
+from pipelines.contract import Event, Refusal
+from pipelines.errors import BrokerError, FencedError, RejectedError, RestoreError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
 from pipelines.outbox import Batch, Outbox, Row, progress_after
 from pipelines.stream import Stream
@@ -32,6 +38,22 @@ from pipelines.stream import Stream
 log = logging.getLogger(__name__)
 
 CLAIM_S = 10.0  # how long a new owner may take from fencing us to claiming the partition
+
+
+class Shortening(IntEnum):
+    """What becomes of a row that the broker refuses for its size, one step after the other."""
+
+    WHOLE = 0
+    SHORT = 1  # an alert without reasons and features, a dead letter without raw bytes
+    LETTER = 2  # instead of the score a dead letter under the rule `unpublishable`
+
+
+class Transactions(Protocol):
+    """What a lane needs of a `TransactionalWriter`."""
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,7 @@ class LaneSetting:
     model: Model
     definition: str
     owner: str
+    stall_deadline_s: float = 300.0
     fault: Fault = no_fault
 
 
@@ -50,20 +73,33 @@ class Lane:
     """Publishes one partition's outbox: scores, alerts, dead letters and progress, in one transaction per batch.
 
     The progress record is the authority: after a failed or doubtful transaction the lane opens a new producer (which
-    aborts what was open), reads how far the last committed record says it came, and goes on from the outbox.
+    aborts what was open), reads how far the last committed record says it came, and goes on from the outbox. Once it is
+    stopping it opens none: that would fence the scorer which has taken over meanwhile.
+
+    What the broker refuses for its size is split until the row is found; that one goes out shortened (`Shortening`).
+    What it refuses for another reason, or refuses even then, ends the lane, and with it the scorer.
     """
 
     def __init__(self, setting: LaneSetting, partition: int) -> None:
         self._setting = setting
         self.partition = partition
-        self._writer = self._open()
-        self.progress = read_progress(setting.connection, setting.stream, partition)
+        self._writer: Transactions = self._open()
+        self.progress: Progress | None = None
         self.outbox = Outbox()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
+        self.was_stopping = False  # when it failed
+        self.trouble = ""  # why the last transaction failed, until one succeeds
+        self.n_commits = 0
         self.n_alerts = 0
         self.n_rebuilt = 0
+        self.n_shortened = 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the thread has ended though nobody asked it to."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stopping.is_set()
 
     def claim(self, progress: Progress) -> None:
         """Write a progress record that says who owns the partition from now on."""
@@ -75,10 +111,14 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=f"lane-{self.partition}", daemon=True)
         self._thread.start()
 
-    def stop(self, *, deadline_s: float = 10.0) -> None:
-        """Publish what is in the outbox, then close."""
+    def ask_to_stop(self) -> None:
+        """Let the thread publish what is in the outbox, then end."""
         self._stopping.set()
         self.outbox.wake()
+
+    def stop(self, *, deadline_s: float = 10.0) -> None:
+        """Publish what is in the outbox, then close."""
+        self.ask_to_stop()
         if self._thread:
             self._thread.join(deadline_s)
         self._writer.close()
@@ -87,71 +127,108 @@ class Lane:
         try:
             while not (self._stopping.is_set() and not len(self.outbox)):
                 batch = self.outbox.take()
-                if batch.n_puts:
+                if batch.rows or batch.places:
                     self._publish(batch)
         except BaseException as error:
+            self.was_stopping = self._stopping.is_set()
             self.failure = error
-            log.error("lane %d stops: %s", self.partition, error)
+            is_ours = isinstance(error, UnmaskError)
+            log.error("lane %d stops: %s", self.partition, error, exc_info=None if is_ours else error)
 
-    def _publish(self, batch: Batch) -> None:
-        messages, progress, n_alerts = self._messages(batch)
+    def _publish(self, batch: Batch, shortening: Shortening = Shortening.WHOLE) -> bool:
+        """Commit a batch in one transaction, or in several smaller ones; False: what is left must be taken again."""
+        messages, progress, n_alerts = self._messages(batch, shortening)
         fault = self._setting.fault
         try:
             fault("before_flush")
             self._writer.commit(messages, before_commit=lambda: fault("after_flush"))
         except BrokerError as error:
+            if isinstance(error, RejectedError) and not isinstance(error, TooLargeError):
+                raise
             self._rebuild(error)
-            if self.progress != progress:
-                return  # it was not committed: the batch is taken again
+            if self.progress != progress:  # it was not committed
+                return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
         fault("before_outbox_drop")
         self.progress = progress
         self.outbox.drop(batch)
+        self.trouble = ""
+        self.n_commits += 1
         self.n_alerts += n_alerts
+        self.n_shortened += shortening > Shortening.WHOLE
         fault("after_outbox_drop")
+        return True
+
+    def _publish_smaller(self, batch: Batch, shortening: Shortening, error: TooLargeError) -> bool:
+        if len(batch.rows) > 1:
+            first, second = batch.halves()
+            return self._publish(first) and self._publish(second)
+        if not batch.rows or shortening == Shortening.LETTER:
+            raise error
+        row = batch.rows[0]
+        log.warning("lane %d: what goes out about offset %d is shortened: %s", self.partition, row.record.offset, error)
+        return self._publish(batch, Shortening(shortening + 1))
 
     def _rebuild(self, error: BrokerError) -> None:
         """Open a new producer and let the last committed progress record say what is out."""
         self.n_rebuilt += 1
+        self.trouble = str(error)
         log.warning("lane %d: %s; rebuilding", self.partition, error)
         fenced, wait_s = isinstance(error, FencedError), 0.1
+        until = time.monotonic() + self._setting.stall_deadline_s
         while True:
             try:
                 if fenced:
-                    self._still_ours()
+                    self._wait_for_a_claim()
+                if self._stopping.is_set():
+                    raise error
                 self._writer.close()
                 self._writer = self._open()
-                progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
-            except FencedError:
+                progress = self._read_progress()
+            except (FencedError, RejectedError):
                 raise
             except BrokerError as again:
                 if self._stopping.is_set():
                     raise
+                if time.monotonic() > until:
+                    raise BrokerError(
+                        f"partition {self.partition}: nothing could be published for "
+                        f"{self._setting.stall_deadline_s:g} s ({again}); nothing is lost, start the scorer again once "
+                        "Kafka takes records"
+                    ) from again
+                self.trouble = str(again)
                 log.warning("lane %d: %s; trying again", self.partition, again)
-                time.sleep(wait_s)
+                self._stopping.wait(wait_s)
                 wait_s = min(2 * wait_s, 5.0)
                 continue
-            if progress is None or progress.owner != self._setting.owner:
-                raise FencedError(f"partition {self.partition}: another scorer has taken over")
+            self._check_owner(progress)
             self.progress = progress
             return
 
-    def _still_ours(self) -> None:
+    def _wait_for_a_claim(self) -> None:
         """A transaction that timed out looks like fencing; the last progress record tells them apart.
 
         Whoever fenced us claims the partition within seconds: opening a producer before would fence it in turn.
         """
         until = time.monotonic() + CLAIM_S
         while time.monotonic() < until and not self._stopping.is_set():
-            progress = read_progress(self._setting.connection, self._setting.stream, self.partition)
-            if progress is None or progress.owner != self._setting.owner:
-                raise FencedError(f"partition {self.partition}: another scorer has taken over")
-            time.sleep(0.25)
+            self._check_owner(self._read_progress())
+            self._stopping.wait(0.25)
 
-    def _open(self) -> TransactionalWriter:
+    def _check_owner(self, progress: Progress | None) -> None:
+        if progress is None or progress.owner != self._setting.owner:
+            raise FencedError(f"partition {self.partition}: another scorer has taken over")
+
+    def _open(self) -> Transactions:
         return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
 
-    def _messages(self, batch: Batch) -> tuple[list[Message], Progress, int]:
+    def _read_progress(self) -> Progress | None:
+        return read_progress(self._setting.connection, self._setting.stream, self.partition)
+
+    def _messages(self, batch: Batch, shortening: Shortening) -> tuple[list[Message], Progress, int]:
         stream, model = self._setting.stream, self._setting.model
+        short = shortening > Shortening.WHOLE
+        if shortening == Shortening.LETTER:
+            batch = batch._replace(rows=[_unpublishable(row) for row in batch.rows])
         scored = [row for row in batch.rows if row.event is not None]
         messages, n_alerts = [], 0
         if scored:
@@ -176,12 +253,19 @@ class Lane:
                         entity_names=stream.entities,
                         explained=why,
                         features=features_of(stream, numeric[i], event),
+                        short=short,
                     )
                     messages.append(self._message("alerts", scored[i], alert))
         for row in batch.rows:
             if row.refusal is not None:
-                source = self._source(row)
-                refused = refused_of(row.refusal, source, row.record.value, duplicate_of=row.duplicate_of)
+                refused = refused_of(
+                    row.refusal,
+                    self._source(row),
+                    row.record.value,
+                    key=row.record.key,
+                    duplicate_of=row.duplicate_of,
+                    short=short,
+                )
                 messages.append(self._message("refused", row, refused))
         assert self.progress is not None
         progress = progress_after(self.progress, batch)
@@ -209,10 +293,19 @@ class Lane:
     def _message(self, kind: str, row: Row, value: msgspec.Struct) -> Message:
         stream = self._setting.stream
         headers = cloudevent_headers(kind, stream.name, self._source(row))
-        return Message(stream.topic(kind), encode(value), row.record.key, self.partition, None, headers)
+        return Message(stream.topic(kind), encode(value), key_of(row.record.key), self.partition, None, headers)
 
     def _progress_message(self, progress: Progress) -> Message:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
+
+
+def _unpublishable(row: Row) -> Row:
+    """A dead letter in the place of a score."""
+    if row.event is None:
+        return row
+    named = cut(row.event.event_id, SHORT_TEXT)
+    refusal = Refusal("unpublishable", f"the scores topic takes no score of event {named}: it is too large")
+    return Row(row.record, row.arrival_ms, row.out_of_turn, refusal=refusal)
 
 
 def transactional_id(stream: Stream, partition: int) -> str:
@@ -227,6 +320,13 @@ def features_of(stream: Stream, numeric: NDArray[np.float64], event: Event) -> d
         for name, value in zip(stream.numeric_columns, numeric.tolist(), strict=True)
     }
     return values | dict(zip(stream.categories, event.category_texts, strict=True))
+
+
+def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:
+    """The last committed progress record of every partition, None where there is none yet."""
+    positions = {p: (stream.topic("progress"), p) for p in range(n_partitions)}
+    found = last_records(connection, positions.values())
+    return {p: progress_of(found[at]) if at in found else None for p, at in positions.items()}
 
 
 def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:

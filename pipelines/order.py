@@ -12,6 +12,7 @@ from typing import NamedTuple
 LABEL, EVENT = 0, 1
 KIND_NAMES = ("labels", "events")
 _FOREVER = math.inf
+_RECORD_BYTES = 460  # what a record in hand takes beside its key and its value
 
 
 class Source(NamedTuple):
@@ -31,6 +32,11 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     unreadable: str | None = None  # why nobody can read it
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes in memory while it is in hand, roughly."""
+        return _RECORD_BYTES + len(self.key or b"") + len(self.value or b"")
 
 
 class Key(NamedTuple):
@@ -68,6 +74,7 @@ class _Queue:
 
     def __init__(self, arrival_ms: int, position: int, lag_ms: int) -> None:
         self.items: deque[Item] = deque()
+        self.n_bytes = 0
         self.arrival_ms = arrival_ms
         self.position = position
         self.lag_ms = lag_ms
@@ -129,6 +136,11 @@ class Merge:
         return sum(len(q.items) for q in self._queues.values())
 
     @property
+    def n_bytes(self) -> int:
+        """What those take in memory, roughly."""
+        return sum(q.n_bytes for q in self._queues.values())
+
+    @property
     def last(self) -> Key | None:
         """The last place released."""
         return self._last
@@ -146,6 +158,7 @@ class Merge:
             if key is None:
                 key = Key(arrival + queue.lag_ms, record.kind, record.partition, record.offset)
             queue.items.append(Item(key, arrival, record, placed))
+            queue.n_bytes += record.n_bytes
 
     def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
         """The broker answered, to a question of `asked_ms`, that `source` ends at `end`; we have read to `position`.
@@ -177,8 +190,8 @@ class Merge:
             queue.waived = queue.waited_ms > self._order_stall_ms
 
     def hoards(self, limit: int) -> set[Source]:
-        """Sources with more than `limit` records in hand that others hold back: reading on can wait, memory cannot."""
-        full = {s for s, q in self._queues.items() if len(q.items) > limit}
+        """Sources with more than `limit` bytes in hand that others hold back: reading on can wait, memory cannot."""
+        full = {s for s, q in self._queues.items() if q.n_bytes > limit}
         if not full:
             return full
         self._reach_marks()
@@ -231,7 +244,9 @@ class Merge:
             items = queue.items
             end = prefix.get(source, 0) if prefix is not None else None
             while items and items[0].key.effective_ms < below_ms and (end is None or items[0].record.offset < end):
-                taken.append(items.popleft())
+                item = items.popleft()
+                queue.n_bytes -= item.record.n_bytes
+                taken.append(item)
         taken.sort()
         last = self._last
         for index, item in enumerate(taken):

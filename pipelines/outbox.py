@@ -15,8 +15,9 @@ from pipelines.order import Record
 
 MAX_ROWS = 1_000
 IDLE_S = 0.25
-_ROW_BYTES = 512
-_PLACE_BYTES = 128
+# What Python takes beside the bytes themselves, measured: a row with its record, an accepted event with its two rows of
+# features, each text, each hash, each number of it, and a place.
+_ROW_BYTES, _EVENT_BYTES, _TEXT_BYTES, _HASH_BYTES, _NUMBER_BYTES, _PLACE_BYTES = 440, 620, 58, 40, 32, 256
 
 
 class Row(NamedTuple):
@@ -35,9 +36,17 @@ class Row(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Rough size in memory."""
-        features = 0 if self.numeric is None else 8 * len(self.numeric)
-        return _ROW_BYTES + len(self.record.value or b"") + features
+        """What it takes in memory, roughly."""
+        n = _ROW_BYTES + len(self.record.value or b"") + len(self.record.key or b"")
+        event = self.event
+        if event is not None and self.numeric is not None and self.categorical is not None:
+            texts = [text for text in (event.event_id, *event.entity_ids, *event.category_texts) if text]
+            n += _EVENT_BYTES + _TEXT_BYTES * len(texts) + sum(map(len, texts)) + _NUMBER_BYTES * len(event.numbers)
+            n += _HASH_BYTES * (len(event.entities) + len(event.categories))
+            n += 8 * (len(self.numeric) + len(self.categorical))
+        elif self.refusal is not None:
+            n += _TEXT_BYTES + len(self.refusal.detail)
+        return n
 
 
 class Put(NamedTuple):
@@ -54,7 +63,11 @@ class Batch(NamedTuple):
     rows: list[Row]
     places: list[list[int]]
     frontier: dict[str, list[int]] | None
-    n_puts: int
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Two batches, the first to go out first: it tells every place, for the frontier of both depends on them."""
+        half = len(self.rows) // 2
+        return Batch(self.rows[:half], self.places, self.frontier), Batch(self.rows[half:], [], self.frontier)
 
 
 class Outbox:
@@ -81,15 +94,14 @@ class Outbox:
                 self._ready.wait(IDLE_S)
             rows: list[Row] = []
             places: list[list[int]] = []
-            frontier, n_puts = None, 0
+            frontier = None
             for put in self._puts:
                 rows += put.rows
                 places += put.places
                 frontier = put.frontier
-                n_puts += 1
                 if len(rows) >= max_rows or len(places) >= max_rows:
                     break
-            return Batch(rows, places, frontier, n_puts)
+            return Batch(rows, places, frontier)
 
     def wake(self) -> None:
         """Let a waiting `take` return."""
@@ -97,10 +109,21 @@ class Outbox:
             self._ready.notify()
 
     def drop(self, batch: Batch) -> None:
-        """Forget what `take` gave: it is out."""
+        """Forget what `take` gave, or the first half of it: it is out."""
+        n_rows, n_places = len(batch.rows), len(batch.places)
+        kept: list[Put] = []
         with self._ready:
-            for _ in range(batch.n_puts):
-                self._count(self._puts.popleft(), -1)
+            while n_rows or n_places:
+                put = self._puts.popleft()
+                self._count(put, -1)
+                rest = put._replace(rows=put.rows[n_rows:], places=put.places[n_places:])
+                n_rows -= len(put.rows) - len(rest.rows)
+                n_places -= len(put.places) - len(rest.places)
+                if rest.rows or rest.places:
+                    kept.append(rest)
+            for put in reversed(kept):
+                self._puts.appendleft(put)
+                self._count(put, 1)
 
     def _count(self, put: Put, sign: int) -> None:
         self.n_bytes += sign * (sum(row.n_bytes for row in put.rows) + _PLACE_BYTES * len(put.places))

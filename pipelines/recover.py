@@ -214,8 +214,12 @@ def _emptied(facts: Facts) -> Plan | None:
         ]  # fmt: skip
     n_flagged = sum(out.n_out_of_turn for out in facts.published.values())
     if facts.told:
-        teller = records[empty[0]]
-        teller[0] = msgspec.structs.replace(teller[0], n_out_of_turn=len(facts.told))
+        teller, begin = records[empty[0]], facts.output_ends["progress"].get(empty[0], 0)
+        teller[0] = msgspec.structs.replace(
+            teller[0],
+            n_out_of_turn=len(facts.told),
+            retold=[begin, begin + -(-len(facts.told) // MAX_PLACES)],
+        )
         teller[:] = [
             msgspec.structs.replace(teller[0], out_of_turn=facts.told[at : at + MAX_PLACES])
             for at in range(0, len(facts.told), MAX_PLACES)

@@ -24,6 +24,7 @@ class Counters:
     n_broken_labels: int = 0
     n_late: int = 0
     n_snapshots: int = 0
+    n_snapshots_failed: int = 0
 
 
 class Replica:
@@ -36,7 +37,7 @@ class Replica:
     Args:
         state: blank, or restored from a snapshot that is not ahead of `progress`.
         progress: the last progress record of every partition.
-        told: every place that progress records ever told.
+        told: every place that progress records told of what `needed_places(state)` names.
         order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
     """
 
@@ -76,10 +77,15 @@ class Replica:
             for start in range(0, len(released), chunk):
                 yield self._fold(released[start : start + chunk], fault)
 
-    def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
-        """The state as of now; what `progress` has told meanwhile need not be told again."""
+    def n_untold(self, progress: Mapping[int, Progress]) -> int:
+        """Number of places that a snapshot has to hold, because `progress` has not told them."""
         told = furthest(progress) or {}
         self.state.places = [p for p in self.state.places if p[2] >= told.get(Source(p[0], p[1]), 0)]
+        return len(self.state.places)
+
+    def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
+        """The state as of now; what `progress` has told meanwhile need not be told again."""
+        self.n_untold(progress)
         return self.state.snapshot()
 
     def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
@@ -155,6 +161,20 @@ def furthest(progress: Mapping[int, Progress]) -> Frontier | None:
     frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
     every = {s for f in frontiers for s in f}  # records from before partitions were added know fewer of them
     return {s: max(f.get(s, 0) for f in frontiers) for s in every} if frontiers else None
+
+
+def needed_places(state: State) -> Frontier:
+    """From where on the places of records matter to a restart: what it folds again, or has folded and not told."""
+    waiting = [(Source(kind, p), offset) for kind, p, offset, *_ in state.places]
+    return {s: min([offset, *(at for source, at in waiting if source == s)]) for s, offset in state.frontier.items()}
+
+
+def tells_more(progress: Progress, needed: Frontier) -> bool:
+    """Whether a progress record, or one before it, may tell a place at or behind a frontier."""
+    if not progress.n_out_of_turn:
+        return False
+    told = progress.frontier
+    return told is None or any(offset > needed.get(s, 0) for s, offset in from_kinds(told).items())
 
 
 def is_ahead(frontier: Frontier, progress: Mapping[int, Progress]) -> bool:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -11,20 +12,24 @@ import msgspec
 from pipelines import broker
 from pipelines.alerts import Model
 from pipelines.broker import Position, Reader, Received
-from pipelines.errors import BrokerError
+from pipelines.errors import BrokerError, FencedError, InternalError
+from pipelines.health import Busy, Seldom, Watch
 from pipelines.lane import Lane
 from pipelines.order import KIND_NAMES, Frontier, Mark, Record, Source, sources
 from pipelines.outbox import Put
-from pipelines.replica import Counters, Replica
+from pipelines.replica import Counters, Replica, is_ahead, needed_places
 from pipelines.state import Snapshot, State, by_kind, from_kinds
-from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, all_places, checked_partitions
+from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, checked_partitions, places_after
 
 log = logging.getLogger(__name__)
 
 ASK_EVERY_MS = 20
 SWEEP_EVERY_S = 60.0
-MAX_IN_HAND = 20_000  # records per partition that the others hold back
+LOOK_EVERY_S = 0.25
+FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that it gets on even between frequent kills
+MIN_IN_HAND = 1 << 20  # bytes of each partition: about what one fetch brings
 KEPT_SNAPSHOTS = 4
+MAX_UNTOLD = 5_000  # places that no progress record has told yet; about 300 kB
 
 
 class Scorer:
@@ -40,11 +45,15 @@ class Scorer:
 
     def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
         self.setting, self.model = setting, model
-        stream, connection = setting.stream, setting.connection
-        self._n_partitions = checked_partitions(connection, stream)
+        with broker.Shared.of(setting.connection) as asked:
+            self._begin(asked, start)
+
+    def _begin(self, asked: broker.Shared, start: StartFrom | None) -> None:
+        setting, stream = self.setting, self.setting.stream
+        self._n_partitions = checked_partitions(asked, stream)
         inputs = ["events", "labels"] if stream.labels else ["events"]
-        self._live = broker.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
-        if not self._live and stream.topic("clock") not in broker.topic_names(connection):
+        self._live = broker.stamps_appends(asked, *(stream.topic(kind) for kind in inputs))
+        if not self._live and stream.topic("clock") not in broker.topic_names(asked):
             raise BrokerError(
                 f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings "
                 f"its own clock in {stream.topic('clock')}, has not)"
@@ -58,34 +67,46 @@ class Scorer:
         self._asked_ms = 0.0
         self._caught_up = False
         self._snapshotting: Future[None] | None = None
+        self._newest_snapshot: Frontier | None = None
+        self._ends: dict[Source, int] = {}
+        self._n_answers = 0
+        self._watch = Watch(
+            red_after_s=setting.health_after.total_seconds(), deadline_s=setting.stall_deadline.total_seconds()
+        )
+        self._failed_snapshots = Seldom(log)
         self.lanes: list[Lane] = []
         try:
-            self._take_over(start)
+            self._take_over(asked, start)
         except BaseException:
             for lane in self.lanes:
                 lane.stop()
             raise
         self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
-        self._snapshot_due_s = time.monotonic() + setting.snapshot_every.total_seconds()
-        self._sweep_due_s = time.monotonic() + SWEEP_EVERY_S
+        now_s = time.monotonic()
+        self._snapshot_wait_s = min(FIRST_SNAPSHOT_S, setting.snapshot_every.total_seconds())
+        self._snapshot_due_s = now_s + self._snapshot_wait_s
+        self._sweep_due_s = now_s + SWEEP_EVERY_S
+        self._look_due_s = now_s
+        self._count_due_s = now_s + setting.count_partitions_every.total_seconds()
 
-    def _take_over(self, start: StartFrom | None) -> None:
+    def _take_over(self, asked: broker.Shared, start: StartFrom | None) -> None:
         """Fence whoever scored before, learn how far it came, build the state that agrees with it, begin to read."""
         stream, connection = self.setting.stream, self.setting.connection
-        taken = TakeOver(self.setting, self.model, self._n_partitions, self.lanes)
-        self._bounds = taken.bounds
+        taken = TakeOver(self.setting, asked, self.model, self._n_partitions, self.lanes)
         progress = taken.claim(start)
+        self._bounds = taken.bounds
+        state = taken.restored(progress)
         self._replica = Replica(
-            taken.restored(progress),
+            state,
             progress,
-            all_places(connection, stream, progress),
+            places_after(asked, stream, progress, needed_places(state)),
             order_wait_ms=round(self.setting.order_wait.total_seconds() * 1000),
         )
         self._put(self._replica.restored_puts())
         positions = {self._positions[s]: offset for s, offset in self.state.frontier.items()}
         if not self._live:
             clock = (self._clock_topic, 0)
-            positions[clock] = broker.bounds(connection, [self._clock_topic])[clock][0]
+            positions[clock] = broker.bounds(asked, [self._clock_topic])[clock][0]
         self._reader = Reader(connection, positions)
         self._held: set[Source] = set()
 
@@ -103,6 +124,11 @@ class Scorer:
     def caught_up(self) -> bool:
         """Whether everything that was in Kafka at the start has been read."""
         return self._caught_up
+
+    @property
+    def health(self) -> str:
+        """ "ok", or since when what has been standing still, and why."""
+        return self._watch.health
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Score until `should_stop()`; then publish what is folded and write a snapshot.
@@ -122,6 +148,7 @@ class Scorer:
     def step(self) -> None:
         """One turn of the loop."""
         self._raise_lane_failure()
+        self._look()
         if sum(lane.outbox.n_bytes for lane in self.lanes) > self.setting.max_outbox_bytes:
             time.sleep(0.01)  # back-pressure: nothing is read until the lanes have made room
             return
@@ -133,11 +160,15 @@ class Scorer:
         self._note_catching_up()
         now_s = time.monotonic()
         if now_s >= self._snapshot_due_s:
-            self._snapshot_due_s = now_s + self.setting.snapshot_every.total_seconds()
+            self._snapshot_wait_s = min(2 * self._snapshot_wait_s, self.setting.snapshot_every.total_seconds())
+            self._snapshot_due_s = now_s + self._snapshot_wait_s
             self._snapshot()
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + SWEEP_EVERY_S
             self.state.windows.sweep(self.state.clock_ms)
+        if now_s >= self._count_due_s:
+            self._count_due_s = now_s + self.setting.count_partitions_every.total_seconds()
+            self._count_partitions()
 
     def _take(self, received: Sequence[Received]) -> None:
         if received:
@@ -156,7 +187,8 @@ class Scorer:
     def _hold_hoards(self) -> None:
         """Hold partitions that are far ahead of the others, until half of what they have in hand is folded."""
         merge = self._replica.merge
-        self._held = merge.hoards(MAX_IN_HAND) | (self._held & merge.hoards(MAX_IN_HAND // 2))
+        limit = max(self.setting.max_in_hand_bytes // len(self._sources), MIN_IN_HAND)
+        self._held = merge.hoards(limit) | (self._held & merge.hoards(limit // 2))
         self._reader.hold(self._positions[s] for s in self._held)
 
     def _ask(self) -> None:
@@ -166,9 +198,11 @@ class Scorer:
             self._asked_ms = now_ms
             # A replay's marks say how far time has come: only our own positions are news there.
             ends = self._reader.ends() if self._live else dict.fromkeys(self._by_position, 0)
+            self._n_answers += bool(ends)
             for position, end in ends.items():
                 if source := self._by_position.get(position):
                     at = self._reader.position(position)
+                    self._ends[source] = end
                     self._replica.merge.observe(source, position=at, end=end, asked_ms=now_ms, live=self._live)
         if self._live and self._caught_up:
             self._replica.merge.tick(time.time() * 1000)
@@ -183,37 +217,98 @@ class Scorer:
             self._caught_up = not behind
             if self._caught_up:
                 log.info("caught up with %d records", self.counters.n_folded)
+                self._snapshot_due_s = time.monotonic()
+                self._snapshot_wait_s = self.setting.snapshot_every.total_seconds()
+
+    def _look(self) -> None:
+        """What has work to do and does not get on turns health red, then ends the scorer."""
+        now_s = time.monotonic()
+        if now_s < self._look_due_s:
+            return
+        self._look_due_s = now_s + LOOK_EVERY_S
+        busy = {
+            f"partition {lane.partition} publishes": Busy(
+                lane.n_commits, lane.trouble or "the commit does not come back"
+            )
+            for lane in self.lanes
+            if len(lane.outbox)
+        }
+        if self._live and sum(lane.outbox.n_bytes for lane in self.lanes) <= self.setting.max_outbox_bytes:
+            busy["asking where the partitions end"] = Busy(self._n_answers, "Kafka does not answer")
+            for source, end in self._ends.items():
+                position = self._positions[source]
+                at = self._reader.position(position)
+                if at < end and source not in self._held:
+                    busy["reading {} [{}]".format(*position)] = Busy(at, f"it ends at {end}, nothing comes after {at}")
+        self._watch.look(busy, now_s)
+        self._watch.check()
+
+    def _count_partitions(self) -> None:
+        """A topic that has got more partitions keeps events from us: what lies in those is not read, nor is it known.
+
+        Raises:
+            BrokerError: it has.
+        """
+        for topic in sorted({topic for topic, _ in self._positions.values()}):
+            n = self._reader.n_partitions(topic)
+            if n is not None and n != self._n_partitions:
+                raise BrokerError(
+                    f"{topic} had {self._n_partitions} partitions when this scorer started, now it has {n}; nothing in "
+                    "the old ones is lost, and all that was read from them is published, but the new ones are not "
+                    "read: stop whoever writes to them, then run `unmask recover`, which takes them in"
+                )
 
     def _snapshot(self) -> None:
         """Copy the state now, write it in the background; a slow disk never holds up the loop."""
-        if self._snapshotting is not None:
-            if not self._snapshotting.done():
-                return
-            if error := self._snapshotting.exception():
-                log.warning("the last snapshot was not written: %s", error)
+        if self._snapshotting is not None and not self._snapshotting.done():
+            return
         progress = {lane.partition: lane.progress for lane in self.lanes if lane.progress}
-        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, self._replica.snapshot(progress))
+        if self._newest_snapshot is not None and is_ahead(self._newest_snapshot, progress):
+            return  # one at most may be ahead of what is out, or lanes that stand still would push out every good one
+        if self._replica.n_untold(progress) > MAX_UNTOLD:
+            return  # a restart would have to tell them all in one record
+        snapshot = self._replica.snapshot(progress)
+        self._newest_snapshot = snapshot.frontier
+        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, snapshot)
 
     def _write_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot; scoring goes on without it where the disk is full or read-only."""
         folded = sum(snapshot.frontier.values())  # names sort as the fold went, whatever the clock does
-        snapshot.write(self.setting.snapshots / f"{folded:020d}.snapshot", fault=self.setting.fault)
-        self.counters.n_snapshots += 1
-        for old in sorted(self.setting.snapshots.glob("*.snapshot"))[:-KEPT_SNAPSHOTS]:
-            old.unlink(missing_ok=True)
+        path = self.setting.snapshots / f"{folded:020d}.snapshot"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            snapshot.write(path, fault=self.setting.fault)
+            for old in sorted(path.parent.glob("*.snapshot"))[:-KEPT_SNAPSHOTS]:
+                old.unlink(missing_ok=True)
+        except Exception as error:
+            self.counters.n_snapshots_failed += 1
+            self._failed_snapshots.warning(
+                "a snapshot was not written: %s; scoring goes on, a restart reads more of the input again", error
+            )
+            with suppress(OSError):
+                path.with_suffix(".part").unlink(missing_ok=True)
+        else:
+            self.counters.n_snapshots += 1
 
     def _raise_lane_failure(self) -> None:
         for lane in self.lanes:
             if lane.failure is not None:
                 raise lane.failure
+            if lane.is_dead:
+                raise InternalError(f"the thread of partition {lane.partition} has ended and nobody asked it to")
 
     def _stop(self, *, snapshot: bool) -> None:
-        for lane in self.lanes:
-            lane.stop()
+        with ThreadPoolExecutor(len(self.lanes)) as pool:  # each may take its time, all together no more than one
+            list(pool.map(Lane.stop, self.lanes))
         if snapshot and all(lane.failure is None for lane in self.lanes) and self._caught_up:
             self._snapshot()
         self._snapshot_pool.shutdown(wait=True)
         self._reader.close()
-        self._raise_lane_failure()
+        for lane in self.lanes:
+            if isinstance(lane.failure, FencedError) and lane.was_stopping:
+                log.warning("partition %d: another scorer has taken over; it publishes the rest", lane.partition)
+            elif lane.failure is not None and snapshot:
+                raise lane.failure  # where a step has raised, that error is the one to tell
 
 
 _InputName = Literal["events", "labels"]

@@ -3,8 +3,9 @@
 import logging
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,15 @@ from pipelines.alerts import PROGRESS_FORMAT, Model, Progress
 from pipelines.broker import Connection
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.lane import Lane, LaneSetting, progress_of
+from pipelines.lane import Lane, LaneSetting, all_progress, progress_of, read_progress
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, sources
-from pipelines.replica import is_ahead, places_told
+from pipelines.replica import is_ahead, places_told, tells_more
 from pipelines.state import Snapshot, State, by_kind, from_kinds
 from pipelines.stream import Stream
 
 log = logging.getLogger(__name__)
 
+CLAIMS_AT_ONCE = 8
 StartFrom = Literal["earliest", "latest"]
 
 
@@ -37,7 +39,11 @@ class ScorerSetting:
     snapshots: Path
     snapshot_every: timedelta = timedelta(seconds=30)
     order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
+    stall_deadline: timedelta = timedelta(minutes=5)  # without progress for so long, the scorer ends
+    health_after: timedelta = timedelta(seconds=30)  # without progress for so long, health is red
+    count_partitions_every: timedelta = timedelta(seconds=20)
     max_outbox_bytes: int = 64 << 20
+    max_in_hand_bytes: int = 128 << 20  # of records that were read and wait for those of other partitions
     fault: Fault = no_fault
 
 
@@ -45,22 +51,35 @@ class TakeOver:
     """One take-over of every partition of a stream.
 
     Args:
-        lanes: filled with one open lane per partition, so that the caller can stop them whatever happens.
+        asked: for all questions about topics and records.
+        lanes: filled with one claimed lane per partition; the caller stops them whatever happens.
     """
 
-    def __init__(self, setting: ScorerSetting, model: Model, n_partitions: int, lanes: list[Lane]) -> None:
-        self.setting, self.model, self.lanes = setting, model, lanes
+    def __init__(
+        self, setting: ScorerSetting, asked: broker.Shared, model: Model, n_partitions: int, lanes: list[Lane]
+    ) -> None:
+        self.setting, self.model, self.lanes = replace(setting, connection=asked), model, lanes
         self._n_partitions = n_partitions
-        stream, connection = setting.stream, setting.connection
-        self._blank = State(stream, n_partitions)
+        self._blank = State(setting.stream, n_partitions)
         self._lane_setting = LaneSetting(
-            connection, stream, model, self._blank.digest, uuid.uuid4().hex[:12], setting.fault
+            setting.connection,
+            setting.stream,
+            model,
+            self._blank.digest,
+            uuid.uuid4().hex[:12],
+            stall_deadline_s=setting.stall_deadline.total_seconds(),
+            fault=setting.fault,
         )
-        for partition in range(n_partitions):
-            lanes.append(Lane(self._lane_setting, partition))
-        inputs = sources(n_partitions, labels=stream.labels is not None)
-        spans = broker.bounds(connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
-        self.bounds = {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
+        # Before the bounds: what was published before lies in what was there after.
+        self._before = all_progress(asked, setting.stream, n_partitions)
+        self.bounds = self._spans()
+
+    def _spans(self) -> dict[Source, tuple[int, int]]:
+        """First offset kept and end of every input partition as of now."""
+        stream = self.setting.stream
+        inputs = sources(self._n_partitions, labels=stream.labels is not None)
+        spans = broker.bounds(self.setting.connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
+        return {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
 
     @cached_property
     def topic_ids(self) -> dict[str, str]:
@@ -68,32 +87,50 @@ class TakeOver:
         return input_ids(self.setting.connection, self.setting.stream)
 
     def claim(self, start: StartFrom | None) -> dict[int, Progress]:
-        """Take every lane over; at the very first start, write where scoring begins."""
-        setting, claimed = self._lane_setting, {}
-        for lane in self.lanes:
-            if lane.progress is None:
-                claim = self._first_claim(lane.partition, setting, start)
-            else:
-                self._check(lane.progress, lane.partition, setting)
-                claim = msgspec.structs.replace(
-                    lane.progress,
-                    owner=setting.owner,
-                    model=self.model.digest,
-                    out_of_turn=[],
-                    format=PROGRESS_FORMAT,
-                    topic_ids=self.topic_ids,
-                )
-            lane.claim(claim)
-            self.setting.fault("between_claims")
-            claimed[lane.partition] = claim
-        return claimed
+        """Take every lane over; at the very first start, write where scoring begins.
+
+        Each partition is fenced, read and claimed in one go, several at a time: whoever was fenced learns within a
+        moment from the claim that somebody has taken over.
+        """
+        for partition, before in self._before.items():
+            self._claim_of(before, partition, start)  # a scorer that must not start has fenced nobody yet
+        with ThreadPoolExecutor(min(self._n_partitions, CLAIMS_AT_ONCE), thread_name_prefix="take-over") as pool:
+            claims = list(pool.map(lambda partition: self._claim(partition, start), range(self._n_partitions)))
+        self.lanes.sort(key=lambda lane: lane.partition)
+        return dict(enumerate(claims))
+
+    def _claim(self, partition: int, start: StartFrom | None) -> Progress:
+        lane = Lane(self._lane_setting, partition)
+        self.lanes.append(lane)
+        before = read_progress(self.setting.connection, self.setting.stream, partition)
+        if before is not None and before.next_offset > self.bounds[Source(EVENT, partition)][1]:
+            self.bounds = self._spans()  # the other one went on until it was fenced
+        claim = self._claim_of(before, partition, start)
+        lane.claim(claim)
+        self.setting.fault("between_claims")
+        return claim
+
+    def _claim_of(self, before: Progress | None, partition: int, start: StartFrom | None) -> Progress:
+        """What is written to own a partition, if it may be owned."""
+        setting = self._lane_setting
+        if before is None:
+            return self._first_claim(partition, setting, start)
+        self._check(before, partition, setting)
+        return msgspec.structs.replace(
+            before,
+            owner=setting.owner,
+            model=self.model.digest,
+            out_of_turn=[],
+            format=PROGRESS_FORMAT,
+            topic_ids=self.topic_ids,
+        )
 
     def restored(self, progress: Mapping[int, Progress]) -> State:
         """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
         blank = self._blank
-        self.setting.snapshots.mkdir(parents=True, exist_ok=True)
         for unfinished in self.setting.snapshots.glob("*.part"):
-            unfinished.unlink()
+            with suppress(OSError):  # of a full or read-only disk the snapshots themselves will tell
+                unfinished.unlink()
         for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
             try:
                 snapshot = widened(Snapshot.read(path), self._n_partitions)
@@ -102,7 +139,8 @@ class TakeOver:
                         "snapshot %s is ahead of what was published: dropped, another order may be published now",
                         path.name,
                     )
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
                     continue
                 if why := unfit(snapshot, self.bounds, self.topic_ids):
                     log.warning("snapshot %s %s", path.name, why)
@@ -160,10 +198,14 @@ class TakeOver:
 
     def _was_published(self, partition: int) -> bool:
         """Whether anything but claims was ever published."""
-        connection, stream = self.setting.connection, self.setting.stream
-        if any(lane.progress and lane.progress.frontier for lane in self.lanes):
-            return True
-        return any(broker.last_record(connection, stream.topic(kind), partition) for kind in ("scores", "refused"))
+        return any(p and p.frontier for p in self._before.values()) or partition in self._with_outcomes
+
+    @cached_property
+    def _with_outcomes(self) -> set[int]:
+        """Partitions that hold scores or dead letters."""
+        topics = [self.setting.stream.topic(kind) for kind in ("scores", "refused")]
+        positions = [(topic, p) for topic in topics for p in range(self._n_partitions)]
+        return {p for _, p in broker.last_records(self.setting.connection, positions)}
 
 
 class Change(NamedTuple):
@@ -309,17 +351,43 @@ def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
     return {kind: len(broker.partitions_of(connection, stream.topic(kind))) for kind in kinds}
 
 
-def all_places(
-    connection: Connection, stream: Stream, progress: Mapping[int, Progress]
+def places_after(
+    connection: Connection, stream: Stream, progress: Mapping[int, Progress], needed: Frontier
 ) -> dict[tuple[int, int, int], Key]:
-    """Where records that came out of turn were folded, as all progress records of these books tell."""
+    """Where records that came out of turn were folded, of all that lie at or behind a frontier; maybe of others too.
+
+    The frontiers of one partition's progress records never shrink, and a record tells no place that lies before the
+    frontier of an earlier one: that was folded before everything else, by places told with it. So each partition's
+    records are read from the end back to the first whose frontier covers no more than what is not needed. What
+    `unmask recover` told again lies before any frontier, and is read too.
+
+    Args:
+        progress: the last record of every partition.
+        needed: as `Replica.needed_places` says.
+    """
+    topic = stream.topic("progress")
+    spans, retold = {}, {}
+    for position, (first, end) in broker.bounds(connection, [topic]).items():
+        last = progress[position[1]]
+        if tells_more(last, needed):
+            spans[position] = (max(first, last.outcomes_from.get("progress", 0)), end)
+        if last.retold:
+            retold[position] = (max(first, last.retold[0]), last.retold[1])
     places: dict[tuple[int, int, int], Key] = {}
-    if any(p.n_out_of_turn for p in progress.values()):
-        spans = broker.bounds(connection, [stream.topic("progress")])
-        begin = {p: record.outcomes_from.get("progress", 0) for p, record in progress.items()}
-        spans = {at: (max(first, begin.get(at[1], 0)), end) for at, (first, end) in spans.items()}
-        for batch in broker.read_between(connection, spans):
+    for batch in broker.read_between(connection, retold):
+        for record in batch:
+            places |= places_told(progress_of(record))
+    width = 64
+    while spans:
+        starts = {p: (max(first, end - width), end) for p, (first, end) in spans.items()}
+        done = set()
+        for batch in broker.read_between(connection, starts):
             for record in batch:
                 with suppress(RestoreError):  # a record that is none of ours tells no place
-                    places |= places_told(progress_of(record))
+                    told = progress_of(record)
+                    places |= places_told(told)
+                    if not tells_more(told, needed):
+                        done.add((record.topic, record.partition))
+        spans = {p: (first, starts[p][0]) for p, (first, _) in spans.items() if p not in done and starts[p][0] > first}
+        width *= 2
     return places

@@ -4,16 +4,17 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipelines import broker
-from pipelines.alerts import Progress
-from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Writer
+from pipelines.alerts import Progress, Refused, decode
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Received, Writer
 from pipelines.errors import BrokerError
-from pipelines.faults import Fault, no_fault
+from pipelines.faults import Fault
 from pipelines.lane import read_progress
 from pipelines.scorer import Scorer
 from pipelines.stream import Stream
@@ -25,15 +26,25 @@ N_PARTITIONS = 2
 
 
 class Rig:
-    """A stream of its own on a broker."""
+    """A stream of its own on a broker; `topics` gives some of them (by kind) a configuration of their own."""
 
-    def __init__(self, bootstrap: str, folder: Path) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        n_partitions: int = N_PARTITIONS,
+        topics: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
+        self.n_partitions = n_partitions
         self.connection = Connection(bootstrap)
         self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
         self.folder = folder
         kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
         config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
-        broker.create_topics(self.connection, {self.stream.topic(k): N_PARTITIONS for k in kinds}, config=config)
+        for kind in kinds:
+            own = {self.stream.topic(kind): n_partitions}
+            broker.create_topics(self.connection, own, config=config | dict(topics.get(kind, {})))
         self.n_sent = 0
 
     def send(self, n: int) -> None:
@@ -46,15 +57,37 @@ class Rig:
                 self.n_sent += 1
             writer.flush()
 
-    def scorer(self, *, start: StartFrom | None = "earliest", fault: Fault = no_fault) -> Scorer:
-        """A scorer, ready to run."""
-        setting = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", fault=fault)
-        return Scorer(setting, Linear(self.stream), start=start)
+    def send_raw(self, value: bytes, key: bytes | None, *, kind: str = "events", partition: int | None = None) -> None:
+        """Any record, stored."""
+        self.send_many([value], key, kind=kind, partition=partition)
+
+    def send_many(
+        self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
+    ) -> None:
+        """Any records of one key, stored."""
+        with Writer(self.connection) as writer:
+            for value in values:
+                writer.send(Message(self.stream.topic(kind), value, key, partition))
+            writer.flush()
+        self.n_sent += len(values) if kind == "events" else 0
+
+    def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
+        """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
+        full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
+        return Scorer(full, Linear(self.stream), start=start)
+
+    def published(self, kind: str) -> list[Received]:
+        """Every committed record of a topic."""
+        spans = broker.bounds(self.connection, [self.stream.topic(kind)])
+        return [record for batch in broker.read_between(self.connection, spans) for record in batch]
 
     def scores(self) -> list[dict[str, Any]]:
         """Every committed score."""
-        spans = broker.bounds(self.connection, [self.stream.topic("scores")])
-        return [json.loads(r.value or b"") for batch in broker.read_between(self.connection, spans) for r in batch]
+        return [json.loads(record.value or b"") for record in self.published("scores")]
+
+    def refused(self) -> list[Refused]:
+        """Every committed dead letter."""
+        return [decode(record.value, Refused) for record in self.published("refused")]
 
     def wait_until_out(self, *, deadline_s: float = 60.0) -> None:
         """Until progress says that everything sent is out."""
@@ -62,7 +95,7 @@ class Rig:
         while True:
             told: list[Progress | None] = []
             with suppress(BrokerError):  # it may stand still: that is tested
-                told = [read_progress(self.connection, self.stream, p) for p in range(N_PARTITIONS)]
+                told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
             if sum(p.next_offset for p in told if p) == self.n_sent:
                 return
             assert time.monotonic() < until, f"{self.n_sent} events were sent, out is only {told}"
@@ -109,6 +142,14 @@ def running(scorer: Scorer) -> Iterator[Running]:
         run.stop()
     if run.error:
         raise run.error
+
+
+def until(true: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
+    """Wait for something to come about."""
+    end = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
 
 
 def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:

@@ -1,19 +1,22 @@
 """A log, its broker and a replica's restarts in memory: time is an argument, and every crash is a call."""
 
 import json
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 import pytest
 
-from pipelines.alerts import Progress
+from pipelines.alerts import Progress, Refused, Score, decode
+from pipelines.broker import Connection, Message
 from pipelines.contract import Event, EventContract, Label, LabelContract, Refusal
-from pipelines.errors import InternalError
-from pipelines.order import LABEL, Item, Key, Record, Source, sources
-from pipelines.outbox import Outbox, Row, progress_after
-from pipelines.replica import Replica, is_ahead, places_told
+from pipelines.errors import BrokerError, InternalError, TooLargeError
+from pipelines.lane import Lane, LaneSetting
+from pipelines.order import EVENT, LABEL, Frontier, Item, Key, Record, Source, sources
+from pipelines.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
 from pipelines.state import Snapshot, State, by_kind, items_of
 from pipelines.stream import Stream, parse
+from tests.pipelines.live_scorer import Linear
 
 START_MS = 1_700_000_000_000
 N_PARTITIONS = 2
@@ -61,9 +64,68 @@ class Published(NamedTuple):
     out_of_turn: bool
 
     @classmethod
-    def of(cls, row: Row) -> "Published":
-        rule = row.refusal.rule if row.refusal else ""
-        return cls(rule, row.duplicate_of, row.late_ms, row.features_hash, row.out_of_turn)
+    def scored(cls, score: Score) -> Self:
+        return cls("", None, score.late_ms, int(score.features_hash, 16), score.out_of_order)
+
+    @classmethod
+    def refused(cls, rule: str, duplicate_of: int | None = None) -> Self:
+        return cls(rule, duplicate_of, 0, 0, False)
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+class SimulatedWriter:
+    """The transactions of one lane in a world: all of one, or nothing of it."""
+
+    def __init__(self, world: "World", partition: int) -> None:
+        self._world, self._partition = world, partition
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
+        world, stream = self._world, self._world.stream
+        told: Progress | None = None
+        published: dict[tuple[int, int], Published] = {}
+        for message in messages:
+            if message.topic == stream.topic("progress"):
+                told = decode(message.value, Progress)
+            elif message.topic == stream.topic("scores"):
+                score = decode(message.value, Score)
+                source = (score.source.partition, score.source.offset)
+                if source in world.too_large:
+                    raise TooLargeError("this score is too large")
+                published[source] = Published.scored(score)
+            elif message.topic == stream.topic("refused"):
+                letter = decode(message.value, Refused)
+                source = (letter.source.partition, letter.source.offset)
+                if source in world.too_large and letter.raw_base64:
+                    raise TooLargeError("this dead letter is too large")
+                published[source] = Published.refused(letter.rule, letter.duplicate_of)
+        assert told is not None
+        world.commit(self._partition, told, published)
+
+    def close(self) -> None:
+        pass
+
+
+class SimulatedLane(Lane):
+    """A lane, whole but for Kafka."""
+
+    def __init__(self, world: "World", partition: int) -> None:
+        self._world = world
+        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.model, "", ""), partition)
+        self.progress = world.progress[partition][-1]
+
+    def _open(self) -> SimulatedWriter:
+        return SimulatedWriter(self._world, self.partition)
+
+    def _read_progress(self) -> Progress:
+        return self._world.progress[self.partition][-1]
+
+    def publish_some(self) -> None:
+        """One batch."""
+        if len(self.outbox):
+            self._publish(self.outbox.take(max_rows=2))
 
 
 class World:
@@ -86,17 +148,15 @@ class World:
         )  # fmt: skip
         self.progress: list[list[Progress]] = [[claim] for _ in range(N_PARTITIONS)]
         self.published: dict[tuple[int, int], Published] = {}
+        self.too_large: set[tuple[int, int]] = set()  # events about which the broker takes only the shortest record
+        self.fault = ""  # what happens to the next transaction: (crash | doubt) (before | after)
+        self.model = Linear(stream)
         self.snapshots: dict[int, Snapshot] = {}
         self.restart()
 
     def restart(self) -> None:
         """Crash, then begin as a scorer does: promise and places from progress, state from a snapshot that fits."""
         last = {p: records[-1] for p, records in enumerate(self.progress)}
-        told: dict[tuple[int, int, int], Key] = {}
-        for records in self.progress:
-            for record in records:
-                for place, key in places_told(record).items():
-                    assert told.setdefault(place, key) == key, "a place was told in two ways"
         state = State(self.stream, N_PARTITIONS)
         for folded in sorted(self.snapshots, reverse=True):
             if is_ahead(self.snapshots[folded].frontier, last):
@@ -104,18 +164,37 @@ class World:
                 continue
             state = State.restore(self.stream, self.snapshots[folded])
             break
+        told = self._told(needed_places(state))
         for p, claimed in last.items():
             self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
         self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms)
-        self.outboxes = [Outbox() for _ in range(N_PARTITIONS)]
+        self.lanes = [SimulatedLane(self, p) for p in range(N_PARTITIONS)]
         self.at = dict(state.frontier)
-        for outbox, put in zip(self.outboxes, self.replica.restored_puts(), strict=True):
-            outbox.put(put)
+        for lane, put in zip(self.lanes, self.replica.restored_puts(), strict=True):
+            lane.outbox.put(put)
 
-    def append(self, kind: int, partition: int, value: bytes, key: bytes) -> None:
-        """The broker stamps a record; it shows it later."""
+    def _told(self, needed: Frontier) -> dict[tuple[int, int, int], Key]:
+        """Places as a start finds them: each partition's progress records are read back as far as they may matter."""
+        told: dict[tuple[int, int, int], Key] = {}
+        for records in self.progress:
+            for record in reversed(records):
+                if not tells_more(record, needed):
+                    break
+                for place, key in places_told(record).items():
+                    assert told.setdefault(place, key) == key, "a place was told in two ways"
+        return told
+
+    def append(self, kind: int, partition: int, value: bytes, key: bytes, *, too_large: bool = False) -> None:
+        """The broker stamps a record; it shows it later. What goes out about it may be `too_large`."""
         log = self.log[Source(kind, partition)]
+        if too_large and kind == EVENT:
+            self.too_large.add((partition, len(log)))
         log.append(Record(kind, partition, len(log), self.now_ms, key, value))
+
+    def append_unreadable(self, kind: int, partition: int) -> None:
+        """A record that no reader can make sense of; even its stamp is unknown."""
+        log = self.log[Source(kind, partition)]
+        log.append(Record(kind, partition, len(log), 0, None, None, "its batch is damaged"))
 
     def show(self, source: Source, n: int) -> None:
         """The broker shows `n` records more."""
@@ -135,8 +214,8 @@ class World:
     def fold(self) -> None:
         """Fold what can be folded; it waits in the outboxes."""
         for puts in self.replica.advance(chunk=3):
-            for outbox, put in zip(self.outboxes, puts, strict=True):
-                outbox.put(put)
+            for lane, put in zip(self.lanes, puts, strict=True):
+                lane.outbox.put(put)
 
     def fail(self, at: Literal["before the windows", "among the windows", "after the step"]) -> None:
         """A step raises, where it folds anything; then, as the scorer does at its error exit, it is restarted."""
@@ -153,24 +232,35 @@ class World:
                 self.snapshot()
         self.restart()
 
-    def publish(self, partition: int, *, crash: str = "") -> None:
-        """One transaction of a lane; `crash` "before" or "after" its commit."""
-        batch = self.outboxes[partition].take(max_rows=2) if len(self.outboxes[partition]) else None
-        if batch is None or crash == "before":
-            return self.restart() if crash else None
-        for row in batch.rows:
-            source = (partition, row.record.offset)
-            assert source not in self.published, f"{source} was published twice"
-            self.published[source] = Published.of(row)
-        self.progress[partition].append(progress_after(self.progress[partition][-1], batch))
-        if crash:
-            return self.restart()
-        return self.outboxes[partition].drop(batch)
+    def publish(self, partition: int, *, fault: str = "") -> None:
+        """One transaction of a lane; `fault`: a "crash" or a "doubt" (no answer comes), "before" or "after" it."""
+        self.fault = fault
+        try:
+            self.lanes[partition].publish_some()
+        except CrashError:
+            self.restart()
+        self.fault = ""
 
-    def snapshot(self) -> None:
-        """Copy the state; it is kept under how much was folded."""
+    def commit(self, partition: int, told: Progress, published: dict[tuple[int, int], Published]) -> None:
+        """The broker takes a transaction, or what is to happen instead does."""
+        fault, self.fault = self.fault, ""
+        if fault.endswith("before"):
+            raise CrashError if fault.startswith("crash") else BrokerError("nothing was committed")
+        records = self.progress[partition]
+        earlier = {place for record in records for place in places_told(record)}
+        assert not earlier & places_told(told).keys(), "a place was told twice"
+        assert not self.published.keys() & published.keys(), "an event was published twice"
+        assert furthest({0: told, 1: records[-1]}) == furthest({0: told}), "a promise shrank"
+        self.published |= published
+        records.append(told)
+        if fault:
+            raise CrashError if fault.startswith("crash") else BrokerError("no answer came")
+
+    def snapshot(self, *, disk_full: bool = False) -> None:
+        """Copy the state; it is kept under how much was folded, unless the disk is full."""
         snapshot = self.replica.snapshot({p: records[-1] for p, records in enumerate(self.progress)})
-        self.snapshots[sum(snapshot.frontier.values())] = snapshot
+        if not disk_full:
+            self.snapshots[sum(snapshot.frontier.values())] = snapshot
 
     def drain(self) -> None:
         """Everything is shown, read, folded and published."""
@@ -181,7 +271,7 @@ class World:
             self.ask(source)
         self.fold()
         for partition in range(N_PARTITIONS):
-            while len(self.outboxes[partition]):
+            while len(self.lanes[partition].outbox):
                 self.publish(partition)
 
     def offline(self) -> dict[tuple[int, int], Published]:
@@ -204,25 +294,25 @@ class World:
             record = item.record
             if record.kind == LABEL:
                 label = labels.decode(record.value, record.key)
-                if not isinstance(label, Refusal):
+                if not record.unreadable and not isinstance(label, Refusal):
                     decoded.append((item, label))
                 continue
             event = events.decode(record.value, record.key, item.arrival_ms)
             if isinstance(event, Event):
                 decoded.append((item, event))
             else:
-                expected[record.partition, record.offset] = Published(event.rule, None, 0, 0, item.out_of_turn)
+                rule = "unreadable_record" if record.unreadable else event.rule
+                expected[record.partition, record.offset] = Published.refused(rule)
         rows = State(self.stream, N_PARTITIONS).fold(items_of(decoded, self.stream))
         for n, index in enumerate(rows.index.tolist()):
             item = decoded[index][0]
-            expected[item.record.partition, item.record.offset] = Published(
-                "", None, int(rows.late_ms[n]), int(rows.hashes[n]), item.out_of_turn
-            )
+            at = (item.record.partition, item.record.offset)
+            expected[at] = Published("", None, int(rows.late_ms[n]), int(rows.hashes[n]), item.out_of_turn)
+            if at in self.too_large:
+                expected[at] = Published.refused("unpublishable")
         for index, original in rows.duplicates.items():
             item = decoded[index][0]
-            expected[item.record.partition, item.record.offset] = Published(
-                "duplicate", original, 0, 0, item.out_of_turn
-            )
+            expected[item.record.partition, item.record.offset] = Published.refused("duplicate", original)
         return expected
 
 

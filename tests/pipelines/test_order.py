@@ -121,11 +121,12 @@ def test_time_in_which_this_process_stood_still_does_not_count_as_a_stall() -> N
 
 def test_only_partitions_that_others_hold_back_hoard() -> None:
     merge = merge_of(A, B)
+    each = record(A, 0, 100).n_bytes
     merge.add([record(A, n, 100 + n) for n in range(50)])
-    assert merge.hoards(10) == {A}
-    assert merge.hoards(100) == set()
+    assert merge.hoards(10 * each) == {A}
+    assert merge.hoards(100 * each) == set()
     merge.add([record(B, n, 100) for n in range(50)])  # of one millisecond: only reading on can tell what follows
-    assert merge.hoards(10) == {A}
+    assert merge.hoards(10 * each) == {A}
 
 
 @st.composite

@@ -297,7 +297,7 @@ def test_data_of_version_0_1_0_is_taken_over_where_the_features_are_the_same(kaf
     books.score_and_ingest()
     found = reconcile(books.connection, books.stream)
     assert (found.holds, found.n_scored, found.n_refused, found.n_duplicates) == (True, 60, 1, 1)
-    skew = skew_audit(books.lake, books.stream, since=before)
+    skew = books.skew(since=before)
     assert (skew.checked, skew.equal) == (20, 20), skew.examples
     told = read_progress(books.connection, books.stream, 0)
     assert told is not None

@@ -12,6 +12,7 @@ AMOUNTS = (0.1, 0.2, 0.3, 7.7, 1e9, None)
 STEPS = {
     "event": 12, "label": 4, "show": 4, "turn": 12, "read": 4, "ask": 4, "pass": 4, "tick": 1, "fold": 3, "publish": 8,
     "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "fail": 1, "lose snapshots": 1,
+    "doubt before": 1, "doubt after": 1, "disk full": 1, "unreadable": 1,
 }  # fmt: skip
 NAMES = [name for name, weight in STEPS.items() for _ in range(weight)]
 # One draw for all steps (each is seven bytes): drawn one by one, hypothesis makes schedules too short to go wrong.
@@ -34,7 +35,7 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
             id_ = n_events if a[1] > 1 else max(0, n_events - a[2])  # sometimes the id of an earlier one
             at = world.now_ms - (0, 0, 3, 40, 400, -200)[a[3]]
             value = event_of(id_, card=card, shop=a[4], at_ms=at, amount=AMOUNTS[a[5]]) if a[2] < 5 else b"{"
-            world.append(EVENT, card % N_PARTITIONS, value, str(card).encode())
+            world.append(EVENT, card % N_PARTITIONS, value, str(card).encode(), too_large=a[4] == 5 and a[2] > 2)
             world.show(Source(EVENT, card % N_PARTITIONS), a[1] % 3)
         case "label":
             card = a[0] % 4
@@ -69,10 +70,14 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
             world.snapshot()
         case "crash":
             world.restart()
-        case "crash before" | "crash after":
-            world.publish(a[1] % N_PARTITIONS, crash=name.split()[1])
         case "fail":
             world.fail(("before the windows", "among the windows", "after the step")[a[0] % 3])  # type: ignore[arg-type]
+        case "crash before" | "crash after" | "doubt before" | "doubt after":
+            world.publish(a[1] % N_PARTITIONS, fault=name)
+        case "disk full":
+            world.snapshot(disk_full=True)
+        case "unreadable":
+            world.append_unreadable(source.kind, source.partition)
         case "lose snapshots":
             world.snapshots.clear()
 

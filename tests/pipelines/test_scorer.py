@@ -1,24 +1,27 @@
 """The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
 
+import json
 import shutil
 import threading
 import time
 import uuid
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines import broker
 from pipelines.audit import reconcile
-from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Received, Writer
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Reader, Received, Writer
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.order import EVENT, Mark, Source
-from pipelines.scorer import mark_bytes, mark_of
+from pipelines.scorer import KEPT_SNAPSHOTS, Scorer, mark_bytes, mark_of
 from pipelines.state import Snapshot
 from pipelines.stream import parse
 from pipelines.takeover import check_inputs, input_ids
 from tests.pipelines.kill_stream import TEXT
-from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, at_passage, running
+from tests.pipelines.scoring import N_PARTITIONS, Rig, Running, at_passage, running, until
 
 
 @pytest.fixture
@@ -232,3 +235,126 @@ def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(
 def test_no_broker_is_told_with_what_to_do(free_port: int) -> None:
     with pytest.raises(BrokerError, match=r"no Kafka answers at .* start one with `unmask kafka start`"):
         broker.wait_until_up(Connection(f"127.0.0.1:{free_port}"), deadline_s=0.5)
+
+
+def test_a_full_or_read_only_disk_costs_snapshots_not_scores(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.send(50)
+    (rig.folder / "snapshots").write_bytes(b"a file where the folder should be")
+    with running(rig.scorer(snapshot_every=timedelta(milliseconds=200))) as run:
+        rig.wait_until_out()
+        until(lambda: run.scorer.counters.n_snapshots_failed > 2)
+        rig.send(50)
+        rig.wait_until_out()
+    assert len(rig.scores()) == 100
+    assert run.scorer.counters.n_snapshots == 0
+    assert sum("a snapshot was not written" in record.message for record in caplog.records) == 1
+
+
+def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer(snapshot_every=timedelta(hours=1))) as run:
+        rig.wait_until_out()
+        until(lambda: run.scorer.counters.n_snapshots > 0)
+    first = [Snapshot.read(path).frontier for path in (rig.folder / "snapshots").glob("*.snapshot")]
+    assert any(sum(frontier[Source(EVENT, p)] for p in range(N_PARTITIONS)) >= 50 for frontier in first)
+
+
+def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_needs(rig: Rig) -> None:
+    with running(rig.scorer()):
+        rig.send(20)
+        rig.wait_until_out()
+    (good,) = newest(rig)
+    scorer = rig.scorer(snapshot_every=timedelta(seconds=0))
+    for _ in range(2 * KEPT_SNAPSHOTS):  # its lanes are not started: nothing goes out
+        rig.send(1)
+        goal = scorer.counters.n_folded + 1
+        step_until(scorer, goal)
+        scorer._snapshot()
+        if scorer._snapshotting:
+            scorer._snapshotting.result()
+    assert good in (rig.folder / "snapshots").iterdir()
+    scorer._stop(snapshot=False)
+
+
+def step_until(scorer: Scorer, n_folded: int) -> None:
+    until_s = time.monotonic() + 30
+    while scorer.counters.n_folded < n_folded:
+        scorer.step()
+        assert time.monotonic() < until_s, "nothing is folded"
+
+
+def newest(rig: Rig) -> list[Path]:
+    return sorted((rig.folder / "snapshots").glob("*.snapshot"))[-1:]
+
+
+def test_partitions_added_while_it_runs_stop_the_scorer_and_nothing_of_the_old_ones_is_lost(rig: Rig) -> None:
+    run = Running(rig.scorer(count_partitions_every=timedelta(seconds=1)))
+    rig.send(30)
+    rig.wait_until_out()
+    time.sleep(2.5)
+    assert run.error is None
+    broker.add_partitions(rig.connection, {rig.stream.topic("events"): N_PARTITIONS + 1})
+    run.join()
+    assert isinstance(run.error, BrokerError)
+    assert "had 2 partitions when this scorer started, now it has 3; nothing in the old ones is lost" in str(run.error)
+    assert "unmask recover" in str(run.error)
+    assert len(rig.scores()) == 30
+
+
+def test_too_much_in_the_outboxes_stops_the_reading_and_room_in_them_lets_it_go_on(rig: Rig) -> None:
+    rig.send(40)
+    scorer = rig.scorer(max_outbox_bytes=1)
+    step_until(scorer, 1)
+    n_read = scorer.counters.n_read
+    rig.send(40)
+    for _ in range(20):  # the lanes are not started
+        scorer.step()
+    assert scorer.counters.n_read == n_read
+    with running(scorer):
+        rig.wait_until_out()
+    assert len(rig.scores()) == 80
+
+
+def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig: Rig) -> None:
+    padded = json.dumps({"at": 1, "card": "far", "amount": 1, "padding": "x" * 1_500})
+    for n in range(40):
+        values = [padded.replace("{", f'{{"id": "f{n}-{m}", ', 1).encode() for m in range(50)]
+        rig.send_many(values, b"far")
+    far = broker.partition_of(b"far", N_PARTITIONS)
+    rig.send(20)
+    scorer = rig.scorer(max_in_hand_bytes=4 << 20)
+    slow = Slow(scorer._reader, (rig.stream.topic("events"), 1 - far))
+    scorer._reader = slow  # type: ignore[assignment]
+    with running(scorer):
+        until(lambda: Source(EVENT, far) in scorer._held)
+        at = scorer._reader.position((rig.stream.topic("events"), far))
+        time.sleep(0.5)
+        assert at == scorer._reader.position((rig.stream.topic("events"), far)) < 2_000
+        assert scorer._replica.merge.n_bytes < 2 * (4 << 20)
+        slow.is_open = True
+        rig.wait_until_out()
+
+
+class Slow:
+    """A reader that gives nothing of one partition until it is opened."""
+
+    def __init__(self, reader: Reader, position: tuple[str, int]) -> None:
+        self._reader, self._slow = reader, position
+        self._kept: list[Received] = []
+        self.is_open = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def poll(self) -> list[Received]:
+        received = self._reader.poll()
+        self._kept += [r for r in received if (r.topic, r.partition) == self._slow]
+        given = [r for r in received if (r.topic, r.partition) != self._slow]
+        if self.is_open:
+            given, self._kept = self._kept + given, []
+        return given
+
+    def position(self, position: tuple[str, int]) -> int:
+        if position == self._slow and self._kept:
+            return self._kept[0].offset
+        return self._reader.position(position)
