@@ -499,18 +499,22 @@ class TransactionalWriter:
             BrokerError: the outcome is failure or unknown; read what is there before going on.
         """
         futures: list[Any] = []
-        with self._errors():
-            self._producer.begin_transaction()
-        for message in messages:
+        try:
             with self._errors():
-                futures.append(_send(self._producer, message))
-        until = time.monotonic() + DELIVERY_MS / 1000
-        with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
-            self._producer.flush(timeout=DELIVERY_MS / 1000)
-        for future in futures:
-            with suppress(KafkaError):
-                future.get(timeout=max(0.0, until - time.monotonic()))
-        self._raise_failed(futures)
+                self._producer.begin_transaction()
+            for message in messages:
+                with self._errors():
+                    futures.append(_send(self._producer, message))
+            until = time.monotonic() + DELIVERY_MS / 1000
+            with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
+                self._producer.flush(timeout=DELIVERY_MS / 1000)
+            for future in futures:
+                with suppress(KafkaError):
+                    future.get(timeout=max(0.0, until - time.monotonic()))
+            if not all(f.succeeded() for f in futures):
+                raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
+        except BrokerError as error:
+            raise self._telling_most(error, futures) from error
         if before_commit is not None:
             before_commit()
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
@@ -518,13 +522,11 @@ class TransactionalWriter:
             if not future.succeeded():
                 raise BrokerError(f"{self._id}: the transaction was committed without a record")
 
-    def _raise_failed(self, futures: Sequence[Any]) -> None:
-        """Raise for the record that says most: one refused for good takes the whole transaction with it."""
+    def _telling_most(self, error: BrokerError, futures: Sequence[Any]) -> BrokerError:
+        """Why a transaction failed: one record that is refused for good takes the others with it."""
         failed = [self._translate(f.exception) for f in futures if f.failed()]
-        if failed:
-            raise next((error for error in failed if isinstance(error, FencedError | RejectedError)), failed[0])
-        if not all(f.succeeded() for f in futures):
-            raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
+        telling = [e for e in (error, *failed) if isinstance(e, FencedError | RejectedError)]
+        return next(iter((*telling, *failed, error)))
 
     def close(self) -> None:
         """Give the producer up within a second; an open transaction is left to the next owner."""
