@@ -14,8 +14,8 @@ from tests.pipelines.hostile import DAMAGES, KINDS, Battery
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.hostile",
-        description=f"Send {len(KINDS)} kinds of hostile records and {2 * len(DAMAGES)} kinds of batches damaged on disk, "
-        "each between good neighbours, through a broker of its own; print what became of each, and exit 1 if anything "
+        description=f"Send {len(KINDS)} kinds of hostile records and {2 * len(DAMAGES)} damages on disk, "
+        "each between good neighbours, through a broker; print what became of each, and exit 1 if anything "
         "is not as it must be. Takes about 3 minutes.",
     )
     parser.add_argument("--kinds", default="", help="only those whose name holds this text")
