@@ -1,6 +1,8 @@
 """What comes to a scorer from outside: a link that fails, transactions of others, clocks of others."""
 
 import json
+import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +11,11 @@ import pytest
 
 from flows.kafka_server import Broker
 from pipelines import broker as kafka_adapter
-from pipelines.broker import KEEP_FOR_EVER, Connection, Message, TransactionalWriter, Writer
+from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Reader, TransactionalWriter, Writer
 from pipelines.errors import BrokerError
 from pipelines.ingest import ingest
 from pipelines.lake import Lake
-from tests.pipelines.link import linked_broker
+from tests.pipelines.link import Linked, linked_broker
 from tests.pipelines.scoring import N_PARTITIONS, Rig, running
 
 
@@ -25,36 +27,107 @@ def event(rig: Rig, partition: int) -> Message:
     return Message(rig.stream.topic("events"), json.dumps(value).encode(), card.encode(), partition)
 
 
-@pytest.mark.timeout(300)
-def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(broker: Broker, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def linked(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linked]:
     if broker.kind != "kafka":
         pytest.skip("needs a broker of its own behind a link")
-    with linked_broker(tmp_path / "kafka") as linked:
-        rig = Rig(linked.broker.bootstrap, tmp_path)
-        fail: list[Callable[[], None]] = []
+    with linked_broker(tmp_path_factory.mktemp("linked")) as linked:
+        yield linked
 
-        def fault(name: str) -> None:
-            if name == "before_flush" and fail:
-                fail.pop()()
 
-        direct, rig.connection = rig.connection, Connection(linked.bootstrap)
-        scorer = rig.scorer(fault=fault)
-        rig.connection = direct
-        with running(scorer) as run:
+def ask_everything(connection: Connection, topic: str) -> Iterator[Callable[[], object]]:
+    """Every way into the adapter."""
+    yield lambda: kafka_adapter.topic_names(connection)
+    yield lambda: kafka_adapter.topic_ids(connection, [topic])
+    yield lambda: kafka_adapter.stamps_appends(connection, topic)
+    yield lambda: kafka_adapter.bounds(connection, [topic])
+    yield lambda: kafka_adapter.last_record(connection, topic, 0)
+    yield lambda: kafka_adapter.create_topics(connection, {topic: 1}, config=KEEP_FOR_EVER)
+    yield lambda: kafka_adapter.note_group(connection, topic, {(topic, 0): 1})
+    yield lambda: kafka_adapter.group_positions(connection, topic)
+
+    def read() -> None:
+        with Reader(connection, {(topic, 0): 0}) as reader:
+            for _ in range(20):
+                reader.poll()
+                reader.ends()
+                reader.n_partitions(topic)
+                reader.hold({(topic, 0)})
+                reader.hold(())
+
+    def write() -> None:
+        with Writer(connection) as writer:
+            writer.send(Message(topic, b"x", partition=0))
+            writer.flush(timeout_s=2.0)
+
+    def write_together() -> None:
+        writer = TransactionalWriter(connection, topic)
+        try:
+            writer.commit([Message(topic, b"x", partition=0)])
+        finally:
+            writer.close()
+
+    yield from (read, write, write_together)
+
+
+@pytest.mark.timeout(300)
+def test_over_a_failing_link_none_but_our_own_errors_leave_the_adapter(linked: Linked) -> None:
+    topic, rng, done = "flapping", random.Random(2), threading.Event()
+    kafka_adapter.create_topics(Connection(linked.broker.bootstrap), {topic: 1}, config=KEEP_FOR_EVER)
+    connection = Connection(linked.bootstrap)
+
+    def flap() -> None:
+        while not done.wait(rng.uniform(0.02, 0.6)):
+            rng.choice((linked.link.cut, linked.link.cut, linked.link.swallow))()
+            done.wait(rng.uniform(0.02, 0.6))
+            linked.link.mend()
+
+    flapping = threading.Thread(target=flap)
+    flapping.start()
+    n_asked = n_errors = 0
+    until = time.monotonic() + 25
+    try:
+        while time.monotonic() < until:
+            for ask in ask_everything(connection, topic):
+                n_asked += 1
+                try:
+                    ask()
+                except BrokerError:
+                    n_errors += 1
+    finally:
+        done.set()
+        flapping.join()
+        linked.link.mend()
+    assert n_errors > 0, n_asked
+
+
+@pytest.mark.timeout(300)
+def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(linked: Linked, tmp_path: Path) -> None:
+    rig = Rig(linked.broker.bootstrap, tmp_path)
+    fail: list[Callable[[], None]] = []
+
+    def fault(name: str) -> None:
+        if name == "before_flush" and fail:
+            fail.pop()()
+
+    direct, rig.connection = rig.connection, Connection(linked.bootstrap)
+    scorer = rig.scorer(fault=fault)
+    rig.connection = direct
+    with running(scorer) as run:
+        rig.send(100)
+        rig.wait_until_out()
+        for act, seconds in ((linked.link.swallow, 25.0), (linked.link.cut, 6.0)):
+            fail.append(act)
             rig.send(100)
-            rig.wait_until_out()
-            for act, seconds in ((linked.link.swallow, 25.0), (linked.link.cut, 6.0)):
-                fail.append(act)
-                rig.send(100)
-                time.sleep(seconds)
-                assert run.error is None
-                assert not fail
-                linked.link.mend()
-                rig.send(100)
-                rig.wait_until_out(deadline_s=100)
-            assert sum(lane.n_rebuilt for lane in scorer.lanes) > 0
-        scored = [score["event_id"] for score in rig.scores()]
-        assert sorted(scored) == sorted(f"e{n}" for n in range(500))
+            time.sleep(seconds)
+            assert run.error is None
+            assert not fail
+            linked.link.mend()
+            rig.send(100)
+            rig.wait_until_out(deadline_s=100)
+        assert sum(lane.n_rebuilt for lane in scorer.lanes) > 0
+    scored = [score["event_id"] for score in rig.scores()]
+    assert sorted(scored) == sorted(f"e{n}" for n in range(500))
 
 
 def test_what_an_open_transaction_wrote_is_waited_for_and_comes_in_its_turn(kafka: str, tmp_path: Path) -> None:
