@@ -227,12 +227,13 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         outcomes = Outcomes(stream, p, record, found)
         from_ = record.outcomes_from
         published = {
-            (topic, p): (max(spans[topic, p][0], from_.get(kind, 0)), spans[topic, p][1])
+            (topic, p): (max(first, from_.get(kind, 0)), end)
             for kind, topic in (("scores", scores), ("refused", refused))
+            for first, end in [spans.get((topic, p), (0, 0))]
         }
         for batch in broker.read_between(connection, published):
             outcomes.published(batch)
-        first, end = spans[events, p]
+        first, end = spans.get((events, p), (0, 0))
         outcomes.compare_with(first)
         due = (max(first, record.start), min(record.next_offset, end))
         for batch in broker.read_between(connection, {(events, p): due}):

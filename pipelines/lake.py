@@ -83,13 +83,16 @@ class Lake:
         return [] if delta is None else [field.name for field in delta.schema().fields]
 
     def reset(self, table: str, topic: str, through: Mapping[int, int], topic_id: str | None) -> None:
-        """Note other offsets for a topic that was made anew, in a table that may hold rows of both: the places."""
+        """Note other offsets for a topic that was made anew, in a table that may hold rows of both: scores, places."""
         delta = self._open_or_create(table)
         marks = [Transaction(_app(topic, p), last) for p, last in through.items()]
         if topic_id is not None:
             marks.append(Transaction(_app_topic_id(topic), _low_bits(topic_id)))
-        empty = self._arrow(table).empty_table()
-        write_deltalake(delta, empty, mode="append", commit_properties=CommitProperties(app_transactions=marks))
+        empty, properties = self._arrow(table).empty_table(), CommitProperties(app_transactions=marks)
+        try:
+            write_deltalake(delta, empty, mode="append", commit_properties=properties)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})") from error
         self._sync(table, delta.version())
 
     def frame(self, table: str, data: Mapping[str, Any] | Sequence[tuple]) -> pl.DataFrame:

@@ -45,7 +45,7 @@ MAX_PLACES = 1_000  # per progress record
 _SAMPLE = 5_000
 OUTPUTS = ("scores", "refused", "progress")
 
-Name = Literal["garbled", "emptied", "remade", "widened", "redefined", "headless", "forgotten"]
+Name = Literal["garbled", "emptied", "remade", "widened", "redefined", "headless", "forgotten", "unlike_lake"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Facts:
         lake_ends: how far the lake has come, per source; empty where there is no lake.
         told: places of records folded out of turn, as the lake knows them.
         fields_joined: fields of the stream that the lake's events lack.
+        outdated: kinds of output topics that were made anew since the lake was filled from them.
     """
 
     stream: Stream
@@ -96,6 +97,7 @@ class Facts:
     lake_ends: Mapping[Source, int] = field(default_factory=dict)
     told: list[list[int]] = field(default_factory=list)
     fields_joined: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
     @property
     def n_partitions(self) -> int:
@@ -121,7 +123,6 @@ class Plan:
         add_partitions: how many partitions topics shall have, by kind.
         aside: what is renamed, never deleted.
         from_lake: whether a snapshot is made from the lake.
-        places_anew: whether the lake reads the progress topic from its beginning.
     """
 
     name: Name
@@ -134,7 +135,6 @@ class Plan:
     add_partitions: Mapping[str, int] = field(default_factory=dict)
     aside: tuple[Literal["snapshots", "lake"], ...] = ()
     from_lake: bool = False
-    places_anew: bool = False
 
     def words(self, records_per_s: float) -> list[tuple[str, str]]:
         """For people: titles and sentences."""
@@ -155,7 +155,7 @@ def plan(facts: Facts) -> Plan | None:
     Raises:
         RestoreError: there is no way on.
     """
-    for look in (_garbled, _emptied, _remade, _widened, _redefined, _headless):
+    for look in (_garbled, _emptied, _remade, _widened, _redefined, _headless, _unlike_lake):
         if found := look(facts):
             return found
     return None
@@ -243,7 +243,6 @@ def _emptied(facts: Facts) -> Plan | None:
         "nothing that has a score or a dead letter; in a partition without any, every event that Kafka keeps",
         n_records=sum(out.n_scored + out.n_refused + out.n_duplicates for out in facts.published.values()),
         progress=records,
-        places_anew=True,
     )
 
 
@@ -406,6 +405,31 @@ def _headless(facts: Facts) -> Plan | None:
     )
 
 
+def _unlike_lake(facts: Facts) -> Plan | None:
+    """An output topic was made anew: the lake reads it from its beginning, and scores are counted from now on."""
+    if not facts.outdated:
+        return None
+    named = " and ".join(facts.stream.topic(kind) for kind in facts.outdated)
+    records = {}
+    if "scores" in facts.outdated:
+        for p, record in facts.known.items():
+            begin = record.outcomes_from | {"scores": 0, "refused": facts.output_ends["refused"].get(p, 0)}
+            records[p] = [
+                msgspec.structs.replace(
+                    record, start=record.next_offset, n_scored=0, n_refused=0, n_duplicates=0, outcomes_from=begin,
+                    out_of_turn=[],
+                )
+            ]  # fmt: skip
+    return Plan(
+        "unlike_lake",
+        f"{named} was deleted and made anew since the lake was filled from it",
+        "the lake's rows; it reads the new topic from its beginning",
+        "what only the deleted topic held" + ("; audits count scores from now on" if records else ""),
+        "nothing",
+        progress=records,
+    )
+
+
 def _change(facts: Facts, partition: int, record: Progress) -> Change | None:
     return what_changed(
         record,
@@ -444,8 +468,8 @@ class Recovery:
             RestoreError: the stream has changed since the plan was made, or the lake cannot give the state.
             FencedError: a scorer has taken over meanwhile.
         """
-        facts = self._facts()
-        with self._fenced(max(facts.counts.values())) as writer:
+        counts = partition_counts(self._connection, self._stream)
+        with self._fenced(max(counts.values())) as writer:
             facts = self._facts()
             now = plan(facts)
             if now is None or now.name != told.name:
@@ -468,8 +492,7 @@ class Recovery:
             ]
             if messages:
                 writer.commit(messages)
-            if now.places_anew:
-                self._read_places_anew()
+            self._reset_outdated()
 
     def records_per_s(self) -> float:
         """How fast this machine reads and folds the stream's events, measured on the first ones that Kafka keeps."""
@@ -544,6 +567,7 @@ class Recovery:
                 for name in (*stream.entities, *stream.numbers, *stream.categories)
                 if columns and name not in columns
             ),
+            outdated=tuple(self._outdated().values()),
         )
 
     def _progress(self, n_partitions: int) -> tuple[dict[int, Progress | None], dict[int, str], dict[int, Progress]]:
@@ -653,15 +677,27 @@ class Recovery:
         rows = self._lake.read("places", columns=columns).unique(["kind", "partition", "offset"], keep="last")
         return [list(row) for row in rows.sort("kind", "partition", "offset").iter_rows()]
 
-    def _read_places_anew(self) -> None:
-        """Where the progress topic was made anew, the lake's place in it means nothing any more."""
-        topic = self._stream.topic("progress")
-        topic_id = broker.topic_ids(self._connection, [topic]).get(topic)
-        noted = {p: at for (t, p), at in self._lake.positions().items() if t == topic}
-        spans = broker.bounds(self._connection, [topic])
-        shorter = any(spans.get((topic, p), (0, 0))[1] < at for p, at in noted.items())
-        if noted and (shorter or not self._lake.is_filled_from("places", topic, topic_id)):
-            self._lake.reset("places", topic, dict.fromkeys(noted, -1), topic_id)
+    def _outdated(self) -> dict[str, str]:
+        """Tables of the lake that were filled from an output topic which was made anew since -> the topic's kind."""
+        outdated = {}
+        for table, kind in (("scores", "scores"), ("places", "progress")):
+            topic = self._stream.topic(kind)
+            noted = {p: at for (t, p), at in self._lake.positions().items() if t == topic}
+            if noted:
+                spans = broker.bounds(self._connection, [topic])
+                shorter = any(spans.get((topic, p), (0, 0))[1] < at for p, at in noted.items())
+                topic_id = broker.topic_ids(self._connection, [topic]).get(topic)
+                if shorter or not self._lake.is_filled_from(table, topic, topic_id):
+                    outdated[table] = kind
+        return outdated
+
+    def _reset_outdated(self) -> None:
+        """Let the lake read output topics that were made anew from their beginning."""
+        for table, kind in self._outdated().items():
+            topic = self._stream.topic(kind)
+            partitions = [p for (t, p) in self._lake.positions() if t == topic]
+            topic_id = broker.topic_ids(self._connection, [topic]).get(topic)
+            self._lake.reset(table, topic, dict.fromkeys(partitions, -1), topic_id)
 
 
 class _Outcome(msgspec.Struct):

@@ -180,6 +180,20 @@ def test_progress_that_was_emptied_is_made_again_from_what_was_published(books: 
     books.check(n_scored=80)
 
 
+def test_scores_made_anew_are_counted_from_then_on(books: Books) -> None:
+    books.send(60)
+    books.score_and_ingest()
+    books.remake("scores")
+    with pytest.raises(UnmaskError, match=r"made anew.* run `unmask recover`"):
+        ingest(books.connection, books.stream, books.lake)
+    assert books.recover().name == "unlike_lake"
+    books.send(20)
+    books.score_and_ingest()
+    found = reconcile(books.connection, books.stream)
+    assert (found.holds, found.n_scored, books.lake.read("scores").height) == (True, 20, 80)
+    assert skew_audit(books.lake, books.stream).holds
+
+
 def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
@@ -394,6 +408,7 @@ def test_where_nothing_is_the_matter_there_is_no_plan() -> None:
             "widened",
         ),
         ({"definition": "other"}, "redefined"),
+        ({"outdated": ("progress",)}, "unlike_lake"),
         ({"snapshot_fits": False, "spans": SPANS | {Source(EVENT, 1): (3, 10)}}, "forgotten"),
         (
             {
