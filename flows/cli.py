@@ -533,6 +533,7 @@ def _run_flow(flow: Any, path: Path, **options: Any) -> Any:
         raise UnmaskError(str(error)) from error
     except HTTPError as error:
         api = os.environ["PREFECT_API_URL"]
+        sys.stderr.write("\n")  # what Prefect's log says of it lacks the end of its line
         raise UnmaskError(f"Prefect at {api} stopped answering ({type(error).__name__}); run it again") from error
 
 

@@ -135,8 +135,8 @@ class Settings(BaseSettings):
         return {
             **servers.NO_CALLS_HOME,
             # By default a dead server is asked for a minute, a hanging one for six.
-            "PREFECT_API_REQUEST_TIMEOUT": os.environ.get("PREFECT_API_REQUEST_TIMEOUT", "10"),
-            "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "2"),
+            "PREFECT_API_REQUEST_TIMEOUT": os.environ.get("PREFECT_API_REQUEST_TIMEOUT", "8"),
+            "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "1"),
             "PREFECT_API_URL": api,
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import processes
 from flows.servers import Servers
 from flows.settings import Settings, SettingsError
 from models import registry
@@ -135,6 +136,52 @@ def test_a_scorer_whose_pointer_to_the_last_model_is_damaged_says_so(tmp_path: P
     given = {"KAFKA_BOOTSTRAP_SERVERS": NOBODY, "MLFLOW_TRACKING_URI": f"http://{NOBODY}"}
     said = told(unmask("score", "--stream", "payments", "--from", "latest", home=tmp_path, **given))
     assert f"{pointer}, which names the last good copy, is damaged" in said
+
+
+PREFECT_GOES_AWAY = """
+import asyncio, os, threading
+from pathlib import Path
+from flows import cli
+
+host, port = os.environ["REAL_PREFECT"].split(":")
+way_out = asyncio.new_event_loop()
+held = []
+
+async def copy(reader, writer):
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+
+async def forward(reader, writer):
+    there, back = await asyncio.open_connection(host, int(port))
+    held.extend((writer, back))
+    await asyncio.gather(copy(reader, back), copy(there, writer))
+
+proxy = way_out.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0))
+threading.Thread(target=way_out.run_forever, daemon=True).start()
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/api"
+cli._report_to_prefect()
+from prefect import flow
+
+def cut():
+    proxy.close()
+    for writer in held:
+        writer.transport.abort()
+
+@flow(name="cut-off", validate_parameters=False)
+def work(stream):
+    way_out.call_soon_threadsafe(cut)
+
+cli.app = lambda: cli._run_flow(work, Path("x"))
+cli.main()
+"""
+
+
+def test_a_flow_whose_prefect_goes_away_says_so(servers: Servers, tmp_path: Path) -> None:
+    env = processes.inherited() | {"UNMASK_HOME": str(tmp_path), "REAL_PREFECT": servers.prefect.address}
+    ran = subprocess.run(
+        [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=170
+    )
+    assert "stopped answering (ConnectError); run it again" in told(ran)
 
 
 DEFECT = """
