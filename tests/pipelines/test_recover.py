@@ -191,7 +191,7 @@ def test_scores_made_anew_are_counted_from_then_on(books: Books) -> None:
     books.score_and_ingest()
     found = reconcile(books.connection, books.stream)
     assert (found.holds, found.n_scored, books.lake.read("scores").height) == (True, 20, 80)
-    assert skew_audit(books.lake, books.stream).holds
+    assert books.skew().holds
 
 
 def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:

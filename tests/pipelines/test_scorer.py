@@ -17,7 +17,7 @@ from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Reader, Receive
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.order import EVENT, Mark, Source
 from pipelines.scorer import KEPT_SNAPSHOTS, Scorer, mark_bytes, mark_of
-from pipelines.state import Snapshot
+from pipelines.state import Snapshot, State
 from pipelines.stream import parse
 from pipelines.takeover import check_inputs, input_ids
 from tests.pipelines.kill_stream import TEXT
@@ -98,9 +98,9 @@ def test_a_snapshot_of_other_topics_is_not_used(rig: Rig) -> None:
     with running(rig.scorer()):
         rig.wait_until_out()
     for path in (rig.folder / "snapshots").glob("*.snapshot"):
-        snapshot = Snapshot.read(path)
-        snapshot.meta["topic_ids"]["events"] = str(uuid.uuid4())
-        snapshot.write(path)
+        state = State.restore(rig.stream, Snapshot.read(path))
+        state.topic_ids["events"] = str(uuid.uuid4())
+        state.snapshot().write(path)
     with running(rig.scorer()) as run:
         rig.send(10)
         rig.wait_until_out()
