@@ -236,7 +236,8 @@ class Scorer:
                 position = self._positions[source]
                 at = self._reader.position(position)
                 if at < end and source not in self._held:
-                    busy["reading {} [{}]".format(*position)] = Busy(at, f"it ends at {end}, nothing comes after {at}")
+                    why = f"it ends at {end}, nothing comes after {at} (is a transaction of its sender open?)"
+                    busy["reading {} [{}]".format(*position)] = Busy(at, why, is_fatal=False)
         self._watch.look(busy, now_s)
         self._watch.check()
 

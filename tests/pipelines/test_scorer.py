@@ -13,7 +13,7 @@ from pipelines import broker
 from pipelines.broker import KEEP_FOR_EVER, Connection, Reader, Received
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.order import EVENT, Source
-from pipelines.scorer import KEPT_SNAPSHOTS, Scorer
+from pipelines.scorer import KEPT_SNAPSHOTS, MAX_UNTOLD, Scorer
 from pipelines.state import Snapshot
 from pipelines.stream import parse
 from tests.pipelines.kill_stream import TEXT
@@ -155,13 +155,24 @@ def test_a_full_or_read_only_disk_costs_snapshots_not_scores(rig: Rig, caplog: p
     assert sum("a snapshot was not written" in record.message for record in caplog.records) == 1
 
 
-def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig) -> None:
+def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.scorer.FIRST_SNAPSHOT_S", 3_600.0)
     rig.send(50)
     with running(rig.scorer(snapshot_every=timedelta(hours=1))) as run:
         rig.wait_until_out()
         until(lambda: run.scorer.counters.n_snapshots > 0)
     first = [Snapshot.read(path).frontier for path in (rig.folder / "snapshots").glob("*.snapshot")]
     assert any(sum(frontier[Source(EVENT, p)] for p in range(N_PARTITIONS)) >= 50 for frontier in first)
+
+
+def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: Rig) -> None:
+    scorer = rig.scorer()
+    place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
+    for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
+        scorer.state.places = [place] * n_places
+        scorer._snapshot()
+        assert (scorer._snapshotting is not None) == is_taken
+    scorer._stop(snapshot=False)
 
 
 def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_needs(rig: Rig) -> None:
@@ -228,7 +239,7 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
         rig.send_many(values, b"far")
     far = broker.partition_of(b"far", N_PARTITIONS)
     rig.send(20)
-    scorer = rig.scorer(max_in_hand_bytes=4 << 20)
+    scorer = rig.scorer(max_in_hand_bytes=4 << 20, health_after=timedelta(seconds=1))
     slow = Slow(scorer._reader, (rig.stream.topic("events"), 1 - far))
     scorer._reader = slow  # type: ignore[assignment]
     with running(scorer):
@@ -237,8 +248,11 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
         time.sleep(0.5)
         assert at == scorer._reader.position((rig.stream.topic("events"), far)) < 2_000
         assert scorer._replica.merge.n_bytes < 2 * (4 << 20)
+        until(lambda: scorer.health != "ok")
+        assert f"reading {rig.stream.topic('events')} [{1 - far}]: it ends at" in scorer.health
         slow.is_open = True
         rig.wait_until_out()
+        until(lambda: scorer.health == "ok")
 
 
 class Slow:
