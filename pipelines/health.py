@@ -12,10 +12,14 @@ MAX_STEP_S = 1.0
 
 
 class Busy(NamedTuple):
-    """Something with work to do: `moved` changes whenever it gets on, `why` says what may keep it from it."""
+    """Something with work to do: `moved` changes whenever it gets on, `why` says what may keep it from it.
+
+    Where that may be somebody else's doing, `is_fatal` is False: health turns red, the scorer goes on.
+    """
 
     moved: Hashable
     why: str
+    is_fatal: bool = True
 
 
 class _Stood(NamedTuple):
@@ -52,7 +56,7 @@ class Watch:
     @property
     def health(self) -> str:
         """ "ok", or since when what has been standing still, and why."""
-        name, worst = self._worst()
+        name, worst = _worst(self._stood)
         if worst is None or worst.for_s < self._red_after_s:
             return "ok"
         since = rfc3339(round((time.time() - worst.for_s) * 1000))
@@ -60,15 +64,16 @@ class Watch:
 
     def check(self) -> None:
         """Raises BrokerError where something has stood still for too long."""
-        name, worst = self._worst()
+        name, worst = _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
         if worst is not None and worst.for_s >= self._deadline_s:
             raise BrokerError(
                 f"{name}: nothing moved for {worst.for_s:.0f} s ({worst.busy.why}); nothing is lost, mend that and "
                 "start the scorer again"
             )
 
-    def _worst(self) -> tuple[str, _Stood | None]:
-        return max(self._stood.items(), key=lambda item: item[1].for_s, default=("", None))
+
+def _worst(stood: Mapping[str, _Stood]) -> tuple[str, _Stood | None]:
+    return max(stood.items(), key=lambda item: item[1].for_s, default=("", None))
 
 
 class Seldom:

@@ -12,14 +12,14 @@ import msgspec
 from pipelines import broker
 from pipelines.alerts import Model
 from pipelines.broker import Position, Reader, Received
-from pipelines.errors import BrokerError, FencedError, InternalError
+from pipelines.errors import BrokerError, FencedError, InternalError, RestoreError
 from pipelines.health import Busy, Seldom, Watch
 from pipelines.lane import Lane
 from pipelines.order import KIND_NAMES, Frontier, Mark, Record, Source, sources
 from pipelines.outbox import Put
 from pipelines.replica import Counters, Replica, is_ahead, needed_places
 from pipelines.state import Snapshot, State, by_kind, from_kinds
-from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, checked_partitions, places_after
+from pipelines.takeover import ScorerSetting, StartFrom, TakeOver, check_inputs, checked_partitions, places_after
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Scorer:
         self._asked_ms = 0.0
         self._caught_up = False
         self._snapshotting: Future[None] | None = None
+        self._identity: Future[None] | None = None
         self._newest_snapshot: Frontier | None = None
         self._ends: dict[Source, int] = {}
         self._n_answers = 0
@@ -81,13 +82,13 @@ class Scorer:
             for lane in self.lanes:
                 lane.stop()
             raise
-        self._snapshot_pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")  # snapshots and questions about topics
         now_s = time.monotonic()
         self._snapshot_wait_s = min(FIRST_SNAPSHOT_S, setting.snapshot_every.total_seconds())
         self._snapshot_due_s = now_s + self._snapshot_wait_s
         self._sweep_due_s = now_s + SWEEP_EVERY_S
         self._look_due_s = now_s
-        self._count_due_s = now_s + setting.count_partitions_every.total_seconds()
+        self._check_due_s = now_s + setting.check_topics_every.total_seconds()
 
     def _take_over(self, asked: broker.Shared, start: StartFrom | None) -> None:
         """Fence whoever scored before, learn how far it came, build the state that agrees with it, begin to read."""
@@ -166,9 +167,9 @@ class Scorer:
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + SWEEP_EVERY_S
             self.state.windows.sweep(self.state.clock_ms)
-        if now_s >= self._count_due_s:
-            self._count_due_s = now_s + self.setting.count_partitions_every.total_seconds()
-            self._count_partitions()
+        if now_s >= self._check_due_s:
+            self._check_due_s = now_s + self.setting.check_topics_every.total_seconds()
+            self._check_topics()
 
     def _take(self, received: Sequence[Received]) -> None:
         if received:
@@ -239,16 +240,25 @@ class Scorer:
                 position = self._positions[source]
                 at = self._reader.position(position)
                 if at < end and source not in self._held:
-                    busy["reading {} [{}]".format(*position)] = Busy(at, f"it ends at {end}, nothing comes after {at}")
+                    why = f"it ends at {end}, nothing comes after {at} (is a transaction of its sender open?)"
+                    busy["reading {} [{}]".format(*position)] = Busy(at, why, is_fatal=False)
         self._watch.look(busy, now_s)
         self._watch.check()
 
-    def _count_partitions(self) -> None:
-        """A topic that has got more partitions keeps events from us: what lies in those is not read, nor is it known.
+    def _check_topics(self) -> None:
+        """A topic that has got more partitions, or was made anew, keeps events from us.
 
         Raises:
-            BrokerError: it has.
+            BrokerError: one has more partitions.
+            RestoreError: one was made anew.
         """
+        if self._identity is not None and self._identity.done():
+            error, self._identity = self._identity.exception(), None
+            if isinstance(error, RestoreError):
+                raise error
+        if self._identity is None:
+            setting = self.setting
+            self._identity = self._aside.submit(check_inputs, setting.connection, setting.stream, self.state.topic_ids)
         for topic in sorted({topic for topic, _ in self._positions.values()}):
             n = self._reader.n_partitions(topic)
             if n is not None and n != self._n_partitions:
@@ -269,7 +279,7 @@ class Scorer:
             return  # a restart would have to tell them all in one record
         snapshot = self._replica.snapshot(progress)
         self._newest_snapshot = snapshot.frontier
-        self._snapshotting = self._snapshot_pool.submit(self._write_snapshot, snapshot)
+        self._snapshotting = self._aside.submit(self._write_snapshot, snapshot)
 
     def _write_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot; scoring goes on without it where the disk is full or read-only."""
@@ -302,7 +312,7 @@ class Scorer:
             list(pool.map(Lane.stop, self.lanes))
         if snapshot and all(lane.failure is None for lane in self.lanes) and self._caught_up:
             self._snapshot()
-        self._snapshot_pool.shutdown(wait=True)
+        self._aside.shutdown(wait=True)
         self._reader.close()
         for lane in self.lanes:
             if isinstance(lane.failure, FencedError) and lane.was_stopping:

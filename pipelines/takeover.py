@@ -41,7 +41,7 @@ class ScorerSetting:
     order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
     stall_deadline: timedelta = timedelta(minutes=5)  # without progress for so long, the scorer ends
     health_after: timedelta = timedelta(seconds=30)  # without progress for so long, health is red
-    count_partitions_every: timedelta = timedelta(seconds=20)
+    check_topics_every: timedelta = timedelta(seconds=20)
     max_outbox_bytes: int = 64 << 20
     max_in_hand_bytes: int = 128 << 20  # of records that were read and wait for those of other partitions
     fault: Fault = no_fault

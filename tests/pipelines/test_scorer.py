@@ -1,6 +1,7 @@
 """The live loop on a real broker: starts, refusals to start, take-over, snapshots."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from pipelines.audit import reconcile
 from pipelines.broker import KEEP_FOR_EVER, Connection, Message, Reader, Received, Writer
 from pipelines.errors import BrokerError, FencedError, RestoreError
 from pipelines.order import EVENT, Mark, Source
-from pipelines.scorer import KEPT_SNAPSHOTS, Scorer, mark_bytes, mark_of
+from pipelines.scorer import KEPT_SNAPSHOTS, MAX_UNTOLD, Scorer, mark_bytes, mark_of
 from pipelines.state import Snapshot, State
 from pipelines.stream import parse
 from pipelines.takeover import check_inputs, input_ids
@@ -250,13 +251,24 @@ def test_a_full_or_read_only_disk_costs_snapshots_not_scores(rig: Rig, caplog: p
     assert sum("a snapshot was not written" in record.message for record in caplog.records) == 1
 
 
-def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig) -> None:
+def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.scorer.FIRST_SNAPSHOT_S", 3_600.0)
     rig.send(50)
     with running(rig.scorer(snapshot_every=timedelta(hours=1))) as run:
         rig.wait_until_out()
         until(lambda: run.scorer.counters.n_snapshots > 0)
     first = [Snapshot.read(path).frontier for path in (rig.folder / "snapshots").glob("*.snapshot")]
     assert any(sum(frontier[Source(EVENT, p)] for p in range(N_PARTITIONS)) >= 50 for frontier in first)
+
+
+def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: Rig) -> None:
+    scorer = rig.scorer()
+    place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
+    for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
+        scorer.state.places = [place] * n_places
+        scorer._snapshot()
+        assert (scorer._snapshotting is not None) == is_taken
+    scorer._stop(snapshot=False)
 
 
 def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_needs(rig: Rig) -> None:
@@ -288,7 +300,7 @@ def newest(rig: Rig) -> list[Path]:
 
 
 def test_partitions_added_while_it_runs_stop_the_scorer_and_nothing_of_the_old_ones_is_lost(rig: Rig) -> None:
-    run = Running(rig.scorer(count_partitions_every=timedelta(seconds=1)))
+    run = Running(rig.scorer(check_topics_every=timedelta(seconds=1)))
     rig.send(30)
     rig.wait_until_out()
     time.sleep(2.5)
@@ -299,6 +311,20 @@ def test_partitions_added_while_it_runs_stop_the_scorer_and_nothing_of_the_old_o
     assert "had 2 partitions when this scorer started, now it has 3; nothing in the old ones is lost" in str(run.error)
     assert "unmask recover" in str(run.error)
     assert len(rig.scores()) == 30
+
+
+def test_a_topic_made_anew_under_a_running_scorer_stops_it(rig: Rig) -> None:
+    run = Running(rig.scorer(check_topics_every=timedelta(seconds=1)))
+    rig.send(30)
+    rig.wait_until_out()
+    labels = rig.stream.topic("labels")
+    broker.delete_topics(rig.connection, [labels])
+    broker.create_topics(
+        rig.connection, {labels: N_PARTITIONS}, config=KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
+    )
+    run.join()
+    assert isinstance(run.error, RestoreError)
+    assert re.search("labels was deleted and made anew .* run `unmask recover`", str(run.error))
 
 
 def test_too_much_in_the_outboxes_stops_the_reading_and_room_in_them_lets_it_go_on(rig: Rig) -> None:
@@ -322,7 +348,7 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
         rig.send_many(values, b"far")
     far = broker.partition_of(b"far", N_PARTITIONS)
     rig.send(20)
-    scorer = rig.scorer(max_in_hand_bytes=4 << 20)
+    scorer = rig.scorer(max_in_hand_bytes=4 << 20, health_after=timedelta(seconds=1))
     slow = Slow(scorer._reader, (rig.stream.topic("events"), 1 - far))
     scorer._reader = slow  # type: ignore[assignment]
     with running(scorer):
@@ -331,8 +357,11 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
         time.sleep(0.5)
         assert at == scorer._reader.position((rig.stream.topic("events"), far)) < 2_000
         assert scorer._replica.merge.n_bytes < 2 * (4 << 20)
+        until(lambda: scorer.health != "ok")
+        assert f"reading {rig.stream.topic('events')} [{1 - far}]: it ends at" in scorer.health
         slow.is_open = True
         rig.wait_until_out()
+        until(lambda: scorer.health == "ok")
 
 
 class Slow:
