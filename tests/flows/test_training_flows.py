@@ -279,16 +279,12 @@ pretrain.pretrain(Path(sys.argv[1]), as_of_ms=int(sys.argv[2]))
 def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     path, stream = purchases(unmask.home)
 
-    def die() -> None:
-        command = [sys.executable, "-c", KILLED, str(path), str(END_MS)]
-        done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=150)
-        assert done.returncode == -9, done.stderr
-
-    die()
+    command = [sys.executable, "-c", KILLED, str(path), str(END_MS)]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
     with pytest.raises(NoEncoderError, match="has no finished pretrain run"):
         unmask.finetune(path, as_of_ms=END_MS)
     run_id = unmask.pretrain(path, as_of_ms=END_MS)
-    die()
     assert find(Settings(), stream).run_id == run_id
 
 
