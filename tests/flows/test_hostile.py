@@ -154,7 +154,7 @@ async def copy(reader, writer):
 async def forward(reader, writer):
     there, back = await asyncio.open_connection(host, int(port))
     held.extend((writer, back))
-    await asyncio.gather(copy(reader, back), copy(there, writer))
+    await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
 
 proxy = way_out.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0))
 threading.Thread(target=way_out.run_forever, daemon=True).start()
