@@ -96,6 +96,23 @@ def test_a_silent_partition_is_waited_for_until_the_stall_is_over_even_with_a_re
         assert (EVENT, 0, 0) in places(merge.release())
 
 
+def test_a_transaction_left_open_is_waited_for_until_the_stall_is_over_and_comes_out_of_turn_then() -> None:
+    merge = merge_of(A, B, order_stall_ms=3_000)
+    merge.add([record(A, 0, 100)])
+    for seconds in range(4):  # B holds one record that is not committed: its end is 1, our position stays 0
+        merge.observe(A, position=1, end=1, asked_ms=1_000.0 * (seconds + 1), live=True)
+        merge.observe(B, position=0, end=1, asked_ms=1_000.0 * (seconds + 1), live=True)
+        merge.tick(1_000 * seconds)
+        assert merge.release() == []
+    merge.tick(4_000)
+    assert places(merge.release()) == [(EVENT, 0, 0)]
+    merge.add([record(B, 0, 50)])
+    merge.observe(B, position=1, end=1, asked_ms=9_000.0, live=True)
+    merge.observe(A, position=1, end=1, asked_ms=9_000.0, live=True)
+    [late] = merge.release()
+    assert (late.record.partition, late.out_of_turn) == (1, True)
+
+
 def test_a_partition_that_moves_is_not_given_up_and_one_that_returns_is_waited_for_again() -> None:
     merge = merge_of(A, B, order_stall_ms=3_000)
     merge.add([record(A, n, 100 * n) for n in range(1, 100)])
