@@ -208,6 +208,8 @@ class _Column:
     def fold(self, number: int, batch: Batch, out: NDArray[np.float64]) -> None:
         if not len(self.layout.outputs) and not len(self.layout.distincts):
             return  # no feature is about this entity
+        if len(self.dormant.keys):
+            self._wake(batch.entities[batch.is_event, number])
         done = row = 0
         while True:
             done, row, self.used = kernel.fold(
@@ -219,7 +221,6 @@ class _Column:
                 self.keys,
                 self.used,
                 self.memory,
-                self.dormant,
                 self.layout,
                 self.counters,
                 out,
@@ -259,9 +260,26 @@ class _Column:
         words.into(self.memory.words[: words.shape[0]])
         self.used = len(keys)
         self.keys[: self.used] = keys
-        kernel.index(self.table, keys)
+        kernel.index(self.table, keys, 0)
         self.dormant = Dormant(arrays["dormant_keys"].whole(), arrays["dormant_words"].whole())
         self.counters = Counters(*(arrays[name].whole() for name in Counters._fields))
+
+    def _wake(self, keys: NDArray[np.uint64]) -> None:
+        """Give the dormant among `keys`, which are about to have an event, rows with their lifetime facts."""
+        absent = np.empty(len(keys), bool)
+        kernel.find_absent(self.table, keys, absent)
+        wanted = np.unique(keys[absent])
+        places = np.minimum(np.searchsorted(self.dormant.keys, wanted), len(self.dormant.keys) - 1)
+        places = places[self.dormant.keys[places] == wanted]
+        if not len(places):
+            return
+        first, used = self.used, self.used + len(places)
+        if used > len(self.keys):
+            self._hold(self.keys, self.rows, _slots(used))
+        self.used = used
+        self.keys[first : self.used] = self.dormant.keys[places]
+        self.rows[first:, : self.layout.lifetime_words] = self.dormant.words[places]
+        kernel.index(self.table, self.keys[: self.used], first)
 
     def _idle_ms(self, clock_ms: int) -> NDArray[np.int64]:
         """How long each entity has been without an event."""
@@ -287,7 +305,7 @@ class _Column:
         self.keys = np.zeros(slots, np.uint64)
         self.keys[: self.used] = keys[: self.used]
         self.table = np.zeros((2 * slots, 2), np.uint64)
-        kernel.index(self.table, self.keys[: self.used])
+        kernel.index(self.table, self.keys[: self.used], 0)
 
 
 def _slots(used: int) -> int:

@@ -102,7 +102,7 @@ class Memory(NamedTuple):
 
 
 class Dormant(NamedTuple):
-    """Lifetime facts of the dormant entities of one column; an entity's own row, where it has one, goes before them."""
+    """Lifetime facts of the dormant entities of one column; what has a row again is known better there."""
 
     keys: NDArray[np.uint64]  # (n,), rising
     words: NDArray[np.uint64]  # (n, lifetime_words)
@@ -174,12 +174,19 @@ def _place(table, key):
 
 
 @compiled
-def index(table, keys):
-    """Fill an empty table with the slots of `keys`, in order (slot + 1; 0 is a free place)."""
-    for slot in range(keys.shape[0]):
+def index(table, keys, first):
+    """Put the slots of `keys` from `first` on, none of them there yet, into the table (slot + 1; 0 is a free place)."""
+    for slot in range(first, keys.shape[0]):
         place = _place(table, keys[slot])
         table[place, 0] = keys[slot]
         table[place, 1] = np.uint64(slot + 1)
+
+
+@compiled
+def find_absent(table, keys, absent):
+    """Note which of `keys` are not in the table."""
+    for i in range(keys.shape[0]):
+        absent[i] = table[_place(table, keys[i]), 1] == _ZERO
 
 
 @compiled
@@ -246,33 +253,11 @@ def _next(left, turn, ring):
 
 
 @compiled
-def _remember(key, at, memory, dormant, layout):
-    """Copy a dormant entity's lifetime facts to its new row; whether it is one."""
-    first, last = 0, dormant.keys.shape[0]
-    while first < last:
-        middle = (first + last) // 2
-        if dormant.keys[middle] < key:
-            first = middle + 1
-        else:
-            last = middle
-    if first == dormant.keys.shape[0] or dormant.keys[first] != key:
-        return False
-    for word in range(layout.lifetime_words):
-        memory.words[at + word] = dormant.words[first, word]
-    return True
-
-
-@compiled
-def _begin_lifetime(time_ms, at, memory, layout):
-    """A new entity, or one that was dormant for so long that it is as new."""
-    memory.words[at : at + layout.lifetime_words] = _ZERO
-    memory.ints[at + 1] = time_ms
-
-
-@compiled
-def _begin_windows(time_ms, at, memory, layout):
-    """Nothing is in the windows yet, or any more."""
-    memory.words[at + layout.lifetime_words : at + layout.stride] = _ZERO
+def _begin(time_ms, at, first, memory, layout):
+    """The row is as new from word `first` on: its start, or what is behind lifetime facts that still count."""
+    memory.words[first : at + layout.stride] = _ZERO
+    if first == at:
+        memory.ints[at + 1] = time_ms
     for w in range(layout.windows.shape[0]):
         memory.ints[at + layout.windows[w].base] = time_ms // layout.windows[w].pane_ms
     for w in range(layout.label_windows.shape[0]):
@@ -489,7 +474,7 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
 
 
 @compiled
-def fold(start, row, column, batch, table, keys, used, memory, dormant, layout, counters, out):
+def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
 
     Stops early where every slot is taken. Returns (next item, next row, slots used).
@@ -517,7 +502,7 @@ def fold(start, row, column, batch, table, keys, used, memory, dormant, layout, 
             _report(i, at, known, batch, memory, layout, counters)
             continue
         if not known:
-            is_remembered = slot >= 0
+            first = 0
             if slot < 0:
                 if used == keys.shape[0]:
                     return i, row, used
@@ -527,10 +512,9 @@ def fold(start, row, column, batch, table, keys, used, memory, dormant, layout, 
                 table[place, 0] = key
                 table[place, 1] = np.uint64(used)
                 at = slot * layout.stride
-                is_remembered = _remember(key, at, memory, dormant, layout)
-            if not is_remembered or batch.clock_ms[i] - ints[at] > layout.lifetime_ms:
-                _begin_lifetime(batch.time_ms[i], at, memory, layout)
-            _begin_windows(batch.time_ms[i], at, memory, layout)
+            elif batch.clock_ms[i] - ints[at] <= layout.lifetime_ms:
+                first = layout.lifetime_words
+            _begin(batch.time_ms[i], at, at + first, memory, layout)
         _lifetimes(i, at, row, batch, memory, layout, out)
         for w in range(layout.windows.shape[0]):
             _window(i, at, row, w, batch, memory, layout, counters, out)

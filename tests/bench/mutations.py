@@ -30,7 +30,106 @@ class Mutation(NamedTuple):
     tests: tuple[str, ...]
 
 
-MUTATIONS: tuple[Mutation, ...] = ()
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "snapshot-on-the-error-exit",
+        "pipelines/scorer.py",
+        "self._stop(snapshot=ended_well)",
+        "self._stop(snapshot=True)",
+        ("tests/pipelines/test_scorer.py", "-k", "whose_step_raises"),
+    ),
+    Mutation(
+        "snapshot-of-half-a-step",
+        "pipelines/state.py",
+        "if self._steps_begun:",
+        "if False:",
+        ("tests/pipelines/test_state.py",),
+    ),
+    Mutation(
+        "fenced-lane-reopens-at-once",
+        "pipelines/lane.py",
+        "until = time.monotonic() + CLAIM_S",
+        "until = 0.0",
+        ("tests/pipelines/test_publish.py", "-k", "fenced"),
+    ),
+    Mutation(
+        "inverted-back-pressure",
+        "pipelines/scorer.py",
+        "for lane in self.lanes) > self.setting.max_outbox_bytes",
+        "for lane in self.lanes) < self.setting.max_outbox_bytes",
+        ("tests/pipelines/test_scorer.py", "-k", "outboxes_stops_the_reading"),
+    ),
+    Mutation(
+        "held-partitions-never-released",
+        "pipelines/scorer.py",
+        "(self._held & merge.hoards(limit // 2))",
+        "self._held",
+        ("tests/pipelines/test_scorer.py", "-k", "far_ahead"),
+    ),
+    Mutation(
+        "reader-never-releases",
+        "pipelines/broker.py",
+        "if wanted == set(self._held):",
+        "if wanted <= set(self._held):",
+        ("tests/pipelines/test_broker.py", "-k", "held"),
+    ),
+    Mutation(
+        "no-check-after-commit",
+        "pipelines/broker.py",
+        "            if not future.succeeded():",
+        "            if False:",
+        ("tests/pipelines/test_broker.py", "-k", "while_it_is_committed"),
+    ),
+    Mutation(
+        "inverted-gate",
+        "models/gate.py",
+        "checks[name] = (seen, one.ours >= one.theirs - TOLERATED_LOSS)",
+        "checks[name] = (seen, one.ours <= one.theirs - TOLERATED_LOSS)",
+        ("tests/models/test_gate.py",),
+    ),
+    Mutation(
+        "inverted-floor",
+        "models/gate.py",
+        'best.theirs:.3f}", best.ours >= best.theirs - TOLERATED_LOSS',
+        'best.theirs:.3f}", best.ours <= best.theirs - TOLERATED_LOSS',
+        ("tests/models/test_gate.py",),
+    ),
+    Mutation(
+        "backtest-without-guards",
+        "flows/backtest.py",
+        "if int(said) > since_ms:",
+        "if False:",
+        ("tests/flows/test_training_flows.py", "-k", "refuses_a_champion"),
+    ),
+    Mutation(
+        "missing-column-is-column-0",
+        "flows/serve.py",
+        "at.get(name, len(have))",
+        "at.get(name, 0)",
+        ("tests/flows/test_columns.py",),
+    ),
+    Mutation(
+        "label-to-another-partition",
+        "flows/follow.py",
+        'value, key, event["partition"])',
+        "value, key, 0)",
+        ("tests/flows/test_follow.py",),
+    ),
+    Mutation(
+        "constant-in-per-day",
+        "models/calibrate.py",
+        "int(budget.per_day * days)",
+        "int(50 * days)",
+        ("tests/models/test_calibrate.py",),
+    ),
+    Mutation(
+        "misspelt-sasl-option",
+        "flows/settings.py",
+        '"sasl_plain_username": self.sasl_username',
+        '"sasl_plain_usename": self.sasl_username',
+        ("tests/flows/test_settings.py",),
+    ),
+)
 
 
 def copied(folder: Path) -> Path:

@@ -77,7 +77,7 @@ def plain_duplicates(case: Case) -> tuple[list[int], int, int]:
     return originals, n_evicted, len(held)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case) -> None:
     expected, n_evicted, n_held = plain_duplicates(case)
@@ -102,7 +102,7 @@ def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(cas
         assert memory.snapshot(int(clock_ms[-1])).tobytes() == once.snapshot(int(clock_ms[-1])).tobytes()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case) -> None:
     reported: dict[str, tuple[int, int]] = {}
