@@ -53,10 +53,10 @@ stats = ["mean", "std"]
 
 
 def records_of(start: int, stop: int, next_offset: list[int]) -> list[Record]:
-    """Events; every hundredth repeats one from up to a million events ago (so long as there is one)."""
+    """Events; after the first million every hundredth repeats one of the million before it."""
     records = []
     for n in range(start, stop):
-        id_ = n - (n * 7919) % 1_000_000 if n % 100 == 0 and n > 1_000_000 else n
+        id_ = n - 1 - (n * 7919) % 1_000_000 if n % 100 == 0 and n > 1_000_000 else n
         card, at = id_ % 2_000, START_MS + MS_PER_EVENT * n
         partition = card % N_PARTITIONS
         value = b'{"id":"payment-%09d","at":%d,"card":%d,"amount":9.5}' % (id_, at, card)
@@ -98,7 +98,7 @@ def soak(n_ids: int, snapshot_every: int, folder: Path) -> bool:
     writing.set_result(None)
     replica = Replica(State(stream, N_PARTITIONS), progress, {})
     looked_up, copied = Timed(replica.state._seen.first_offsets), Timed(replica.snapshot)
-    replica.state._seen.first_offsets = looked_up  # type: ignore[method-assign]
+    replica.state._seen.first_offsets = looked_up  # type: ignore[method-assign, assignment]
     n, process = round(1.1 * n_ids), psutil.Process()
     steps_ms, whole_ms, n_out, n_duplicates, n_snapshots, path = [], [], 0, 0, 0, folder / "soak.snapshot"
     start_mb = most_mb = 0.0
