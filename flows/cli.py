@@ -398,6 +398,8 @@ def reconcile(stream: StreamOption = None) -> None:
         )
         if model.why_not:
             out.print(f"  [red]none computed again[/red]: {plain(model.why_not)}")
+    if not found.n_scored_since:
+        out.print("no score was made under the present features yet: nothing was checked")
     if skew.checked < found.n_scored_since:
         missing = found.n_scored_since - skew.checked
         out.print(f"{missing:,} scores are not in the lake yet; run `unmask ingest` and check again")

@@ -86,8 +86,8 @@ class SkewAudit:
 
     @property
     def holds(self) -> bool:
-        """Every score was computed again, from equal features, and came out the same."""
-        return self.checked == self.equal == self.n_model_checked and self.n_score_differs == 0
+        """There are scores, and every one was computed again, from equal features, and came out the same."""
+        return 0 < self.checked == self.equal == self.n_model_checked and self.n_score_differs == 0
 
 
 def skew_audit(

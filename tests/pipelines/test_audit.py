@@ -313,6 +313,11 @@ def test_scores_of_before_a_promotion_are_checked_with_the_model_of_then(scored:
     assert abs(found.worst_score_difference - 0.05) < 1e-5
 
 
+def test_an_audit_of_no_score_is_no_success(scored: Scored) -> None:
+    nothing = skew_audit(scored.lake, scored.stream, models=scored.model, since=dict.fromkeys(range(4), 10**9))
+    assert (nothing.checked, nothing.holds) == (0, False)
+
+
 def test_scores_whose_model_cannot_be_loaded_do_not_hold(scored: Scored) -> None:
     with mock.patch.dict(scored.models):
         del scored.models["first"]

@@ -21,5 +21,6 @@ def test_no_hostile_record_stops_the_scorer_or_touches_its_neighbours(kafka: str
     assert not wrong, "\n".join(wrong)
 
 
-def test_there_are_at_least_90_kinds_each_with_a_name_of_its_own() -> None:
+def test_there_are_at_least_90_kinds_each_with_a_name_of_its_own_and_a_third_of_them_runs_here() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS) >= 90
+    assert 3 * sum(kind.quick for kind in KINDS) >= len(KINDS)
