@@ -113,6 +113,26 @@ def test_after_one_event_out_of_turn_a_start_reads_back_only_what_its_snapshot_n
         assert places == {(EVENT, 0, 105): Key(7, EVENT, 0, 3, 1)}
 
 
+def test_what_a_recovery_told_again_is_read_though_a_later_frontier_does_not_reach_it(
+    kafka: str, tmp_path: Path
+) -> None:
+    rig = Rig(kafka, tmp_path)
+    labels = [0] * N_PARTITIONS
+    told = Progress(
+        next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=1, n_partitions=N_PARTITIONS,
+        owner="", definition="", model="", origin={"events": labels, "labels": labels}, frontier=None,
+        out_of_turn=[[EVENT, 1, 50, 7, EVENT, 0, 3, 1]], retold=[0, 1],
+    )  # fmt: skip
+    later = msgspec.structs.replace(told, out_of_turn=[], frontier={"events": [10, 5], "labels": labels})
+    with Writer(rig.connection) as writer:
+        for record in (told, later):
+            writer.send(Message(rig.stream.topic("progress"), encode(record), None, 0))
+        writer.flush()
+    last = {0: later, 1: msgspec.structs.replace(later, n_out_of_turn=0, retold=[])}
+    needed = {Source(EVENT, 0): 10, Source(EVENT, 1): 5} | {Source(LABEL, p): 0 for p in range(N_PARTITIONS)}
+    assert places_after(rig.connection, rig.stream, last, needed) == {(EVENT, 1, 50): Key(7, EVENT, 0, 3, 1)}
+
+
 def test_whoever_is_fenced_in_a_take_over_learns_so_from_the_claim(kafka: str, tmp_path: Path) -> None:
     rig = Rig(kafka, tmp_path, n_partitions=8)
     first = Running(rig.scorer())
