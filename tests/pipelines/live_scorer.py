@@ -4,7 +4,8 @@ import argparse
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.broker import Connection
+import pipelines.scorer
+from pipelines.broker import Connection, Position, Reader
 from pipelines.faults import kill_at, no_fault
 from pipelines.scorer import Scorer
 from pipelines.stream import Stream
@@ -51,6 +53,14 @@ class Linear:
         return [Explained((), 0.0)] * len(numeric)
 
 
+class LateReader(Reader):
+    """Reads one partition late for a moment of every second: out of turn, where the order waits for nobody."""
+
+    def hold(self, positions: Iterable[Position]) -> None:
+        late = {min(self._partitions)} if time.monotonic() % 1.0 < 0.15 else set()
+        super().hold({*positions, *late})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", required=True)
@@ -58,7 +68,7 @@ def main() -> None:
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--fault", default="")
     parser.add_argument("--snapshot-every-s", type=float, default=1.0)
-    parser.add_argument("--order-wait-ms", type=int, default=50)
+    parser.add_argument("--order-wait-ms", type=int, default=50, help="below 0 a partition is read late now and then")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.WARNING)
@@ -73,6 +83,8 @@ def main() -> None:
         order_wait=timedelta(milliseconds=asked.order_wait_ms),
         fault=kill_at(asked.fault) if asked.fault else no_fault,
     )
+    if asked.order_wait_ms < 0:
+        pipelines.scorer.Reader = LateReader  # type: ignore[misc, attr-defined]
     scorer = Scorer(setting, Linear(stream), start="earliest")
     scorer.run(stop.is_set)
     print("stopped", scorer.counters, flush=True)
