@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipelines.scorer
-from pipelines.broker import Connection, Position, Reader
+from pipelines.broker import ANSWER_MS, Connection, Position, Reader
 from pipelines.faults import kill_at, no_fault
 from pipelines.scorer import Scorer
 from pipelines.stream import Stream
@@ -54,11 +54,19 @@ class Linear:
 
 
 class LateReader(Reader):
-    """Reads one partition late for a moment of every second: out of turn, where the order waits for nobody."""
+    """Reads one partition late for a moment of every second and says that there is nothing more in it.
+
+    With a negative wait, what lies there comes out of turn, at whatever pace the machine goes.
+    """
 
     def hold(self, positions: Iterable[Position]) -> None:
-        late = {min(self._partitions)} if time.monotonic() % 1.0 < 0.15 else set()
-        super().hold({*positions, *late})
+        super().hold({*positions, *self._late()})
+
+    def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
+        return super().ends(timeout_ms=timeout_ms) | {p: self.position(p) for p in self._late()}
+
+    def _late(self) -> set[Position]:
+        return {min(self._partitions)} if time.monotonic() % 1.0 < 0.2 else set()
 
 
 def main() -> None:
