@@ -56,17 +56,26 @@ class Linear:
 class LateReader(Reader):
     """Reads one partition late for a moment of every second and says that there is nothing more in it.
 
-    With a negative wait, what lies there comes out of turn, at whatever pace the machine goes.
+    With a negative wait, what lies there comes out of turn, at whatever pace the machine goes. What was there at the
+    start is read as ever: progress records may promise that it comes before everything else.
     """
+
+    _end: int | None = None
 
     def hold(self, positions: Iterable[Position]) -> None:
         super().hold({*positions, *self._late()})
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        return super().ends(timeout_ms=timeout_ms) | {p: self.position(p) for p in self._late()}
+        found = super().ends(timeout_ms=timeout_ms)
+        if self._end is None:
+            self._end = found.get(min(self._partitions))
+        return found | {p: self.position(p) for p in self._late()}
 
     def _late(self) -> set[Position]:
-        return {min(self._partitions)} if time.monotonic() % 1.0 < 0.2 else set()
+        late = min(self._partitions)
+        if self._end is None or self.position(late) < self._end or time.monotonic() % 1.0 > 0.2:
+            return set()
+        return {late}
 
 
 def main() -> None:

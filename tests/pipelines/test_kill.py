@@ -7,7 +7,7 @@ import pytest
 from tests.pipelines.kill_run import Run, kill_run
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_scorer_killed_at_every_seam_loses_doubles_and_changes_nothing(kafka: str, tmp_path: Path) -> None:
     # The wait is negative and one partition read late, so that much comes out of turn: its places must survive too.
     run = Run(kafka, kills=12, per_s=1_100, seed=7, order_wait_ms=-1_000)
