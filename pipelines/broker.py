@@ -566,6 +566,8 @@ class TransactionalWriter:
             raise self._translate(error) from error
 
     def _translate(self, error: BaseException) -> BrokerError:
+        # What comes after a failed request says only that it failed, with its error as an argument.
+        error = next((cause for cause in error.args if isinstance(cause, KafkaError)), error)
         if isinstance(error, ProducerFencedError | InvalidProducerEpochError):
             return FencedError(f"{self._id}: another producer has taken over ({type(error).__name__})")
         if isinstance(error, KafkaError) and "EndTxn" in str(error) and "UnknownError" in str(error):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from kafka import KafkaAdminClient
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, ProducerFencedError
 
 from pipelines.broker import (
     KEEP_FOR_EVER,
@@ -20,7 +20,7 @@ from pipelines.broker import (
     create_topics,
     last_record,
 )
-from pipelines.errors import BrokerError
+from pipelines.errors import BrokerError, FencedError
 from tests.pipelines import batches
 from tests.pipelines.batches import Raw
 
@@ -138,3 +138,12 @@ def test_a_record_that_nobody_can_read_is_the_last_one_all_the_same(kafka: str) 
     batches.send(kafka, topic, 0, batches.batch([Raw(b"good"), Raw(b"bad", headers=[(b"\xff", b"")])]))
     why = "the name of a header is not UTF-8"
     assert last_record(connection, topic, 0) == Received(topic, 0, 1, 0, None, None, why)
+
+
+def test_a_send_after_a_fenced_request_is_told_as_fenced(kafka: str) -> None:
+    connection = Connection(kafka)
+    create_topics(connection, {"fenced-after": 1}, config=KEEP_FOR_EVER)
+    writer = TransactionalWriter(connection, "fenced-after")
+    after = KafkaError("Cannot perform send because at least one previous request has failed", ProducerFencedError())
+    assert isinstance(writer._translate(after), FencedError)
+    writer.close()
