@@ -14,7 +14,8 @@ Among n remembered ids the odds that chance does are about n^2 / 2^129: 1.5e-25 
 # The compiled functions are typed by numba, from their first call.
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,22 @@ class _Log:
                 return max(segment.first + int(np.searchsorted(segment.clock_ms, from_ms)), most)
         return self._segments[-1].end
 
+    def _enter(
+        self, step: Callable[..., tuple[int, int]], ids: NDArray[np.uint64], columns: tuple[NDArray[Any], ...], out: Any
+    ) -> None:
+        """Let a compiled `step` enter ids and write `out`; it stops where a segment is full and goes on in the next."""
+        segment, found, done = self._segments[-1], self._look_up(ids), 0
+        before = segment.end
+        while True:
+            done, segment.used = step(
+                done, ids, *columns, found, out, segment.table, segment.entries,
+                segment.first, segment.used, self.memory_ms, self.most,
+            )  # fmt: skip
+            if done == len(ids):
+                break
+            segment = self._grow(ids, found)
+        self._added(before)
+
     def _look_up(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Number, clock and value of the newest entry of each id in all segments but the last, shape (n, 3)."""
         found = np.full((len(ids), 3), _NEVER, np.int64)
@@ -189,17 +206,7 @@ class Duplicates(_Log):
         ids = ids.copy()
         ids[:, 0] ^= (partition + 1).astype(np.uint64) * _MULTIPLIER
         originals = np.full(len(ids), -1, np.int64)
-        segment, found, done = self._segments[-1], self._look_up(ids), 0
-        before = segment.end
-        while True:
-            done, segment.used = _admit(
-                done, ids, clock_ms, offset, found, originals, segment.table, segment.entries,
-                segment.first, segment.used, self.memory_ms, self.most,
-            )  # fmt: skip
-            if done == len(ids):
-                break
-            segment = self._grow(ids, found)
-        self._added(before)
+        self._enter(_admit, ids, (clock_ms, offset), originals)
         return originals
 
 
@@ -219,17 +226,7 @@ class Reports(_Log):
             ids: shape (n, 2), as `hash_ids` makes them; the others (n,), in the one order.
         """
         changes = np.zeros(len(ids), np.int8)
-        segment, found, done = self._segments[-1], self._look_up(ids), 0
-        before = segment.end
-        while True:
-            done, segment.used = _report(
-                done, ids, clock_ms, time_ms, label, found, changes, segment.table, segment.entries,
-                segment.first, segment.used, self.memory_ms, self.most,
-            )  # fmt: skip
-            if done == len(ids):
-                break
-            segment = self._grow(ids, found)
-        self._added(before)
+        self._enter(_report, ids, (clock_ms, time_ms, label), changes)
         return changes
 
 
