@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
 
 from flows.settings import Settings
-from pipelines.stream import load
+from pipelines.contracts.stream_file import load
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,13 @@ from flows import encoder, training_data
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
-from models import artifact, baselines, plots, registry
-from pipelines.alerts import rfc3339
+from models import baselines, plots
+from models.ship import artifact, registry
+from pipelines.contracts.messages import rfc3339
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
-from pipelines.lake import Lake
-from pipelines.stream import Stream, load
+from pipelines.lake.tables import Lake
 
 
 class NothingToTestError(UnmaskError):

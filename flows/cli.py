@@ -19,7 +19,7 @@ from pipelines.errors import FencedError, UnmaskError
 
 if TYPE_CHECKING:
     from flows.settings import Settings
-    from pipelines.stream import Stream
+    from pipelines.contracts.stream import Stream
 
 EXIT_CODES = """
 [bold]Exit codes[/bold]  0 done · 1 the check does not hold · 2 your input or a server needs mending (the message says
@@ -97,7 +97,7 @@ def kafka_start() -> None:
 
     [bold]Example[/bold]  export KAFKA_BOOTSTRAP_SERVERS=$(unmask kafka start)
     """
-    from flows import kafka_server
+    from flows.local import kafka_server
 
     broker = kafka_server.start_broker(_settings().kafka_folder, log=err.print)
     out.print(broker.bootstrap)
@@ -106,7 +106,7 @@ def kafka_start() -> None:
 @kafka_app.command("stop")
 def kafka_stop() -> None:
     """Stop the broker, and one that `unmask demo --keep` left up; their data stays."""
-    from flows import kafka_server
+    from flows.local import kafka_server
 
     stopped = [broker for folder in _settings().kafka_folders if (broker := kafka_server.stop_broker(folder))]
     out.print("\n".join(f"stopped {broker.version}" for broker in stopped) or "no broker was running")
@@ -115,7 +115,7 @@ def kafka_stop() -> None:
 @kafka_app.command("status")
 def kafka_status() -> None:
     """Say what runs and where; exit code 1 where nothing does."""
-    from flows import kafka_server
+    from flows.local import kafka_server
 
     running = [broker for folder in _settings().kafka_folders if (broker := kafka_server.find_broker(folder))]
     for broker in running:
@@ -131,7 +131,7 @@ def ui_start() -> None:
 
     [bold]Example[/bold]  unmask ui start
     """
-    from flows import servers
+    from flows.local import servers
 
     servers.start_servers(_settings().ui_folder, log=out.print)
 
@@ -139,7 +139,7 @@ def ui_start() -> None:
 @ui_app.command("stop")
 def ui_stop() -> None:
     """Stop them; what they know stays."""
-    from flows import servers
+    from flows.local import servers
 
     stopped = servers.stop_servers(_settings().ui_folder)
     out.print(f"stopped {' and '.join(stopped)}" if stopped else "the servers were not running")
@@ -148,7 +148,7 @@ def ui_stop() -> None:
 @ui_app.command("status")
 def ui_status() -> None:
     """Say what runs and where; exit code 1 where nothing does."""
-    from flows import servers
+    from flows.local import servers
 
     found = servers.find_servers(_settings().ui_folder)
     out.print(f"MLflow {found.mlflow.url}  Prefect {found.prefect.url}" if found else "the servers are not running")
@@ -181,8 +181,8 @@ def simulate(
     from datetime import UTC, datetime
 
     from flows import progress
-    from pipelines import replay
-    from pipelines import simulate as simulator
+    from pipelines.play import producer
+    from pipelines.play import simulate as simulator
 
     spec = _stream(stream if data else None, default="payments")
     frame = (
@@ -202,8 +202,8 @@ def simulate(
         out.print(f"{len(frame):,} events in {to / 'events.parquet'}")
         return
     connection = _settings().connection()
-    replay.create_stream_topics(connection, spec, n_partitions=4, append_time=False)
-    replayer = replay.Replayer(connection, spec, n_partitions=4)
+    producer.create_stream_topics(connection, spec, n_partitions=4, append_time=False)
+    replayer = producer.Replayer(connection, spec, n_partitions=4)
     with progress.shown("simulate") as report:
         played = replayer.play(
             frame,
@@ -314,7 +314,7 @@ def score(
     if start not in (None, "earliest", "latest"):
         raise UnmaskError(f"--from must be earliest or latest, however: {start!r}")
     _show_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from flows.serve import serve
+    from flows.serve.service import serve
     from pipelines import faults
 
     fault = faults.kill_at(fault_at) if fault_at else faults.no_fault
@@ -336,8 +336,8 @@ def alerts(
 
     unmask alerts --last 100 --json > alerts.jsonl
     """
-    from flows import follow as following
-    from pipelines.alerts import encode
+    from flows.serve import follow as following
+    from pipelines.contracts.messages import encode
 
     for alert in following.alerts(_settings().connection(), _stream(stream), follow=follow, last=last):
         if as_json:
@@ -358,7 +358,7 @@ def label(
 
     [bold]Example[/bold]  unmask label 1236700 1 --stream handbook --source team-a
     """
-    from flows import follow as following
+    from flows.serve import follow as following
 
     settings, spec = _settings(), _stream(stream)
     if spec.labels is None:
@@ -375,8 +375,8 @@ def reconcile(stream: StreamOption = None) -> None:
 
     [bold]Example[/bold]  unmask reconcile --stream payments
     """
-    from flows.serve import model_of
-    from pipelines import audit
+    from flows.serve.service import model_of
+    from pipelines.lake import audit
 
     settings, spec = _settings(), _stream(stream)
     found = audit.reconcile(settings.connection(), spec)
@@ -420,7 +420,7 @@ def recover(
     unmask recover --stream payments --yes
     """
     from flows import progress
-    from pipelines.recover import Recovery
+    from pipelines.live.recover import Recovery
 
     settings, spec = _settings(), _stream(stream)
     recovery = Recovery(settings.connection(), spec, snapshots=settings.snapshots(spec), lake=settings.lake(spec))
@@ -511,14 +511,14 @@ def _stream_path(path: Path | None, *, default: str | None = None) -> Path:
 
 
 def _stream(path: Path | None, *, default: str | None = None) -> "Stream":
-    from pipelines.stream import load
+    from pipelines.contracts.stream_file import load
 
     return load(_stream_path(path, default=default))
 
 
 def _report_to_prefect() -> None:
     """Let the flow that is imported next report to the Prefect server; before Prefect reads its settings."""
-    from flows import servers
+    from flows.local import servers
 
     os.environ.update(_settings().prefect_environment())
     os.environ.update(servers.NO_PREFECT_CONSOLE)

@@ -16,21 +16,25 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from flows import follow, kafka_server, processes, progress, servers
-from flows.follow import Follower
+from flows import progress
+from flows.local import kafka_server, processes, servers
 from flows.screen import plain
+from flows.serve import follow
+from flows.serve.follow import Follower
 from flows.settings import Settings
-from pipelines import audit, broker, replay, simulate
-from pipelines import stream as streams
-from pipelines.broker import Connection
+from pipelines.contracts import stream as streams
+from pipelines.contracts import stream_file
+from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.errors import StreamFileError, UnmaskError
-from pipelines.stream import Stream
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.lake import audit
+from pipelines.play import producer, simulate
 
 N_PARTITIONS = 4
 BROKEN_SHARE, DUPLICATE_SHARE = 0.01, 0.005
 LIVE_DAYS_OF_FOLDER = 7
 LIVE_DEADLINE_S = 180.0
-DAY_MS = 86_400_000
 SHIPPED = Path(__file__).parent / "streams"
 
 # The simulated stream: about 120,000 payments, of which the last days are played live.
@@ -101,7 +105,7 @@ class Demo:
             self._say("events", f"{len(frame):,} simulated payments over {SIMULATED['days']} days")
             return frame, source
         source = self.stream_file or _fitting_stream(self.data)
-        frame = simulate.read_folder(streams.load(source), self.data)
+        frame = simulate.read_folder(stream_file.load(source), self.data)
         self._say("events", f"{len(frame):,} from {self.data.name}, described by {source.name}")
         return frame, source
 
@@ -130,7 +134,7 @@ class Demo:
             "PREFECT_HOME": str((settings.ui_folder / "prefect").resolve()),
         }
         os.environ |= servers.NO_PREFECT_CONSOLE
-        broker.wait_until_up(self._connection, deadline_s=30)
+        topics.wait_until_up(self._connection, deadline_s=30)
 
     def _stop_pages(self) -> None:
         if not self.servers_were_up:
@@ -146,7 +150,7 @@ class Demo:
 
     def _fresh_topics(self, source: Path) -> Stream:
         """The stream under a name and topics of its own: the demo replaces no champion of daily work."""
-        spec = streams.load(source)
+        spec = stream_file.load(source)
         name, topics = f"{spec.name}-demo", f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         text = source.read_text(encoding="utf-8")
         table = re.search(r"(?ms)^[ \t]*\[stream\][^\n]*\n(.*?)(?=^[ \t]*\[|\Z)", text)
@@ -154,8 +158,8 @@ class Demo:
         others = re.sub(r"(?m)^[ \t]*(name|topics)[ \t]*=.*\n?", "", table[1])
         named = f'name = "{name}"\ntopics = "{topics}"\n'
         self._stream_path.write_text(text[: table.start(1)] + named + others + text[table.end(1) :], encoding="utf-8")
-        stream = streams.load(self._stream_path)
-        replay.create_stream_topics(self._connection, stream, n_partitions=N_PARTITIONS, append_time=False)
+        stream = stream_file.load(self._stream_path)
+        producer.create_stream_topics(self._connection, stream, n_partitions=N_PARTITIONS, append_time=False)
         self.topics = [stream.topic(kind) for kind in streams.TOPICS]
         return stream
 
@@ -169,8 +173,8 @@ class Demo:
         last_day = int(times[-1]) // DAY_MS
         return (last_day + 1 - LIVE_DAYS_OF_FOLDER) * DAY_MS, (last_day + 1) * DAY_MS
 
-    def _replayer(self, stream: Stream) -> replay.Replayer:
-        return replay.Replayer(self._connection, stream, n_partitions=N_PARTITIONS)
+    def _replayer(self, stream: Stream) -> producer.Replayer:
+        return producer.Replayer(self._connection, stream, n_partitions=N_PARTITIONS)
 
     def _history(self, frame: pl.DataFrame, stream: Stream, live_from_ms: int) -> None:
         with progress.shown("history") as report:
@@ -288,7 +292,7 @@ class Demo:
     ) -> bool:
         from flows.backtest import backtest
         from flows.ingest import ingest
-        from flows.serve import model_of
+        from flows.serve.service import model_of
 
         ingest.with_options(retries=0)(self._stream_path)
         settings = Settings()
@@ -374,7 +378,7 @@ class Demo:
             )
             return
         if self.broker is not None and self.broker.kind == "external" and self.topics:
-            broker.delete_topics(self._connection, self.topics)
+            topics.delete_topics(self._connection, self.topics)
         stops: list[Callable[[], None]] = [self._stop_pages]
         if self.broker is not None:
             stops.append(self.broker.stop)
@@ -412,7 +416,7 @@ def _fitting_stream(folder: Path) -> Path:
         raise UnmaskError(f"{folder} holds no .parquet files; give a folder of them with --data")
     columns = set(pl.read_parquet_schema(files[0]))
     for path in sorted(SHIPPED.glob("*.toml")):
-        if {f.name for f in streams.load(path).fields} <= columns:
+        if {f.name for f in stream_file.load(path).fields} <= columns:
             return path
     raise StreamFileError(
         f"no shipped stream file fits {folder} (its columns: {', '.join(sorted(columns))}); "

@@ -4,12 +4,13 @@ import re
 import shutil
 
 from flows.settings import Settings
-from models import registry
-from models.artifact import ArtifactError
-from models.pretrain import Pretrained, load_pretrained
-from models.registry import FoundRun
+from models.fit.pretrain import Pretrained
+from models.ship import registry
+from models.ship.manifest import ArtifactError
+from models.ship.pretrained import load_pretrained
+from models.ship.registry import FoundRun
+from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.stream import Stream
 
 FOLDER = "encoder"  # of the run's artifacts; with its hash in the tag `encoder.digest`
 _DIGEST = f"{FOLDER}.digest"

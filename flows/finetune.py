@@ -10,19 +10,21 @@ from numpy.typing import NDArray
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
-from flows import encoder, progress, training_data
+from flows import encoder, gate, progress, training_data
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
-from models import artifact, baselines, gate, plots, registry
-from models.artifact import ServedModel
-from models.calibrate import Budget
-from models.columns import Table
+from models import baselines, plots
 from models.errors import ModelError
-from models.finetune import FinetuneConfig
-from models.finetune import finetune as finetune_head
-from pipelines.stream import Stream, load
+from models.fit.finetune import FinetuneConfig
+from models.fit.finetune import finetune as finetune_head
+from models.score.budget import Budget
+from models.ship import artifact, registry
+from models.ship.artifact import ServedModel
+from models.table import Table
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import load
 
 
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)

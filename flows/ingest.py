@@ -10,10 +10,10 @@ from flows import progress
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings
-from models import registry
-from pipelines.ingest import IngestCounts
-from pipelines.ingest import ingest as ingest_stream
-from pipelines.stream import load
+from models.ship import registry
+from pipelines.contracts.stream_file import load
+from pipelines.lake.ingest import IngestCounts
+from pipelines.lake.ingest import ingest as ingest_stream
 
 
 @flow(name="ingest", retries=2, retry_delay_seconds=10, validate_parameters=False)

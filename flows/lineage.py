@@ -4,8 +4,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.lake import Lake
-from pipelines.stream import Stream
+from pipelines.contracts.stream import Stream
+from pipelines.lake.tables import Lake
 
 
 def lineage(stream: Stream, lake: Lake) -> dict[str, str]:

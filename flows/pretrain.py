@@ -12,10 +12,12 @@ from flows import encoder, progress, training_data
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings
-from models import plots, registry
-from models.pretrain import PretrainConfig, save_pretrained
-from models.pretrain import pretrain as pretrain_encoder
-from pipelines.stream import load
+from models import plots
+from models.fit.pretrain import PretrainConfig
+from models.fit.pretrain import pretrain as pretrain_encoder
+from models.ship import registry
+from models.ship.pretrained import save_pretrained
+from pipelines.contracts.stream_file import load
 
 
 @flow(name="pretrain", retries=1, retry_delay_seconds=10, validate_parameters=False)

@@ -9,12 +9,14 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from flows import gate
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
-from models import artifact, gate, registry
+from models.ship import artifact, registry
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
-from pipelines.stream import Stream, load
 
 
 class NothingToPromoteError(UnmaskError):

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows import kafka_server, servers
-from models.registry import PROBE_S, answers
-from pipelines.broker import Connection
+from flows.local import kafka_server, servers
+from models.ship.registry import PROBE_S, answers
+from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.lake import Lake
-from pipelines.stream import Stream
+from pipelines.kafka.connection import Connection
+from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.columns import Column, Table
+from models.table import Column, Table
+from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.lake import Lake
-from pipelines.stream import Stream
-from pipelines.training import training_table
+from pipelines.lake.replay import training_table
+from pipelines.lake.tables import Lake
 
 
 class TooLittleDataError(UnmaskError):

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
-from models.columns import Table, TableError
+from models.table import Table, TableError
 
 FOREST_ROWS = (256, 1024, 4096)  # rows a tree, tried
 PENALTIES = (0.01, 0.1, 1.0)  # inverse strengths, tried
@@ -29,7 +29,7 @@ def compare(
 
     Args:
         table: rows that may be learned from.
-        label, known: **shape (n,)**; as for `models.finetune.finetune`, with the same validation rows for
+        label, known: **shape (n,)**; as for `models.fit.finetune.finetune`, with the same validation rows for
             tuning.
         test: rows to score, same columns.
         seed: of the forest and of subsamples.

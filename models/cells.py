@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Column, Table
+from models.table import Column, Table
 
 LIMIT = 1e4  # scaled values are clipped here, so that float32 products stay finite
 MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; known texts follow

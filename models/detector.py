@@ -12,10 +12,10 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from models.calibrate import Budget
-from models.columns import Column, Table
-from models.finetune import FinetuneConfig, finetune
-from models.pretrain import PretrainConfig, pretrain
+from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.pretrain import PretrainConfig, pretrain
+from models.score.budget import Budget
+from models.table import Column, Table
 
 
 class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Column
+from models.table import Column
 
 MAX_SINGLE = 8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
 
 
 @dataclass(frozen=True)
-class Field:
+class MaskedField:
     """Columns that are hidden together because each reveals the same value.
 
     Args:
@@ -28,7 +28,7 @@ class Field:
     columns: tuple[int, ...]
 
 
-def event_fields(columns: Sequence[Column]) -> tuple[Field, ...]:
+def event_fields(columns: Sequence[Column]) -> tuple[MaskedField, ...]:
     """The fields of the event that can surprise; label-fed columns never count.
 
     Where no column names its field, each column stands for itself.
@@ -39,17 +39,17 @@ def event_fields(columns: Sequence[Column]) -> tuple[Field, ...]:
     """
     usable = [i for i, column in enumerate(columns) if not column.label_fed]
     if not any(columns[i].of for i in usable):
-        return tuple(Field(columns[i].name, i, (i,)) for i in usable)
+        return tuple(MaskedField(columns[i].name, i, (i,)) for i in usable)
     members: dict[str, list[int]] = {}
     for i in usable:
         of = columns[i].of
         if of is not None:
             members.setdefault(of, []).append(i)
     by_name = {columns[i].name: i for i in usable}
-    return tuple(Field(of, by_name.get(of, found[0]), tuple(found)) for of, found in members.items())
+    return tuple(MaskedField(of, by_name.get(of, found[0]), tuple(found)) for of, found in members.items())
 
 
-def views(fields: Sequence[Field], d: int, *, seed: int = 0) -> NDArray[np.bool_]:
+def views(fields: Sequence[MaskedField], d: int, *, seed: int = 0) -> NDArray[np.bool_]:
     """Passes that between them hide every field.
 
     Returns:

@@ -7,7 +7,7 @@ kept from running backwards by a running maximum per partition), for a label plu
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LABEL, EVENT = 0, 1
 KIND_NAMES = ("labels", "events")
@@ -264,3 +264,25 @@ def sources(n_partitions: int, *, labels: bool) -> list[Source]:
     """All sources of a stream: its event partitions and, where it has labels, its label partitions."""
     kinds: Sequence[int] = (LABEL, EVENT) if labels else (EVENT,)
     return [Source(kind, p) for kind in kinds for p in range(n_partitions)]
+
+
+def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[int]]:
+    """{"events": [..], "labels": [..]} of a mapping by source; JSON's form of a frontier.
+
+    >>> by_kind({Source(EVENT, 0): 3, Source(EVENT, 1): 5}, 2)
+    {'events': [3, 5]}
+    """
+    return {
+        KIND_NAMES[kind]: [values[Source(kind, p)] for p in range(n_partitions)]
+        for kind in (LABEL, EVENT)
+        if Source(kind, 0) in values
+    }
+
+
+def from_kinds(frontier: Mapping[Any, Sequence[int]]) -> dict[Source, int]:
+    """The frontier that `by_kind` wrote.
+
+    >>> from_kinds({"events": [3]})
+    {Source(kind=1, partition=0): 3}
+    """
+    return {Source(KIND_NAMES.index(kind), p): offset for kind, row in frontier.items() for p, offset in enumerate(row)}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows import processes
-from flows.kafka_server import Broker, start_broker
-from flows.servers import Servers, start_servers
+from flows.local import processes
+from flows.local.kafka_server import Broker, start_broker
+from flows.local.servers import Servers, start_servers
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from pipelines.features import Batch, Plan
-from pipelines.plan import Panes
-from pipelines.stream import Feature
-from tests.pipelines.reference import Item
+from pipelines.contracts.stream import Feature
+from pipelines.features.kernel import FoldInput
+from pipelines.features.plan import FeaturePlan, Panes
+from tests.pipelines.features.reference import Item
 
 DAY_MS = 86_400_000
 WINDOWS_MS = (12, 60, 3_600_000, DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 60 * DAY_MS)
@@ -29,9 +29,9 @@ class Case(NamedTuple):
     lifetime_ms: int = 400 * DAY_MS
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> FeaturePlan:
         """The compiled features."""
-        return Plan.of(
+        return FeaturePlan.of(
             self.features,
             entities=self.entities,
             numbers=self.numbers,
@@ -41,10 +41,10 @@ class Case(NamedTuple):
         )
 
 
-def batch_of(items: Sequence[Item], *, n_entities: int, n_numbers: int, n_hashed: int) -> Batch:
+def batch_of(items: Sequence[Item], *, n_entities: int, n_numbers: int, n_hashed: int) -> FoldInput:
     """Items as the arrays that the kernel takes."""
     n = len(items)
-    return Batch(
+    return FoldInput(
         is_event=np.array([i.delta is None for i in items], bool),
         clock_ms=np.array([i.clock_ms for i in items], np.int64),
         time_ms=np.array([i.time_ms for i in items], np.int64),

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipelines.stream import parse
+from pipelines.contracts.stream_file import parse
+from tests.readme_tree import BEGIN, END, tree
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,21 +47,5 @@ def test_every_command_in_the_readme_exists_with_its_options(command: str) -> No
         assert option in result.output
 
 
-def test_the_tree_in_the_readme_names_every_source_file_and_no_other() -> None:
-    tree = README.partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
-    named = {f"{folder}{name}" for folder, name in _entries(tree)}
-    packages = ("pipelines", "models", "flows")
-    there = {f"{p}/{f.name}" for p in packages for f in (ROOT / p).glob("*.py") if f.name != "__init__.py"}
-    assert {name for name in named if name.startswith(packages) and name.endswith(".py")} == there
-
-
-def _entries(tree: str) -> list[tuple[str, str]]:
-    """(folder, file) of each line; a folder's line ends its first word with a slash, its files are indented below."""
-    folder, entries = "", []
-    for line in tree.splitlines():
-        word = line.split()[0] if line.split() else ""
-        if not line.startswith(" "):
-            folder = word if word.endswith("/") else ""
-        elif word:
-            entries.append((folder, word))
-    return entries
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    assert README.partition(BEGIN)[2].partition(END)[0] == tree(), "run `python -m tests.readme_tree`"

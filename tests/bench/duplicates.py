@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipelines.alerts import Progress
-from pipelines.duplicates import Duplicates, hash_ids
-from pipelines.order import EVENT, Mark, Record, Source, sources
-from pipelines.replica import Replica
-from pipelines.state import Snapshot, State, by_kind
-from pipelines.stream import parse
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream_file import parse
+from pipelines.features.duplicates import Duplicates
+from pipelines.features.id_log import hash_ids
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import State
+from pipelines.live.replica import Replica
+from pipelines.order import EVENT, Mark, Record, Source, by_kind, sources
 
 MOST_MB, MOST_STEP_MS = 600.0, 200.0
 N_PARTITIONS, STEP, START_MS, MS_PER_EVENT = 4, 2_000, 1_700_000_000_000, 20
@@ -120,7 +122,7 @@ def soak(n_ids: int, snapshot_every: int, folder: Path) -> bool:
         whole_ms.append(1000 * (time.perf_counter() - wall))
         steps_ms.append(whole_ms[-1] - (waited_ms() - waited))
         most_mb = max(most_mb, process.memory_info().rss / 1e6 - start_mb)
-        if start == 10 * STEP:  # all is compiled; from here on as in `flows.serve`
+        if start == 10 * STEP:  # all is compiled; from here on as in `flows.serve.service`
             gc.collect()
             gc.freeze()
             start_mb, most_mb = process.memory_info().rss / 1e6, 0.0

@@ -19,8 +19,10 @@ import numba
 import numpy as np
 import polars as pl
 
-from pipelines.features import Batch, Plan, Windows
-from pipelines.stream import Feature
+from pipelines.contracts.stream import Feature
+from pipelines.features.kernel import FoldInput
+from pipelines.features.plan import FeaturePlan
+from pipelines.features.windows import Windows
 
 DAY_MS = 86_400_000
 WINDOWS = {"1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
@@ -44,7 +46,7 @@ FULL = (
 )
 
 
-def history(n_events: int, n_customers: int, *, days: int = 180, label_share: float = 0.0) -> Batch:
+def history(n_events: int, n_customers: int, *, days: int = 180, label_share: float = 0.0) -> FoldInput:
     """A sorted history: customers of very different activity, and one terminal for every 5 of them."""
     random = np.random.default_rng(7)
     n_terminals = max(1, n_customers // 5)
@@ -55,7 +57,7 @@ def history(n_events: int, n_customers: int, *, days: int = 180, label_share: fl
     entities = np.stack([keys[customer], keys[terminal]], axis=1)
     time_ms = np.sort(random.integers(0, days * DAY_MS, n_events)) + 1_700_000_000_000
     is_event = random.random(n_events) >= label_share
-    return Batch(
+    return FoldInput(
         is_event=is_event,
         clock_ms=time_ms,
         time_ms=np.where(is_event, time_ms, time_ms - 3 * DAY_MS),
@@ -76,10 +78,10 @@ def best_of_two(run: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def replay(features: Sequence[Feature], batch: Batch, *, rows: int) -> Windows:
+def replay(features: Sequence[Feature], batch: FoldInput, *, rows: int) -> Windows:
     """Fold a history from nothing, in batches of `rows`; the state after it."""
     windows = Windows(
-        Plan.of(
+        FeaturePlan.of(
             features,
             entities=("customer", "terminal"),
             numbers=("amount",),
@@ -92,7 +94,7 @@ def replay(features: Sequence[Feature], batch: Batch, *, rows: int) -> Windows:
     return windows
 
 
-def frame_of(batch: Batch) -> pl.DataFrame:
+def frame_of(batch: FoldInput) -> pl.DataFrame:
     """What polars gets."""
     at = batch.time_ms.astype("datetime64[ms]")
     return pl.DataFrame({"customer": batch.entities[:, 0], "amount": batch.numbers[:, 0], "at": at})

@@ -7,8 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from flows.kafka_server import start_broker
-from tests.pipelines.hostile import DAMAGES, KINDS, Battery
+from flows.local.kafka_server import start_broker
+from tests.pipelines.live.hostile import DAMAGES, KINDS, Battery
 
 
 def main() -> int:

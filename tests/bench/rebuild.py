@@ -15,15 +15,14 @@ os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
 import polars as pl
 
-from pipelines.alerts import Progress
-from pipelines.broker import Received
-from pipelines.ingest import Intake
-from pipelines.lake import Lake
-from pipelines.order import EVENT, LABEL, Source
-from pipelines.rebuild import snapshot_from_lake
-from pipelines.simulate import payments
-from pipelines.state import by_kind
-from tests.pipelines.rig import START, event_message, label_message, payments_stream
+from pipelines.contracts.messages import Progress
+from pipelines.kafka.port import Received
+from pipelines.lake.ingest import Intake
+from pipelines.lake.tables import Lake
+from pipelines.live.rebuild import snapshot_from_lake
+from pipelines.order import EVENT, LABEL, Source, by_kind
+from pipelines.play.simulate import payments
+from tests.pipelines.live.rig import START, event_message, label_message, payments_stream
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def test_the_scorers_packages_are_those_of_the_main_lock():
 
 def test_the_scorer_imports_nothing_that_its_image_lacks():
     # numba takes scipy only where it is installed; here it is, in the image it is not.
-    without_scipy = "import sys; sys.modules['scipy'] = None; import flows.cli, flows.serve; "
+    without_scipy = "import sys; sys.modules['scipy'] = None; import flows.cli, flows.serve.service; "
     listed = without_scipy + "print(*{name.partition('.')[0] for name in sys.modules if name != 'scipy'})"
     ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=ROOT, check=True)
     owners = packages_distributions()

@@ -14,10 +14,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import CancelledRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import processes
 from flows.alone import alone
-from flows.processes import Process
-from flows.servers import Servers
+from flows.local import processes
+from flows.local.processes import Process
+from flows.local.servers import Servers
 
 STREAM = Path(__file__).parents[2] / "flows" / "streams" / "payments.toml"
 JOB = """

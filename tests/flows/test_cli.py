@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app, shipped_streams
-from pipelines.stream import load
+from pipelines.contracts.stream_file import load
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]

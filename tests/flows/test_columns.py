@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.serve import ColumnsByName
-from models.columns import Column
-from tests.pipelines.rig import payments_stream
+from flows.serve.service import ColumnsByName
+from models.table import Column
+from tests.pipelines.live.rig import payments_stream
 
 
 class Recorder:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from flows import processes
-from flows.servers import Servers
+from flows.local import processes
+from flows.local.servers import Servers
 from flows.settings import Settings, SettingsError
-from models import registry
-from pipelines.broker import Connection
+from models.ship import registry
+from pipelines.contracts.stream_file import load
 from pipelines.errors import StreamFileError
-from pipelines.replay import Replayer, create_stream_topics
-from pipelines.stream import load
+from pipelines.kafka.connection import Connection
+from pipelines.play.producer import Replayer, create_stream_topics
 from tests.flows.test_cli import unmask
-from tests.pipelines.rig import STREAMS, few_payments
+from tests.pipelines.live.rig import STREAMS, few_payments
 
 NOBODY = "127.0.0.1:9"
 

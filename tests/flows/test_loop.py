@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import processes
-from flows.servers import Servers, drain_prefect
+from flows.local import processes
+from flows.local.servers import Servers, drain_prefect
 from flows.settings import Settings
-from pipelines import audit, broker, replay
-from pipelines.alerts import Alert, Score, decode
-from pipelines.broker import Connection, Message, Writer
-from pipelines.stream import Stream, load
-from pipelines.training import replay_rows
+from pipelines.contracts.messages import Alert, Score, decode
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import load
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
+from pipelines.kafka.writer import Writer
+from pipelines.lake import audit
+from pipelines.lake.replay import replay_rows
+from pipelines.play import producer
 
 LOGINS = Path(__file__).parent / "logins.toml"
 N_USERS, N_HISTORY, N_LIVE, N_ODD = 60, 6_000, 1_500, 12
@@ -65,8 +70,8 @@ def send(connection: Connection, stream: Stream, events: list[dict[str, object]]
 
 
 def published(connection: Connection, topic: str, kind: type[Score] | type[Alert]) -> list[Score]:
-    spans = broker.bounds(connection, [topic])
-    return [decode(r.value, kind) for batch in broker.read_between(connection, spans) for r in batch]
+    spans = topics.bounds(connection, [topic])
+    return [decode(r.value, kind) for batch in topics.read_between(connection, spans) for r in batch]
 
 
 @pytest.mark.timeout(300)
@@ -77,13 +82,13 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     from flows.ingest import ingest
     from flows.pretrain import pretrain
     from flows.promote import promote
-    from flows.serve import champion, model_of
+    from flows.serve.service import champion, model_of
 
     stream_file = home / "logins.toml"
     topics = f"logins-{time.time_ns()}"
     stream_file.write_text(LOGINS.read_text().replace("[stream]\n", f'[stream]\ntopics = "{topics}"\n', 1))
     stream, settings, connection = load(stream_file), Settings(), Connection(kafka)
-    replay.create_stream_topics(connection, stream, n_partitions=2, append_time=True)
+    producer.create_stream_topics(connection, stream, n_partitions=2, append_time=True)
     rng = np.random.default_rng(7)
     send(connection, stream, logins(rng, N_HISTORY, 0))
     ingest(stream_file)

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 
-from flows.follow import readable
-from pipelines.alerts import RecordSource, Score, encode
-from pipelines.broker import Received
+from flows.serve.follow import readable
+from pipelines.contracts.messages import RecordSource, Score, encode
+from pipelines.kafka.port import Received
 
 
 def test_what_is_no_message_of_ours_is_skipped_and_named(caplog: pytest.LogCaptureFixture) -> None:

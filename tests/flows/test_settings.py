@@ -7,7 +7,7 @@ import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
-from flows import processes
+from flows.local import processes
 from flows.settings import Settings
 
 

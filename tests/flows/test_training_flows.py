@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from flows import gate
 from flows.encoder import NoEncoderError, find
-from flows.servers import Servers, drain_prefect
+from flows.gate import Figures
+from flows.local.servers import Servers, drain_prefect
 from flows.settings import Settings, registry_name
-from models import gate, registry
-from models.finetune import FinetuneConfig
-from models.gate import Figures
-from models.pretrain import PretrainConfig
-from pipelines.stream import Stream, load
+from models.fit.finetune import FinetuneConfig
+from models.fit.pretrain import PretrainConfig
+from models.ship import registry
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import load
 
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
@@ -262,9 +264,9 @@ def test_an_encoder_that_was_altered_in_mlflow_or_here_is_not_taken(unmask: Unma
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from models import registry
+from models.ship import registry
 from flows import pretrain
-from models.pretrain import PretrainConfig
+from models.fit.pretrain import PretrainConfig
 
 def upload_and_die(run, folder, name):
     run._client.log_artifact(run.run_id, str(folder / "pretrained.json"), name)

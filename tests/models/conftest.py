@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.artifact import save
-from models.calibrate import Budget
-from models.columns import Column, Table
-from models.finetune import FinetuneConfig, Model, finetune
-from models.pretrain import PretrainConfig, Pretrained, pretrain
+from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
+from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
+from models.score.budget import Budget
+from models.ship.artifact import save
+from models.table import Column, Table
 
 COLUMNS = (
     Column("amount", "numeric", of="amount"),
@@ -55,8 +55,8 @@ class Trained:
     test: Table
     truth: NDArray[np.int8]
     pretrained: Pretrained
-    day_zero: Model
-    labelled: Model
+    day_zero: TrainedModel
+    labelled: TrainedModel
 
 
 @pytest.fixture(scope="session")

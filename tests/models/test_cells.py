@@ -1,7 +1,7 @@
 import numpy as np
 
 from models.cells import LIMIT, MISSING, UNKNOWN, CellCoding
-from models.columns import Column, Table
+from models.table import Column, Table
 
 
 def fitted(numeric: list[float], hashes: list[int]) -> CellCoding:

@@ -1,5 +1,5 @@
-from models.columns import Column
 from models.masking import event_fields, views
+from models.table import Column
 
 
 def test_hiding_a_field_hides_every_column_that_reveals_it() -> None:

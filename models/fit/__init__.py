@@ -1,0 +1,1 @@
+"""Training: splits, pretraining, fine-tuning, checkpoints, the probe."""

@@ -1,0 +1,42 @@
+"""Where a training run was, so that it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.table import Table
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run was; named by what it was made from, so another run's is never taken."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, folder: Path | None, table: Table, config: object, seed: int) -> Checkpoint | None:
+        if folder is None:
+            return None
+        mark = hashlib.sha256(repr((table.columns, len(table), config, seed)).encode())
+        mark.update(np.ascontiguousarray(table.time_ms).tobytes())
+        mark.update(np.ascontiguousarray(table.numeric[:: max(1, len(table) // 1000)]).tobytes())
+        return cls(folder / f"pretrain-{mark.hexdigest()[:16]}.checkpoint")
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        loaded: dict[str, Any] = torch.load(self.path, weights_only=True)  # tensors and plain values only, never code
+        return loaded
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        os.replace(unfinished, self.path)

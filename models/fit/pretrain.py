@@ -1,0 +1,311 @@
+"""Self-supervised training: predict hidden fields from the rest of the event and from what came before."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.cells import CellCoding, Cells
+from models.fit.checkpoint import Checkpoint
+from models.fit.probe import Probe
+from models.net.batches import CellTensors, as_batch, chunks, surprises_of
+from models.net.expectation import Expectation
+from models.score.budget import Budget
+from models.score.calibrate import TailCalibration
+from models.score.rules import Rules
+from models.score.surprise import SurpriseScale
+from models.table import Table, TableError
+
+OnMetrics = Callable[[Mapping[str, float], int], None]
+OnShare = Callable[[float, str], None]
+MIN_SKILL = 0.05  # nats a prediction must gain over the field's own distribution on later rows
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to pretrain; steps are derived: ``min(max_steps, epochs * rows / batch)``, whatever time they take.
+
+    Args:
+        width: units of a hidden layer.
+        n_layers: hidden layers after the first.
+        n_bins: quantile bins of a numeric column.
+        epochs: passes over the rows, at most.
+        max_steps: optimiser steps, at most.
+        min_steps: optimiser steps, at least, for small tables.
+        batch: rows a step.
+        lr: peak learning rate, cosine to zero.
+        trim: share of largest residuals per column and step that is not learned from: robust to frauds.
+        extra_mask: share of rows of which other cells are hidden too.
+        validation: share of rows, the last in time, for early stopping.
+        n_checks: how often to validate, probe and save a checkpoint.
+        patience: checks without a better validation before stopping.
+    """
+
+    width: int = 192
+    n_layers: int = 1
+    n_bins: int = 16
+    epochs: float = 8.0
+    max_steps: int = 1600
+    min_steps: int = 200
+    batch: int = 2048
+    lr: float = 2e-3
+    trim: float = 0.02
+    extra_mask: float = 0.25
+    validation: float = 0.1
+    n_checks: int = 8
+    patience: int = 3
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained network with all that was fitted beside it; ``rules`` score without labels."""
+
+    expectation: Expectation
+    rules: Rules
+    config: PretrainConfig
+    metrics: Mapping[str, float]
+
+    def score(self, table: Table) -> NDArray[np.float32]:
+        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**."""
+        nats = surprises_of(self.expectation, self.rules.coding.transform(table.numeric, table.categorical))
+        return self.rules.score(np.zeros(len(nats), np.float32), nats)
+
+
+def pretrain(
+    table: Table,
+    *,
+    config: PretrainConfig,
+    seed: int,
+    label: NDArray[np.int8] | None = None,
+    known: NDArray[np.bool_] | None = None,
+    report: OnMetrics | None = None,
+    progress: OnShare | None = None,
+    checkpoint: Path | None = None,
+) -> Pretrained:
+    """Train the expectation network on unlabelled rows.
+
+    Args:
+        table: rows in time order; the last share of them validates.
+        config: see there.
+        seed: of weights, batches and masks.
+        label, known: **shape (n,)**, only for the probe that is reported: average precision of a linear
+            probe on the encoder's output (trunk and surprises), beside the untrained one's.
+        report: called with metrics and the step.
+        progress: called with the share done and a word.
+        checkpoint: a folder to resume from and to save into; ignored where it holds another run's.
+
+    Raises:
+        TableError: too few rows, or no column that may be predicted.
+
+    Source: masked cell modelling (ICLR 2024) with residuals trimmed as in least trimmed squares
+    (Rousseeuw, 1984).
+    """
+    n_valid = max(1, int(len(table) * config.validation))
+    n_train = len(table) - n_valid
+    if n_train < 2:
+        raise TableError(f"pretraining needs at least 3 rows, however: n={len(table)}; take a longer period")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    coding = CellCoding.fit(table.take(slice(0, n_train)), n_bins=config.n_bins)
+    network = Expectation(table.columns, coding.edges, coding.n_codes, width=config.width, n_layers=config.n_layers).to(
+        device
+    )
+    if not network.fields:
+        raise TableError("pretraining needs a column not made from labels, however: every column is label_fed")
+    steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
+    every = max(1, steps // config.n_checks)
+    valid_rows = np.arange(n_train, len(table))[:: max(1, n_valid // 20_000)]
+    valid = coding.transform(table.numeric[valid_rows], table.categorical[valid_rows])
+    _set_marginal(network, coding, table.take(slice(0, n_train)))
+    marginal = field_losses(network, valid, trim=config.trim, trusted=False)
+    probe = Probe.of(table, coding, label, known, n_train)
+    untrained = probe.score(network) if probe else None
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
+    run = Checkpoint.of(checkpoint, table, config, seed)
+    best, best_loss, best_step, start = _copy(network), float("inf"), 0, 0
+    if resumed := run.load() if run else None:
+        network.load_state_dict(resumed["network"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        best, best_loss, best_step, start = (
+            resumed["best"],
+            resumed["best_loss"],
+            resumed["best_step"],
+            resumed["step"],
+        )
+        random.bit_generator.state = resumed["random"]
+        torch.set_rng_state(resumed["torch_random"])
+    view_masks = torch.tensor(network.views, device=device)
+    metrics: dict[str, float] = {}
+    began = time.monotonic()
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rows = random.integers(0, n_train, config.batch)
+        batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
+        hidden, viewed = _masks(view_masks, config, random, device)
+        loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        done = step + 1
+        if done % every == 0 or done == steps:
+            by_field = field_losses(network, valid, trim=config.trim)
+            # what a field's own distribution says better will not be predicted, so it must not stop the training
+            found = float(np.minimum(by_field, marginal).sum())
+            metrics = {
+                "train_loss": float(loss.detach()),
+                "validation_loss": found,
+                "seconds": time.monotonic() - began,
+            }
+            if probe and untrained is not None:
+                metrics |= {"probe_ap": probe.score(network), "probe_ap_untrained": untrained}
+            if report:
+                report(metrics, done)
+            if progress:
+                progress(done / steps, f"pretrain: step {done} of {steps}, validation loss {found:.4f}")
+            if found < best_loss:
+                best, best_loss, best_step = _copy(network), found, done
+            if run:
+                run.save(
+                    {
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "best": best,
+                        "best_loss": best_loss,
+                        "best_step": best_step,
+                        "step": done,
+                        "random": random.bit_generator.state,
+                        "torch_random": torch.get_rng_state(),
+                    }
+                )
+            if done - best_step >= config.patience * every:
+                break
+    network.load_state_dict(best)
+    skill = marginal - field_losses(network, valid, trim=config.trim)
+    for field, gain in zip(network.fields, skill, strict=True):
+        # a field that later rows do not let us predict (the calendar, say) would drift instead of surprise
+        network.trust[field.target] = float(gain > MIN_SKILL)
+    network = network.cpu().eval()
+    rules = _label_free(network, coding, table)
+    metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
+    metrics = {**metrics, "best_validation_loss": best_loss, "best_step": float(best_step)}
+    return Pretrained(network, rules, config, metrics)
+
+
+def masked_loss(
+    network: Expectation,
+    batch: CellTensors,
+    hidden: Tensor,
+    viewed: Tensor,
+    *,
+    trim: float,
+    extra_weight: float = 0.1,
+) -> Tensor:
+    """Trimmed mean loss of the hidden cells.
+
+    Args:
+        network: predicts.
+        batch: cells as tensors.
+        hidden: bool, **shape (n, d)**, what the network may not see.
+        viewed: bool, **shape (n, d)**, the part of it that scoring hides too; the rest weighs
+            ``extra_weight``.
+        trim: share of the largest residuals per column that is left out.
+    """
+    values, present, codes = batch
+    d_num = network.d_num
+    shown_codes = torch.where(hidden[:, d_num:], torch.zeros_like(codes), codes)
+    mean, spread, logits = network(values, present * ~hidden[:, :d_num], shown_codes)
+    weight = torch.where(viewed, 1.0, extra_weight)
+    residual = (values.clamp(-20, 20) - mean) * torch.exp(-spread)
+    nats = spread + 0.5 * residual * residual
+    use = hidden[:, :d_num] & (present * network.readable > 0)
+    total = (nats * weight[:, :d_num] * _kept(residual.detach().abs(), use, trim)).sum()
+    for j in range(codes.shape[1]):
+        nats_j = torch.nn.functional.cross_entropy(
+            logits[:, network.code_slice(d_num + j)], codes[:, j], reduction="none"
+        )
+        use_j = (hidden[:, d_num + j] & (codes[:, j] > 0)).unsqueeze(1)
+        keep = _kept(nats_j.detach().unsqueeze(1), use_j, trim)[:, 0]
+        total = total + (nats_j * weight[:, d_num + j] * keep).sum()
+    return total / len(values)
+
+
+def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bool = True) -> NDArray[np.float64]:
+    """Trimmed mean loss of every field over the rows that have it, hidden as at scoring, **shape (n_fields,)**.
+
+    Args:
+        network: predicts.
+        cells: rows to judge on.
+        trim: share of the largest losses that is left out.
+        trusted: False = judge the fields' own distributions instead of the predictions.
+    """
+    before = network.trust.clone()
+    network.trust.fill_(1.0 if trusted else 0.0)
+    network.eval()
+    with torch.no_grad():
+        found = [
+            network.surprises(*as_batch(part, network.readable.device), density=True).cpu().numpy()
+            for part in chunks(cells)
+        ]
+    network.train()
+    network.trust.copy_(before)
+    losses = np.array([_trimmed_mean(column[np.isfinite(column)], trim) for column in np.concatenate(found).T])
+    if not trusted:
+        numeric = np.array([field.target < network.d_num for field in network.fields])
+        # half the mean square of a constant prediction: give it the best constant deviation, else it loses by that
+        losses[numeric] = 0.5 + 0.5 * np.log(np.maximum(2 * losses[numeric], 1e-6))
+    return losses
+
+
+def _trimmed_mean(losses: NDArray[np.float32], trim: float) -> float:
+    ranked = np.sort(losses.astype(np.float64))
+    return float(ranked[: max(1, int(len(ranked) * (1 - trim)))].mean()) if len(ranked) else 0.0
+
+
+def _kept(size: Tensor, use: Tensor, trim: float) -> Tensor:
+    masked = torch.where(use, size, torch.full_like(size, float("nan")))
+    limit = torch.nanquantile(masked, 1 - trim, dim=0)
+    return use & (size <= torch.nan_to_num(limit, nan=float("inf")))
+
+
+def _masks(
+    view_masks: Tensor, config: PretrainConfig, random: np.random.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    n, d = config.batch, view_masks.shape[1]
+    viewed = view_masks[torch.from_numpy(random.integers(0, len(view_masks), n)).to(device)]
+    rate = 0.6 * random.random((n, 1)) * (random.random((n, 1)) < config.extra_mask)
+    extra = torch.from_numpy(random.random((n, d)) < rate).to(device)
+    return viewed | extra, viewed
+
+
+def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> None:
+    part = table.take(slice(None, None, max(1, len(table) // 100_000)))
+    codes = coding.transform(part.numeric, part.categorical).codes
+    for j, n in enumerate(network.n_codes):
+        counts = np.bincount(codes[:, j], minlength=n).astype(np.float64)
+        counts[0] = 0.0
+        logits = torch.from_numpy(np.log((counts + 0.5) / (counts.sum() + 0.5 * n)).astype(np.float32))
+        network.marginal[network.code_slice(network.d_num + j)] = logits.to(network.marginal.device)
+
+
+def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
+    rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
+    nats = surprises_of(network, coding.transform(table.numeric[rows], table.categorical[rows])).astype(np.float64)
+    surprise = SurpriseScale.fit(nats)
+    tail = TailCalibration.fit(surprise.combine(nats))
+    return Rules(coding, surprise, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))
+
+
+def _copy(network: Expectation) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -1,0 +1,1 @@
+"""The networks: encoder, expectation of hidden cells, risk."""

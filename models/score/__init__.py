@@ -1,0 +1,1 @@
+"""From a network's outputs to a calibrated score, a threshold and reasons; torch-free."""

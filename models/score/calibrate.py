@@ -1,0 +1,87 @@
+"""Alert budgets and thresholds, and scores in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TailCalibration:
+    """A label-free number -> the share of ordinary events that lie below it.
+
+    Args:
+        knots: rising, **shape (k,)**.
+        tail: share of events at or above each, falling from 1, **shape (k,)**; beyond the last it falls as
+            1/x, so the order of extremes is kept.
+    """
+
+    knots: NDArray[np.float64]
+    tail: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, raw: NDArray[np.float64]) -> Self:
+        """Fit on a period of unlabelled rows, **shape (n,)**.
+
+        >>> TailCalibration.fit(np.arange(1000.0)).apply(np.array([500.0])).round(2)
+        array([0.5])
+        """
+        smallest = max(1e-4, min(0.5, 5 / len(raw)))
+        shares = np.concatenate([np.linspace(1, 0.1, 19)[:-1], np.geomspace(0.1, min(smallest, 0.09), 25)])
+        knots, first = np.unique(np.quantile(raw, 1 - shares), return_index=True)
+        return cls(knots.astype(np.float64), shares[first].astype(np.float64))
+
+    def apply(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated score in [0, 1), **shape (n,)**."""
+        last = max(abs(self.knots[-1]), 1e-9)
+        tail = np.exp(np.interp(raw, self.knots, np.log(self.tail)))
+        return 1.0 - tail * last / (last + np.maximum(raw - self.knots[-1], 0.0))
+
+
+@dataclass(frozen=True)
+class LogitCalibration:
+    """A logit -> probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with his smoothed targets)."""
+
+    slope: float
+    shift: float
+
+    @classmethod
+    def fit(cls, logit: NDArray[np.float64], label: NDArray[np.int8]) -> Self:
+        """Fit by Newton steps on rows at their full prevalence, both **shape (n,)**.
+
+        >>> fitted = LogitCalibration.fit(np.array([-2.0, -1.0, 1.0, 2.0] * 50), np.int8([0, 0, 1, 1] * 50))
+        >>> bool(fitted.apply(np.array([2.0]))[0] > 0.9)
+        True
+        """
+        fraud = label == 1
+        n_one, n_zero = int(fraud.sum()), int((~fraud).sum())
+        target = np.where(fraud, (n_one + 1) / (n_one + 2), 1 / (n_zero + 2))
+        x = np.stack([logit, np.ones_like(logit)], axis=1)
+        prior = np.array([1.0, 0.0])
+        weights = np.array([1.0, np.log((n_one + 1) / (n_zero + 1)) - np.log(max(_odds(logit), 1e-12))])
+        ridge = np.diag([1.0, 1e-3])
+        for _ in range(50):
+            p = _sigmoid(x @ weights)
+            gradient = x.T @ (p - target) + ridge @ (weights - prior)
+            hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
+            step = np.linalg.solve(hessian, gradient)
+            weights = weights - np.clip(step, -2, 2)
+            if np.abs(step).max() < 1e-8:
+                break
+        return cls(float(max(weights[0], 0.05)), float(weights[1]))
+
+    def apply(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability, **shape (n,)**."""
+        return _sigmoid(self.slope * logit + self.shift)
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60, 60))))
+
+
+def _odds(logit: NDArray[np.float64]) -> float:
+    mean = float(_sigmoid(logit).mean())
+    return mean / max(1 - mean, 1e-12)

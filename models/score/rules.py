@@ -1,0 +1,116 @@
+"""Everything fitted that is not a network: logits and surprises -> score, torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.cells import CellCoding
+from models.masking import MaskedField, event_fields
+from models.score.budget import Budget
+from models.score.calibrate import LogitCalibration, TailCalibration
+from models.score.surprise import SurpriseScale
+from models.table import Column
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What turns a network's outputs into a score.
+
+    Args:
+        coding: scales, edges and vocabularies of the columns.
+        surprise: how the fields' surprises combine.
+        tail: label-free calibration.
+        logit: calibration of the head; None = no head, the score is the calibrated surprise alone.
+        threshold: an event alerts where score > threshold.
+        budget: what the threshold was made from.
+        category_names: hash -> text, as far as known.
+    """
+
+    coding: CellCoding
+    surprise: SurpriseScale
+    tail: TailCalibration
+    logit: LogitCalibration | None
+    threshold: float
+    budget: Budget
+    category_names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The model's inputs."""
+        return self.coding.columns
+
+    @property
+    def fields(self) -> tuple[MaskedField, ...]:
+        """The event's fields that can surprise."""
+        return event_fields(self.coding.columns)
+
+    def score(self, logit: NDArray[np.float32], nats: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores in [0, 1], high = anomalous.
+
+        Args:
+            logit: of the head, **shape (n,)**; not read where there is no head.
+            nats: surprises, **shape (n, n_fields)**, NaN = missing.
+        """
+        if self.logit is not None:
+            return self.logit.apply(logit.astype(np.float64)).astype(np.float32)
+        return self.tail.apply(self.surprise.combine(nats.astype(np.float64))).astype(np.float32)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The array part, for safetensors."""
+        parts = {
+            "coding.center": self.coding.center,
+            "coding.scale": self.coding.scale,
+            "coding.edges": self.coding.edges,
+            "coding.whole": self.coding.whole,
+            "surprise.point": self.surprise.point,
+            "surprise.power": self.surprise.power,
+            "surprise.knots": self.surprise.knots,
+            "surprise.excess": self.surprise.excess,
+            "surprise.weight": self.surprise.weight,
+            "tail.knots": self.tail.knots,
+            "tail.tail": self.tail.tail,
+        }
+        parts |= {f"coding.vocabulary.{j}": v for j, v in enumerate(self.coding.vocabularies)}
+        return {name: np.ascontiguousarray(array) for name, array in parts.items()}
+
+    def config(self) -> dict[str, Any]:
+        """The rest, for JSON."""
+        known = {int(h) for vocabulary in self.coding.vocabularies for h in vocabulary}
+        return {
+            "columns": [asdict(column) for column in self.columns],
+            "logit": None if self.logit is None else asdict(self.logit),
+            "threshold": self.threshold,
+            "budget": asdict(self.budget),
+            "category_names": {str(h): text for h, text in self.category_names.items() if h in known},
+        }
+
+    @classmethod
+    def of_parts(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The inverse of `arrays` and `config`."""
+        columns = tuple(Column(**column) for column in config["columns"])
+        n_cat = sum(column.kind == "categorical" for column in columns)
+        vocabularies = tuple(arrays[f"coding.vocabulary.{j}"] for j in range(n_cat))
+        cost = config["budget"]["cost"]
+        return cls(
+            coding=CellCoding(
+                columns,
+                arrays["coding.center"],
+                arrays["coding.scale"],
+                arrays["coding.edges"],
+                vocabularies,
+                arrays["coding.whole"],
+            ),
+            surprise=SurpriseScale(
+                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess", "weight"))
+            ),
+            tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
+            logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),
+            threshold=float(config["threshold"]),
+            budget=Budget(**{**config["budget"], "cost": None if cost is None else (cost[0], cost[1])}),
+            category_names={int(h): text for h, text in config["category_names"].items()},
+        )

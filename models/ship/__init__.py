@@ -1,0 +1,1 @@
+"""What leaves the training: ONNX, files under a manifest, the registry."""

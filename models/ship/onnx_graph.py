@@ -1,0 +1,195 @@
+"""The networks as ONNX, written node by node: no tracing, so nothing depends on an exporter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from models.net.encoder import Encoder
+from models.net.expectation import FLOOR, SPREAD, Expectation
+from models.net.risk import ScoringNetwork
+
+OPSET, IR_VERSION = 17, 9
+
+
+class _Nodes:
+    """Collects nodes and weights; every method adds one operation and gives the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def weight(self, array: Tensor | NDArray[np.generic] | list[int]) -> str:
+        if isinstance(array, Tensor):
+            array = array.detach().cpu().numpy()
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def number(self, value: float) -> str:
+        return self.weight(np.array(value, np.float32))
+
+    def columns(self, of: str, start: int, stop: int) -> str:
+        start_stop_axis = [self.weight(np.array([k], np.int64)) for k in (start, stop, 1)]
+        return self.op("Slice", of, *start_stop_axis)
+
+    def column(self, of: str, index: int) -> str:
+        return self.op("Gather", of, self.weight(np.array(index, np.int64)), axis=1)
+
+    def total(self, parts: list[str]) -> str:
+        return parts[0] if len(parts) == 1 else self.op("Sum", *parts)
+
+    # the encoder, in the words of models/encoder.py
+
+    def pieces(self, encoder: Encoder, values: str) -> str:
+        wide = self.op("Unsqueeze", values, self.weight(np.array([2], np.int64)))
+        steps = self.op("Mul", self.op("Sub", wide, self.weight(encoder.left)), self.weight(encoder.slope))
+        return self.op("Clip", steps, self.number(0.0), self.number(1.0))
+
+    def shown(self, pieces: str, present: str) -> str:
+        marked = self.op("Mul", pieces, self.op("Unsqueeze", present, self.weight(np.array([2], np.int64))))
+        return self.op("Flatten", marked, axis=1)
+
+    def first(self, encoder: Encoder, shown: str, present: str, codes: str) -> str:
+        absent = self.op("Sub", self.number(1.0), present)
+        parts = [
+            self.op("MatMul", shown, self.weight(encoder.pieces_weight)),
+            self.op("MatMul", absent, self.weight(encoder.missing_weight)),
+        ]
+        for j, weight in enumerate(encoder.code_weights):
+            parts.append(self.op("Gather", self.weight(weight), self.column(codes, j), axis=0))
+        return self.op("Add", self.total(parts), self.weight(encoder.bias))
+
+    def rest(self, encoder: Encoder, joint: str) -> str:
+        hidden = self.op("Relu", self.columns(joint, 0, encoder.width))
+        for layer in encoder.layers:
+            weight, bias = (self.weight(part) for part in layer.parameters())
+            step = self.op("Gemm", hidden, weight, bias, transB=1)
+            hidden = self.op("Add", hidden, self.op("Relu", step))
+        out = self.op("Gemm", hidden, self.weight(encoder.out.weight), self.weight(encoder.out.bias), transB=1)
+        return self.op("Add", out, self.columns(joint, encoder.width, encoder.width + encoder.d_out))
+
+    # the expectation, in the words of models/head.py
+
+    def surprises(self, net: Expectation, values: str, present: str, codes: str) -> str:
+        encoder = net.encoder
+        present = self.op("Mul", present, self.weight(net.readable))
+        pieces = self.pieces(encoder, values)
+        joint = self.first(encoder, self.shown(pieces, present), present, codes)
+        found: list[list[str]] = [[] for _ in net.fields]
+        for view in net.views:
+            out = self.rest(encoder, self.hide(net, joint, pieces, present, codes, np.flatnonzero(view)))
+            for field, nats in zip(net.fields, found, strict=True):
+                if view[field.target]:
+                    nats.append(self.nats(net, field.target, values, present, codes, out))
+        means = [nats[0] if len(nats) == 1 else self.op("Mean", *nats) for nats in found]
+        axis = self.weight(np.array([1], np.int64))
+        return self.op("Concat", *[self.op("Unsqueeze", mean, axis) for mean in means], axis=1)
+
+    def hide(
+        self, net: Expectation, joint: str, pieces: str, present: str, codes: str, hidden: NDArray[np.int64]
+    ) -> str:
+        encoder = net.encoder
+        numbers = hidden[hidden < net.d_num]
+        if len(numbers):
+            at = self.weight(numbers.astype(np.int64))
+            shown = self.op("Gather", present, at, axis=1)
+            n_bins = encoder.left.shape[1]
+            weight = encoder.pieces_weight.view(net.d_num, n_bins, -1)[numbers].flatten(0, 1)
+            part = self.shown(self.op("Gather", pieces, at, axis=1), shown)
+            joint = self.op("Sub", joint, self.op("MatMul", part, self.weight(weight)))
+            joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(encoder.missing_weight[numbers])))
+        for j in (int(i) - net.d_num for i in hidden if i >= net.d_num):
+            weight = encoder.code_weights[j]
+            gone = self.op("Gather", self.weight(weight - weight[:1]), self.column(codes, j), axis=0)
+            joint = self.op("Sub", joint, gone)
+        return joint
+
+    def logits(self, net: Expectation, out: str) -> str:
+        d, n = net.d_num, sum(net.n_codes)
+        of_codes = np.repeat(net.trust[d:].numpy(), net.n_codes)
+        trusted = self.op("Mul", self.columns(out, 2 * d, 2 * d + n), self.weight(of_codes))
+        return self.op("Add", trusted, self.weight(net.marginal.numpy() * (1 - of_codes)))
+
+    def nats(self, net: Expectation, target: int, values: str, present: str, codes: str, out: str) -> str:
+        d = net.d_num
+        if target < d:
+            z = self.column(values, target)
+            if net.trust[target] > 0:
+                spread = self.op("Clip", self.column(out, d + target), self.number(-SPREAD), self.number(SPREAD))
+                away = self.op("Sub", z, self.column(out, target))
+                z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
+            half = self.op("Mul", self.op("Mul", z, z), self.number(0.5))
+            shown = self.op("Greater", self.column(present, target), self.number(0.0))
+            return self.op("Where", shown, half, self.number(np.nan))
+        at = net.code_slice(target)
+        n = at.stop - at.start
+        p = self.op("Softmax", self.columns(self.logits(net, out), at.start, at.stop), axis=1)
+        code = self.column(codes, target - d)
+        which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
+        chosen = self.op("Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64)))
+        floored = self.op("Add", self.op("Mul", chosen, self.number(1 - FLOOR)), self.number(FLOOR / n))
+        seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
+        return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
+
+
+def scorer_graph(scorer: ScoringNetwork) -> bytes:
+    """``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing`` as a serialised ONNX model."""
+    net = scorer.expectation
+    g = _Nodes()
+    nats = g.surprises(net, "values", "present", "codes")
+    if len(scorer.risks):
+        missing = g.op("IsNaN", nats)
+        beside = g.op("Cast", g.op("Not", missing), to=TensorProto.FLOAT)
+        known = g.op("Where", missing, g.number(0.0), nats)
+        values = g.op("Concat", "values", g.op("Log", g.op("Add", known, g.number(1.0))), axis=1)
+        present = g.op("Concat", "present", beside, axis=1)
+        risks = [risk for risk in scorer.risks if isinstance(risk, Encoder)]
+        pieces = g.pieces(risks[0], values)  # all risk networks have the same edges
+        shown_pieces = g.shown(pieces, present)
+        logits = [g.column(g.rest(risk, g.first(risk, shown_pieces, present, "codes")), 0) for risk in risks]
+        logit = logits[0] if len(logits) == 1 else g.op("Mean", *logits)
+    else:
+        logit = g.op("Mul", g.op("Cast", g.op("IsNaN", g.column(nats, 0)), to=TensorProto.FLOAT), g.number(0.0))
+    return _model(g, net, {"logit": (logit, 1), "nats": (nats, 2)})
+
+
+def expectation_graph(net: Expectation) -> bytes:
+    """``values, present, codes -> mean, spread (n, d_num), logits (n, all codes)`` as serialised ONNX."""
+    g = _Nodes()
+    present = g.op("Mul", "present", g.weight(net.readable))
+    shown = g.shown(g.pieces(net.encoder, "values"), present)
+    out = g.rest(net.encoder, g.first(net.encoder, shown, present, "codes"))
+    d = net.d_num
+    trust = g.weight(net.trust[:d])
+    mean = g.op("Mul", g.columns(out, 0, d), trust)
+    spread = g.op("Mul", g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD)), trust)
+    return _model(g, net, {"mean": (mean, 2), "spread": (spread, 2), "logits": (g.logits(net, out), 2)})
+
+
+def _model(g: _Nodes, net: Expectation, outputs: dict[str, tuple[str, int]]) -> bytes:
+    for name, (source, _) in outputs.items():
+        g.nodes.append(helper.make_node("Identity", [source], [name]))
+    inputs = [
+        helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", net.d_num]),
+        helper.make_tensor_value_info("present", TensorProto.FLOAT, ["n", net.d_num]),
+        helper.make_tensor_value_info("codes", TensorProto.INT64, ["n", len(net.n_codes)]),
+    ]
+    results = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *[None] * (rank - 1)])
+        for name, (_, rank) in outputs.items()
+    ]
+    graph = helper.make_graph(g.nodes, "unmask", inputs, results, g.weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())

@@ -1,0 +1,54 @@
+"""A pretrained network as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from models.fit.pretrain import PretrainConfig, Pretrained
+from models.net.expectation import Expectation
+from models.score.rules import Rules
+from models.ship.manifest import read_files, write_files
+
+FILES = ("pretrained.json", "pretrained.safetensors")
+
+
+def save_pretrained(pretrained: Pretrained, folder: Path, *, lineage: Mapping[str, str] | None = None) -> str:
+    """Write a pretrained network as safetensors and JSON under a manifest, no pickle; returns the manifest's sha256."""
+    tensors = {f"expectation.{k}": v.contiguous() for k, v in pretrained.expectation.state_dict().items()}
+    tensors |= {f"rules.{k}": torch.from_numpy(v) for k, v in pretrained.rules.arrays().items()}
+    about = {
+        "config": asdict(pretrained.config),
+        "rules": pretrained.rules.config(),
+        "metrics": dict(pretrained.metrics),
+    }
+    contents = {
+        "pretrained.json": json.dumps(about, indent=1, sort_keys=True).encode(),
+        "pretrained.safetensors": save(tensors),
+    }
+    return write_files(folder, contents, lineage=lineage or {})
+
+
+def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
+    """The inverse of `save_pretrained`.
+
+    Raises:
+        ArtifactError: a file is missing or changed, or the digest is not the one expected.
+    """
+    _, contents = read_files(folder, FILES, expect=expect)
+    about = json.loads(contents["pretrained.json"])
+    tensors = load(contents["pretrained.safetensors"])
+    arrays = {k.removeprefix("rules."): v.numpy() for k, v in tensors.items() if k.startswith("rules.")}
+    rules, config = Rules.of_parts(about["rules"], arrays), PretrainConfig(**about["config"])
+    network = Expectation(
+        rules.columns, rules.coding.edges, rules.coding.n_codes, width=config.width, n_layers=config.n_layers
+    )
+    network.load_state_dict(
+        {k.removeprefix("expectation."): v for k, v in tensors.items() if k.startswith("expectation.")}
+    )
+    return Pretrained(network.eval(), rules, config, about["metrics"])

@@ -1,0 +1,302 @@
+"""The contract: raw bytes become an event, a label, or a refusal with the broken rule's name."""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+import xxhash
+
+from pipelines.contracts.stream import Field, Stream
+
+RULES: Mapping[str, str] = {
+    "bad_json": "send one JSON object in UTF-8 per message",
+    "wrong_type": "send the field with the type that the stream file names",
+    "missing_field": "send the field; the stream file demands it",
+    "not_finite": "send a finite number, or leave the field out",
+    "out_of_range": "send a value within the field's min and max, or change them in the stream file",
+    "too_long": "shorten the text, or raise the field's max_length in the stream file",
+    "too_big": "shorten the message, or raise max_message_bytes in the stream file",
+    "future_timestamp": "mend the sender's clock; the event time is ahead of its arrival",
+    "wrong_key": "send the message under the id of its first entity as the Kafka key",
+    "unreadable_record": "send records that a plain Kafka client can read; this one was skipped by its offset",
+    "unpublishable": "raise max.message.bytes of the scores topic: it takes not even the shortest score of this event",
+    "duplicate": "nothing to mend: this event id has been scored already",
+}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+_MAX_TIME_MS = 7_258_118_400_000  # the year 2200
+_NOT_FINITE = re.compile(rb"[:\[,]\s*[-+]?(nan|inf|infinity)\b", re.IGNORECASE)
+_AT_FIELD = re.compile(r"`\$\.([^`]*)`")
+
+
+class Event(NamedTuple):
+    """An accepted event, ready to fold. Hashes are xxh3, 0 where the value is missing."""
+
+    event_id: str
+    time_ms: int
+    entity_ids: tuple[str | None, ...]
+    entities: tuple[int, ...]
+    numbers: tuple[float, ...]
+    category_texts: tuple[str | None, ...]
+    categories: tuple[int, ...]
+    n_unknown: int
+
+
+class Label(NamedTuple):
+    """A report that an event was fraud (1), or that it was not after all (0)."""
+
+    event_id: str
+    time_ms: int
+    entity_ids: tuple[str | None, ...]
+    entities: tuple[int, ...]
+    label: int
+    labelled_at_ms: int
+    source: str
+
+
+class Refusal(NamedTuple):
+    """Why a message was not taken: the rule's name, what was seen, how to mend it."""
+
+    rule: str
+    detail: str
+
+    @property
+    def mend(self) -> str:
+        return RULES[self.rule]
+
+
+class _RefusedError(Exception):
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(detail)
+        self.refusal = Refusal(rule, detail)
+
+
+def hash64(text: str) -> int:
+    """64-bit xxh3 hash of an id or category, never 0 (0 stands for missing).
+
+    >>> hash64("4711") == hash64("4711") != 0
+    True
+    """
+    return xxhash.xxh3_64_intdigest(text.encode()) or 1
+
+
+def text_of(value: str | int | bool) -> str:
+    """The one text form of an id or category: 7 and "7" are the same customer."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else str(value)
+
+
+_JSON_TYPES: Mapping[str, Any] = {
+    "int": int,
+    "number": float,
+    "text": str,
+    "category": str | int | bool,
+    "time": datetime | int,
+}
+
+
+def _decoders(name: str, types: Mapping[str, Any]) -> tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]:
+    """A strict decoder (an unknown field fails) and one that ignores unknown fields."""
+    columns = [(field, kind | None, None) for field, kind in types.items()]
+    strict = msgspec.defstruct(name, columns, forbid_unknown_fields=True, gc=False)
+    lenient = msgspec.defstruct(name, columns, gc=False)
+    return msgspec.json.Decoder(strict), msgspec.json.Decoder(lenient)
+
+
+class _Decoding:
+    """What events and labels share: size, JSON, types, ids, time, key."""
+
+    def __init__(self, stream: Stream, name: str, types: Mapping[str, Any]) -> None:
+        self.stream = stream
+        self._strict, self._lenient = _decoders(name, types)
+        self._id_field = stream.field(stream.event_id)
+        self._entity_fields = tuple(stream.field(e) for e in stream.entities)
+
+    def _message(self, value: bytes | None) -> tuple[Any, int]:
+        if not value:
+            raise _RefusedError("bad_json", "the message is empty")
+        if len(value) > self.stream.max_message_bytes:
+            raise _RefusedError("too_big", f"{len(value)} bytes, at most {self.stream.max_message_bytes}")
+        try:
+            return self._strict.decode(value), 0
+        except msgspec.ValidationError as error:
+            if "unknown field" not in str(error):
+                _raise_invalid(error)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _raise_undecodable(error, value)
+        try:
+            return self._lenient.decode(value), 1
+        except msgspec.ValidationError as error:
+            _raise_invalid(error)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _raise_undecodable(error, value)
+
+    def _event_id(self, message: Any) -> str:
+        return _bounded_text(self._id_field, getattr(message, self._id_field.name)) or _missing(self._id_field.name)
+
+    def _entities(self, message: Any, key: bytes | None) -> tuple[str | None, ...]:
+        ids = tuple(_bounded_text(f, getattr(message, f.name)) for f in self._entity_fields)
+        for field, text in zip(self._entity_fields, ids, strict=True):
+            if field.required and not text:
+                _missing(field.name)
+        expected = (ids[0] or "").encode()
+        if key != expected:
+            shown = None if key is None else key[:64].decode(errors="replace")
+            raise _RefusedError("wrong_key", f"key is {shown!r}, {self.stream.key} is {ids[0]!r}")
+        return ids
+
+    def _time_ms(self, message: Any, name: str, latest_ms: int | None) -> int:
+        value = getattr(message, name)
+        if value is None:
+            _missing(name)
+        if isinstance(value, datetime):
+            if value.tzinfo is None:
+                raise _RefusedError("wrong_type", f"{name} has no time zone; end it with Z or an offset")
+            value = (value - EPOCH) // _MS
+        if not 0 <= value <= _MAX_TIME_MS:
+            raise _RefusedError("out_of_range", f"{name} is {value} ms since 1970, must lie in 1970-2200")
+        if latest_ms is not None and value > latest_ms:
+            ahead = (value - latest_ms + self.stream.future_tolerance_ms) / 1000
+            raise _RefusedError("future_timestamp", f"{name} is {ahead:.0f} s ahead of its arrival")
+        return int(value)
+
+
+class EventContract(_Decoding):
+    """Decodes the messages of `<stream>.events`.
+
+    Example:
+        >>> from pipelines.contracts.stream_file import parse
+        >>> stream = parse('''
+        ... [stream]
+        ... name = "logins"
+        ... event_id = "id"
+        ... event_time = "at"
+        ... entities = ["user"]
+        ... [fields]
+        ... id = { type = "text" }
+        ... at = { type = "time" }
+        ... user = { type = "text" }
+        ... bytes = { type = "number", min = 0 }
+        ... ''')
+        >>> contract = EventContract(stream)
+        >>> contract.decode(b'{"id":"1","at":"2026-01-01T00:00:00Z","user":"ann","bytes":-5}', b"ann", 2**42)
+        Refusal(rule='out_of_range', detail='bytes is -5.0, must lie in 0 .. 1e+15')
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream, "Event", {f.name: _JSON_TYPES[f.type] for f in stream.fields})
+        self._numbers = tuple(stream.field(n) for n in stream.numbers)
+        self._categories = tuple(stream.field(n) for n in stream.categories)
+        used = {stream.event_id, stream.event_time, *stream.entities, *stream.numbers, *stream.categories}
+        self._others = tuple(f for f in stream.fields if f.name not in used)
+
+    def decode(self, value: bytes | None, key: bytes | None, arrival_ms: int) -> Event | Refusal:
+        """Decode one message that arrived at `arrival_ms` (ms since 1970)."""
+        try:
+            message, n_unknown = self._message(value)
+            event_id = self._event_id(message)
+            entity_ids = self._entities(message, key)
+            time_ms = self._time_ms(message, self.stream.event_time, arrival_ms + self.stream.future_tolerance_ms)
+            numbers = tuple(_bounded_number(f, getattr(message, f.name)) for f in self._numbers)
+            texts = tuple(_bounded_text(f, getattr(message, f.name)) for f in self._categories)
+            for field in self._others:
+                _bounded_text(field, getattr(message, field.name))
+        except _RefusedError as error:
+            return error.refusal
+        return Event(
+            event_id,
+            time_ms,
+            entity_ids,
+            tuple(hash64(text) if text else 0 for text in entity_ids),
+            numbers,
+            texts,
+            tuple(hash64(text) if text else 0 for text in texts),
+            n_unknown,
+        )
+
+
+class LabelContract(_Decoding):
+    """Decodes the messages of `<stream>.labels`: event id, label, labelled_at, source, entities and time."""
+
+    def __init__(self, stream: Stream) -> None:
+        types: dict[str, Any] = {stream.event_id: _JSON_TYPES[stream.field(stream.event_id).type]}
+        types |= {e: _JSON_TYPES[stream.field(e).type] for e in stream.entities}
+        types |= {stream.event_time: datetime | int, "label": int, "labelled_at": datetime | int, "source": str}
+        super().__init__(stream, "Label", types)
+
+    def decode(self, value: bytes | None, key: bytes | None) -> Label | Refusal:
+        """Decode one message."""
+        try:
+            message, _ = self._message(value)
+            event_id = self._event_id(message)
+            entity_ids = self._entities(message, key)
+            time_ms = self._time_ms(message, self.stream.event_time, None)
+            labelled_at_ms = self._time_ms(message, "labelled_at", None)
+            if message.label is None:
+                _missing("label")
+            if message.label not in (0, 1):
+                raise _RefusedError("out_of_range", f"label is {message.label}, must be 0 or 1")
+            source = _bounded_text(Field("source", "text"), message.source) or _missing("source")
+        except _RefusedError as error:
+            return error.refusal
+        return Label(
+            event_id,
+            time_ms,
+            entity_ids,
+            tuple(hash64(text) if text else 0 for text in entity_ids),
+            message.label,
+            labelled_at_ms,
+            source,
+        )
+
+
+def _missing(name: str) -> NoReturn:
+    raise _RefusedError("missing_field", f"{name} is missing")
+
+
+def _bounded_number(field: Field, value: float | None) -> float:
+    if value is None:
+        if field.required:
+            _missing(field.name)
+        return math.nan
+    if not math.isfinite(value):
+        raise _RefusedError("not_finite", f"{field.name} is {value}")
+    if not field.min <= value <= field.max:
+        raise _RefusedError("out_of_range", f"{field.name} is {value}, must lie in {field.min:g} .. {field.max:g}")
+    return float(value)
+
+
+def _bounded_text(field: Field, value: str | int | bool | None) -> str | None:
+    if value is None or value == "":
+        if field.required:
+            _missing(field.name)
+        return None
+    text = text_of(value)
+    if len(text) > field.max_length:
+        raise _RefusedError("too_long", f"{field.name} has {len(text)} characters, at most {field.max_length}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _RefusedError("bad_json", f"{field.name} holds half a surrogate pair") from None
+    return text
+
+
+def _raise_invalid(error: msgspec.ValidationError) -> NoReturn:
+    text = str(error)
+    field = _AT_FIELD.search(text)
+    named = field[1] if field else "message"
+    if "out of range" in text.lower():
+        raise _RefusedError("out_of_range", f"{named}: {text}") from error
+    raise _RefusedError("wrong_type", f"{named}: {text}") from error
+
+
+def _raise_undecodable(error: Exception, value: bytes) -> NoReturn:
+    if _NOT_FINITE.search(value):
+        raise _RefusedError("not_finite", "JSON has no NaN or infinity") from error
+    if "out of range" in str(error).lower():
+        raise _RefusedError("out_of_range", str(error)) from error
+    raise _RefusedError("bad_json", str(error)[:200]) from error

@@ -1,0 +1,190 @@
+"""What the scorer publishes: scores, alerts, dead letters and progress. JSON values with CloudEvents 1.0 headers."""
+
+import base64
+import hashlib
+from datetime import timedelta
+from typing import TypeVar
+
+import msgspec
+
+from pipelines.contracts.contract import EPOCH, Refusal
+
+MAX_RAW_BYTES = 4_096
+MAX_KEY_BYTES = 1_024
+MAX_TEXT = 1_024  # characters of one text in an alert or a dead letter
+SHORT_TEXT = 64
+T = TypeVar("T")
+_encoder = msgspec.json.Encoder()
+
+
+class RecordSource(msgspec.Struct, frozen=True):
+    """Where the event lies in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.scores`: one for every accepted event, exactly once."""
+
+    event_id: str
+    score: float
+    alert: bool
+    model: str
+    source: RecordSource
+    event_time: str
+    arrival: str
+    late_ms: int
+    out_of_order: bool
+    features_hash: str
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """One odd field: what it is, what was expected, and the score had it been as expected."""
+
+    field: str
+    actual: float | str | None
+    expected: float | str | None
+    surprise: float
+    score_if_expected: float
+
+
+class Alert(Score, frozen=True, kw_only=True):
+    """A message of `<stream>.alerts`: a score over the threshold, with reasons. `alert_id` is the idempotency key."""
+
+    alert_id: str
+    threshold: float
+    entities: dict[str, str | None]
+    reasons: list[Reason]
+    score_if_all_expected: float
+    features: dict[str, float | str | None]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored.
+
+    `key_bytes` and `key_sha256` are of the event's whole key where the message's own key is only its beginning.
+    """
+
+    rule: str
+    detail: str
+    mend: str
+    source: RecordSource
+    raw_base64: str
+    raw_bytes: int
+    sha256: str
+    duplicate_of: int | None = None
+    key_bytes: int | None = None
+    key_sha256: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.progress`: what is out, per partition. The authority on a restart.
+
+    `frontier` is what a restart folds before everything else, of every partition; `origin` where folding began; `start`
+    the first offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...]
+    that this lane had not told before; `topic_ids` Kafka's ids (KIP-516) of the input topics by kind, so that a topic
+    made anew is known; `definition_start` the first offset scored under `definition`; `outcomes_from` the first offsets
+    of this partition's scores and refused that belong to these books, by kind; `retold` the offsets [from, to) of the
+    progress records in which `unmask recover` told places again. `format` 1 is what version 0.1.0 wrote.
+    """
+
+    next_offset: int
+    start: int
+    n_scored: int
+    n_refused: int
+    n_duplicates: int
+    n_out_of_turn: int
+    n_partitions: int
+    definition: str
+    model: str
+    owner: str
+    origin: dict[str, list[int]]
+    frontier: dict[str, list[int]] | None
+    out_of_turn: list[list[int]]
+    format: int = 1
+    topic_ids: dict[str, str] = {}
+    definition_start: int = 0
+    outcomes_from: dict[str, int] = {}
+    retold: list[int] = []
+
+
+PROGRESS_FORMAT = 2
+MESSAGE_FORMAT = 2  # of scores, alerts and dead letters
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """JSON of a message."""
+    return _encoder.encode(value)
+
+
+def decode(value: bytes | None, kind: type[T]) -> T:
+    """A message of a kind from its JSON."""
+    return msgspec.json.decode(value or b"", type=kind)
+
+
+def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
+    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and our messages' format.
+
+    A reader that knows formats up to n leaves a message with a higher `ce_formatversion` alone; without one it is 1.
+    """
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", f"unmask.{kind}".encode()),
+        ("ce_source", f"unmask/{stream}".encode()),
+        ("ce_id", f"{source.topic}/{source.partition}/{source.offset}/{kind}".encode()),
+        ("ce_formatversion", str(MESSAGE_FORMAT).encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
+def rfc3339(time_ms: int) -> str:
+    """UTC time with milliseconds.
+
+    >>> rfc3339(0)
+    '1970-01-01T00:00:00.000Z'
+    """
+    return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def key_of(key: bytes | None) -> bytes | None:
+    """The Kafka key of what goes out about an event: its own, or the first `MAX_KEY_BYTES` of a longer one."""
+    return key[:MAX_KEY_BYTES] if key else key
+
+
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    """The text, or the beginning of a longer one with its length and hash.
+
+    >>> cut("abcdef", 6), cut("abcdefg", 6)
+    ('abcdef', 'abcdef... (7 characters, sha256 7d1a54127b222502)')
+    """
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return f"{text[:limit]}... ({len(text)} characters, sha256 {digest[:16]})"
+
+
+def refused_of(
+    refusal: Refusal,
+    source: RecordSource,
+    raw: bytes | None,
+    *,
+    key: bytes | None = None,
+    duplicate_of: int | None = None,
+    short: bool = False,
+) -> Refused:
+    """The dead letter of a refused event or a duplicate, bounded in size; `short` leaves the raw bytes out."""
+    raw, is_cut = raw or b"", key is not None and len(key) > MAX_KEY_BYTES
+    return Refused(
+        rule=refusal.rule,
+        detail=cut(refusal.detail, SHORT_TEXT if short else MAX_TEXT),
+        mend=refusal.mend,
+        source=source,
+        raw_base64="" if short else base64.b64encode(raw[:MAX_RAW_BYTES]).decode(),
+        raw_bytes=len(raw),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        duplicate_of=duplicate_of,
+        key_bytes=len(key) if key and is_cut else None,
+        key_sha256=hashlib.sha256(key).hexdigest() if key and is_cut else None,
+    )

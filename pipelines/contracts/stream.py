@@ -1,0 +1,183 @@
+"""A stream: what one kind of event looks like, and what is to be computed from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+FIELD_TYPES = ("int", "number", "text", "category", "time")
+ID_TYPES = ("int", "text")
+LABEL_STATS = ("fraud_rate", "fraud_count")
+VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore")
+ENTITY_STATS = ("count", "since_last", *LABEL_STATS)
+STATS = (*ENTITY_STATS, *VALUE_STATS, "distinct")
+ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore")
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock")
+# Columns of the lake and of its replay that are not fields.
+_AT = ("at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
+_LABEL = ("label", "labelled_at_ms", "source", "effective_ms")
+RESERVED = frozenset(
+    (
+        "topic",
+        "partition",
+        "offset",
+        "arrival_ms",
+        "event_id",
+        "event_time_ms",
+        "kind",
+        "seq",
+        "is_event",
+        *_LABEL,
+        *_AT,
+    )
+)
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One field of an event: its type and the bounds that the contract holds it to."""
+
+    name: str
+    type: str
+    required: bool = False
+    min: float = -1e15
+    max: float = 1e15
+    max_length: int = 256
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One number computed for an event; `window_ms` None means the entity's whole past."""
+
+    name: str
+    stat: str
+    entity: str | None = None
+    field: str | None = None
+    window_ms: int | None = None
+
+
+class InputColumn(msgspec.Struct, frozen=True):
+    """One model input, as `models.table.Column` describes it."""
+
+    name: str
+    kind: str
+    of: str | None
+    label_fed: bool
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """How labels arrive: they count `maturity_ms` after the event, and act `lag_ms` after their arrival.
+
+    `column` names the truth (0 or 1) in a folder of past events; live events never carry it.
+    """
+
+    maturity_ms: int
+    lag_ms: int
+    column: str = "label"
+
+
+class LivePeriod(msgspec.Struct, frozen=True):
+    """Which part of a folder of past events is played live in a demo: [live_from_ms, live_until_ms), event time."""
+
+    live_from_ms: int
+    live_until_ms: int
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """A kind of event, as its stream file describes it.
+
+    Example:
+        >>> stream = parse('''
+        ... [stream]
+        ... name = "logins"
+        ... event_id = "id"
+        ... event_time = "at"
+        ... entities = ["user"]
+        ... [fields]
+        ... id = { type = "text" }
+        ... at = { type = "time" }
+        ... user = { type = "text" }
+        ... bytes = { type = "number", min = 0 }
+        ... [[features]]
+        ... entity = "user"
+        ... field = "bytes"
+        ... windows = ["1h", "all"]
+        ... stats = ["mean"]
+        ... ''')
+        >>> stream.numeric_columns
+        ('bytes', 'hour', 'weekday', 'user.bytes.mean.1h', 'user.bytes.mean.all')
+    """
+
+    name: str
+    topics: str
+    event_id: str
+    event_time: str
+    entities: tuple[str, ...]
+    fields: tuple[Field, ...]
+    features: tuple[Feature, ...]
+    labels: Labels | None
+    budget: Mapping[str, Any]
+    future_tolerance_ms: int
+    duplicate_memory_ms: int
+    duplicate_memory_ids: int
+    lifetime_memory_ms: int
+    max_message_bytes: int
+    replay: LivePeriod | None = None
+
+    def field(self, name: str) -> Field:
+        """The field called `name`; KeyError where there is none."""
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(name)
+
+    def topic(self, kind: str) -> str:
+        """Name of one of the stream's topics, e.g. `payments.events`."""
+        if kind not in TOPICS:
+            raise KeyError(kind)
+        return f"{self.topics}.{kind}"
+
+    @property
+    def key(self) -> str:
+        """The entity whose id is the Kafka key."""
+        return self.entities[0]
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Fields that are numbers of the event itself."""
+        return tuple(f.name for f in self.fields if f.type in ("int", "number") and f.name not in self._ids)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Fields that are categories; they are the categorical columns too."""
+        return tuple(f.name for f in self.fields if f.type == "category")
+
+    @property
+    def hashed(self) -> tuple[str, ...]:
+        """What `distinct` can count: categories, then entities."""
+        return (*self.categories, *self.entities)
+
+    @property
+    def numeric_columns(self) -> tuple[str, ...]:
+        """Names of the numeric features, in the order of the score's feature row."""
+        return (*self.numbers, "hour", "weekday", *(f.name for f in self.features))
+
+    @property
+    def columns(self) -> tuple[InputColumn, ...]:
+        """Every model input: numeric ones, then categorical ones."""
+        own = [InputColumn(name, "numeric", name, False) for name in self.numbers]
+        clock = [InputColumn(name, "numeric", None, False) for name in ("hour", "weekday")]
+        windows = [
+            InputColumn(f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS)
+            for f in self.features
+        ]
+        return (
+            *own,
+            *clock,
+            *windows,
+            *(InputColumn(name, "categorical", name, False) for name in self.categories),
+        )
+
+    @property
+    def _ids(self) -> frozenset[str]:
+        return frozenset((self.event_id, self.event_time, *self.entities))

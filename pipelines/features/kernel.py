@@ -1,0 +1,524 @@
+"""The compiled fold: one entity column's state in flat words, moved forward one item at a time.
+
+An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
+one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
+outlive its windows, and are all that is kept of an entity that is dormant. A window's section is [newest pane,
+live panes, ring of panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one
+before. A dead pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events,
+then values of each number), then the other accumulators. A label window's section is [newest pane, ring of
+(events, frauds)]. Half words are in little-endian order.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# The compiled functions are typed by numba, from their first call.
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+HEADER_WORDS = 3
+DISTINCT_BITS = 256
+LIMIT = 1e100  # a larger number counts as missing: its square, summed, stays finite
+ROUNDING = 1e-12  # a variance below this share of the mean square is rounding, and counts as zero
+AHEAD = 4  # how many items ahead a row is asked for; 2 to 8 measure alike
+AHEAD_WORDS = 1024  # of the row, at most
+
+COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT = range(12)
+
+
+def _record(*names: str) -> np.dtype[np.void]:
+    return np.dtype([(name, np.int64) for name in names])
+
+
+# Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; a
+# count's in half words. An accumulator that nobody asked for has offset -1. Ranges exclude their last.
+WINDOW = _record(
+    "base", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
+    "first_number", "last_number", "first_distinct", "last_distinct",
+)  # fmt: skip
+NUMBER = _record("column", "count", "sum", "square", "low", "high", "first_output", "last_output")
+DISTINCT_COUNT = _record("column", "at", "output")
+LABEL_WINDOW = _record("base", "pane_ms", "panes", "ring", "first_output", "last_output")
+LIFETIME = _record("base", "column", "first_output", "last_output")
+OUTPUT = _record("stat", "column")
+
+
+class FoldInput(NamedTuple):
+    """Events and labels, mixed, in the one order.
+
+    Shapes: all have n rows; `entities` (n, n_entities), `numbers` (n, n_numbers), `hashed` (n, n_hashed).
+    """
+
+    is_event: NDArray[np.bool_]
+    clock_ms: NDArray[np.int64]  # effective time: arrival, for a label arrival + lag; never runs backwards
+    time_ms: NDArray[np.int64]  # event time; for a label that of its event
+    entities: NDArray[np.uint64]  # hash of the id, 0 = missing
+    numbers: NDArray[np.float64]  # NaN = missing; not read for labels
+    hashed: NDArray[np.uint64]  # what `distinct` counts, 0 = missing; not read for labels
+    delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 taken back, 0 nothing new
+
+    def slice(self, start: int, stop: int) -> "FoldInput":
+        """Items `start` to `stop`, as views."""
+        return FoldInput._make(column[start:stop] for column in self)
+
+
+class Layout(NamedTuple):
+    """Where everything stands in the row of one entity column."""
+
+    stride: int  # words of a row
+    idle_ms: int  # the windows of an entity without an event for longer are as new
+    lifetime_ms: int  # and its lifetime facts; at least idle_ms, and the same where there is no all-time feature
+    lifetime_words: int  # of the lifetime facts, at the row's start
+    maturity_ms: int
+    windows: NDArray[np.void]
+    numbers: NDArray[np.void]
+    distincts: NDArray[np.void]
+    label_windows: NDArray[np.void]
+    lifetimes: NDArray[np.void]
+    outputs: NDArray[np.void]
+    estimates: NDArray[np.float64]  # distinct values by number of zero bits
+
+
+class Memory(NamedTuple):
+    """The rows of one entity column, one after the other: the same bytes in four readings."""
+
+    words: NDArray[np.uint64]
+    floats: NDArray[np.float64]
+    ints: NDArray[np.int64]
+    counts: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, words: NDArray[np.uint64]) -> "Memory":
+        """All readings of `words`."""
+        return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32))
+
+
+class Dormant(NamedTuple):
+    """Lifetime facts of the dormant entities of one column; what has a row again is known better there."""
+
+    keys: NDArray[np.uint64]  # (n,), rising
+    words: NDArray[np.uint64]  # (n, lifetime_words)
+
+
+class WindowCounters(NamedTuple):
+    """What could not be added, per window."""
+
+    late: NDArray[np.int64]
+    label_late: NDArray[np.int64]
+    labels_outside: NDArray[np.int64]
+
+
+_int = np.int64
+_intrinsic: Any = intrinsic  # its stubs count the typing context as an argument
+_ZERO, _ONE, _ALL = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at first call; keep the machine code on disk where there is a place to write it."""
+    # Nothing here owns memory, so no reference counts ("_nrt"): with them the same code runs at a third.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # a read-only install without NUMBA_CACHE_DIR
+        return numba.njit(**options)(function)
+
+
+@_intrinsic
+def _lowest_bit(_context, word):  # index of the lowest set bit
+    def generate(context, builder, _signature, arguments):
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, False))
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic
+def _set_bits(_context, word):  # how many bits are set
+    def generate(_compiler, builder, _signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic
+def prefetch(_context, words, at):  # ask for words[at] ahead of its use
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        hint = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, number, number, number]), "llvm.prefetch.p0"
+        )
+        builder.call(hint, [builder.bitcast(address, byte), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64), generate
+
+
+@compiled
+def _place(table, key):
+    """Where `key` stands in the table, or the free place where it belongs."""
+    last = np.uint64(table.shape[0] - 1)
+    place = ((key * _MULTIPLIER) >> np.uint64(20)) & last
+    while table[place, 1] != _ZERO and table[place, 0] != key:
+        place = (place + _ONE) & last
+    return place
+
+
+@compiled
+def index(table, keys, first):
+    """Put the slots of `keys` from `first` on, none of them there yet, into the table (slot + 1; 0 is a free place)."""
+    for slot in range(first, keys.shape[0]):
+        place = _place(table, keys[slot])
+        table[place, 0] = keys[slot]
+        table[place, 1] = np.uint64(slot + 1)
+
+
+@compiled
+def find_absent(table, keys, absent):
+    """Note which of `keys` are not in the table."""
+    for i in range(keys.shape[0]):
+        absent[i] = table[_place(table, keys[i]), 1] == _ZERO
+
+
+@compiled
+def clear_dead_panes(words, stride, windows):
+    """Zero what can never be read again, so that equal states have equal bytes."""
+    for start in range(0, words.shape[0], stride):
+        for w in range(windows.shape[0]):
+            window = windows[w]
+            at = start + window.base
+            oldest = _int(words[at]) - window.ring + 1
+            for bit in range(window.ring):
+                if (words[at + 1] >> np.uint64(bit)) & _ONE == _ZERO:
+                    pane = at + 2 + ((oldest + bit) % window.ring) * window.words
+                    words[pane : pane + window.words] = _ZERO
+
+
+@compiled
+def _measured(value):
+    """The value as it is folded: -0.0 is 0.0; NaN, infinite and absurd ones are missing."""
+    return value + 0.0 if abs(value) <= LIMIT else np.nan
+
+
+@compiled
+def _finite(value):
+    return value if math.isfinite(value) else np.nan
+
+
+@compiled
+def _statistic(stat, value, n, total, square, low, high):
+    """One statistic of `n` values; `square` is the sum of squares."""
+    if stat == SUM:
+        return total
+    if n == 0:
+        return np.nan
+    if stat == MIN:
+        return low
+    if stat == MAX:
+        return high
+    mean = total / n
+    if stat == MEAN:
+        return mean
+    if stat == RATIO:
+        return value / mean
+    mean_square = square / n
+    variance = mean_square - mean * mean
+    if variance <= ROUNDING * mean_square:
+        variance = 0.0
+    return _spread(stat, value, n, mean, variance)
+
+
+@compiled
+def _spread(stat, value, n, mean, variance):
+    if n < 2:
+        return np.nan
+    deviation = math.sqrt(variance)
+    return deviation if stat == STD else (value - mean) / deviation if deviation > 0.0 else np.nan
+
+
+@compiled
+def _next(left, turn, ring):
+    """Where in the ring the oldest pane of `left` stands."""
+    where = turn + _lowest_bit(left)
+    return where if where < ring else where - ring
+
+
+@compiled
+def _begin(time_ms, at, first, memory, layout):
+    """The row is as new from word `first` on: its start, or what is behind lifetime facts that still count."""
+    memory.words[first : at + layout.stride] = _ZERO
+    if first == at:
+        memory.ints[at + 1] = time_ms
+    for w in range(layout.windows.shape[0]):
+        memory.ints[at + layout.windows[w].base] = time_ms // layout.windows[w].pane_ms
+    for w in range(layout.label_windows.shape[0]):
+        memory.ints[at + layout.label_windows[w].base] = time_ms // layout.label_windows[w].pane_ms
+
+
+@compiled
+def _report(i, at, known, batch, memory, layout, counters):
+    """A label moves the frauds of its event's pane, where that is held."""
+    if batch.delta[i] == 0:
+        return
+    for w in range(layout.label_windows.shape[0]):
+        window = layout.label_windows[w]
+        pane = batch.time_ms[i] // window.pane_ms
+        base = at + window.base
+        if not known or pane > memory.ints[base] or pane <= memory.ints[base] - window.ring:
+            counters.labels_outside[w] += 1
+            continue
+        frauds = 2 * (base + 1 + pane % window.ring) + 1
+        if batch.delta[i] > 0:
+            memory.counts[frauds] += np.uint32(1)
+        elif memory.counts[frauds] > 0:
+            memory.counts[frauds] -= np.uint32(1)
+
+
+@compiled
+def _lifetimes(i, at, row, batch, memory, layout, out):
+    """All time: count, since last, and mean and spread after Welford (1962)."""
+    floats, ints = memory.floats, memory.ints
+    time_ms = batch.time_ms[i]
+    events = ints[at + 2]
+    for p in range(layout.lifetimes.shape[0]):
+        life = layout.lifetimes[p]
+        base = at + life.base
+        value = np.nan
+        n = events
+        mean = 0.0
+        moment = 0.0
+        if life.column >= 0:
+            value = _measured(batch.numbers[i, life.column])
+            n = ints[base]
+            mean = floats[base + 1]
+            moment = floats[base + 2]
+        for o in range(life.first_output, life.last_output):
+            output = layout.outputs[o]
+            result = np.nan
+            if output.stat == COUNT:
+                result = float(n)
+            elif n > 0:
+                if output.stat == SINCE_LAST:
+                    result = max(time_ms - ints[at + 1], 0) / 1000.0
+                elif output.stat == MEAN:
+                    result = mean
+                elif output.stat == RATIO:
+                    result = value / mean
+                else:
+                    result = _spread(output.stat, value, n, mean, moment / n)
+            out[row, output.column] = _finite(result)
+        if life.column >= 0 and not math.isnan(value):
+            step = value - mean
+            mean += step / (n + 1)
+            ints[base] = n + 1
+            floats[base + 1] = mean
+            floats[base + 2] = moment + step * (value - mean)
+    ints[at] = batch.clock_ms[i]
+    ints[at + 1] = max(ints[at + 1], time_ms)
+    ints[at + 2] = events + 1
+
+
+@compiled
+def _window(i, at, row, w, batch, memory, layout, counters, out):
+    """Features of one window, then the event enters its pane."""
+    words, floats, counts = memory.words, memory.floats, memory.counts
+    window = layout.windows[w]
+    ring = window.ring
+    section = at + window.base
+    pane = batch.time_ms[i] // window.pane_ms
+    newest = memory.ints[section]
+    live = words[section + 1]
+    if pane > newest:
+        moved = pane - newest
+        live = live >> np.uint64(moved) if moved < ring else _ZERO
+        newest = pane
+        memory.ints[section] = newest
+        words[section + 1] = live
+    oldest = newest - ring + 1
+    turn = oldest % ring  # where the oldest pane stands
+    base = section + 2
+
+    covered = _ZERO  # live panes of the window, the lowest bit is the oldest
+    if pane >= oldest:
+        covered = live & (_ALL >> np.uint64(63 - (pane - oldest)))
+        if pane - window.panes > oldest:
+            covered &= _ALL << np.uint64(pane - window.panes - oldest)
+
+    if window.first_output < window.last_output:
+        n = _int(0)
+        left = covered
+        while left:
+            n += _int(counts[2 * (base + _next(left, turn, ring) * window.words)])
+            left &= left - _ONE
+        for o in range(window.first_output, window.last_output):
+            out[row, layout.outputs[o].column] = float(n)
+
+    for f in range(window.first_number, window.last_number):
+        number = layout.numbers[f]
+        n = _int(0)
+        total = 0.0
+        square = 0.0
+        low = np.inf
+        high = -np.inf
+        left = covered
+        while left:
+            cell = base + _next(left, turn, ring) * window.words
+            left &= left - _ONE
+            filled = _int(counts[2 * cell + number.count])
+            if filled > 0:
+                n += filled
+                if number.sum >= 0:
+                    total += floats[cell + number.sum]
+                if number.square >= 0:
+                    square += floats[cell + number.square]
+                if number.low >= 0:
+                    low = min(low, floats[cell + number.low])
+                if number.high >= 0:
+                    high = max(high, floats[cell + number.high])
+        value = _measured(batch.numbers[i, number.column])
+        for o in range(number.first_output, number.last_output):
+            output = layout.outputs[o]
+            out[row, output.column] = _finite(_statistic(output.stat, value, n, total, square, low, high))
+
+    for f in range(window.first_distinct, window.last_distinct):
+        distinct = layout.distincts[f]
+        bits_0, bits_1, bits_2, bits_3 = _ZERO, _ZERO, _ZERO, _ZERO
+        left = covered
+        while left:
+            cell = base + _next(left, turn, ring) * window.words + distinct.at
+            left &= left - _ONE
+            bits_0 |= words[cell]
+            bits_1 |= words[cell + 1]
+            bits_2 |= words[cell + 2]
+            bits_3 |= words[cell + 3]
+        taken: int = _set_bits(bits_0) + _set_bits(bits_1) + _set_bits(bits_2) + _set_bits(bits_3)
+        out[row, distinct.output] = layout.estimates[DISTINCT_BITS - taken]
+
+    if pane < oldest:
+        counters.late[w] += 1
+        return
+    bit = _ONE << np.uint64(pane - oldest)
+    cell = base + _next(bit, turn, ring) * window.words
+    if live & bit == _ZERO:
+        words[cell : cell + window.words] = _ZERO
+        words[section + 1] = live | bit
+    counts[2 * cell] += np.uint32(1)
+    for f in range(window.first_number, window.last_number):
+        number = layout.numbers[f]
+        value = _measured(batch.numbers[i, number.column])
+        if math.isnan(value):
+            continue
+        first = counts[2 * cell + number.count] == 0
+        counts[2 * cell + number.count] += np.uint32(1)
+        if number.sum >= 0:
+            floats[cell + number.sum] += value
+        if number.square >= 0:
+            floats[cell + number.square] += value * value
+        if number.low >= 0 and (first or value < floats[cell + number.low]):
+            floats[cell + number.low] = value
+        if number.high >= 0 and (first or value > floats[cell + number.high]):
+            floats[cell + number.high] = value
+    for f in range(window.first_distinct, window.last_distinct):
+        seen = batch.hashed[i, layout.distincts[f].column]
+        if seen != _ZERO:
+            word = cell + layout.distincts[f].at + _int((seen >> np.uint64(6)) & np.uint64(3))
+            words[word] |= _ONE << (seen & np.uint64(63))
+
+
+@compiled
+def _label_window(i, at, row, w, batch, memory, layout, counters, out):
+    """Frauds among the events old enough to have their labels, then the event enters its pane."""
+    words = memory.words
+    window = layout.label_windows[w]
+    ring = window.ring
+    base = at + window.base + 1
+    pane = batch.time_ms[i] // window.pane_ms
+    newest = memory.ints[base - 1]
+    if pane > newest:
+        skipped = min(pane - newest, ring)
+        where = (pane - skipped + 1) % ring
+        for _ in range(skipped):
+            words[base + where] = _ZERO
+            where = where + 1 if where + 1 < ring else 0
+        newest = pane
+        memory.ints[base - 1] = newest
+    until = (batch.time_ms[i] - layout.maturity_ms) // window.pane_ms
+    first = max(until - window.panes, newest - ring + 1)
+    both = _ZERO  # a word is a pane's events (low half) and frauds (high half)
+    if first < until:
+        where = first % ring
+        straight = min(until - first, ring - where)
+        for word in range(base + where, base + where + straight):
+            both += words[word]
+        for word in range(base, base + until - first - straight):
+            both += words[word]
+    n = _int(both & np.uint64(0xFFFFFFFF))
+    frauds = _int(both >> np.uint64(32))
+    for o in range(window.first_output, window.last_output):
+        output = layout.outputs[o]
+        rate = frauds / n if n > 0 else 0.0
+        out[row, output.column] = float(frauds) if output.stat == FRAUD_COUNT else rate
+    if pane <= newest - ring:
+        counters.label_late[w] += 1
+    else:
+        memory.counts[2 * (base + pane % ring)] += np.uint32(1)
+
+
+@compiled
+def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
+    """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
+
+    Stops early where every slot is taken. Returns (next item, next row, slots used).
+    """
+    words, ints = memory.words, memory.ints
+    n_items = batch.is_event.shape[0]
+    for i in range(start, n_items):
+        if i + AHEAD < n_items:
+            soon = batch.entities[i + AHEAD, column]
+            if soon != _ZERO:
+                there = (_int(table[_place(table, soon), 1]) - 1) * layout.stride
+                for word in range(there, there + min(layout.stride, AHEAD_WORDS), 8):
+                    prefetch(words, word)
+
+        event = batch.is_event[i]
+        key = batch.entities[i, column]
+        if key == _ZERO:
+            row += event
+            continue
+        place = _place(table, key)
+        slot = _int(table[place, 1]) - 1
+        at = slot * layout.stride
+        known = slot >= 0 and batch.clock_ms[i] - ints[at] <= layout.idle_ms
+        if not event:
+            _report(i, at, known, batch, memory, layout, counters)
+            continue
+        if not known:
+            first = 0
+            if slot < 0:
+                if used == keys.shape[0]:
+                    return i, row, used
+                slot = used
+                used += 1
+                keys[slot] = key
+                table[place, 0] = key
+                table[place, 1] = np.uint64(used)
+                at = slot * layout.stride
+            elif batch.clock_ms[i] - ints[at] <= layout.lifetime_ms:
+                first = layout.lifetime_words
+            _begin(batch.time_ms[i], at, at + first, memory, layout)
+        _lifetimes(i, at, row, batch, memory, layout, out)
+        for w in range(layout.windows.shape[0]):
+            _window(i, at, row, w, batch, memory, layout, counters, out)
+        for w in range(layout.label_windows.shape[0]):
+            _label_window(i, at, row, w, batch, memory, layout, counters, out)
+        row += 1
+    return n_items, row, used

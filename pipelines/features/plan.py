@@ -1,0 +1,328 @@
+"""The plan of the window features: which panes, accumulators and words their state needs.
+
+A window of width w is n panes of width w / n, by event time: an event sees the n whole panes before its own,
+and what is already in its own (a "sawtooth": between w and w + w / n).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contracts.stream import DAY_MS, HOUR_MS, Feature
+from pipelines.errors import StreamFileError
+from pipelines.features import kernel
+from pipelines.features.kernel import Layout
+
+KERNEL_VERSION = 2  # raise it whenever the same items could give other features or another snapshot
+LIFETIME_MS = 400 * DAY_MS
+_ACCUMULATORS = {
+    "sum": ("sum",),
+    "mean": ("sum",),
+    "std": ("sum", "square"),
+    "min": ("low",),
+    "max": ("high",),
+    "ratio": ("sum",),
+    "zscore": ("sum", "square"),
+}
+_LABEL_FED = ("fraud_rate", "fraud_count")
+_STATS = {
+    "count": kernel.COUNT,
+    "distinct": kernel.DISTINCT,
+    "since_last": kernel.SINCE_LAST,
+    "sum": kernel.SUM,
+    "mean": kernel.MEAN,
+    "std": kernel.STD,
+    "min": kernel.MIN,
+    "max": kernel.MAX,
+    "ratio": kernel.RATIO,
+    "zscore": kernel.ZSCORE,
+    "fraud_rate": kernel.FRAUD_RATE,
+    "fraud_count": kernel.FRAUD_COUNT,
+}
+
+
+@dataclass(frozen=True)
+class Panes:
+    """How a window is cut: `count` panes of `width_ms`."""
+
+    count: int
+    width_ms: int
+
+    @classmethod
+    def of(cls, window_ms: int) -> Self:
+        """Cut a window.
+
+        Raises:
+            StreamFileError: the panes would not be whole milliseconds wide.
+
+        Example:
+            >>> Panes.of(3_600_000)
+            Panes(count=12, width_ms=300000)
+        """
+        count = 12 if window_ms <= HOUR_MS else 24 if window_ms <= DAY_MS else 28 if window_ms <= 7 * DAY_MS else 30
+        if window_ms <= 0 or window_ms % count:
+            raise StreamFileError(
+                f"a window of this size must be a whole multiple of {count} ms, however: {window_ms} ms; "
+                f"take {max(1, round(window_ms / count)) * count} ms"
+            )
+        return cls(count, window_ms // count)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """The features of a stream, compiled to a memory layout.
+
+    Example:
+        >>> features = [Feature("customer.count.1h", "count", "customer", None, 3_600_000)]
+        >>> plan = FeaturePlan.of(features, entities=["customer"], numbers=["amount"], hashed=[], maturity_ms=None)
+        >>> plan.names, plan.bytes_per_entity, plan.idle_ms
+        (('customer.count.1h',), (152,), (3900000,))
+    """
+
+    names: tuple[str, ...]
+    entities: tuple[str, ...]
+    numbers: tuple[str, ...]
+    hashed: tuple[str, ...]
+    digest: str
+    layouts: tuple[Layout, ...]
+    window_names: tuple[tuple[str, ...], ...]  # per entity: its windows, for the counters
+    label_window_names: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(
+        cls,
+        features: Sequence[Feature],
+        *,
+        entities: Sequence[str],
+        numbers: Sequence[str],
+        hashed: Sequence[str],
+        maturity_ms: int | None,
+        lifetime_ms: int = LIFETIME_MS,
+    ) -> Self:
+        """Compile features.
+
+        Args:
+            features: entity features; their order is the order of the columns.
+            entities: names of the columns of `FoldInput.entities`.
+            numbers: names of the columns of `FoldInput.numbers`.
+            hashed: names of the columns of `FoldInput.hashed`.
+            maturity_ms: how long after its event a label counts; needed by fraud_rate and fraud_count.
+            lifetime_ms: after how long without an event an entity's all-time features begin anew; where its windows
+                reach back further, they do so with them.
+
+        Raises:
+            StreamFileError: a feature cannot be computed; says which, why and how to mend it.
+        """
+        for feature in features:
+            _check(feature, entities, numbers, hashed, maturity_ms)
+        definition = [
+            KERNEL_VERSION,
+            [[f.name, f.stat, f.entity, f.field, f.window_ms] for f in features],
+            [list(entities), list(numbers), list(hashed)],
+            maturity_ms,
+            lifetime_ms,
+        ]
+        layouts = tuple(
+            _lay_out(
+                [(column, f) for column, f in enumerate(features) if f.entity == entity],
+                numbers,
+                hashed,
+                maturity_ms or 0,
+                lifetime_ms,
+            )
+            for entity in entities
+        )
+        return cls(
+            names=tuple(f.name for f in features),
+            entities=tuple(entities),
+            numbers=tuple(numbers),
+            hashed=tuple(hashed),
+            digest=hashlib.sha256(json.dumps(definition).encode()).hexdigest(),
+            layouts=layouts,
+            window_names=tuple(tuple(_named(e, layout.windows)) for e, layout in zip(entities, layouts, strict=True)),
+            label_window_names=tuple(
+                tuple(f"{name}, labels" for name in _named(e, layout.label_windows))
+                for e, layout in zip(entities, layouts, strict=True)
+            ),
+        )
+
+    @property
+    def idle_ms(self) -> tuple[int, ...]:
+        """Per entity column: after how long without an event an entity's windows are as new."""
+        return tuple(layout.idle_ms for layout in self.layouts)
+
+    @property
+    def lifetime_ms(self) -> tuple[int, ...]:
+        """Per entity column: after how long without an event an entity is as new altogether."""
+        return tuple(layout.lifetime_ms for layout in self.layouts)
+
+    @property
+    def bytes_per_entity(self) -> tuple[int, ...]:
+        """Per entity column: what one entity's row costs (its places in the hash table come on top)."""
+        return tuple(8 * layout.stride for layout in self.layouts)
+
+    @property
+    def bytes_per_dormant(self) -> tuple[int, ...]:
+        """Per entity column: what is kept of an entity between `idle_ms` and `lifetime_ms`, its key included."""
+        return tuple(
+            8 * (1 + layout.lifetime_words) if layout.lifetime_ms > layout.idle_ms else 0 for layout in self.layouts
+        )
+
+
+def _check(
+    feature: Feature,
+    entities: Sequence[str],
+    numbers: Sequence[str],
+    hashed: Sequence[str],
+    maturity_ms: int | None,
+) -> None:
+    def fail(required: str) -> None:
+        raise StreamFileError(f"feature {feature.name!r}: {required}, however: {feature}")
+
+    stat, all_time = feature.stat, feature.window_ms is None
+    if stat not in _STATS:
+        fail(f"stat must be one of {', '.join(_STATS)}")
+    if feature.entity not in entities:
+        fail(f"entity must be one of {', '.join(entities)}")
+    if stat in _ACCUMULATORS and feature.field not in numbers:
+        fail(f"field must be one of the numbers {', '.join(numbers)}")
+    if stat == "distinct" and feature.field not in hashed:
+        fail(f"field must be one of {', '.join(hashed)}")
+    if stat not in _ACCUMULATORS and stat != "distinct" and feature.field is not None:
+        fail(f"{stat} takes no field")
+    if all_time and stat not in ("count", "since_last", "mean", "std", "ratio", "zscore"):
+        fail(f"{stat} has no all-time form, give it a window")
+    if stat == "since_last" and not all_time:
+        fail("since_last takes no window")
+    if stat in _LABEL_FED and maturity_ms is None:
+        fail(f"{stat} needs a maturity")
+    if feature.window_ms is not None:
+        Panes.of(feature.window_ms)
+
+
+class _RowPlan:
+    """Lays out the row of one entity column, section by section."""
+
+    def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int) -> None:
+        self.features = features  # with the column each is put into
+        self.maturity_ms = maturity_ms
+        self.words = self.lifetime_words = kernel.HEADER_WORDS
+        self.spans_ms: list[int] = []  # how long each window needs an entity to be remembered
+        self.windows: list[tuple[int, ...]] = []
+        self.numbers: list[tuple[int, ...]] = []
+        self.distincts: list[tuple[int, ...]] = []
+        self.label_windows: list[tuple[int, ...]] = []
+        self.lifetimes: list[tuple[int, ...]] = []
+        self.outputs: list[tuple[int, ...]] = []
+
+    def add_lifetimes(self, number_columns: Mapping[str, int]) -> None:
+        """All-time features: three words for each number."""
+        for field in _fields(f for _, f in self.features if f.window_ms is None):
+            of_field = [(c, f) for c, f in self.features if f.window_ms is None and f.field == field]
+            column = -1 if field is None else number_columns[field]
+            self.lifetimes.append((self.words, column, *self._emit(of_field)))
+            self.words += 0 if field is None else 3
+        self.lifetime_words = self.words
+
+    def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
+        """A window over events: a ring of panes, each with what the features need."""
+        here = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat not in _LABEL_FED]
+        if not here:
+            return
+        panes = Panes.of(window_ms)
+        counts = self._emit((c, f) for c, f in here if f.stat == "count")
+        fields = _fields(f for _, f in here if f.stat in _ACCUMULATORS)
+        words = (1 + len(fields) + 1) // 2  # counts are half words
+        first_number, first_distinct = len(self.numbers), len(self.distincts)
+        for place, field in enumerate(fields, start=1):
+            of_field = [(c, f) for c, f in here if f.stat in _ACCUMULATORS and f.field == field]
+            needed = {name for _, f in of_field for name in _ACCUMULATORS[f.stat]}
+            offsets = []
+            for name in ("sum", "square", "low", "high"):
+                offsets.append(words if name in needed else -1)
+                words += name in needed
+            self.numbers.append((number_columns[str(field)], place, *offsets, *self._emit(of_field)))
+        for field in _fields(f for _, f in here if f.stat == "distinct"):
+            for column, f in here:
+                if f.stat == "distinct" and f.field == field:
+                    self.distincts.append((hashed_columns[str(field)], words, column))
+            words += kernel.DISTINCT_BITS // 64
+        ring = panes.count + 2
+        ranges = (*counts, first_number, len(self.numbers), first_distinct, len(self.distincts))
+        self.windows.append((self.words, panes.width_ms, panes.count, ring, words, *ranges))
+        self.words += 2 + ring * words
+        self.spans_ms.append(window_ms + panes.width_ms)
+
+    def add_label_window(self, window_ms: int) -> None:
+        """A window over events old enough to have their labels; its panes are kept until then."""
+        wanted = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat in _LABEL_FED]
+        if not wanted:
+            return
+        panes = Panes.of(window_ms)
+        ring = panes.count + -(-self.maturity_ms // panes.width_ms) + 2
+        self.label_windows.append((self.words, panes.width_ms, panes.count, ring, *self._emit(wanted)))
+        self.words += 1 + ring
+        self.spans_ms.append(window_ms + self.maturity_ms + 2 * panes.width_ms)
+
+    def layout(self, lifetime_ms: int) -> Layout:
+        """The finished layout."""
+        idle_ms = max(self.spans_ms, default=lifetime_ms)
+        return Layout(
+            stride=self.words,
+            idle_ms=idle_ms,
+            lifetime_ms=max(idle_ms, lifetime_ms) if self.lifetimes else idle_ms,
+            lifetime_words=self.lifetime_words,
+            maturity_ms=self.maturity_ms,
+            windows=np.array(self.windows, kernel.WINDOW),
+            numbers=np.array(self.numbers, kernel.NUMBER),
+            distincts=np.array(self.distincts, kernel.DISTINCT_COUNT),
+            label_windows=np.array(self.label_windows, kernel.LABEL_WINDOW),
+            lifetimes=np.array(self.lifetimes, kernel.LIFETIME),
+            outputs=np.array(self.outputs, kernel.OUTPUT),
+            estimates=_estimates(),
+        )
+
+    def _emit(self, wanted: Iterable[tuple[int, Feature]]) -> tuple[int, int]:
+        """Put features next to each other among the outputs; their range."""
+        first = len(self.outputs)
+        self.outputs.extend((_STATS[f.stat], column) for column, f in wanted)
+        return first, len(self.outputs)
+
+
+def _lay_out(
+    features: Sequence[tuple[int, Feature]],
+    numbers: Sequence[str],
+    hashed: Sequence[str],
+    maturity_ms: int,
+    lifetime_ms: int,
+) -> Layout:
+    number_columns = {name: column for column, name in enumerate(numbers)}
+    hashed_columns = {name: column for column, name in enumerate(hashed)}
+    row = _RowPlan(features, maturity_ms)
+    row.add_lifetimes(number_columns)
+    widths = sorted({f.window_ms for _, f in features if f.window_ms is not None})
+    for window_ms in widths:
+        row.add_window(window_ms, number_columns, hashed_columns)
+    for window_ms in widths:
+        row.add_label_window(window_ms)
+    return row.layout(lifetime_ms)
+
+
+def _fields(features: Iterable[Feature]) -> list[str | None]:
+    return sorted({f.field for f in features}, key=str)
+
+
+def _estimates() -> NDArray[np.float64]:
+    """Distinct values by number of zero bits: linear counting (Whang et al. 1990); no zero counts as one."""
+    m = kernel.DISTINCT_BITS
+    return np.array([m * math.log(m / max(zeros, 1)) for zeros in range(m + 1)])
+
+
+def _named(entity: str, windows: NDArray[np.void]) -> list[str]:
+    return [f"{entity}, {window['panes'] * window['pane_ms']} ms" for window in windows]

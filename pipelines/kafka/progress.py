@@ -1,0 +1,54 @@
+"""The progress records of a stream: what is out, per partition."""
+
+import msgspec
+
+from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, decode
+from pipelines.contracts.stream import Stream
+from pipelines.errors import RestoreError
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Received
+from pipelines.kafka.topics import last_record, last_records
+
+
+def transactional_id(stream: Stream, partition: int) -> str:
+    """Whoever opens a producer under a partition's id fences the one before."""
+    return f"unmask.{stream.topics}.{partition}"
+
+
+def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:
+    """The last committed progress record of every partition, None where there is none yet."""
+    positions = {p: (stream.topic("progress"), p) for p in range(n_partitions)}
+    found = last_records(connection, positions.values())
+    return {p: progress_of(found[at]) if at in found else None for p, at in positions.items()}
+
+
+def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
+    """The last committed progress record of a partition, None where there is none yet.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
+    record = last_record(connection, stream.topic("progress"), partition)
+    return None if record is None else progress_of(record)
+
+
+def progress_of(record: Received) -> Progress:
+    """The progress record in a Kafka record.
+
+    Raises:
+        RestoreError: it is none of ours, or of a version of Unmask that came later.
+    """
+    named = f"{record.topic} [{record.partition}], offset {record.offset},"
+    try:
+        progress = decode(record.value, Progress)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RestoreError(
+            f"{named} is no progress record of Unmask ({error}): somebody else wrote to this topic; see to that, then "
+            "run `unmask recover`"
+        ) from error
+    if progress.format > PROGRESS_FORMAT:
+        raise RestoreError(
+            f"{named} has format {progress.format}, this version of Unmask knows formats up to {PROGRESS_FORMAT}: it "
+            "was written by a newer version of Unmask; run that version"
+        )
+    return progress

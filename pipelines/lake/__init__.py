@@ -1,0 +1,1 @@
+"""Delta tables of what went through Kafka, the replay of their rows, the audits."""

@@ -1,0 +1,451 @@
+"""The audits: nothing lost or doubled (reconcile), and live = offline (skew audit)."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import polars as pl
+import xxhash
+from numpy.typing import NDArray
+
+from pipelines.contracts.contract import text_of
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError, UnmaskError
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Received
+from pipelines.kafka.progress import read_progress
+from pipelines.lake.replay import ReplayedEvents, replay_rows
+from pipelines.lake.tables import Lake
+from pipelines.model import Model
+
+SCORE_TOLERANCE = 1e-5
+MAX_EXAMPLES = 20
+MAX_PLACES = 1_000  # of each kind of problem that are named
+PROBLEMS = ("missing", "doubled", "stray", "mismatched", "unreadable", "unscored_duplicates")
+_CHUNK = 8_192
+Place = tuple[int, int]  # partition, offset
+
+
+@dataclass(frozen=True)
+class Skew:
+    """A score that is not what the lake gives; None where the lake lacks its event, or the model is not to be had."""
+
+    partition: int
+    offset: int
+    event_id: str
+    live_hash: str
+    offline_hash: str | None
+    live_score: float
+    offline_score: float | None
+
+
+class NoModelError(UnmaskError):
+    """The model of some scores cannot be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """The scores of one model: of `n_scores`, `n_checked` were computed again and `n_differs` of those differ.
+
+    `why_not` says why the model could not be had; then none was computed again.
+    """
+
+    digest: str
+    n_scores: int
+    n_checked: int
+    n_differs: int
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class SkewAudit:
+    """Every published score against the features and the score made again from the lake.
+
+    Of `checked` scores `equal` have the features of the lake; `models` tells, by model, which were computed again.
+    """
+
+    checked: int
+    equal: int
+    worst_score_difference: float
+    models: list[ModelCheck] = field(default_factory=list)
+    examples: list[Skew] = field(default_factory=list)
+
+    @property
+    def n_model_checked(self) -> int:
+        """Scores computed again by the model that they name."""
+        return sum(m.n_checked for m in self.models)
+
+    @property
+    def n_score_differs(self) -> int:
+        """Scores that came out differently, by more than 1e-5."""
+        return sum(m.n_differs for m in self.models)
+
+    @property
+    def holds(self) -> bool:
+        """There are scores, and every one was computed again, from equal features, and came out the same."""
+        return 0 < self.checked == self.equal == self.n_model_checked and self.n_score_differs == 0
+
+
+def skew_audit(
+    lake: Lake,
+    stream: Stream,
+    *,
+    models: Callable[[str], Model],
+    since: Mapping[int, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SkewAudit:
+    """Compare every score in the lake with what the lake's events and labels give.
+
+    Args:
+        models: the model of a digest, or `NoModelError`; asked once for each model, one model is held at a time.
+        since: first offset to compare, per partition: from there on the present features were in force.
+        progress: as in `training.replay_rows`.
+    """
+    scores = lake.read("scores")
+    if since and any(since.values()):
+        begin = pl.col("partition").replace_strict(dict(since), default=0, return_dtype=pl.Int64)
+        scores = scores.filter(pl.col("offset") >= begin)
+    replay = replay_rows(lake, stream, progress=progress)
+    offline = pl.DataFrame(
+        {
+            "partition": replay.partition,
+            "offset": replay.offset,
+            "offline": replay.hashes,
+            "row": np.arange(len(replay)),
+        }
+    )
+    both = scores.join(offline, on=["partition", "offset"], how="left", maintain_order="left")
+    same = (
+        (both["features_hash"].str.to_integer(base=16, dtype=pl.UInt64) == both["offline"]).fill_null(False).to_numpy()
+    )
+    again = np.full(both.height, np.nan)
+    live = both["score"].to_numpy()
+    checks = []
+    for (digest,), group in both.with_row_index("at").group_by("model", maintain_order=True):
+        places = group.filter(pl.col("row").is_not_null())
+        at, rows = places["at"].to_numpy(), places["row"].to_numpy()
+        why_not = None
+        try:
+            _score_again(models(digest), replay, rows, into=again, at=at)
+        except NoModelError as error:
+            why_not = str(error)
+        difference = np.abs(live[at] - again[at])
+        checks.append(
+            ModelCheck(
+                digest=digest,
+                n_scores=group.height,
+                n_checked=int((~np.isnan(difference)).sum()),
+                n_differs=int((difference > SCORE_TOLERANCE).sum()),
+                why_not=why_not,
+            )
+        )
+    difference = np.abs(live - again)
+    examples = [
+        Skew(
+            row["partition"],
+            row["offset"],
+            row["event_id"],
+            row["features_hash"],
+            None if row["offline"] is None else f"{row['offline']:016x}",
+            row["score"],
+            None if np.isnan(again[i]) else float(again[i]),
+        )
+        for i in np.flatnonzero(~same | (difference > SCORE_TOLERANCE))[:MAX_EXAMPLES]
+        for row in [both.row(int(i), named=True)]
+    ]
+    return SkewAudit(
+        checked=both.height,
+        equal=int(same.sum()),
+        worst_score_difference=float(np.nanmax(difference, initial=0.0)),
+        models=checks,
+        examples=examples,
+    )
+
+
+def _score_again(
+    model: Model, replay: ReplayedEvents, rows: NDArray[np.int64], *, into: NDArray[np.float64], at: NDArray[np.uint32]
+) -> None:
+    for start in range(0, len(rows), _CHUNK):
+        chosen = rows[start : start + _CHUNK]
+        into[at[start : start + _CHUNK]] = model.score(replay.numeric[chosen], replay.categorical[chosen])
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """`events = scored + refused + duplicates`, offset by offset, from each partition's start to its progress.
+
+    `missing` events have no record, `doubled` ones more than one, `stray` records no event. `mismatched` records tell
+    of another event than the one at their offset: another event id, or for a dead letter other bytes. `unreadable` are
+    records (partition, offset in the topic of scores or refused) that are none of ours. `unscored_duplicates` name an
+    original that was not scored. Of each kind the first `MAX_PLACES` are named; `n_problems` counts them all. `pending`
+    events lie beyond the progress: the scorer has not come to them yet. `since` is where each partition's present
+    feature definition begins, `n_scored_since` how many of the scores lie there: those a skew audit can compare.
+    """
+
+    n_events: int
+    n_scored: int
+    n_refused: int
+    n_duplicates: int
+    pending: int
+    missing: list[Place] = field(default_factory=list)
+    doubled: list[Place] = field(default_factory=list)
+    stray: list[Place] = field(default_factory=list)
+    mismatched: list[Place] = field(default_factory=list)
+    unreadable: list[Place] = field(default_factory=list)
+    unscored_duplicates: list[Place] = field(default_factory=list)
+    n_problems: Mapping[str, int] = field(default_factory=dict)
+    since: Mapping[int, int] = field(default_factory=dict)
+    n_scored_since: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Nothing is lost, doubled or strange; pending events are neither."""
+        return not any(self.n_problems.values())
+
+
+def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
+    """Compare every event, score and dead letter in Kafka, committed records only, with the progress records.
+
+    One partition at a time; about 20 bytes of memory for each event of the largest one.
+
+    Raises:
+        BrokerError: a topic or a partition's progress is missing; nothing has been scored yet.
+        RestoreError: a partition's progress cannot be read.
+    """
+    events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
+    # Progress first: every outcome below it is in the topics by then; what comes later lies beyond it and is left away.
+    progress = {
+        p: _last_progress(connection, stream, p) for _, p in topics.partitions_of(connection, stream.topic("progress"))
+    }
+    spans = topics.bounds(connection, [scores, refused, events])
+    found = Findings()
+    for p, record in progress.items():
+        outcomes = Outcomes(stream, p, record, found)
+        from_ = record.outcomes_from
+        published = {
+            (topic, p): (max(first, from_.get(kind, 0)), end)
+            for kind, topic in (("scores", scores), ("refused", refused))
+            for first, end in [spans.get((topic, p), (0, 0))]
+        }
+        for batch in topics.read_between(connection, published):
+            outcomes.published(batch)
+        first, end = spans.get((events, p), (0, 0))
+        outcomes.compare_with(first)
+        due = (max(first, record.start), min(record.next_offset, end))
+        for batch in topics.read_between(connection, {(events, p): due}):
+            outcomes.events(batch)
+        outcomes.close(pending=max(0, end - record.next_offset))
+    return Reconciliation(
+        found.n_events,
+        found.n_scored,
+        found.n_refused,
+        found.n_duplicates,
+        found.pending,
+        **{kind: sorted(places) for kind, places in found.places.items()},
+        n_problems=found.n_problems,
+        since={p: record.definition_start for p, record in progress.items()},
+        n_scored_since=found.n_scored_since,
+    )
+
+
+@dataclass
+class Findings:
+    """What the audit has found so far, over all partitions."""
+
+    n_events: int = 0
+    n_scored: int = 0
+    n_refused: int = 0
+    n_duplicates: int = 0
+    n_scored_since: int = 0
+    pending: int = 0
+    places: dict[str, list[Place]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
+    n_problems: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROBLEMS, 0))
+
+    def note(self, kind: str, partition: int, offsets: Sequence[int] | NDArray[np.int64]) -> None:
+        self.n_problems[kind] += len(offsets)
+        room = max(0, MAX_PLACES - len(self.places[kind]))
+        self.places[kind] += [(partition, int(offset)) for offset in offsets[:room]]
+
+
+class _At(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Scored(msgspec.Struct):
+    """What the audit needs of a score."""
+
+    source: _At
+    event_id: str
+
+
+class _Dead(msgspec.Struct):
+    """What the audit needs of a dead letter."""
+
+    source: _At
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    duplicate_of: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+class Outcomes:
+    """The scores and dead letters of one partition, held against its events: first `published`, then `events`."""
+
+    def __init__(self, stream: Stream, partition: int, progress: Progress, found: Findings) -> None:
+        self._partition, self._progress, self._found = partition, progress, found
+        self._events, self._scores = stream.topic("events"), stream.topic("scores")
+        self._event_id = event_id_reader(stream)
+        self._decode_scored = msgspec.json.Decoder(_Scored).decode
+        self._decode_dead = msgspec.json.Decoder(_Dead).decode
+        self._scored, self._dead = _OutcomeIndex(), _OutcomeIndex()
+        self._original = array("q")  # of dead letters: the offset of what a duplicate repeats, -1 for a refusal
+
+    def published(self, records: Sequence[Received]) -> None:
+        """Take scores and dead letters of this partition."""
+        for record in records:
+            is_score = record.topic == self._scores
+            try:
+                outcome = (self._decode_scored if is_score else self._decode_dead)(record.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._found.note("unreadable", self._partition, [record.offset])
+                continue
+            at = outcome.source
+            if (at.topic, at.partition) != (self._events, self._partition):
+                self._found.note("stray", at.partition, [at.offset])
+            elif at.offset < self._progress.next_offset:
+                if isinstance(outcome, _Scored):
+                    self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
+                else:
+                    self._dead.add(at.offset, int(outcome.sha256[:16], 16))
+                    self._original.append(-1 if outcome.duplicate_of is None else outcome.duplicate_of)
+
+    def compare_with(self, first: int) -> None:
+        """All outcomes are in: check them among themselves, and against what Kafka has deleted before `first`."""
+        found, partition, progress = self._found, self._partition, self._progress
+        self._scored.close()
+        order = self._dead.close()
+        scored, dead = self._scored.offsets, self._dead.offsets
+        original = np.frombuffer(self._original, np.int64)
+        if order is not None:
+            original = original[order]
+        repeats = np.flatnonzero(original >= 0)
+        found.n_scored += _n_distinct(scored)
+        found.n_scored_since += _n_distinct(scored[np.searchsorted(scored, progress.definition_start) :])
+        found.n_duplicates += _n_distinct(dead[repeats])
+        found.n_refused += len(dead) - len(repeats)
+        twice = [
+            scored[1:][scored[1:] == scored[:-1]],
+            dead[1:][dead[1:] == dead[:-1]],
+            dead[self._is_in(dead, scored)],
+        ]
+        found.note("doubled", partition, np.unique(np.concatenate(twice)))
+        due = repeats[original[repeats] >= progress.start]
+        found.note("unscored_duplicates", partition, dead[due[~self._is_in(original[due], scored)]])
+        # What Kafka has deleted cannot be read: an outcome vouches for its event, an offset without one is missing.
+        for begin in range(progress.start, min(first, progress.next_offset), _CHUNK):
+            gone = np.arange(begin, min(begin + _CHUNK, first, progress.next_offset))
+            found.n_events += len(gone)
+            found.note("missing", partition, gone[~(self._is_in(gone, scored) | self._is_in(gone, dead))])
+        for column in (self._scored, self._dead):
+            column.seen = (column.offsets >= progress.start) & (column.offsets < first)
+
+    def events(self, records: Sequence[Received]) -> None:
+        """Take events from the start to the progress."""
+        found, partition = self._found, self._partition
+        found.n_events += len(records)
+        offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
+        at_scored, is_scored = self._scored.find(offsets)
+        at_dead, is_dead = self._dead.find(offsets)
+        found.note("missing", partition, offsets[~(is_scored | is_dead)])
+        wrong: list[int] = []
+        for i in np.flatnonzero(is_scored).tolist():
+            text = self._event_id(records[i].value)
+            if text is None or xxhash.xxh3_64_intdigest(text.encode()) != self._scored.hashes[at_scored[i]]:
+                wrong.append(records[i].offset)
+        for i in np.flatnonzero(is_dead).tolist():
+            digest = hashlib.sha256(records[i].value or b"").hexdigest()
+            if records[i].unreadable is None and int(digest[:16], 16) != self._dead.hashes[at_dead[i]]:
+                wrong.append(records[i].offset)
+        found.note("mismatched", partition, sorted(set(wrong)))
+
+    def close(self, *, pending: int) -> None:
+        """All events are in: what was seen of no event is stray."""
+        self._found.pending += pending
+        for column in (self._scored, self._dead):
+            self._found.note("stray", self._partition, np.unique(column.offsets[~column.seen]))
+
+    @staticmethod
+    def _is_in(offsets: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if not len(among):
+            return np.zeros(len(offsets), bool)
+        at = np.minimum(np.searchsorted(among, offsets), len(among) - 1)
+        return among[at] == offsets
+
+
+class _OutcomeIndex:
+    """Offsets and 64-bit hashes, by rising offset once closed; `seen` says which were found among the events."""
+
+    def __init__(self) -> None:
+        self._offsets, self._hashes = array("q"), array("Q")
+
+    def add(self, offset: int, digest: int) -> None:
+        self._offsets.append(offset)
+        self._hashes.append(digest)
+
+    def close(self) -> NDArray[np.int64] | None:
+        """Sort by offset; returns the order, None where it was so already (a lane publishes in order)."""
+        self.offsets = np.frombuffer(self._offsets, np.int64)
+        self.hashes = np.frombuffer(self._hashes, np.uint64)
+        self.seen = np.zeros(len(self.offsets), bool)
+        if np.all(self.offsets[1:] >= self.offsets[:-1]):
+            return None
+        order = np.argsort(self.offsets, kind="stable")
+        self.offsets, self.hashes = self.offsets[order], self.hashes[order]
+        return order
+
+    def find(self, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Index of each offset, and whether it is there; all that are equal count as seen."""
+        n = len(self.offsets)
+        at = np.searchsorted(self.offsets, offsets)
+        there = np.zeros(len(offsets), bool)
+        inside = at < n
+        there[inside] = self.offsets[at[inside]] == offsets[inside]
+        after = np.searchsorted(self.offsets, offsets[there], side="right")
+        for begin, end in zip(at[there].tolist(), after.tolist(), strict=True):
+            self.seen[begin:end] = True
+        return at, there
+
+
+def _n_distinct(rising: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(rising[1:] != rising[:-1])) + bool(len(rising))
+
+
+def event_id_reader(stream: Stream) -> Callable[[bytes | None], str | None]:
+    """A light decoder of nothing but an event's id; None where it cannot be read."""
+    kind = msgspec.defstruct("EventId", [(stream.event_id, str | int | bool | None, None)], gc=False)
+    decode = msgspec.json.Decoder(kind).decode
+
+    def event_id(value: bytes | None) -> str | None:
+        try:
+            found = getattr(decode(value or b""), stream.event_id)
+            return None if found is None else text_of(found)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    return event_id
+
+
+def _last_progress(connection: Connection, stream: Stream, partition: int) -> Progress:
+    progress = read_progress(connection, stream, partition)
+    if progress is None:
+        raise BrokerError(
+            f"{stream.topic('progress')} [{partition}] holds no progress record: nothing has been scored yet; "
+            "start the scorer first"
+        )
+    return progress

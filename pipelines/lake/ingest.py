@@ -1,0 +1,279 @@
+"""The ingest: what has come to Kafka goes into the lake, each record once."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.contracts.messages import MAX_RAW_BYTES, Score
+from pipelines.contracts.stream import Stream
+from pipelines.errors import LakeError
+from pipelines.faults import Fault, no_fault
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Position, Received
+from pipelines.kafka.progress import read_progress
+from pipelines.lake.tables import Lake
+
+log = logging.getLogger(__name__)
+
+COMMIT_RECORDS = 100_000
+OnProgress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass
+class IngestCounts:
+    """Rows that one ingest wrote; `n_unreadable` messages of scores and progress are none of ours and were passed."""
+
+    n_events: int = 0
+    n_labels: int = 0
+    n_refused: int = 0
+    n_scores: int = 0
+    n_places: int = 0
+    n_unreadable: int = 0
+
+
+def group_of(stream: Stream) -> str:
+    """The Kafka group under which the ingest notes how far it has come."""
+    return f"unmask.{stream.topics}.ingest"
+
+
+def ingest(
+    connection: Connection,
+    stream: Stream,
+    lake: Lake,
+    *,
+    fault: Fault = no_fault,
+    progress: OnProgress | None = None,
+) -> IngestCounts:
+    """Read every topic from where the lake stands to its end as of now, and append it to the lake.
+
+    The lake is the authority on how far it has come; the group's offsets in Kafka are a hint for those who watch lag.
+
+    Args:
+        fault: called with "between_lake_and_kafka" after every commit; a test makes it a crash.
+        progress: called with the number of records done and the number there are to do.
+
+    Raises:
+        LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
+        BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
+    """
+    inputs = ["events", "labels"] if stream.labels else ["events"]
+    topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
+    lake.bind(topics.topic_ids(connection, [stream.topic(kind) for kind in (*inputs, "scores", "progress")]))
+    intake = Intake(stream, lake)
+    spans: dict[Position, tuple[int, int]] = {}
+    at = lake.positions()
+    at = _books_begin(connection, stream, at) | at
+    # What is published is asked about first: the inputs of every score are then in what is asked about next.
+    for kinds in (["scores"], ["progress"], inputs):
+        for position, (first, end) in topics.bounds(connection, [stream.topic(k) for k in kinds]).items():
+            spans[position] = (_checked(position, at.get(position, first), first, end), end)
+    done, total = 0, sum(end - first for first, end in spans.values())
+    append = {"events": intake.events, "labels": intake.labels, "scores": intake.scores, "progress": intake.places}
+    for kind in (*inputs, "scores", "progress"):
+        topic = stream.topic(kind)
+        mine = {position: span for position, span in spans.items() if position[0] == topic}
+        for records, through in _batches(connection, mine):
+            append[kind](topic, records, through)
+            fault("between_lake_and_kafka")
+            done += len(records)
+            if progress:
+                progress(done, total)
+    topics.note_group(connection, group_of(stream), {position: end for position, (_, end) in spans.items()})
+    if progress:
+        progress(total, total)
+    return intake.counts
+
+
+def _checked(position: Position, at: int, first: int, end: int) -> int:
+    topic, partition = position
+    if at < first:
+        raise LakeError(
+            f"{topic} [{partition}] begins at {first}, the lake ends at {at}: {first - at} records are gone from "
+            "Kafka; keep the input at least as long as the ingest may lag (retention.ms), and begin a new lake"
+        )
+    if at > end:
+        raise LakeError(
+            f"{topic} [{partition}] ends at {end}, the lake is at {at} already: the topic was made anew; "
+            "run `unmask recover`"
+        )
+    return at
+
+
+def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[Position, int]:
+    """For a lake that is new: where the scores and places of the present books begin, if others went before them."""
+    begin: dict[Position, int] = {}
+    for topic, p in topics.partitions_of(connection, stream.topic("progress")):
+        if (topic, p) not in at and (told := read_progress(connection, stream, p)):
+            begin |= {(stream.topic(kind), p): n for kind, n in told.outcomes_from.items() if kind != "refused"}
+    return begin
+
+
+def _batches(
+    connection: Connection, spans: dict[Position, tuple[int, int]]
+) -> Iterator[tuple[list[Received], dict[int, int]]]:
+    """Records in commits' sizes, each with the last offset covered per partition (control markers too at the end)."""
+    if all(first >= end for first, end in spans.values()):
+        return
+    records: list[Received] = []
+    for batch in topics.read_between(connection, spans):
+        records += batch
+        if len(records) >= COMMIT_RECORDS:
+            yield records, {r.partition: r.offset for r in records}
+            records = []
+    yield records, {p: end - 1 for (_, p), (_, end) in spans.items()}
+
+
+class _RecordPlaces(NamedTuple):
+    """Where each accepted record lay."""
+
+    partition: list[int]
+    offset: list[int]
+    arrival_ms: list[int]
+
+    def add(self, record: Received, arrival_ms: int) -> None:
+        self.partition.append(record.partition)
+        self.offset.append(record.offset)
+        self.arrival_ms.append(arrival_ms)
+
+
+class _ToldPlaces(msgspec.Struct):
+    """What the ingest needs of a progress record."""
+
+    out_of_turn: list[tuple[int, int, int, int, int, int, int, int]]
+
+
+class Intake:
+    """Turns the records of each topic into rows of the lake."""
+
+    def __init__(self, stream: Stream, lake: Lake) -> None:
+        self.stream, self.lake = stream, lake
+        self.counts = IngestCounts()
+        self._events = EventContract(stream)
+        self._labels = LabelContract(stream)
+        self._score = msgspec.json.Decoder(Score)
+        self._progress = msgspec.json.Decoder(_ToldPlaces)
+        self._arrivals = lake.arrivals()
+
+    def events(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        stream = self.stream
+        at, refused = _RecordPlaces([], [], []), list[tuple]()
+        good: list[Event] = []
+        event: Event | Refusal
+        for record, arrival_ms in self._with_arrivals(topic, records):
+            if record.unreadable:
+                event = Refusal("unreadable_record", record.unreadable)
+            else:
+                event = self._events.decode(record.value, record.key, arrival_ms)
+            if isinstance(event, Refusal):
+                refused.append(_dead(record, arrival_ms, event))
+            else:
+                at.add(record, arrival_ms)
+                good.append(event)
+        numbers = np.array([e.numbers for e in good], np.float64).reshape(len(good), len(stream.numbers))
+        rows = self.lake.frame(
+            "events",
+            {
+                **at._asdict(),
+                "event_id": [e.event_id for e in good],
+                "event_time_ms": [e.time_ms for e in good],
+                **{name: [e.entity_ids[i] for e in good] for i, name in enumerate(stream.entities)},
+                **{name: pl.Series(numbers[:, i]).fill_nan(None) for i, name in enumerate(stream.numbers)},
+                **{name: [e.category_texts[i] for e in good] for i, name in enumerate(stream.categories)},
+            },
+        )
+        self._refused(topic, refused, through)
+        self.counts.n_events += self._append("events", rows, topic, through)
+
+    def labels(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        at, refused = _RecordPlaces([], [], []), list[tuple]()
+        good: list[Label] = []
+        label: Label | Refusal
+        for record, arrival_ms in self._with_arrivals(topic, records):
+            if record.unreadable:
+                label = Refusal("unreadable_record", record.unreadable)
+            else:
+                label = self._labels.decode(record.value, record.key)
+            if isinstance(label, Refusal):
+                refused.append(_dead(record, arrival_ms, label))
+            else:
+                at.add(record, arrival_ms)
+                good.append(label)
+        rows = self.lake.frame(
+            "labels",
+            {
+                **at._asdict(),
+                "event_id": [v.event_id for v in good],
+                "event_time_ms": [v.time_ms for v in good],
+                "label": [v.label for v in good],
+                "labelled_at_ms": [v.labelled_at_ms for v in good],
+                "source": [v.source for v in good],
+                **{name: [v.entity_ids[i] for v in good] for i, name in enumerate(self.stream.entities)},
+            },
+        )
+        self._refused(topic, refused, through)
+        self.counts.n_labels += self._append("labels", rows, topic, through)
+
+    def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        rows = []
+        for record, s in self._ours(records, self._score):
+            at = (s.source.partition, s.source.offset, record.offset)
+            rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
+        self.counts.n_scores += self.lake.append(
+            "scores", self.lake.frame("scores", rows), topic=topic, through=through
+        )
+
+    def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
+        rows = [
+            (record.partition, record.offset, *place)
+            for record, progress in self._ours(records, self._progress)
+            for place in progress.out_of_turn
+        ]
+        self.counts.n_places += self.lake.append(
+            "places", self.lake.frame("places", rows), topic=topic, through=through
+        )
+
+    def _ours(self, records: Sequence[Received], decoder: msgspec.json.Decoder[T]) -> Iterator[tuple[Received, T]]:
+        """The messages that a scorer wrote; whatever else somebody put there is passed."""
+        for record in records:
+            try:
+                yield record, decoder.decode(record.value or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self.counts.n_unreadable += 1
+                why = record.unreadable or error
+                log.warning("%s [%d] offset %d is passed: %s", record.topic, record.partition, record.offset, why)
+
+    def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
+        """Each record with the running maximum of its partition, as the scorer takes it."""
+        arrivals = self._arrivals
+        for record in records:
+            position = (topic, record.partition)
+            arrival = arrivals.get(position, 0)
+            if record.timestamp_ms > arrival:
+                arrivals[position] = arrival = record.timestamp_ms
+            yield record, arrival
+
+    def _append(self, table: str, rows: pl.DataFrame, topic: str, through: dict[int, int]) -> int:
+        arrivals = {p: stamp for (t, p), stamp in self._arrivals.items() if t == topic}
+        return self.lake.append(table, rows, topic=topic, through=through, arrivals=arrivals)
+
+    def _refused(self, topic: str, rows: list[tuple], through: dict[int, int]) -> None:
+        """Before the rows that move the position on: a crash between the two writes neither twice."""
+        if rows:
+            frame = self.lake.frame("refused", rows)
+            self.counts.n_refused += self.lake.append("refused", frame, topic=topic, through=through)
+
+
+def _dead(record: Received, arrival_ms: int, refusal: Refusal) -> tuple:
+    """A refused record as a row: as it came, with the rule it broke."""
+    raw = record.value or b""
+    at = (record.partition, record.offset, arrival_ms)
+    return (*at, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw), hashlib.sha256(raw).hexdigest())

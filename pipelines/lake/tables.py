@@ -1,0 +1,347 @@
+"""The lake: Delta tables of what went through Kafka, each record in it once. The only file with deltalake."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipelines.contracts.stream import Stream
+from pipelines.errors import LakeError
+
+FORMAT = 2  # of the tables; 1 noted no topic ids
+TABLES = ("events", "labels", "refused", "scores", "places")
+_FILLED_FROM = (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress"))
+_ATTEMPTS = 20
+_APP_FORMAT = "unmask/format"
+_Types = dict[str, type[pl.DataType]]
+_ARROW = {
+    pl.Int8: pa.int8(),
+    pl.Int32: pa.int32(),
+    pl.Int64: pa.int64(),
+    pl.Float64: pa.float64(),
+    pl.String: pa.string(),
+    pl.Binary: pa.binary(),
+    pl.Boolean: pa.bool_(),
+}
+
+
+class _Shape(NamedTuple):
+    """A table's columns, and which of them say where a row's record lay in its topic."""
+
+    columns: _Types
+    place: tuple[str, str]
+
+
+class Lake:
+    """Delta tables of one stream, in a folder named after its topics.
+
+    A record enters a table once, whoever writes and whenever it dies: every append carries, per partition, the last
+    offset it covers as a Delta app transaction, and leaves away what an earlier append covered.
+
+    Args:
+        root: folder of all lakes.
+        stream: whose lake it is.
+
+    Raises:
+        LakeError: a field of the stream has the name of one of the lake's own columns.
+    """
+
+    def __init__(self, root: Path, stream: Stream) -> None:
+        self.folder = Path(root) / stream.topics
+        self.stream = stream
+        self._shapes = _shapes(stream)
+        self._topic_ids: dict[str, int] = {}
+
+    def bind(self, topic_ids: Mapping[str, str]) -> None:
+        """Say from which Kafka topics rows come: name -> id (a UUID). Every table keeps the id of its topic.
+
+        Raises:
+            LakeError: a table was filled from another topic of that name, or by a newer version of Unmask.
+        """
+        self._topic_ids = {topic: _low_bits(topic_id) for topic, topic_id in topic_ids.items()}
+        for table, kind in _FILLED_FROM:
+            delta, topic = self._open(table), self.stream.topic(kind)
+            if delta is not None:
+                self._check_topic(delta, table, topic)
+
+    def is_filled_from(self, table: str, topic: str, topic_id: str | None) -> bool:
+        """Whether a table's rows come from the topic of that id, as far as is known."""
+        delta = self._open(table)
+        noted = None if delta is None else delta.transaction_version(_app_topic_id(topic))
+        return noted is None or topic_id is None or noted == _low_bits(topic_id)
+
+    def columns(self, table: str) -> list[str]:
+        """The columns that a table was written with; none where it is not there yet."""
+        delta = self._open(table)
+        return [] if delta is None else [field.name for field in delta.schema().fields]
+
+    def reset(self, table: str, topic: str, through: Mapping[int, int], topic_id: str | None) -> None:
+        """Note other offsets for a topic that was made anew, in a table that may hold rows of both: scores, places."""
+        delta = self._open_or_create(table)
+        marks = [Transaction(_app(topic, p), last) for p, last in through.items()]
+        if topic_id is not None:
+            marks.append(Transaction(_app_topic_id(topic), _low_bits(topic_id)))
+        empty, properties = self._arrow(table).empty_table(), CommitProperties(app_transactions=marks)
+        try:
+            write_deltalake(delta, empty, mode="append", commit_properties=properties)
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})") from error
+        self._sync(table, delta.version())
+
+    def frame(self, table: str, data: Mapping[str, Any] | Sequence[tuple]) -> pl.DataFrame:
+        """Columns, or row tuples in the order of the table's columns without `topic`, in the table's types."""
+        types = {name: kind for name, kind in self._shapes[table].columns.items() if name != "topic"}
+        if isinstance(data, Mapping):
+            return pl.DataFrame(data, schema_overrides=types)
+        return pl.DataFrame(data, schema=types, orient="row")
+
+    def append(
+        self,
+        table: str,
+        rows: pl.DataFrame,
+        *,
+        topic: str,
+        through: Mapping[int, int],
+        arrivals: Mapping[int, int] | None = None,
+    ) -> int:
+        """Append rows made from the records of `topic` up to the offsets `through` (partition -> last offset).
+
+        One commit for all partitions, on disk when this returns. What is in the table already is left away.
+
+        Args:
+            table: one of `TABLES`.
+            rows: the table's columns (`topic` is filled in); may be empty: then only the offsets are noted.
+            arrivals: running maximum of record time per partition, ms; kept with the same commit.
+
+        Returns:
+            Number of rows written.
+
+        Raises:
+            LakeError: the table cannot be written, or was written under other types.
+        """
+        shape = self._shapes[table]
+        if "topic" in shape.columns:
+            rows = rows.with_columns(topic=pl.lit(topic))
+        rows = rows.select(list(shape.columns))
+        for _ in range(_ATTEMPTS):
+            delta = self._open_or_create(table)
+            self._check_topic(delta, table, topic)
+            before = {p: delta.transaction_version(_app(topic, p)) for p in through}
+            fresh = {p: last for p, last in through.items() if last > _or(before[p], -1)}
+            if not fresh:
+                return 0
+            new = _beyond(rows, shape.place, {p: _or(before[p], -1) for p in fresh})
+            marks = [Transaction(_app(topic, p), last) for p, last in fresh.items()]
+            marks += [Transaction(_app_arrival(topic, p), (arrivals or {})[p]) for p in fresh if p in (arrivals or {})]
+            marks.append(
+                Transaction(
+                    _app_count(topic), max(_or(delta.transaction_version(_app_count(topic)), 0), 1 + max(fresh))
+                )
+            )
+            marks += self._first_marks(delta, topic)
+            try:
+                write_deltalake(
+                    delta,
+                    new.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._arrow(table)),
+                    mode="append",
+                    schema_mode="merge",
+                    commit_properties=CommitProperties(app_transactions=marks),
+                )
+            except CommitFailedError:
+                continue  # another writer was first; what it covered is left away in the next try
+            except (DeltaError, OSError) as error:
+                raise LakeError(
+                    f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})"
+                ) from error
+            self._sync(table, delta.version())
+            return new.height
+        raise LakeError(
+            f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time"
+        )
+
+    def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
+        """All rows of a table in the order of its topic; empty where nothing was written yet.
+
+        Raises:
+            LakeError: the table cannot be read.
+        """
+        shape = self._shapes[table]
+        wanted = list(dict.fromkeys([*(columns or shape.columns), *shape.place]))
+        delta = self._open(table)
+        if delta is None:
+            return pl.DataFrame(schema=shape.columns).select(columns or wanted)
+        try:
+            there = {field.name for field in delta.schema().fields}
+            data = delta.to_pyarrow_table(columns=[c for c in wanted if c in there])
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise LakeError(f"{self.folder / table}: cannot be read ({type(error).__name__}: {error})") from error
+        frame = pl.DataFrame(data).with_columns(
+            pl.lit(None, shape.columns[c]).alias(c) for c in wanted if c not in there
+        )
+        return frame.cast({c: shape.columns[c] for c in wanted}).sort(shape.place).select(columns or wanted)  # type: ignore[arg-type]
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Next offset to ingest, per topic and partition."""
+        return {(topic, p): last + 1 for topic, p, last in self._noted(_app)}
+
+    def arrivals(self) -> dict[tuple[str, int], int]:
+        """Running maximum of record time, ms, over all that was ingested: accepted, refused or repeated."""
+        return {(topic, p): stamp for topic, p, stamp in self._noted(_app_arrival)}
+
+    def version(self) -> str:
+        """Version of every table, for lineage.
+
+        Example:
+            "events=12 labels=3 refused=1 scores=9 places=9"; a table that is not there yet has version "-".
+        """
+        tables = ((name, self._open(name)) for name in TABLES)
+        return " ".join(f"{name}={'-' if delta is None else delta.version()}" for name, delta in tables)
+
+    def _noted(self, app: Callable[[str, int], str]) -> list[tuple[str, int, int]]:
+        noted = []
+        for table, kind in _FILLED_FROM:
+            delta, topic = self._open(table), self.stream.topic(kind)
+            if delta is None:
+                continue
+            for p in range(_or(delta.transaction_version(_app_count(topic)), 0)):
+                value = delta.transaction_version(app(topic, p))
+                if value is not None:
+                    noted.append((topic, p, value))
+        return noted
+
+    def _check_topic(self, delta: DeltaTable, table: str, topic: str) -> None:
+        noted, ours = delta.transaction_version(_app_topic_id(topic)), self._topic_ids.get(topic)
+        if noted is not None and ours is not None and noted != ours:
+            raise LakeError(
+                f"{self.folder / table} was filled from another topic of the name {topic}, which was deleted and made "
+                "anew since; run `unmask recover`"
+            )
+
+    def _first_marks(self, delta: DeltaTable, topic: str) -> list[Transaction]:
+        """The table's format and its topic's id, where they are not noted yet."""
+        wanted = {_APP_FORMAT: FORMAT}
+        if topic in self._topic_ids:
+            wanted[_app_topic_id(topic)] = self._topic_ids[topic]
+        return [Transaction(app, n) for app, n in wanted.items() if delta.transaction_version(app) is None]
+
+    def _open(self, table: str) -> DeltaTable | None:
+        try:
+            delta = DeltaTable(self.folder / table)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise LakeError(
+                f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away"
+            ) from error
+        if (written := _or(delta.transaction_version(_APP_FORMAT), 1)) > FORMAT:
+            raise LakeError(
+                f"{self.folder / table} has format {written}, this version of Unmask knows formats up to {FORMAT}: it "
+                "was written by a newer version of Unmask; run that version"
+            )
+        ours = {field.name: field.type for field in Schema.from_arrow(self._arrow(table)).fields}
+        for field in delta.schema().fields:  # delta-rs would cast without a word where it can
+            if field.name in ours and field.type != ours[field.name]:
+                raise LakeError(
+                    f"{self.folder / table}: {field.name} was written as {field.type}, now it is {ours[field.name]}; "
+                    "give the stream new topics (`topics = ...` in the stream file): its lake begins anew with them"
+                )
+        return delta
+
+    def _open_or_create(self, table: str) -> DeltaTable:
+        delta = self._open(table)
+        if delta is not None:
+            return delta
+        try:
+            (self.folder / table).mkdir(parents=True, exist_ok=True)
+            return DeltaTable.create(self.folder / table, schema=self._arrow(table), mode="ignore")
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table}: cannot be created ({type(error).__name__}: {error})") from error
+
+    def _arrow(self, table: str) -> pa.Schema:
+        return pa.schema([(name, _ARROW[kind]) for name, kind in self._shapes[table].columns.items()])
+
+    def _sync(self, table: str, version: int) -> None:
+        """delta-rs never calls fsync: without this a power cut could lose a commit that Kafka was told of."""
+        folder = self.folder / table
+        commit = folder / "_delta_log" / f"{version:020}.json"
+        actions = [json.loads(line) for line in commit.read_text().splitlines()]
+        files = [folder / action["add"]["path"] for action in actions if "add" in action]
+        for path in (*files, folder, commit, commit.parent):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _shapes(stream: Stream) -> dict[str, _Shape]:
+    text, whole, real, place, flag = pl.String, pl.Int64, pl.Float64, pl.Int32, pl.Boolean
+    at: _Types = {"topic": text, "partition": place, "offset": whole, "arrival_ms": whole}
+    event: _Types = {**at, "event_id": text, "event_time_ms": whole}
+    label: _Types = {**event, "label": pl.Int8, "labelled_at_ms": whole, "source": text}
+    for name in (*stream.entities, *stream.numbers, *stream.categories):
+        if name in label:
+            raise LakeError(
+                f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field"
+            )
+    entities: _Types = dict.fromkeys(stream.entities, text)
+    cells: _Types = {**entities, **dict.fromkeys(stream.numbers, real), **dict.fromkeys(stream.categories, text)}
+    raw: _Types = {"rule": text, "detail": text, "raw": pl.Binary, "raw_bytes": whole, "sha256": text}
+    score: _Types = {"topic": text, "partition": place, "offset": whole, "scores_offset": whole, "event_id": text}
+    score |= {
+        "score": real,
+        "alert": flag,
+        "model": text,
+        "features_hash": text,
+        "late_ms": whole,
+        "out_of_order": flag,
+    }
+    told: _Types = {"told_partition": place, "told_offset": whole, "kind": pl.Int8, "partition": place, "offset": whole}
+    told |= {"at_effective_ms": whole, "at_kind": pl.Int8, "at_partition": place, "at_offset": whole, "at_seq": whole}
+    here = ("partition", "offset")
+    return {
+        "events": _Shape({**event, **cells}, here),
+        "labels": _Shape({**label, **entities}, here),
+        "refused": _Shape({**at, **raw}, here),
+        "scores": _Shape(score, ("partition", "scores_offset")),
+        "places": _Shape(told, ("told_partition", "told_offset")),
+    }
+
+
+def _beyond(rows: pl.DataFrame, place: tuple[str, str], covered: Mapping[int, int]) -> pl.DataFrame:
+    """Rows of the partitions in `covered`, beyond the offset covered there."""
+    partition, offset = place
+    last = pl.col(partition).replace_strict(covered, default=None, return_dtype=pl.Int64)
+    return rows.filter(pl.col(offset) > last)
+
+
+def _app(topic: str, partition: int) -> str:
+    return f"{topic}-{partition}"
+
+
+def _app_arrival(topic: str, partition: int) -> str:
+    return f"{topic}-{partition}/arrival_ms"
+
+
+def _app_topic_id(topic: str) -> str:
+    return f"{topic}/topic_id"
+
+
+def _low_bits(topic_id: str) -> int:
+    """What of a UUID fits into a transaction's version."""
+    return uuid.UUID(topic_id).int & (2**63 - 1)
+
+
+def _app_count(topic: str) -> str:
+    return f"{topic}/partitions"
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

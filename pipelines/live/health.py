@@ -1,0 +1,95 @@
+"""What stands still: a scorer that does nothing must say so, then end. Silence is the worst failure."""
+
+import logging
+import time
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from pipelines.contracts.messages import rfc3339
+from pipelines.errors import BrokerError
+
+MAX_STEP_S = 1.0
+
+
+class Busy(NamedTuple):
+    """Something with work to do: `moved` changes whenever it gets on, `why` says what may keep it from it.
+
+    Where that may be somebody else's doing, `is_fatal` is False: health turns red, the scorer goes on.
+    """
+
+    moved: Hashable
+    why: str
+    is_fatal: bool = True
+
+
+class _Stood(NamedTuple):
+    busy: Busy
+    for_s: float
+
+
+class Watch:
+    """Notices work that does not get on.
+
+    Time in which this process did not run itself (stopped, asleep) does not count: a step counts `MAX_STEP_S` at most.
+
+    Args:
+        red_after_s: from then on `health` says so, s.
+        deadline_s: from then on `check` raises, s.
+    """
+
+    def __init__(self, *, red_after_s: float, deadline_s: float) -> None:
+        self._red_after_s, self._deadline_s = red_after_s, deadline_s
+        self._stood: dict[str, _Stood] = {}
+        self._looked_s: float | None = None
+
+    def look(self, busy: Mapping[str, Busy], now_s: float) -> None:
+        """Take note of everything that has work to do now, by name; `now_s` is a clock that never runs backwards."""
+        step_s = 0.0 if self._looked_s is None else min(now_s - self._looked_s, MAX_STEP_S)
+        self._looked_s = now_s
+        stood = {}
+        for name, at in busy.items():
+            before = self._stood.get(name)
+            still = before is not None and before.busy.moved == at.moved
+            stood[name] = _Stood(at, before.for_s + step_s if before and still else 0.0)
+        self._stood = stood
+
+    @property
+    def health(self) -> str:
+        """ "ok", or since when what has been standing still, and why."""
+        name, worst = _worst(self._stood)
+        if worst is None or worst.for_s < self._red_after_s:
+            return "ok"
+        since = rfc3339(round((time.time() - worst.for_s) * 1000))
+        return f"stalled since {since}: {name}: {worst.busy.why}"
+
+    def check(self) -> None:
+        """Raises BrokerError where something has stood still for too long."""
+        name, worst = _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
+        if worst is not None and worst.for_s >= self._deadline_s:
+            raise BrokerError(
+                f"{name}: nothing moved for {worst.for_s:.0f} s ({worst.busy.why}); nothing is lost, mend that and "
+                "start the scorer again"
+            )
+
+
+def _worst(stood: Mapping[str, _Stood]) -> tuple[str, _Stood | None]:
+    return max(stood.items(), key=lambda item: item[1].for_s, default=("", None))
+
+
+class Seldom:
+    """A warning that repeats itself once a minute at most, with the number of times it was held back."""
+
+    def __init__(self, log: logging.Logger, *, every_s: float = 60.0) -> None:
+        self._log, self._every_s = log, every_s
+        self._due_s = -1.0
+        self._n_held_back = 0
+
+    def warning(self, text: str, *values: object) -> None:
+        """Log it, or count it."""
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            self._n_held_back += 1
+            return
+        more = f" (and {self._n_held_back} times since the last such warning)" if self._n_held_back else ""
+        self._log.warning(text + more, *values)
+        self._due_s, self._n_held_back = now_s + self._every_s, 0

@@ -1,0 +1,308 @@
+"""A lane: the outbox of one partition, and the guarded transactions that empty it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from pipelines.contracts.contract import Refusal
+from pipelines.contracts.messages import (
+    SHORT_TEXT,
+    Progress,
+    RecordSource,
+    Score,
+    cloudevent_headers,
+    cut,
+    encode,
+    key_of,
+    refused_of,
+    rfc3339,
+)
+from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
+from pipelines.faults import Fault, no_fault
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
+from pipelines.kafka.progress import read_progress, transactional_id
+from pipelines.kafka.writer import TransactionalWriter
+from pipelines.live.alerting import alert_of, features_of
+from pipelines.live.outbox import Outbox, OutboxBatch, Row, progress_after
+from pipelines.model import Model
+
+log = logging.getLogger(__name__)
+
+CLAIM_S = 10.0  # how long a new owner may take from fencing us to claiming the partition
+
+
+class Shortening(IntEnum):
+    """What becomes of a row that the broker refuses for its size, one step after the other."""
+
+    WHOLE = 0
+    SHORT = 1  # an alert without reasons and features, a dead letter without raw bytes
+    LETTER = 2  # instead of the score a dead letter under the rule `unpublishable`
+
+
+class Transactions(Protocol):
+    """What a lane needs of a `TransactionalWriter`."""
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LaneSetting:
+    """What all lanes of a scorer share."""
+
+    connection: Connection
+    stream: Stream
+    model: Model
+    definition: str
+    owner: str
+    stall_deadline_s: float = 300.0
+    fault: Fault = no_fault
+
+
+class Lane:
+    """Publishes one partition's outbox: scores, alerts, dead letters and progress, in one transaction per batch.
+
+    The progress record is the authority: after a failed or doubtful transaction the lane opens a new producer (which
+    aborts what was open), reads how far the last committed record says it came, and goes on from the outbox. Once it is
+    stopping it opens none: that would fence the scorer which has taken over meanwhile.
+
+    What the broker refuses for its size is split until the row is found; that one goes out shortened (`Shortening`).
+    What it refuses for another reason, or refuses even then, ends the lane, and with it the scorer.
+    """
+
+    def __init__(self, setting: LaneSetting, partition: int) -> None:
+        self._setting = setting
+        self.partition = partition
+        self._writer: Transactions = self._open()
+        self.progress: Progress | None = None
+        self.outbox = Outbox()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        self.was_stopping = False  # when it failed
+        self.trouble = ""  # why the last transaction failed, until one succeeds
+        self.n_commits = 0
+        self.n_alerts = 0
+        self.n_rebuilt = 0
+        self.n_shortened = 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the thread has ended though nobody asked it to."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stopping.is_set()
+
+    def claim(self, progress: Progress) -> None:
+        """Write a progress record that says who owns the partition from now on."""
+        self._writer.commit([self._progress_message(progress)])
+        self.progress = progress
+
+    def start(self) -> None:
+        """Publish from a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run, name=f"lane-{self.partition}", daemon=True)
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Let the thread publish what is in the outbox, then end."""
+        self._stopping.set()
+        self.outbox.wake()
+
+    def stop(self, *, deadline_s: float = 10.0) -> None:
+        """Publish what is in the outbox, then close."""
+        self.ask_to_stop()
+        if self._thread:
+            self._thread.join(deadline_s)
+        self._writer.close()
+
+    def _run(self) -> None:
+        try:
+            while not (self._stopping.is_set() and not len(self.outbox)):
+                batch = self.outbox.take()
+                if batch.rows or batch.places:
+                    self._publish(batch)
+        except BaseException as error:
+            self.was_stopping = self._stopping.is_set()
+            self.failure = error
+            is_ours = isinstance(error, UnmaskError)
+            log.error("lane %d stops: %s", self.partition, error, exc_info=None if is_ours else error)
+
+    def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
+        """Commit a batch in one transaction, or in several smaller ones; False: what is left must be taken again."""
+        messages, progress, n_alerts = self._messages(batch, shortening)
+        fault = self._setting.fault
+        try:
+            fault("before_flush")
+            self._writer.commit(messages, before_commit=lambda: fault("after_flush"))
+        except BrokerError as error:
+            if isinstance(error, RejectedError) and not isinstance(error, TooLargeError):
+                raise
+            self._rebuild(error)
+            if self.progress != progress:  # it was not committed
+                return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
+        fault("before_outbox_drop")
+        self.progress = progress
+        self.outbox.drop(batch)
+        self.trouble = ""
+        self.n_commits += 1
+        self.n_alerts += n_alerts
+        self.n_shortened += shortening > Shortening.WHOLE
+        fault("after_outbox_drop")
+        return True
+
+    def _publish_smaller(self, batch: OutboxBatch, shortening: Shortening, error: TooLargeError) -> bool:
+        if len(batch.rows) > 1:
+            first, second = batch.halves()
+            return self._publish(first) and self._publish(second)
+        if not batch.rows or shortening == Shortening.LETTER:
+            raise error
+        row = batch.rows[0]
+        log.warning("lane %d: what goes out about offset %d is shortened: %s", self.partition, row.record.offset, error)
+        return self._publish(batch, Shortening(shortening + 1))
+
+    def _rebuild(self, error: BrokerError) -> None:
+        """Open a new producer and let the last committed progress record say what is out."""
+        self.n_rebuilt += 1
+        self.trouble = str(error)
+        log.warning("lane %d: %s; rebuilding", self.partition, error)
+        fenced, wait_s = isinstance(error, FencedError), 0.1
+        until = time.monotonic() + self._setting.stall_deadline_s
+        while True:
+            try:
+                if fenced:
+                    self._wait_for_a_claim()
+                if self._stopping.is_set():
+                    raise error
+                self._writer.close()
+                self._writer = self._open()
+                progress = self._read_progress()
+            except (FencedError, RejectedError):
+                raise
+            except BrokerError as again:
+                if self._stopping.is_set():
+                    raise
+                if time.monotonic() > until:
+                    raise BrokerError(
+                        f"partition {self.partition}: nothing could be published for "
+                        f"{self._setting.stall_deadline_s:g} s ({again}); nothing is lost, start the scorer again once "
+                        "Kafka takes records"
+                    ) from again
+                self.trouble = str(again)
+                log.warning("lane %d: %s; trying again", self.partition, again)
+                self._stopping.wait(wait_s)
+                wait_s = min(2 * wait_s, 5.0)
+                continue
+            self._check_owner(progress)
+            self.progress = progress
+            return
+
+    def _wait_for_a_claim(self) -> None:
+        """A transaction that timed out looks like fencing; the last progress record tells them apart.
+
+        Whoever fenced us claims the partition within seconds: opening a producer before would fence it in turn.
+        """
+        until = time.monotonic() + CLAIM_S
+        while time.monotonic() < until and not self._stopping.is_set():
+            self._check_owner(self._read_progress())
+            self._stopping.wait(0.25)
+
+    def _check_owner(self, progress: Progress | None) -> None:
+        if progress is None or progress.owner != self._setting.owner:
+            raise FencedError(f"partition {self.partition}: another scorer has taken over")
+
+    def _open(self) -> Transactions:
+        return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
+
+    def _read_progress(self) -> Progress | None:
+        return read_progress(self._setting.connection, self._setting.stream, self.partition)
+
+    def _messages(self, batch: OutboxBatch, shortening: Shortening) -> tuple[list[Message], Progress, int]:
+        stream, model = self._setting.stream, self._setting.model
+        short = shortening > Shortening.WHOLE
+        if shortening == Shortening.LETTER:
+            batch = batch._replace(rows=[_unpublishable(row) for row in batch.rows])
+        scored = [row for row in batch.rows if row.event is not None]
+        messages, n_alerts = [], 0
+        if scored:
+            numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
+            categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
+            found = model.score(numeric, categorical)
+            alerting = found > np.float32(model.threshold)
+            values = [float(f"{value:.9g}") for value in found.tolist()]  # nine digits keep a float32 whole
+            n_alerts = int(alerting.sum())
+            scores = [self._score(row, v, a) for row, v, a in zip(scored, values, alerting.tolist(), strict=True)]
+            messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]
+            if n_alerts:
+                explained = model.explain(numeric[alerting], categorical[alerting])
+                raised = [i for i, a in enumerate(alerting) if a]
+                for i, why in zip(raised, explained, strict=True):
+                    event = scored[i].event
+                    assert event is not None
+                    alert = alert_of(
+                        scores[i],
+                        threshold=model.threshold,
+                        event=event,
+                        entity_names=stream.entities,
+                        explained=why,
+                        features=features_of(stream, numeric[i], event),
+                        short=short,
+                    )
+                    messages.append(self._message("alerts", scored[i], alert))
+        for row in batch.rows:
+            if row.refusal is not None:
+                refused = refused_of(
+                    row.refusal,
+                    self._source(row),
+                    row.record.value,
+                    key=row.record.key,
+                    duplicate_of=row.duplicate_of,
+                    short=short,
+                )
+                messages.append(self._message("refused", row, refused))
+        assert self.progress is not None
+        progress = progress_after(self.progress, batch)
+        messages.append(self._progress_message(progress))
+        return messages, progress, n_alerts
+
+    def _score(self, row: Row, value: float, alert: bool) -> Score:
+        assert row.event is not None
+        return Score(
+            event_id=row.event.event_id,
+            score=value,
+            alert=alert,
+            model=self._setting.model.digest,
+            source=self._source(row),
+            event_time=rfc3339(row.event.time_ms),
+            arrival=rfc3339(row.arrival_ms),
+            late_ms=row.late_ms,
+            out_of_order=row.out_of_turn,
+            features_hash=f"{row.features_hash:016x}",
+        )
+
+    def _source(self, row: Row) -> RecordSource:
+        return RecordSource(self._setting.stream.topic("events"), self.partition, row.record.offset)
+
+    def _message(self, kind: str, row: Row, value: msgspec.Struct) -> Message:
+        stream = self._setting.stream
+        headers = cloudevent_headers(kind, stream.name, self._source(row))
+        return Message(stream.topic(kind), encode(value), key_of(row.record.key), self.partition, None, headers)
+
+    def _progress_message(self, progress: Progress) -> Message:
+        return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
+
+
+def _unpublishable(row: Row) -> Row:
+    """A dead letter in the place of a score."""
+    if row.event is None:
+        return row
+    named = cut(row.event.event_id, SHORT_TEXT)
+    refusal = Refusal("unpublishable", f"the scores topic takes no score of event {named}: it is too large")
+    return Row(row.record, row.arrival_ms, row.out_of_turn, refusal=refusal)

@@ -1,0 +1,141 @@
+"""State from the lake: what a snapshot would hold, where no snapshot fits and Kafka has deleted the beginning."""
+
+from collections.abc import Callable, Mapping
+
+import polars as pl
+
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream import Stream
+from pipelines.errors import RestoreError
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import Items, State
+from pipelines.lake.replay import CHUNK, PLACE, items_in_order, placed
+from pipelines.lake.tables import Lake
+from pipelines.live.replica import furthest
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Source, from_kinds, sources
+
+
+def snapshot_from_lake(
+    lake: Lake,
+    stream: Stream,
+    progress: Mapping[int, Progress],
+    *,
+    first: Frontier,
+    ends: Frontier,
+    topic_ids: Mapping[str, str],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Snapshot:
+    """Fold the lake's events and labels up to a moment at which nothing was folded that is not published yet.
+
+    The moment is a place in the one order: before the first event that is not out, before the first label that no
+    published event can have seen, before anything that the lake lacks, and behind the last event that is out.
+
+    Args:
+        progress: the last progress record of every partition.
+        first: the first offset that Kafka keeps, per source.
+        ends: where the sources ended before the lake was last filled.
+        topic_ids: kept in the snapshot.
+        on_progress: called with the number of items folded and the number there are.
+
+    Raises:
+        RestoreError: Kafka has deleted records that are needed after that moment.
+    """
+    n_partitions = progress[0].n_partitions
+    origin = from_kinds(progress[0].origin)
+    rows = _records(lake, stream).filter(_at_or_after(origin)).sort(PLACE)
+    positions = lake.positions()
+    ingested = {s: positions.get((stream.topic(KIND_NAMES[s.kind]), s.partition), 0) for s in ends}
+    cut = _cut(lake, stream, rows, progress, ingested, ends)
+    below = _before(cut)
+
+    state = State(stream, n_partitions)
+    state.topic_ids = dict(topic_ids)
+    items, _ = items_in_order(lake, stream, state.id_key, below & _at_or_after(origin))
+    n = len(items.ids)
+    for begin in range(0, n, CHUNK):
+        state.fold(Items._make(column[begin : begin + CHUNK] for column in items))
+        if on_progress:
+            on_progress(min(begin + CHUNK, n), n)
+    folded, left = rows.filter(below), rows.filter(~below)
+    state.last = _key(folded.tail(1))
+    for source in sources(n_partitions, labels=stream.labels is not None):
+        mine = _of(source)
+        next_row: int | None = left.filter(mine)["offset"].min()  # type: ignore[assignment]
+        reaches = ingested[source] if next_row is None else next_row
+        at = min(reaches, progress[source.partition].next_offset) if source.kind == EVENT else reaches
+        if at < first[source]:
+            at = min(first[source], reaches)  # between them there is nothing but the log's own markers
+        if at < first[source] or (source.kind == EVENT and at > progress[source.partition].next_offset):
+            raise RestoreError(
+                f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {first[source]}, however "
+                f"records from {at} on are needed after the last event that is out: no state can be built that agrees "
+                "with what was published"
+            )
+        state.frontier[source] = at
+        arrival = folded.filter(mine & (pl.col("offset") < at))["arrival_ms"].max()
+        state.arrivals[source] = int(arrival or 0)  # type: ignore[arg-type]
+    return state.snapshot()
+
+
+def _cut(
+    lake: Lake,
+    stream: Stream,
+    rows: pl.DataFrame,
+    progress: Mapping[int, Progress],
+    ingested: Frontier,
+    ends: Frontier,
+) -> Key:
+    """The first place that the state must not hold."""
+    promised = furthest(progress)
+    is_out = {Source(EVENT, p): record.next_offset for p, record in progress.items()}
+    events, labels = rows.filter("is_event"), rows.filter(~pl.col("is_event"))
+    open_events = _at_or_after(is_out)
+    bounds = [_key(events.filter(open_events).head(1))]
+    if promised is not None:
+        bounds.append(_key(labels.filter(_at_or_after(promised)).head(1)))
+    arrivals = lake.arrivals()
+    for source, end in ends.items():
+        if ingested[source] < end:
+            arrival = arrivals.get((stream.topic(KIND_NAMES[source.kind]), source.partition), 0)
+            lag_ms = stream.labels.lag_ms if stream.labels and source.kind == LABEL else 0
+            bounds.append(Key(arrival + lag_ms, *source, ingested[source]))
+    last_out = _key(events.filter(~open_events).tail(1))
+    bounds.append(Key(0, LABEL, 0, 0) if last_out is None else last_out._replace(seq=last_out.seq + 1))
+    return min(bound for bound in bounds if bound is not None)
+
+
+def _records(lake: Lake, stream: Stream) -> pl.DataFrame:
+    """Every record of the input, accepted or refused, with its place."""
+    columns = ["partition", "offset", "arrival_ms"]
+    kept = [*columns, "is_event", *PLACE]
+    frames = []
+    for kind in (LABEL, EVENT) if stream.labels else (EVENT,):
+        name = KIND_NAMES[kind]
+        frames.append(placed(lake, stream, name, kind, columns=columns).select(kept))
+        refused = placed(lake, stream, "refused", kind, columns=["topic", *columns])
+        frames.append(refused.filter(pl.col("topic") == stream.topic(name)).select(kept))
+    return pl.concat(frames)
+
+
+def _of(source: Source) -> pl.Expr:
+    return (pl.col("is_event") == (source.kind == EVENT)) & (pl.col("partition") == source.partition)
+
+
+def _at_or_after(offsets: Frontier) -> pl.Expr:
+    """Records at or beyond their source's offset; of a source that is not named, all."""
+    before = pl.lit(False)
+    for source, offset in offsets.items():
+        before |= _of(source) & (pl.col("offset") < offset)
+    return ~before
+
+
+def _before(cut: Key) -> pl.Expr:
+    """Places before one, compared as tuples are."""
+    before = pl.lit(False)
+    for name, value in reversed(list(zip(PLACE, cut, strict=True))):
+        before = (pl.col(name) < value) | ((pl.col(name) == value) & before)
+    return before
+
+
+def _key(row: pl.DataFrame) -> Key | None:
+    return Key(*row.select(PLACE).row(0)) if row.height else None

@@ -1,0 +1,318 @@
+"""What an operator does next: what keeps a scorer from starting, what the way on keeps and loses, and the way itself.
+
+`plan` decides from facts alone; `Recovery` gathers the facts and carries a plan out.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from pipelines.contracts.contract import Event, EventContract
+from pipelines.contracts.messages import Progress, RecordSource, encode
+from pipelines.contracts.stream import Stream
+from pipelines.errors import LakeError, RestoreError
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import State, items_of
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message, Position
+from pipelines.kafka.progress import progress_of, transactional_id
+from pipelines.kafka.writer import TransactionalWriter
+from pipelines.lake.ingest import ingest
+from pipelines.lake.tables import Lake
+from pipelines.live.rebuild import snapshot_from_lake
+from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
+from pipelines.live.replica import is_ahead
+from pipelines.live.takeover import (
+    input_ids,
+    partition_counts,
+    unfit,
+    widened,
+)
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Item, Key, Record, Source, sources
+
+log = logging.getLogger(__name__)
+
+_SAMPLE = 5_000
+
+
+class Recovery:
+    """Finds what keeps a stream's scorer from starting, and mends it.
+
+    Args:
+        snapshots: the scorer's folder of snapshots.
+    """
+
+    def __init__(self, connection: Connection, stream: Stream, *, snapshots: Path, lake: Lake) -> None:
+        self._connection, self._stream, self._snapshots, self._lake = connection, stream, snapshots, lake
+
+    def plan(self) -> RecoveryPlan | None:
+        """What would be done next; changes nothing.
+
+        Raises:
+            RestoreError: there is no way on, or the progress was written by a newer version.
+            BrokerError: a topic is missing, or Kafka does not answer.
+        """
+        return plan(self._facts())
+
+    def carry_out(self, told: RecoveryPlan, *, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Do what was planned, after fencing whoever scores now; all progress records are written in one transaction.
+
+        Raises:
+            RestoreError: the stream has changed since the plan was made, or the lake cannot give the state.
+            FencedError: a scorer has taken over meanwhile.
+        """
+        counts = partition_counts(self._connection, self._stream)
+        with self._fenced(max(counts.values())) as writer:
+            facts = self._facts()
+            now = plan(facts)
+            if now is None or now.name != told.name:
+                raise RestoreError("the stream has changed since the plan was made; run `unmask recover` again")
+            if now.add_partitions:
+                wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
+                topics.add_partitions(self._connection, wider)
+            snapshot = self._snapshot_from_lake(facts, on_progress) if now.from_lake else None
+            for what in now.aside:
+                moved_aside(self._snapshots if what == "snapshots" else self._lake.folder)
+            if snapshot is not None:
+                self._snapshots.mkdir(parents=True, exist_ok=True)
+                snapshot.write(self._snapshots / f"{sum(snapshot.frontier.values()):020d}.snapshot")
+            owner = f"recover-{uuid.uuid4().hex[:8]}"
+            topic = self._stream.topic("progress")
+            messages = [
+                Message(topic, encode(msgspec.structs.replace(record, owner=owner)), None, p)
+                for p, records in now.progress.items()
+                for record in records
+            ]
+            if messages:
+                writer.commit(messages)
+            self._reset_outdated()
+
+    def records_per_s(self) -> float:
+        """How fast this machine reads and folds the stream's events, measured on the first ones that Kafka keeps."""
+        topic, stream = self._stream.topic("events"), self._stream
+        contract = EventContract(stream)
+        spans = topics.bounds(self._connection, [topic])
+        (_, p), (first, end) = max(spans.items(), key=lambda span: span[1][1] - span[1][0])
+        seconds, n = 0.0, 0
+        for _ in range(2):  # the first time, the kernel is compiled
+            n, began_s, state = 0, time.perf_counter(), State(stream, len(spans))
+            for batch in topics.read_between(self._connection, {(topic, p): (first, min(end, first + _SAMPLE))}):
+                decoded = []
+                for r in batch:
+                    event = contract.decode(r.value, r.key, r.timestamp_ms)
+                    if isinstance(event, Event):
+                        record = Record(EVENT, r.partition, r.offset, r.timestamp_ms, r.key, r.value)
+                        key = Key(r.timestamp_ms, EVENT, r.partition, r.offset)
+                        decoded.append((Item(key, r.timestamp_ms, record, False), event))
+                if decoded:
+                    state.fold(items_of(decoded, stream))
+                n += len(batch)
+            seconds = time.perf_counter() - began_s
+        return n / seconds if n else 0.0
+
+    @contextmanager
+    def _fenced(self, n_partitions: int) -> Iterator[TransactionalWriter]:
+        """Producers of all lanes: a scorer that runs can publish nothing more. Yields the first."""
+        with ExitStack() as stack:
+            writers = []
+            for p in range(n_partitions):
+                writer = TransactionalWriter(self._connection, transactional_id(self._stream, p))
+                stack.callback(writer.close)
+                writers.append(writer)
+            yield writers[0]
+
+    def _facts(self) -> Facts:
+        connection, stream = self._connection, self._stream
+        counts = partition_counts(connection, stream)
+        inputs = sources(counts["events"], labels=stream.labels is not None)
+        spans = topics.bounds(connection, [stream.topic(KIND_NAMES[kind]) for kind in {s.kind for s in inputs}])
+        by_source = {s: spans.get((stream.topic(KIND_NAMES[s.kind]), s.partition), (0, 0)) for s in inputs}
+        topic_ids = input_ids(connection, stream)
+        definition = State(stream, counts["events"]).digest
+        outputs = topics.bounds(connection, [stream.topic(kind) for kind in OUTPUTS])
+        ends = {kind: {p: e for (t, p), (_, e) in outputs.items() if t == stream.topic(kind)} for kind in OUTPUTS}
+        progress, garbled, readable = self._progress(counts["progress"])
+        published = {
+            p: found
+            for p, record in progress.items()
+            if record is None and (found := self._published(p, outputs, readable.get(p)))
+        }
+        fits, meta = self._best_snapshot(progress, by_source, topic_ids, definition, counts["events"])
+        positions = self._lake.positions()
+        columns = set(self._lake.columns("events"))
+        return Facts(
+            stream,
+            definition,
+            counts,
+            topic_ids,
+            by_source,
+            ends,
+            progress,
+            garbled,
+            readable,
+            published,
+            snapshot_fits=fits,
+            newest_meta=meta,
+            lake_ends={s: at for s in inputs if (at := positions.get((stream.topic(KIND_NAMES[s.kind]), s.partition)))},
+            told=self._told() if published else [],
+            fields_joined=tuple(
+                name
+                for name in (*stream.entities, *stream.numbers, *stream.categories)
+                if columns and name not in columns
+            ),
+            outdated=tuple(self._outdated().values()),
+        )
+
+    def _progress(self, n_partitions: int) -> tuple[dict[int, Progress | None], dict[int, str], dict[int, Progress]]:
+        """The last record of every partition; where it is none of ours, why, and the newest that is."""
+        topic = self._stream.topic("progress")
+        progress: dict[int, Progress | None] = {}
+        garbled: dict[int, str] = {}
+        readable: dict[int, Progress] = {}
+        for p in range(n_partitions):
+            last = topics.last_record(self._connection, topic, p)
+            try:
+                progress[p] = None if last is None else progress_of(last)
+                continue
+            except RestoreError as error:
+                if "newer version" in str(error):
+                    raise
+                progress[p], garbled[p] = None, str(error).partition("; see to that")[0]
+            for batch in topics.read_between(
+                self._connection, {(topic, p): topics.bounds(self._connection, [topic])[topic, p]}
+            ):
+                for record in batch:
+                    try:
+                        readable[p] = progress_of(record)
+                    except RestoreError:
+                        continue
+        return progress, garbled, readable
+
+    def _published(
+        self, partition: int, outputs: Mapping[Position, tuple[int, int]], books: Progress | None
+    ) -> Published | None:
+        """What the scores and dead letters of a partition say; None where there are none."""
+        stream = self._stream
+        spans = {}
+        for kind in ("scores", "refused"):
+            position = (stream.topic(kind), partition)
+            if position in outputs:
+                first, end = outputs[position]
+                spans[position] = (max(first, books.outcomes_from.get(kind, 0) if books else 0), end)
+        n = {"scores": 0, "refused": 0, "duplicates": 0}
+        first_at, last_at, n_flagged, model = None, -1, 0, ""
+        for batch in topics.read_between(self._connection, spans):
+            for record in batch:
+                try:
+                    outcome = msgspec.json.decode(record.value or b"", type=_Outcome)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    continue
+                at = outcome.source
+                if (at.topic, at.partition) != (stream.topic("events"), partition):
+                    continue
+                is_score = record.topic == stream.topic("scores")
+                n["scores" if is_score else "refused" if outcome.duplicate_of is None else "duplicates"] += 1
+                first_at = at.offset if first_at is None else min(first_at, at.offset)
+                last_at = max(last_at, at.offset)
+                n_flagged += outcome.out_of_order
+                model = outcome.model or model
+        if first_at is None:
+            return None
+        return Published(first_at, last_at, n["scores"], n["refused"], n["duplicates"], n_flagged, model)
+
+    def _best_snapshot(
+        self,
+        progress: Mapping[int, Progress | None],
+        spans: Mapping[Source, tuple[int, int]],
+        topic_ids: Mapping[str, str],
+        definition: str,
+        n_partitions: int,
+    ) -> tuple[bool, Mapping[str, object] | None]:
+        """Whether a scorer would find a snapshot, and what the newest that can be read says of itself."""
+        known = {p: record for p, record in progress.items() if record is not None}
+        newest = None
+        for path in sorted(self._snapshots.glob("*.snapshot"), reverse=True):
+            try:
+                snapshot = widened(Snapshot.read(path), n_partitions)
+                newest = newest or snapshot.meta
+                if is_ahead(snapshot.frontier, known) or unfit(snapshot, spans, topic_ids):
+                    continue
+                if State.restore(self._stream, snapshot).digest == definition:
+                    return True, newest
+            except (RestoreError, OSError, ValueError, KeyError) as error:
+                log.info("snapshot %s is not used: %s", path.name, error)
+        return False, newest
+
+    def _snapshot_from_lake(self, facts: Facts, on_progress: Callable[[int, int], None] | None) -> Snapshot:
+        """Bring the lake up to date, then fold it."""
+        first: Frontier = {s: span[0] for s, span in facts.spans.items()}
+        ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
+        try:
+            ingest(self._connection, self._stream, self._lake)
+            return snapshot_from_lake(
+                self._lake,
+                self._stream,
+                facts.known,
+                first=first,
+                ends=ends,
+                topic_ids=facts.topic_ids,
+                on_progress=on_progress,
+            )
+        except (LakeError, RestoreError) as error:
+            raise RestoreError(
+                f"{error}. The lake cannot give the state; to go on with what Kafka keeps, move {self._lake.folder} "
+                "away and run `unmask recover` again"
+            ) from error
+
+    def _told(self) -> list[list[int]]:
+        """Places of what was folded out of turn, as progress records told them."""
+        columns = ["kind", "partition", "offset", "at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
+        rows = self._lake.read("places", columns=columns).unique(["kind", "partition", "offset"], keep="last")
+        return [list(row) for row in rows.sort("kind", "partition", "offset").iter_rows()]
+
+    def _outdated(self) -> dict[str, str]:
+        """Tables of the lake that were filled from an output topic which was made anew since -> the topic's kind."""
+        outdated = {}
+        for table, kind in (("scores", "scores"), ("places", "progress")):
+            topic = self._stream.topic(kind)
+            noted = {p: at for (t, p), at in self._lake.positions().items() if t == topic}
+            if noted:
+                spans = topics.bounds(self._connection, [topic])
+                shorter = any(spans.get((topic, p), (0, 0))[1] < at for p, at in noted.items())
+                topic_id = topics.topic_ids(self._connection, [topic]).get(topic)
+                if shorter or not self._lake.is_filled_from(table, topic, topic_id):
+                    outdated[table] = kind
+        return outdated
+
+    def _reset_outdated(self) -> None:
+        """Let the lake read output topics that were made anew from their beginning."""
+        for table, kind in self._outdated().items():
+            topic = self._stream.topic(kind)
+            partitions = [p for (t, p) in self._lake.positions() if t == topic]
+            topic_id = topics.topic_ids(self._connection, [topic]).get(topic)
+            self._lake.reset(table, topic, dict.fromkeys(partitions, -1), topic_id)
+
+
+class _Outcome(msgspec.Struct):
+    """What progress is made again from."""
+
+    source: RecordSource
+    model: str = ""
+    out_of_order: bool = False
+    duplicate_of: int | None = None
+
+
+def moved_aside(folder: Path) -> Path | None:
+    """Rename a folder so that its place is free; None where there is none."""
+    if not folder.exists():
+        return None
+    to = folder.with_name(f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+    folder.rename(to)
+    return to

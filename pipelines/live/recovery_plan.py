@@ -1,0 +1,411 @@
+"""What keeps a scorer from starting, and the way on: decisions only, no input or output."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream import Stream
+from pipelines.errors import RestoreError
+from pipelines.live.takeover import Change, first_progress, head_is_gone, what_changed
+from pipelines.order import EVENT, Source, by_kind, from_kinds
+
+MAX_PLACES = 1_000  # per progress record
+OUTPUTS = ("scores", "refused", "progress")
+Name = Literal["garbled", "emptied", "remade", "widened", "redefined", "headless", "forgotten", "unlike_lake"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a partition's scores and dead letters say, with the offsets of their first and last event."""
+
+    first: int
+    last: int
+    n_scored: int
+    n_refused: int
+    n_duplicates: int
+    n_out_of_turn: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is there. Partitions without a progress record that can be read have None in `progress`.
+
+    Args:
+        definition: digest of the stream file's features.
+        counts: number of partitions per topic kind.
+        topic_ids: of the input topics by kind, where the broker has any.
+        spans: first offset kept and end of every input partition; (0, 0) where a topic lacks a partition.
+        output_ends: end of every partition, per kind in `OUTPUTS`.
+        garbled: why a partition's last progress record cannot be read.
+        readable: the newest record that can, of those partitions.
+        published: of the partitions without progress.
+        snapshot_fits: whether a scorer would find a snapshot to go on from.
+        newest_meta: of the newest snapshot that can be read, whether it fits or not.
+        lake_ends: how far the lake has come, per source; empty where there is no lake.
+        told: places of records folded out of turn, as the lake knows them.
+        fields_joined: fields of the stream that the lake's events lack.
+        outdated: kinds of output topics that were made anew since the lake was filled from them.
+    """
+
+    stream: Stream
+    definition: str
+    counts: Mapping[str, int]
+    topic_ids: Mapping[str, str]
+    spans: Mapping[Source, tuple[int, int]]
+    output_ends: Mapping[str, Mapping[int, int]]
+    progress: Mapping[int, Progress | None]
+    garbled: Mapping[int, str] = field(default_factory=dict)
+    readable: Mapping[int, Progress] = field(default_factory=dict)
+    published: Mapping[int, Published] = field(default_factory=dict)
+    snapshot_fits: bool = True
+    newest_meta: Mapping[str, object] | None = None
+    lake_ends: Mapping[Source, int] = field(default_factory=dict)
+    told: list[list[int]] = field(default_factory=list)
+    fields_joined: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
+
+    @property
+    def n_partitions(self) -> int:
+        return self.counts["events"]
+
+    @property
+    def known(self) -> dict[int, Progress]:
+        return {p: record for p, record in self.progress.items() if record is not None}
+
+    @property
+    def n_input(self) -> int:
+        """Records that Kafka keeps of the input."""
+        return sum(end - first for first, end in self.spans.values())
+
+
+@dataclass(frozen=True)
+class RecoveryPlan:
+    """What happened, what the way on keeps, loses and scores again, and what is done.
+
+    Args:
+        n_records: that are read and folded again, by the command or by the scorer's next start.
+        progress: records to write, per partition.
+        add_partitions: how many partitions topics shall have, by kind.
+        aside: what is renamed, never deleted.
+        from_lake: whether a snapshot is made from the lake.
+    """
+
+    name: Name
+    found: str
+    kept: str
+    lost: str
+    scored_again: str
+    n_records: int = 0
+    progress: Mapping[int, list[Progress]] = field(default_factory=dict)
+    add_partitions: Mapping[str, int] = field(default_factory=dict)
+    aside: tuple[Literal["snapshots", "lake"], ...] = ()
+    from_lake: bool = False
+
+    def words(self, records_per_s: float) -> list[tuple[str, str]]:
+        """For people: titles and sentences."""
+        seconds = f"about {self.n_records / records_per_s:,.0f} s" if records_per_s else "not measured: no events"
+        at = f" at {records_per_s:,.0f} a second, measured now" if records_per_s else ""
+        return [
+            ("what happened", self.found),
+            ("kept", self.kept),
+            ("lost", self.lost),
+            ("scored again", self.scored_again),
+            ("time", f"{seconds} ({self.n_records:,} records are read{at})"),
+        ]
+
+
+def plan(facts: Facts) -> RecoveryPlan | None:
+    """The next thing to do, None where a scorer can start. Several things may be the matter: ask again afterwards.
+
+    Raises:
+        RestoreError: there is no way on.
+    """
+    for look in (_garbled, _emptied, _remade, _widened, _redefined, _headless, _unlike_lake):
+        if found := look(facts):
+            return found
+    return None
+
+
+def _garbled(facts: Facts) -> RecoveryPlan | None:
+    """The last progress record is none of ours, and an earlier one agrees with what was published."""
+    good = {
+        p: record
+        for p, record in facts.readable.items()
+        if p not in facts.published or facts.published[p].last < record.next_offset
+    }
+    if not good:
+        return None
+    return RecoveryPlan(
+        "garbled",
+        f"{next(iter(facts.garbled[p] for p in good))}",
+        "everything; the newest progress record of Unmask is written again",
+        "nothing",
+        "nothing",
+        progress={p: [msgspec.structs.replace(record, out_of_turn=[])] for p, record in good.items()},
+    )
+
+
+def _emptied(facts: Facts) -> RecoveryPlan | None:
+    """Progress is gone though something was published: it is made again from the scores and dead letters."""
+    known = facts.known
+    n_told = max((record.n_partitions for record in known.values()), default=facts.counts["progress"])
+    empty = [p for p, record in facts.progress.items() if record is None and p < n_told]
+    if not any(p in facts.published for p in empty) and not any(record.frontier for record in known.values()):
+        return None
+    if not empty:
+        return None
+    meta = facts.newest_meta or {}
+    told_ids: dict[str, str] = meta.get("topic_ids") or dict(facts.topic_ids)  # type: ignore[assignment]
+    # Offset 0: what was folded before the first score is not known any more. Kafka's beginning, a snapshot or the lake.
+    nothing = dict.fromkeys(facts.spans, (0, 0))
+    records: dict[int, list[Progress]] = {}
+    for p in empty:
+        at = facts.spans[Source(EVENT, p)][0]
+        out = facts.published.get(p) or Published(at, at - 1, 0, 0, 0, 0, "")
+        record = first_progress(
+            out.last + 1,
+            n_partitions=n_told,
+            definition=str(meta.get("definition") or facts.definition),
+            model=out.model,
+            owner="",
+            bounds={s: span for s, span in nothing.items() if s.partition < n_told},
+            topic_ids=told_ids,
+        )
+        records[p] = [
+            msgspec.structs.replace(
+                record, start=out.first, n_scored=out.n_scored, n_refused=out.n_refused,
+                n_duplicates=out.n_duplicates, definition_start=out.first,
+            )
+        ]  # fmt: skip
+    n_flagged = sum(out.n_out_of_turn for out in facts.published.values())
+    if facts.told:
+        teller, begin = records[empty[0]], facts.output_ends["progress"].get(empty[0], 0)
+        teller[0] = msgspec.structs.replace(
+            teller[0],
+            n_out_of_turn=len(facts.told),
+            retold=[begin, begin + -(-len(facts.told) // MAX_PLACES)],
+        )
+        teller[:] = [
+            msgspec.structs.replace(teller[0], out_of_turn=facts.told[at : at + MAX_PLACES])
+            for at in range(0, len(facts.told), MAX_PLACES)
+        ]
+    else:
+        records[empty[0]][0] = msgspec.structs.replace(records[empty[0]][0], n_out_of_turn=n_flagged)
+    lost = "where scoring began, if not at the first event that was published"
+    if n_flagged and not facts.told:
+        lost += (
+            f"; where {n_flagged:,} events were folded that came out of turn: features near them may come out otherwise"
+        )
+    named = ", ".join(map(str, empty))
+    garbled = "; ".join(facts.garbled[p] for p in empty if p in facts.garbled)
+    return RecoveryPlan(
+        "emptied",
+        garbled
+        or f"{facts.stream.topic('progress')} has no record of partitions {named} though scores were published: it was "
+        "emptied",
+        "every score and dead letter; progress is made again from them",
+        lost,
+        "nothing that has a score or a dead letter; in a partition without any, every event that Kafka keeps",
+        n_records=sum(out.n_scored + out.n_refused + out.n_duplicates for out in facts.published.values()),
+        progress=records,
+    )
+
+
+def _remade(facts: Facts) -> RecoveryPlan | None:
+    """An input topic was deleted and made anew: new books begin."""
+    stream, remade, words = facts.stream, set[str](), ""
+    for p, record in facts.known.items():
+        for kind, told in record.topic_ids.items():
+            if facts.topic_ids.get(kind, told) != told:
+                remade.add(kind)
+        changed = _change(facts, p, record)
+        if changed and changed.kind == "remade":
+            words = words or changed.words
+            if not any(facts.topic_ids.get(kind, told) != told for kind, told in record.topic_ids.items()):
+                remade.add("events")
+    if not remade:
+        return None
+    n = facts.n_partitions
+    if n < max(facts.counts.values()):
+        raise RestoreError(
+            f"{words}; it has {n} partitions, the other topics of {stream.topics} have up to "
+            f"{max(facts.counts.values())}: give the events as many, then run `unmask recover` again"
+        )
+    records, n_again = {}, 0
+    for p in range(n):
+        first, end = facts.spans[Source(EVENT, p)]
+        before = facts.progress.get(p)
+        at = first if "events" in remade or before is None else before.next_offset
+        n_again += end - at
+        record = first_progress(
+            at, n_partitions=n, definition=facts.definition, model=before.model if before else "", owner="",
+            bounds=facts.spans, topic_ids=facts.topic_ids,
+        )  # fmt: skip
+        begin = {kind: facts.output_ends[kind].get(p, 0) for kind in OUTPUTS}
+        records[p] = [msgspec.structs.replace(record, outcomes_from=begin)]
+    what = " and ".join(sorted(remade))
+    return RecoveryPlan(
+        "remade",
+        words,
+        "everything that was published (audits leave it out from now on); snapshots and the lake, under another name",
+        "what the old topic's records had told about entities: their history begins with what Kafka holds now",
+        f"every event of the new topic: {n_again:,}"
+        if "events" in remade
+        else f"nothing; {what} only were made anew, the events go on where they were",
+        n_records=facts.n_input,
+        progress=records,
+        add_partitions={kind: n for kind, count in facts.counts.items() if count < n},
+        aside=("snapshots", "lake"),
+    )
+
+
+def _widened(facts: Facts) -> RecoveryPlan | None:
+    """Partitions were added: the old ones go on, the new ones are scored from their beginning."""
+    n, known = facts.n_partitions, facts.known
+    add = {kind: n for kind, count in facts.counts.items() if count < n}
+    if not add and all(record.n_partitions == n for record in known.values()):
+        return None
+    records: dict[int, list[Progress]] = {}
+    n_new = 0
+    if known:
+        any_record = next(iter(known.values()))
+        origin = dict.fromkeys(facts.spans, 0) | from_kinds(any_record.origin)
+        for p in range(n):
+            before = facts.progress.get(p)
+            if before is None:
+                first, end = facts.spans[Source(EVENT, p)]
+                n_new += end - first
+                before = first_progress(
+                    first, n_partitions=n, definition=any_record.definition, model=any_record.model, owner="",
+                    bounds=facts.spans, topic_ids=any_record.topic_ids,
+                )  # fmt: skip
+            records[p] = [msgspec.structs.replace(before, n_partitions=n, origin=by_kind(origin, n), out_of_turn=[])]
+    told = next((record.n_partitions for record in known.values()), min(facts.counts.values()))
+    return RecoveryPlan(
+        "widened",
+        f"partitions were added: the stream had {told}, its events have {n} now",
+        "everything; what the other topics lack is created",
+        "a repeated event id is not known again where its key has moved to another partition",
+        f"nothing; the new partitions are scored from their beginning: {n_new:,} events",
+        n_records=n_new,
+        progress=records,
+        add_partitions=add,
+    )
+
+
+def _redefined(facts: Facts) -> RecoveryPlan | None:
+    """The features are others now: the state is made again, what was published stays."""
+    known = facts.known
+    if not known or all(record.definition == facts.definition for record in known.values()):
+        return None
+    words = next(c.words for p, record in known.items() if (c := _change(facts, p, record)))
+    # The lake took what the old stream file named; Kafka still has the rest, if it has everything that the lake has.
+    lake_anew = bool(facts.fields_joined) and all(first == 0 for first, _ in facts.spans.values())
+    return RecoveryPlan(
+        "redefined",
+        words,
+        "every score and dead letter" + ("" if lake_anew else ", the lake"),
+        "nothing; the skew audit compares only what is scored from now on. Snapshots"
+        + (f" and the lake (it lacks {', '.join(facts.fields_joined)})" if lake_anew else "")
+        + " are renamed and made anew",
+        "nothing; what was published is folded again under the new features",
+        n_records=facts.n_input,
+        progress={
+            p: [
+                msgspec.structs.replace(
+                    record, definition=facts.definition, definition_start=record.next_offset, out_of_turn=[]
+                )
+            ]
+            for p, record in known.items()
+        },
+        aside=("snapshots", "lake") if lake_anew else ("snapshots",),
+    )
+
+
+def _headless(facts: Facts) -> RecoveryPlan | None:
+    """No snapshot fits and Kafka has deleted the beginning: the state comes from the lake, if that has it."""
+    known = facts.known
+    if facts.snapshot_fits or len(known) < facts.n_partitions:
+        return None
+    origin = from_kinds(known[0].origin)
+    gone = head_is_gone(facts.stream, origin, facts.spans)
+    if not gone:
+        return None
+    found = f"{gone}, and no snapshot fits"
+    if facts.lake_ends and all(facts.lake_ends.get(s, 0) >= facts.spans[s][0] for s in origin):
+        return RecoveryPlan(
+            "headless",
+            found,
+            "everything; the state is made from the lake",
+            "nothing, if the lake began where the scorer did; else what happened before",
+            "nothing",
+            n_records=sum(facts.lake_ends.values()),
+            aside=("snapshots",),
+            from_lake=True,
+        )
+    n_lost = sum(max(0, facts.spans[Source(EVENT, p)][0] - record.next_offset) for p, record in known.items())
+    new_origin = by_kind({s: span[0] for s, span in facts.spans.items()}, facts.n_partitions)
+    return RecoveryPlan(
+        "forgotten",
+        f"{found}, and the lake does not have what Kafka has deleted",
+        "every score and dead letter; snapshots and the lake, under another name",
+        "what happened before the records that Kafka keeps: entities' history begins there"
+        + (f"; {n_lost:,} events that nobody scored are gone, `unmask reconcile` will name them" if n_lost else ""),
+        "nothing",
+        n_records=facts.n_input,
+        progress={
+            p: [
+                msgspec.structs.replace(
+                    record,
+                    next_offset=(at := max(record.next_offset, facts.spans[Source(EVENT, p)][0])),
+                    origin=new_origin,
+                    frontier=None,
+                    definition_start=at,
+                    out_of_turn=[],
+                )
+            ]
+            for p, record in known.items()
+        },
+        aside=("snapshots", "lake"),
+    )
+
+
+def _unlike_lake(facts: Facts) -> RecoveryPlan | None:
+    """An output topic was made anew: the lake reads it from its beginning, and scores are counted from now on."""
+    if not facts.outdated:
+        return None
+    named = " and ".join(facts.stream.topic(kind) for kind in facts.outdated)
+    records = {}
+    if "scores" in facts.outdated:
+        for p, record in facts.known.items():
+            begin = record.outcomes_from | {"scores": 0, "refused": facts.output_ends["refused"].get(p, 0)}
+            records[p] = [
+                msgspec.structs.replace(
+                    record, start=record.next_offset, n_scored=0, n_refused=0, n_duplicates=0, outcomes_from=begin,
+                    out_of_turn=[],
+                )
+            ]  # fmt: skip
+    return RecoveryPlan(
+        "unlike_lake",
+        f"{named} was deleted and made anew since the lake was filled from it",
+        "the lake's rows; it reads the new topic from its beginning",
+        "what only the deleted topic held" + ("; audits count scores from now on" if records else ""),
+        "nothing",
+        progress=records,
+    )
+
+
+def _change(facts: Facts, partition: int, record: Progress) -> Change | None:
+    return what_changed(
+        record,
+        facts.stream,
+        partition,
+        n_partitions=facts.n_partitions,
+        definition=facts.definition,
+        topic_ids=facts.topic_ids,
+        end=facts.spans[Source(EVENT, partition)][1] if Source(EVENT, partition) in facts.spans else 0,
+    )

@@ -1,0 +1,188 @@
+"""A replica without its broker: one order -> contract -> fold -> what each partition's outbox gets, and restarts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.contracts.messages import Progress
+from pipelines.faults import Fault, no_fault
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import State, items_of
+from pipelines.live.outbox import Put, Row
+from pipelines.order import LABEL, Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
+
+CHUNK = 2_000
+
+
+@dataclass
+class ScorerCounters:
+    """What a replica has done since it started."""
+
+    n_read: int = 0
+    n_folded: int = 0
+    n_out_of_turn: int = 0
+    n_unknown_fields: int = 0
+    n_broken_labels: int = 0
+    n_late: int = 0
+    n_snapshots: int = 0
+    n_snapshots_failed: int = 0
+
+
+class Replica:
+    """Folds records in the one order, so that a restart agrees with everything that was published before.
+
+    What was published depends on three things, and a restart takes them from the progress records: on the log, on the
+    *promise* (the furthest frontier told: what lies in it is folded before everything else), and on the *places* told
+    of what came out of turn. A promise never shrinks, and a place is told in the transaction that first depends on it.
+
+    Args:
+        state: blank, or restored from a snapshot that is not ahead of `progress`.
+        progress: the last progress record of every partition.
+        told: every place that progress records told of what `needed_places(state)` names.
+        order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
+    """
+
+    def __init__(
+        self, state: State, progress: Mapping[int, Progress], told: Places, *, order_wait_ms: int = 50
+    ) -> None:
+        self.state = state
+        self.counters = ScorerCounters()
+        self._events, self._labels = EventContract(state.stream), LabelContract(state.stream)
+        self._published = [progress[p].next_offset for p in range(state.n_partitions)]
+        self._promised = furthest(progress) or {}
+        self._told = told
+        state.places = [place for place in state.places if (*place[:3],) not in told]
+        self.merge = Merge(
+            state.frontier,
+            label_lag_ms=state.stream.labels.lag_ms if state.stream.labels else 0,
+            arrivals=state.arrivals,
+            last=state.last,
+            places={
+                record: place for record, place in told.items() if record[2] >= state.frontier[Source(*record[:2])]
+            },
+            folded_first=self._promised or None,
+            order_wait_ms=order_wait_ms,
+        )
+
+    def restored_puts(self) -> list[Put]:
+        """What a snapshot's state owes every outbox: places that nobody has told yet."""
+        return [Put([], self.state.places, self._frontier())] * self.state.n_partitions
+
+    def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
+        """Fold what can no longer be preceded; per chunk, one put for each partition's outbox.
+
+        An exception on the way, here or where a put is taken, leaves half a step: no snapshot can be taken any more.
+        """
+        with self.state.step():
+            released = self.merge.release()
+            for start in range(0, len(released), chunk):
+                yield self._fold(released[start : start + chunk], fault)
+
+    def n_untold(self, progress: Mapping[int, Progress]) -> int:
+        """Number of places that a snapshot has to hold, because `progress` has not told them."""
+        told = furthest(progress) or {}
+        self.state.places = [p for p in self.state.places if p[2] >= told.get(Source(p[0], p[1]), 0)]
+        return len(self.state.places)
+
+    def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
+        """The state as of now; what `progress` has told meanwhile need not be told again."""
+        self.n_untold(progress)
+        return self.state.snapshot()
+
+    def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
+        """Decode, fold, and make a row of every event record that is not out yet."""
+        state, counters = self.state, self.counters
+        rows: list[list[Row]] = [[] for _ in range(state.n_partitions)]
+        decoded: list[tuple[Item, Event | Label]] = []
+        pending: list[tuple[Item, Event | Refusal, int]] = []
+        places: list[list[int]] = []
+        for item in items:
+            record = item.record
+            if item.out_of_turn and (record.kind, record.partition, record.offset) not in self._told:
+                places.append([record.kind, record.partition, record.offset, *item.key])
+            if record.kind == LABEL:
+                label = None if record.unreadable else self._labels.decode(record.value, record.key)
+                if isinstance(label, Label):
+                    decoded.append((item, label))
+                else:
+                    counters.n_broken_labels += 1
+                continue
+            if record.unreadable:
+                pending.append((item, Refusal("unreadable_record", record.unreadable), -1))
+                continue
+            event = self._events.decode(record.value, record.key, item.arrival_ms)
+            if isinstance(event, Event):
+                counters.n_unknown_fields += event.n_unknown
+                pending.append((item, event, len(decoded)))
+                decoded.append((item, event))
+            else:
+                pending.append((item, event, -1))
+        fault("mid_fold")
+        folded = state.fold(items_of(decoded, state.stream, state.id_key))
+        for item in items:
+            record = item.record
+            state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)
+        row_of = {int(i): n for n, i in enumerate(folded.index)}
+        for item, event, at in pending:
+            if item.record.offset < self._published[item.record.partition]:
+                continue  # published before the restart, or before the stream was scored
+            base = Row(item.record, item.arrival_ms, item.out_of_turn)
+            if isinstance(event, Refusal):
+                row = base._replace(refusal=event)
+            elif at in folded.duplicates:
+                original = folded.duplicates[at]
+                refusal = Refusal("duplicate", f"{event.event_id} was accepted at offset {original}")
+                row = base._replace(refusal=refusal, duplicate_of=original)
+            else:
+                n = row_of[at]
+                row = base._replace(
+                    event=event,
+                    late_ms=int(folded.late_ms[n]),
+                    numeric=folded.numeric[n],
+                    categorical=folded.categorical[n],
+                    features_hash=int(folded.hashes[n]),
+                )
+                counters.n_late += row.late_ms > 0
+            rows[item.record.partition].append(row)
+        state.places += places
+        counters.n_folded += len(items)
+        counters.n_out_of_turn += len(places)
+        frontier = self._frontier()
+        return [Put(partition_rows, places, frontier) for partition_rows in rows]
+
+    def _frontier(self) -> dict[str, list[int]]:
+        """What a restart has to fold before everything else; never less than what was promised before this one."""
+        promised = self._promised
+        frontier = {s: max(offset, promised.get(s, 0)) for s, offset in self.state.frontier.items()}
+        return by_kind(frontier, self.state.n_partitions)
+
+
+def furthest(progress: Mapping[int, Progress]) -> Frontier | None:
+    """What is known to have been folded before everything beyond it, None where nothing was published yet."""
+    frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
+    every = {s for f in frontiers for s in f}  # records from before partitions were added know fewer of them
+    return {s: max(f.get(s, 0) for f in frontiers) for s in every} if frontiers else None
+
+
+def needed_places(state: State) -> Frontier:
+    """From where on the places of records matter to a restart: what it folds again, or has folded and not told."""
+    waiting = [(Source(kind, p), offset) for kind, p, offset, *_ in state.places]
+    return {s: min([offset, *(at for source, at in waiting if source == s)]) for s, offset in state.frontier.items()}
+
+
+def tells_more(progress: Progress, needed: Frontier) -> bool:
+    """Whether a progress record, or one before it, may tell a place at or behind a frontier."""
+    if not progress.n_out_of_turn:
+        return False
+    told = progress.frontier
+    return told is None or any(offset > needed.get(s, 0) for s, offset in from_kinds(told).items())
+
+
+def is_ahead(frontier: Frontier, progress: Mapping[int, Progress]) -> bool:
+    """Whether a snapshot holds events that are not out: they would be lost, and their order may come out otherwise."""
+    return any(frontier.get(Source(1, p), 0) > record.next_offset for p, record in progress.items())
+
+
+def places_told(progress: Progress) -> dict[tuple[int, int, int], Key]:
+    """(kind, partition, offset) -> place, of what one progress record tells."""
+    return {(kind, p, offset): Key(*key) for kind, p, offset, *key in progress.out_of_turn}

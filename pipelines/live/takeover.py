@@ -1,0 +1,396 @@
+"""The take-over: fence whoever scored before, learn how far it came, find a state that agrees with it."""
+
+import logging
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
+from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError, RestoreError
+from pipelines.faults import Fault, no_fault
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import State
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection, Shared
+from pipelines.kafka.progress import all_progress, progress_of, read_progress
+from pipelines.live.lane import Lane, LaneSetting
+from pipelines.live.replica import is_ahead, places_told, tells_more
+from pipelines.model import Model
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
+
+log = logging.getLogger(__name__)
+
+CLAIMS_AT_ONCE = 8
+StartFrom = Literal["earliest", "latest"]
+
+
+@dataclass(frozen=True)
+class ScorerSetting:
+    """Where a scorer works and how much it may hold."""
+
+    stream: Stream
+    connection: Connection
+    snapshots: Path
+    snapshot_every: timedelta = timedelta(seconds=30)
+    order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
+    stall_deadline: timedelta = timedelta(minutes=5)  # without progress for so long, the scorer ends
+    health_after: timedelta = timedelta(seconds=30)  # without progress for so long, health is red
+    check_topics_every: timedelta = timedelta(seconds=20)
+    max_outbox_bytes: int = 64 << 20
+    max_in_hand_bytes: int = 128 << 20  # of records that were read and wait for those of other partitions
+    fault: Fault = no_fault
+
+
+class TakeOver:
+    """One take-over of every partition of a stream.
+
+    Args:
+        asked: for all questions about topics and records.
+        lanes: filled with one claimed lane per partition; the caller stops them whatever happens.
+    """
+
+    def __init__(
+        self, setting: ScorerSetting, asked: Shared, model: Model, n_partitions: int, lanes: list[Lane]
+    ) -> None:
+        self.setting, self.model, self.lanes = replace(setting, connection=asked), model, lanes
+        self._n_partitions = n_partitions
+        self._blank = State(setting.stream, n_partitions)
+        self._lane_setting = LaneSetting(
+            setting.connection,
+            setting.stream,
+            model,
+            self._blank.digest,
+            uuid.uuid4().hex[:12],
+            stall_deadline_s=setting.stall_deadline.total_seconds(),
+            fault=setting.fault,
+        )
+        # Before the bounds: what was published before lies in what was there after.
+        self._before = all_progress(asked, setting.stream, n_partitions)
+        self.bounds = self._spans()
+
+    def _spans(self) -> dict[Source, tuple[int, int]]:
+        """First offset kept and end of every input partition as of now."""
+        stream = self.setting.stream
+        inputs = sources(self._n_partitions, labels=stream.labels is not None)
+        spans = topics.bounds(self.setting.connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
+        return {s: spans[stream.topic(KIND_NAMES[s.kind]), s.partition] for s in inputs}
+
+    @cached_property
+    def topic_ids(self) -> dict[str, str]:
+        """Kafka's ids of the input topics as of now."""
+        return input_ids(self.setting.connection, self.setting.stream)
+
+    def claim(self, start: StartFrom | None) -> dict[int, Progress]:
+        """Take every lane over; at the very first start, write where scoring begins.
+
+        Each partition is fenced, read and claimed in one go, several at a time: whoever was fenced learns within a
+        moment from the claim that somebody has taken over.
+        """
+        for partition, before in self._before.items():
+            self._claim_of(before, partition, start)  # a scorer that must not start has fenced nobody yet
+        with ThreadPoolExecutor(min(self._n_partitions, CLAIMS_AT_ONCE), thread_name_prefix="take-over") as pool:
+            claims = list(pool.map(lambda partition: self._claim(partition, start), range(self._n_partitions)))
+        self.lanes.sort(key=lambda lane: lane.partition)
+        return dict(enumerate(claims))
+
+    def _claim(self, partition: int, start: StartFrom | None) -> Progress:
+        lane = Lane(self._lane_setting, partition)
+        self.lanes.append(lane)
+        before = read_progress(self.setting.connection, self.setting.stream, partition)
+        if before is not None and before.next_offset > self.bounds[Source(EVENT, partition)][1]:
+            self.bounds = self._spans()  # the other one went on until it was fenced
+        claim = self._claim_of(before, partition, start)
+        lane.claim(claim)
+        self.setting.fault("between_claims")
+        return claim
+
+    def _claim_of(self, before: Progress | None, partition: int, start: StartFrom | None) -> Progress:
+        """What is written to own a partition, if it may be owned."""
+        setting = self._lane_setting
+        if before is None:
+            return self._first_claim(partition, setting, start)
+        self._check(before, partition, setting)
+        return msgspec.structs.replace(
+            before,
+            owner=setting.owner,
+            model=self.model.digest,
+            out_of_turn=[],
+            format=PROGRESS_FORMAT,
+            topic_ids=self.topic_ids,
+        )
+
+    def restored(self, progress: Mapping[int, Progress]) -> State:
+        """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
+        blank = self._blank
+        for unfinished in self.setting.snapshots.glob("*.part"):
+            with suppress(OSError):  # of a full or read-only disk the snapshots themselves will tell
+                unfinished.unlink()
+        for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
+            try:
+                snapshot = widened(Snapshot.read(path), self._n_partitions)
+                if is_ahead(snapshot.frontier, progress):
+                    log.info(
+                        "snapshot %s is ahead of what was published: dropped, another order may be published now",
+                        path.name,
+                    )
+                    with suppress(OSError):
+                        path.unlink()
+                    continue
+                if why := unfit(snapshot, self.bounds, self.topic_ids):
+                    log.warning("snapshot %s %s", path.name, why)
+                    continue
+                state = State.restore(self.setting.stream, snapshot)
+                state.topic_ids = self.topic_ids
+                log.info("restored from snapshot %s", path.name)
+                return state
+            except (RestoreError, OSError, ValueError, KeyError) as error:
+                log.warning("snapshot %s is not used: %s", path.name, error)
+        origin = from_kinds(progress[0].origin)
+        if why := head_is_gone(self.setting.stream, origin, self.bounds):
+            raise RestoreError(f"{why}, and no snapshot fits; run `unmask recover`")
+        blank.frontier = origin
+        blank.topic_ids = self.topic_ids
+        return blank
+
+    def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
+        """Where scoring begins."""
+        named = f"{self.setting.stream.topic('progress')} [{partition}]"
+        if self._was_published(partition):
+            raise RestoreError(
+                f"{named} has no progress record though scores were published: it was emptied, and starting anew would "
+                "score events twice; run `unmask recover`"
+            )
+        if start is None:
+            raise RestoreError(
+                f"{named} has no progress record: nothing was scored yet; say where to begin with --from earliest or "
+                "--from latest"
+            )
+        first, end = self.bounds[Source(EVENT, partition)]
+        return first_progress(
+            first if start == "earliest" else end,
+            n_partitions=self._n_partitions,
+            definition=setting.definition,
+            model=self.model.digest,
+            owner=setting.owner,
+            bounds=self.bounds,
+            topic_ids=self.topic_ids,
+        )
+
+    def _check(self, before: Progress, partition: int, setting: LaneSetting) -> None:
+        """Refuse to go on where the stream is not the one that was scored."""
+        changed = what_changed(
+            before,
+            self.setting.stream,
+            partition,
+            n_partitions=self._n_partitions,
+            definition=setting.definition,
+            topic_ids=self.topic_ids,
+            end=self.bounds[Source(EVENT, partition)][1],
+        )
+        if changed:
+            raise RestoreError(f"{changed.words}; run `unmask recover`")
+
+    def _was_published(self, partition: int) -> bool:
+        """Whether anything but claims was ever published."""
+        return any(p and p.frontier for p in self._before.values()) or partition in self._with_outcomes
+
+    @cached_property
+    def _with_outcomes(self) -> set[int]:
+        """Partitions that hold scores or dead letters."""
+        names = [self.setting.stream.topic(kind) for kind in ("scores", "refused")]
+        positions = [(topic, p) for topic in names for p in range(self._n_partitions)]
+        return {p for _, p in topics.last_records(self.setting.connection, positions)}
+
+
+class Change(NamedTuple):
+    """What became of a stream since it was scored last, in words without a full stop."""
+
+    kind: Literal["remade", "widened", "redefined"]
+    words: str
+
+
+def what_changed(
+    before: Progress,
+    stream: Stream,
+    partition: int,
+    *,
+    n_partitions: int,
+    definition: str,
+    topic_ids: Mapping[str, str],
+    end: int,
+) -> Change | None:
+    """Compare a partition's last progress record with the stream as it is now; `end` is that of its events."""
+    for kind, told in before.topic_ids.items():
+        if kind in topic_ids and topic_ids[kind] != told:
+            return Change("remade", _remade(stream.topic(kind), told, topic_ids[kind]))
+    if before.next_offset > end:
+        return Change(
+            "remade",
+            f"{stream.topic('events')} [{partition}] ends at {end}, though it was scored up to {before.next_offset}: "
+            "the topic was made anew",
+        )
+    if before.n_partitions > n_partitions:
+        return Change(
+            "remade", f"{stream.topic('events')} had {before.n_partitions} partitions and has {n_partitions} now"
+        )
+    if before.n_partitions < n_partitions:
+        return Change(
+            "widened",
+            f"the stream had {before.n_partitions} partitions when it was scored last, now {n_partitions}: events of "
+            "one key may lie in two partitions",
+        )
+    if before.definition != definition:
+        return Change(
+            "redefined",
+            "the features are not those that were scored last (the fields or features in the stream file changed, or "
+            "this version of Unmask computes them otherwise); put the stream file back if that was not meant",
+        )
+    return None
+
+
+def first_progress(
+    at: int,
+    *,
+    n_partitions: int,
+    definition: str,
+    model: str,
+    owner: str,
+    bounds: Mapping[Source, tuple[int, int]],
+    topic_ids: Mapping[str, str],
+) -> Progress:
+    """The record of a partition whose scoring begins at offset `at`; all that Kafka keeps is folded."""
+    origin = by_kind({s: span[0] for s, span in bounds.items()}, n_partitions)
+    return Progress(
+        next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
+        n_partitions=n_partitions, definition=definition, model=model, owner=owner, origin=origin, frontier=None,
+        out_of_turn=[], format=PROGRESS_FORMAT, topic_ids=dict(topic_ids), definition_start=at,
+    )  # fmt: skip
+
+
+def widened(snapshot: Snapshot, n_partitions: int) -> Snapshot:
+    """A snapshot from before partitions were added, with nothing folded of the new ones."""
+    more = n_partitions - snapshot.meta["n_partitions"]
+    if more <= 0:
+        return snapshot
+    meta = dict(snapshot.meta) | {"n_partitions": n_partitions}
+    for name in ("frontier", "arrivals"):
+        meta[name] = {kind: [*row, *[0] * more] for kind, row in meta[name].items()}
+    meta["watermark_ms"] = [*meta["watermark_ms"], *[0] * more]
+    return Snapshot(meta, snapshot.arrays)
+
+
+def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_ids: Mapping[str, str]) -> str | None:
+    """Why the stream's input does not go on where a snapshot ends, None where it does."""
+    told = snapshot.meta.get("topic_ids", {})
+    if any(topic_ids.get(kind, topic_id) != topic_id for kind, topic_id in told.items()):
+        return "was made from topics that are not there any more"
+    if any(offset < bounds[s][0] for s, offset in snapshot.frontier.items()):
+        return "is older than the input kept"
+    return None
+
+
+def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple[int, int]]) -> str | None:
+    """Which partition no longer has the records that the first fold began with, None where all have."""
+    for source, first in origin.items():
+        kept = bounds[source][0]
+        if kept > first:
+            named = f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}]"
+            return f"{named} begins at {kept}, its first {kept - first} records are gone"
+    return None
+
+
+def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
+    """Kafka's ids (KIP-516) of the input topics by kind; empty where the broker has none."""
+    kinds = ["events", "labels"] if stream.labels else ["events"]
+    found = topics.topic_ids(connection, [stream.topic(kind) for kind in kinds])
+    return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
+
+
+def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
+    """For a scorer that runs: whether the input topics are still those whose ids were `told`.
+
+    Raises:
+        RestoreError: one was deleted and made anew.
+        BrokerError: one does not exist, or Kafka does not answer.
+    """
+    now = input_ids(connection, stream) if told else {}
+    for kind, topic_id in told.items():
+        if now.get(kind, topic_id) != topic_id:
+            raise RestoreError(f"{_remade(stream.topic(kind), topic_id, now[kind])}; run `unmask recover`")
+
+
+def _remade(topic: str, told: str, now: str) -> str:
+    return f"{topic} was deleted and made anew since it was scored last (its id was {told}, now {now})"
+
+
+def checked_partitions(connection: Connection, stream: Stream) -> int:
+    """Number of partitions, the same in every topic of the stream but the clock."""
+    counts = partition_counts(connection, stream)
+    if counts["events"] > min(counts.values()):
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; if "
+            "partitions were added, run `unmask recover`"
+        )
+    if len(set(counts.values())) != 1:
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; add "
+            "partitions to the events, or make the other topics anew"
+        )
+    return counts["events"]
+
+
+def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
+    """Number of partitions of every topic of the stream but the clock, by kind."""
+    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
+    return {kind: len(topics.partitions_of(connection, stream.topic(kind))) for kind in kinds}
+
+
+def places_after(
+    connection: Connection, stream: Stream, progress: Mapping[int, Progress], needed: Frontier
+) -> dict[tuple[int, int, int], Key]:
+    """Where records that came out of turn were folded, of all that lie at or behind a frontier; maybe of others too.
+
+    The frontiers of one partition's progress records never shrink, and a record tells no place that lies before the
+    frontier of an earlier one: that was folded before everything else, by places told with it. So each partition's
+    records are read from the end back to the first whose frontier covers no more than what is not needed. What
+    `unmask recover` told again lies before any frontier, and is read too.
+
+    Args:
+        progress: the last record of every partition.
+        needed: as `Replica.needed_places` says.
+    """
+    topic = stream.topic("progress")
+    spans, retold = {}, {}
+    for position, (first, end) in topics.bounds(connection, [topic]).items():
+        last = progress[position[1]]
+        if tells_more(last, needed):
+            spans[position] = (max(first, last.outcomes_from.get("progress", 0)), end)
+        if last.retold:
+            retold[position] = (max(first, last.retold[0]), last.retold[1])
+    places: dict[tuple[int, int, int], Key] = {}
+    for batch in topics.read_between(connection, retold):
+        for record in batch:
+            places |= places_told(progress_of(record))
+    width = 64
+    while spans:
+        starts = {p: (max(first, end - width), end) for p, (first, end) in spans.items()}
+        done = set()
+        for batch in topics.read_between(connection, starts):
+            for record in batch:
+                with suppress(RestoreError):  # a record that is none of ours tells no place
+                    told = progress_of(record)
+                    places |= places_told(told)
+                    if not tells_more(told, needed):
+                        done.add((record.topic, record.partition))
+        spans = {p: (first, starts[p][0]) for p, (first, _) in spans.items() if p not in done and starts[p][0] > first}
+        width *= 2
+    return places

@@ -1,0 +1,1 @@
+"""A simulated stream, and the producer of a replay."""

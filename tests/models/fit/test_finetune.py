@@ -1,0 +1,94 @@
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from models.baselines import compare
+from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
+from models.score.budget import Budget, BudgetError
+from models.table import TableError
+
+QUICK = FinetuneConfig(budget=Budget(rate=0.02), n_networks=1, max_steps=30, min_steps=30, batch=128, validation=0.2)
+
+
+def ap(model, trained) -> float:
+    return float(average_precision_score(trained.truth, model.score(trained.test.numeric, trained.test.categorical)))
+
+
+def test_without_labels_it_beats_the_isolation_forest_and_with_labels_logistic_regression(trained) -> None:
+    every = np.ones(len(trained.table), bool)
+    peers = compare(trained.table, label=trained.label, known=every, test=trained.test, seed=0)
+    forest = average_precision_score(trained.truth, peers["isolation_forest"])
+    regression = average_precision_score(trained.truth, peers["logistic_regression"])
+    assert ap(trained.day_zero, trained) > forest
+    assert ap(trained.labelled, trained) > max(ap(trained.day_zero, trained), regression)
+
+
+def test_both_models_keep_their_alert_budget_on_the_next_period(trained) -> None:
+    for model in (trained.day_zero, trained.labelled):
+        scores = model.score(trained.test.numeric, trained.test.categorical)
+        assert model.metrics["validation_alert_rate"] <= 0.02
+        assert 0.01 < (scores > model.rules.threshold).mean() < 0.03
+        assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_probabilities_match_the_prevalence_though_training_drew_frauds_more_often(trained) -> None:
+    scores = trained.labelled.score(trained.test.numeric, trained.test.categorical)
+    assert abs(scores.mean() - trained.truth.mean()) < 0.01
+
+
+def test_too_few_frauds_leave_the_score_label_free(trained) -> None:
+    known = np.zeros(len(trained.table), bool)
+    known[np.flatnonzero(trained.label == 1)[:3]] = True
+    known[np.flatnonzero(trained.label == 0)[:3000]] = True
+    model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
+    assert model.metrics["has_head"] == 0
+    assert ap(model, trained) == ap(trained.day_zero, trained)
+
+
+def test_a_cost_budget_without_labels_needs_the_share_of_frauds_and_alerts_on_few(trained) -> None:
+    none = np.zeros(len(trained.table), bool)
+    for budget, share in ((Budget(cost=(100.0, 5.0)), None), (Budget(cost=(100.0, 5.0), fraud_rate=0.003), 0.0104)):
+        config = replace(QUICK, budget=budget)
+        with nullcontext() if share else pytest.raises(BudgetError, match="add the share of events that you believe"):
+            model = finetune(trained.pretrained, trained.table, label=trained.label, known=none, config=config, seed=0)
+            assert share is not None
+            assert 0 < model.metrics["validation_alert_rate"] <= share
+
+
+def test_rows_after_the_last_known_one_change_nothing(trained) -> None:
+    known = np.arange(len(trained.table)) < 8000
+    models: list[TrainedModel] = []
+    for numeric in (trained.table.numeric, trained.table.numeric.copy()):
+        if models:
+            numeric[8000:] = 123.0
+        table = replace(trained.table, numeric=numeric)
+        label = np.where(known, trained.label, len(models)).astype(np.int8)
+        models.append(finetune(trained.pretrained, table, label=label, known=known, config=QUICK, seed=0))
+    scores = [m.score(trained.test.numeric[:500], trained.test.categorical[:500]) for m in models]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert models[0].rules.threshold == models[1].rules.threshold
+
+
+def test_a_missing_column_degrades_the_ranking_gently(trained) -> None:
+    numeric = trained.test.numeric.copy()
+    numeric[:, 1] = np.nan
+    scores = trained.labelled.score(numeric, trained.test.categorical)
+    assert np.isfinite(scores).all()
+    assert average_precision_score(trained.truth, scores) > 0.6 * ap(trained.labelled, trained)
+
+
+def test_a_table_of_other_columns_is_refused(trained) -> None:
+    columns = (replace(trained.table.columns[0], name="price"), *trained.table.columns[1:])
+    table = replace(trained.table, columns=columns)
+    with pytest.raises(TableError, match=r"differ in .*price"):
+        finetune(
+            trained.pretrained,
+            table,
+            label=trained.label,
+            known=np.zeros(len(table), bool),
+            config=QUICK,
+            seed=0,
+        )

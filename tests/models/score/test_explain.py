@@ -1,0 +1,89 @@
+import json
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.pretrain import PretrainConfig, pretrain
+from models.ship.artifact import load, save
+from models.table import Column, Table
+
+
+def test_an_odd_amount_is_the_first_reason_with_its_expected_value_and_a_lower_score(saved) -> None:
+    for name in ("day_zero", "labelled"):
+        served = load(saved[name][0])
+        numeric = np.array([[300.0, 60.0, 5.0, 2.0, 0.0]])
+        categorical = np.array([[22]], np.uint64)
+        (explanation,) = served.explain(numeric, categorical)
+        reason = explanation.reasons[0]
+        assert (reason.field, reason.actual) == ("amount", 300.0)
+        assert isinstance(reason.expected, float)
+        assert 40 < reason.expected < 80
+        assert reason.surprise > 8
+        score = served.score(numeric, categorical)[0]
+        assert reason.score_if_expected < score
+        assert explanation.score_if_all_expected < score
+
+
+def test_a_terminal_with_a_fraud_rate_is_named_by_its_history_column(saved) -> None:
+    served = load(saved["labelled"][0])
+    row = np.array([[60.0, 60.0, 1.0, 2.0, 0.8]]), np.array([[22]], np.uint64)
+    (explanation,) = served.explain(*row)
+    reason = explanation.reasons[0]
+    assert (reason.field, reason.actual, reason.expected) == ("terminal_id.fraud_rate.7d", 0.8, 0.0)
+    assert reason.score_if_expected < served.score(*row)[0]
+
+
+def test_categories_are_shown_as_text_and_the_whole_is_json(saved) -> None:
+    served = load(saved["day_zero"][0])
+    (explanation,) = served.explain(np.array([[60.0, 60.0, 1.0, 2.0, 0.0]]), np.array([[33]], np.uint64))
+    by_field = {r.field: r for r in explanation.reasons}
+    assert json.loads(json.dumps(explanation.as_json()))["score_if_all_expected"] >= 0
+    if "channel" in by_field:
+        assert (by_field["channel"].actual, by_field["channel"].expected) == ("phone", "shop")
+
+
+def test_a_thousand_alerts_of_forty_groups_are_explained_in_bounded_memory(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    columns = tuple(Column(f"x{i}", "numeric", of=f"x{i}") for i in range(40))
+    table = Table(columns, random.normal(size=(1_000, 40)), np.zeros((1_000, 0), np.uint64), np.arange(1_000), {})
+    config = PretrainConfig(width=16, max_steps=2, min_steps=2, batch=64)
+    none = np.zeros(1_000, bool)
+    pretrained = pretrain(table, config=config, seed=0)
+    model = finetune(pretrained, table, label=np.zeros(1_000, np.int8), known=none, config=FinetuneConfig(), seed=0)
+    save(model, tmp_path, lineage={})
+    sizes: list[int] = []
+
+    class Counted:
+        def __init__(self, session: onnxruntime.InferenceSession) -> None:
+            self.session = session
+
+        def run(self, names: None, cells: dict[str, np.ndarray]) -> list[np.ndarray]:
+            sizes.append(sum(part.nbytes for part in cells.values()))
+            return list(self.session.run(names, cells))
+
+    served = load(tmp_path)
+    counted = replace(served, scorer=Counted(served.scorer), expectation=Counted(served.expectation))
+    whole = table.numeric.nbytes * 40
+    tracemalloc.start()
+    explained = counted.explain(table.numeric, table.categorical)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max(sizes) <= 4 * 1024 * 1024 < whole
+    assert peak < 32 * 1024 * 1024
+    (alone,) = served.explain(table.numeric[777:778], table.categorical[777:778])
+    assert [r.field for r in explained[777].reasons] == [r.field for r in alone.reasons]
+    assert len(explained) == 1_000
+
+
+def test_explaining_rows_together_is_explaining_each_alone(trained, saved) -> None:
+    served = load(saved["labelled"][0])
+    numeric, categorical = trained.test.numeric[:20], trained.test.categorical[:20]
+    together = served.explain(numeric, categorical)
+    for i, explanation in enumerate(together):
+        (alone,) = served.explain(numeric[i : i + 1], categorical[i : i + 1])
+        assert [r.field for r in alone.reasons] == [r.field for r in explanation.reasons]
+        assert abs(alone.score_if_all_expected - explanation.score_if_all_expected) < 1e-5

@@ -1,0 +1,236 @@
+"""Window features the slow way: for each event again from the whole past; no code shared with the kernel.
+
+Only the order of float additions is held to the kernel's: within a pane in the order of arrival, then the
+panes from the oldest to the newest.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pipelines.contracts.stream import Feature
+
+NAN = float("nan")
+HOUR, DAY = 3_600_000, 86_400_000
+
+
+class Item(NamedTuple):
+    """An event, or a label where `delta` is a number."""
+
+    clock_ms: int
+    time_ms: int
+    entities: tuple[int, ...]
+    numbers: tuple[float, ...]
+    hashed: tuple[int, ...]
+    delta: int | None
+
+
+class Reference:
+    """Window features of items given one by one, in the one order."""
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        entities: Sequence[str],
+        numbers: Sequence[str],
+        hashed: Sequence[str],
+        maturity_ms: int | None,
+        lifetime_ms: int = 400 * DAY,
+    ) -> None:
+        self.features = features
+        self.entities = entities
+        self.numbers = numbers
+        self.hashed = hashed
+        self.maturity_ms = maturity_ms or 0
+        self.lifetime_ms = lifetime_ms
+        self.past: list[dict[int, list[Item]]] = [{} for _ in entities]  # what windows know of
+        self.life: list[dict[int, list[Item]]] = [{} for _ in entities]  # events that all-time features know of
+        self.late_dropped: dict[str, int] = {}
+        self.labels_outside: dict[str, int] = {}
+
+    def fold(self, item: Item) -> list[float] | None:
+        """The features of an event, before it is added; None for a label."""
+        row = [NAN] * len(self.features)
+        for column, entity in enumerate(self.entities):
+            key = item.entities[column]
+            wanted = [f for f in self.features if f.entity == entity]
+            if key == 0 or not wanted:
+                continue
+            past = self.past[column].setdefault(key, [])
+            life = self.life[column].setdefault(key, [])
+            idle_ms = self.idle_ms(wanted)
+            if life and item.clock_ms - life[-1].clock_ms > idle_ms:
+                past.clear()
+            if life and item.clock_ms - life[-1].clock_ms > max(idle_ms, self.lifetime_ms):
+                life.clear()
+            for window_ms in {f.window_ms for f in wanted if f.stat in ("fraud_rate", "fraud_count")}:
+                self.count_outside(entity, window_ms, past, item)
+            if item.delta is None:
+                for window_ms, fed in {(f.window_ms, "fraud" in f.stat) for f in wanted if f.window_ms is not None}:
+                    self.count_late(entity, window_ms, fed, past, item)
+                for place, feature in enumerate(self.features):
+                    if feature.entity == entity:
+                        value = self.value(feature, past, life, item)
+                        row[place] = value if math.isfinite(value) else NAN
+            if item.delta is None or past:
+                past.append(item)
+            if item.delta is None:
+                life.append(item)
+        return row if item.delta is None else None
+
+    def idle_ms(self, features: Iterable[Feature]) -> int:
+        spans = [0]
+        for f in features:
+            if f.window_ms is not None:
+                _, width = panes(f.window_ms)
+                spans.append(f.window_ms + (self.maturity_ms + 2 * width if "fraud" in f.stat else width))
+        return max(spans) or self.lifetime_ms
+
+    def value(self, f: Feature, past: list[Item], life: list[Item], item: Item) -> float:
+        if f.stat == "since_last":
+            times = [i.time_ms for i in life]
+            return max(0, item.time_ms - max(times)) / 1000.0 if times else NAN
+        if f.stat in ("fraud_rate", "fraud_count"):
+            return self.fraud(f, past, item)
+        value = measured(item.numbers[self.numbers.index(f.field)]) if f.field in self.numbers else None
+        if f.window_ms is None:
+            return self.lifetime(f, life, value)
+        count, width = panes(f.window_ms)
+        kept, newest = kept_panes(f.window_ms, count + 2, [*past, item])
+        last = item.time_ms // width
+        # The item itself moves the newest pane, but is not yet in it.
+        kept = {pane: [i for i in items if i is not item] for pane, items in kept.items()}
+        covered = [kept[p] for p in sorted(kept) if last - count <= p <= last and p > newest - count - 2]
+        if f.stat == "count":
+            return float(sum(len(pane) for pane in covered))
+        if f.stat == "distinct":
+            place = self.hashed.index(f.field or "")
+            bits = {i.hashed[place] % 256 for pane in covered for i in pane if i.hashed[place]}
+            return 256 * math.log(256 / max(1, 256 - len(bits)))
+        place = self.numbers.index(f.field or "")
+        values = [[v for i in pane if (v := measured(i.numbers[place])) is not None] for pane in covered]
+        return statistic(f.stat, [pane for pane in values if pane], value)
+
+    def lifetime(self, f: Feature, events: list[Item], value: float | None) -> float:
+        if f.stat == "count":
+            return float(len(events))
+        n, mean, moment = 0, 0.0, 0.0
+        for i in events:
+            x = measured(i.numbers[self.numbers.index(f.field or "")])
+            if x is not None:
+                n += 1
+                step = x - mean
+                mean += step / n
+                moment += step * (x - mean)
+        if n == 0:
+            return NAN
+        return compared(f.stat, value, n, mean, moment / n)
+
+    def fraud(self, f: Feature, past: list[Item], item: Item) -> float:
+        assert f.window_ms is not None
+        count, width = panes(f.window_ms)
+        ring = self.label_ring(f.window_ms)
+        kept, newest = kept_panes(f.window_ms, ring, [*past, item])
+        until = (item.time_ms - self.maturity_ms) // width
+        covered = [p for p in range(until - count, until) if p > newest - ring]
+        frauds = sum(self.reported(f.window_ms, past, pane) for pane in covered)
+        events = sum(sum(i is not item for i in kept.get(pane, [])) for pane in covered)
+        if f.stat == "fraud_count":
+            return float(frauds)
+        return frauds / events if events else 0.0
+
+    def label_ring(self, window_ms: int) -> int:
+        count, width = panes(window_ms)
+        return count + math.ceil(self.maturity_ms / width) + 2
+
+    def reported(self, window_ms: int, past: list[Item], pane: int) -> int:
+        """Frauds reported in a pane: never below none, and only while the pane was held."""
+        frauds = 0
+        for place, i in enumerate(past):
+            if i.delta and i.time_ms // panes(window_ms)[1] == pane and self.is_held(window_ms, past[:place], pane):
+                frauds = max(0, frauds + i.delta)
+        return frauds
+
+    def is_held(self, window_ms: int, past: list[Item], pane: int) -> bool:
+        if not past:
+            return False
+        _, newest = kept_panes(window_ms, 1, past)
+        return newest - self.label_ring(window_ms) < pane <= newest
+
+    def count_outside(self, entity: str, window_ms: int | None, past: list[Item], item: Item) -> None:
+        assert window_ms is not None
+        if item.delta:
+            name = f"{entity}, {window_ms} ms, labels"
+            outside = not self.is_held(window_ms, past, item.time_ms // panes(window_ms)[1])
+            self.labels_outside[name] = self.labels_outside.get(name, 0) + outside
+
+    def count_late(self, entity: str, window_ms: int, fed: bool, past: list[Item], item: Item) -> None:
+        count, width = panes(window_ms)
+        name = f"{entity}, {window_ms} ms" + (", labels" if fed else "")
+        ring = self.label_ring(window_ms) if fed else count + 2
+        _, newest = kept_panes(window_ms, ring, [*past, item])
+        self.late_dropped[name] = self.late_dropped.get(name, 0) + (item.time_ms // width <= newest - ring)
+
+
+def panes(window_ms: int) -> tuple[int, int]:
+    """Number of panes and width of one, in ms."""
+    count = 12 if window_ms <= HOUR else 24 if window_ms <= DAY else 28 if window_ms <= 7 * DAY else 30
+    assert window_ms % count == 0
+    return count, window_ms // count
+
+
+def kept_panes(window_ms: int, ring: int, items: list[Item]) -> tuple[dict[int, list[Item]], int]:
+    """Events by pane, without those that were already too old when they came; and the newest pane."""
+    width = panes(window_ms)[1]
+    kept: dict[int, list[Item]] = {}
+    newest: int | None = None
+    for i in items:
+        if i.delta is None:
+            pane = i.time_ms // width
+            newest = pane if newest is None else max(newest, pane)
+            if pane > newest - ring:
+                kept.setdefault(pane, []).append(i)
+    assert newest is not None
+    return kept, newest
+
+
+def measured(value: float) -> float | None:
+    """The value as it counts: NaN and beyond 1e100 is missing, -0.0 is 0.0."""
+    return None if math.isnan(value) or abs(value) > 1e100 else 0.0 if value == 0 else value
+
+
+def statistic(stat: str, values: list[list[float]], value: float | None) -> float:
+    """A statistic of the values of some panes, none of them empty."""
+    if stat == "sum":
+        return total(values)
+    if not values:
+        return NAN
+    flat = [x for pane in values for x in pane]
+    if stat in ("min", "max"):
+        return min(flat) if stat == "min" else max(flat)
+    mean = total(values) / len(flat)
+    square = total([[x * x for x in pane] for pane in values]) / len(flat)
+    variance = square - mean * mean
+    return compared(stat, value, len(flat), mean, variance if variance > 1e-12 * square else 0.0)
+
+
+def total(values: list[list[float]]) -> float:
+    whole = 0.0
+    for pane in values:
+        part = 0.0
+        for x in pane:
+            part += x
+        whole += part
+    return whole
+
+
+def compared(stat: str, value: float | None, n: int, mean: float, variance: float) -> float:
+    if stat == "mean":
+        return mean
+    if stat == "ratio":
+        return value / mean if value is not None and mean != 0 else NAN
+    if n < 2:
+        return NAN
+    if stat == "std":
+        return math.sqrt(variance)
+    return (value - mean) / math.sqrt(variance) if value is not None and variance > 0 else NAN

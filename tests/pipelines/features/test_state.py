@@ -1,0 +1,197 @@
+"""The fold's own rules (duplicates, labels, lateness), and its snapshots on disk."""
+
+import hashlib
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract
+from pipelines.contracts.stream_file import parse
+from pipelines.errors import InternalError, RestoreError
+from pipelines.features import pieces
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import Items, Rows, State, hash_rows, items_of
+from pipelines.order import EVENT, LABEL, Item, Key, Record, Source
+from tests.pipelines.live.simulated import START_MS, STREAM, event_of, label_of
+
+
+def event(
+    offset: int, at_ms: int, id_: int, *, place: Key | None = None, event_ms: int | None = None
+) -> tuple[Item, Event]:
+    raw = event_of(id_, card=1, shop=1, at_ms=START_MS + (at_ms if event_ms is None else event_ms))
+    record = Record(EVENT, 0, offset, START_MS + at_ms, b"1", raw)
+    decoded = EventContract(STREAM).decode(raw, b"1", START_MS + at_ms)
+    assert isinstance(decoded, Event), decoded
+    key = place or Key(START_MS + at_ms, EVENT, 0, offset)
+    return Item(key, START_MS + at_ms, record, place is not None), decoded
+
+
+def label(offset: int, at_ms: int, id_: int, value: int, *, event_ms: int = 0) -> tuple[Item, Label]:
+    raw = label_of(id_, card=1, shop=1, at_ms=START_MS + event_ms, label=value)
+    decoded = LabelContract(STREAM).decode(raw, b"1")
+    assert isinstance(decoded, Label), decoded
+    record = Record(LABEL, 0, offset, START_MS + at_ms, b"1", raw)
+    return Item(Key(START_MS + at_ms, LABEL, 0, offset), START_MS + at_ms, record, False), decoded
+
+
+def fold(*items: tuple[Item, Event | Label]) -> tuple[State, Rows]:
+    state = State(STREAM, 2, id_key=b"")
+    return state, state.fold(items_of(items, STREAM))
+
+
+def fraud_rates(rows: Rows) -> list[float]:
+    column = STREAM.numeric_columns.index("shop.fraud_rate.240ms")
+    return [float(value) for value in rows.numeric[:, column]]
+
+
+def test_a_repeated_id_is_a_duplicate_until_the_memory_ends() -> None:
+    _, rows = fold(event(0, 0, 7), event(1, 300, 7), event(2, 301, 7), event(3, 302, 7))
+    assert rows.duplicates == {1: 0, 3: 2}
+    assert rows.index.tolist() == [0, 2]
+
+
+def test_the_memory_of_ids_is_as_large_as_its_time_and_no_larger() -> None:
+    state, _ = fold(*[event(n, n, n) for n in range(5_000)])
+    assert state.snapshot().arrays["seen"].shape == (301, 4)
+
+
+def test_what_comes_out_of_turn_keeps_its_own_partition_and_offset_at_the_clock_of_its_place() -> None:
+    behind = Key(START_MS + 50, EVENT, 1, 900, 1)
+    items = items_of([event(4, 10, 7, place=behind)], STREAM)
+    assert (items.partition[0], items.offset[0], items.clock_ms[0]) == (0, 4, START_MS + 50)
+
+
+def test_an_event_behind_its_partitions_newest_time_is_late_by_the_difference() -> None:
+    _, rows = fold(event(0, 10, 1), event(1, 20, 2, event_ms=3), event(2, 30, 3))
+    assert rows.late_ms.tolist() == [0, 7, 0]
+
+
+def test_a_repeated_report_changes_nothing_and_a_zero_takes_it_back() -> None:
+    reports = [label(0, 50, 1, 1), label(1, 51, 1, 1), label(2, 160, 1, 0), label(3, 161, 1, 0)]
+    asked = [event(n, at, n) for n, at in ((0, 0), (1, 0), (2, 100), (3, 170))]
+    _, rows = fold(asked[0], asked[1], *reports[:2], asked[2], *reports[2:], asked[3])
+    assert fraud_rates(rows)[2:] == [0.5, 0.0]
+
+
+def test_the_frontier_never_goes_back() -> None:
+    state = State(STREAM, 2)
+    state.passed(Key(1, EVENT, 0, 4), Source(EVENT, 0), 4, 1)
+    with pytest.raises(AssertionError, match="then came 3"):
+        state.passed(Key(2, EVENT, 0, 3), Source(EVENT, 0), 3, 2)
+
+
+def test_an_event_that_is_folded_twice_is_our_own_defect_and_leaves_no_snapshot() -> None:
+    state, _ = fold(event(0, 0, 7), event(1, 1, 8))
+    with pytest.raises(InternalError, match="the event at offset 1 of partition 0 was folded twice"):
+        state.fold(items_of([event(1, 2, 8)], STREAM))
+    with pytest.raises(InternalError, match="no snapshot can be taken"):
+        state.snapshot()
+
+
+def test_rows_have_one_hash_exactly_if_their_bits_are_equal() -> None:
+    numeric = np.array([[1.0, 0.0], [1.0, -0.0], [1.0, 0.0]])
+    hashes = hash_rows(numeric, np.array([[1], [1], [1]], np.uint64))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_snapshot_comes_back_from_disk_as_it_was_and_nothing_else_is_left_there(tmp_path: Path) -> None:
+    state, _ = fold(event(0, 0, 1), label(0, 50, 1, 1), event(1, 60, 2))
+    state.places = [[EVENT, 0, 1, 60, EVENT, 0, 0, 1]]
+    state.topic_ids = {"small.events": "Qx3yZ"}
+    state.passed(Key(START_MS + 60, EVENT, 0, 1), Source(EVENT, 0), 1, START_MS + 60)
+    before = state.snapshot()
+    before.write(tmp_path / "a.snapshot")
+    restored = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
+    assert restored.topic_ids == {"small.events": "Qx3yZ"}
+    again = restored.snapshot()
+    assert again.meta == before.meta == pieces.read_meta(tmp_path / "a.snapshot")
+    assert {k: v.tobytes() for k, v in again.arrays.items()} == {k: v.tobytes() for k, v in before.arrays.items()}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.snapshot"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut in the head", "flip", "flip in the head", "longer", "empty", "other"])
+def test_a_damaged_snapshot_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.snapshot"
+    State(STREAM, 2).snapshot().write(path)
+    content = path.read_bytes()
+
+    def flipped(at: int) -> bytes:
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    damaged = {
+        "cut": content[:-1],
+        "cut in the head": content[:100],
+        "flip": flipped(len(content) - 100),
+        "flip in the head": flipped(23),
+        "longer": content + b"1",
+        "empty": b"",
+        "other": b"nothing of ours" * 9,
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(RestoreError, match=r"a\.snapshot is damaged .* delete it"):
+        Snapshot.read(path)
+
+
+def test_a_snapshot_of_the_first_version_is_known_as_such_and_not_used() -> None:
+    with pytest.raises(RestoreError, match=r"written by an older version .*format 1, .* rebuilt from the input"):
+        Snapshot.read(Path(__file__).parents[1] / "data" / "format-1.snapshot")
+
+
+def test_a_snapshot_of_a_later_version_is_known_as_such_and_not_used(tmp_path: Path) -> None:
+    State(STREAM, 2).snapshot().write(tmp_path / "a.snapshot")
+    content = (tmp_path / "a.snapshot").read_bytes()
+    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 2", b"snapshot 3", 1))
+    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '3', this one reads 2"):
+        Snapshot.read(tmp_path / "a.snapshot")
+
+
+def test_writing_a_snapshot_holds_nothing_more_and_reading_it_holds_it_once(tmp_path: Path) -> None:
+    n = 200_000
+    state = State(STREAM, 2)
+    everyone = np.arange(n)
+    entities = np.stack([everyone + 1, everyone % 5_000 + 1], axis=1).astype(np.uint64)
+    keys = np.random.default_rng(0).integers(0, 2**64, (n, 2), np.uint64)
+    at = np.full(n, START_MS)
+    columns = (np.ones(n, bool), np.zeros(n, np.int32), everyone, at, at, keys, np.zeros(n, np.int8), entities)
+    state.fold(Items(*columns, np.ones((n, 1)), np.empty((n, 0), np.uint64)))
+    snapshot = state.snapshot()
+    tracemalloc.start()
+    snapshot.write(tmp_path / "a.snapshot")
+    size, written = (tmp_path / "a.snapshot").stat().st_size, tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    again = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 20_000_000
+    assert written < 3_000_000
+    assert read < 1.2 * again.nbytes
+    assert again.nbytes < 1.3 * state.nbytes
+
+
+def test_a_snapshot_made_under_other_fields_is_refused(tmp_path: Path) -> None:
+    text = """
+    [stream]
+    name = "other"
+    event_id = "id"
+    event_time = "at"
+    entities = ["card"]
+    [fields]
+    id = {{ type = "int" }}
+    at = {{ type = "time" }}
+    card = {{ type = "int" }}
+    amount = {{ type = "number", max = {limit} }}
+    """
+    one, other = parse(text.format(limit=10)), parse(text.format(limit=11))
+    with pytest.raises(RestoreError, match="under other fields or features"):
+        State.restore(other, State(one, 2).snapshot())
+
+
+def test_equal_states_give_equal_snapshot_files(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        state, _ = fold(event(0, 0, 1), event(1, 60, 2))
+        state.snapshot().write(tmp_path / name)
+        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(digests) == 1

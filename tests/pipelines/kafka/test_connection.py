@@ -1,0 +1,195 @@
+"""Logins and TLS settings that do not fit are told by the name of what to check; unknown options are errors."""
+
+import datetime
+import ipaddress
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from flows.local import processes
+from flows.local.kafka_server import Broker
+from flows.settings import Settings
+from pipelines.errors import BrokerError, LoginError, RejectedError
+from pipelines.kafka.connection import Connection, client_errors
+from pipelines.kafka.port import Message
+from pipelines.kafka.reader import Reader
+from pipelines.kafka.topics import create_topics, last_record, topic_names, wait_until_up
+from pipelines.kafka.writer import MAX_REQUEST_BYTES, TransactionalWriter, Writer
+from tests.pipelines.kafka.link import Listener, broker_with
+
+
+class Secured(NamedTuple):
+    """A broker with a listener of each kind."""
+
+    ports: Mapping[str, int]
+    ca: Path
+
+    def at(self, protocol: str) -> str:
+        return f"127.0.0.1:{self.ports[protocol]}"
+
+
+def self_signed(folder: Path, name: str) -> Path:
+    """A key and a certificate for 127.0.0.1 in one PEM file; the certificate alone in another, which is returned."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / f"{name}.key.pem").write_bytes(private + certificate)
+    (folder / f"{name}.pem").write_bytes(certificate)
+    return folder / f"{name}.pem"
+
+
+@pytest.fixture(scope="module")
+def secured(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    if broker.kind != "kafka":
+        pytest.skip("needs a broker of its own with other listeners")
+    folder = tmp_path_factory.mktemp("secured")
+    ca = self_signed(folder, "broker")
+    ports = {name: processes.free_port() for name in ("SASL_PLAINTEXT", "SSL", "SASL_SSL")}
+    listeners = {name: Listener(name, port, port) for name, port in ports.items()}
+    settings = {
+        "sasl.enabled.mechanisms": "PLAIN",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(ca.with_suffix(".key.pem")),
+    }
+    for name in ("sasl_plaintext", "sasl_ssl"):
+        settings[f"listener.name.{name}.plain.sasl.jaas.config"] = (
+            'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="right";'
+        )
+    with broker_with(folder, listeners, settings) as own:
+        yield Secured({"PLAINTEXT": int(own.bootstrap.rpartition(":")[2]), **ports}, ca)
+
+
+def sasl(password: str = "right", *, protocol: str = "SASL_PLAINTEXT", mechanism: str = "PLAIN") -> dict[str, str]:
+    return {
+        "security_protocol": protocol,
+        "sasl_mechanism": mechanism,
+        "sasl_plain_username": "ann",
+        "sasl_plain_password": password,
+    }
+
+
+def test_a_login_that_fits_works_over_each_listener(secured: Secured) -> None:
+    topic = "by-login"
+    connection = Connection(secured.at("PLAINTEXT"))
+    create_topics(connection, {topic: 1}, config={})
+    for protocol in ("SASL_PLAINTEXT", "SASL_SSL", "SSL"):
+        options = sasl(protocol=protocol) if "SASL" in protocol else {"security_protocol": protocol}
+        options |= {"ssl_cafile": str(secured.ca)} if "SSL" in protocol.split("_") else {}
+        with Writer(Connection(secured.at(protocol), options)) as writer:
+            writer.send(Message(topic, protocol.encode(), partition=0))
+            writer.flush()
+
+
+@pytest.mark.parametrize(
+    ("listener", "options", "told"),
+    [
+        ("SASL_PLAINTEXT", sasl("wrong"), "refuses the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"),
+        ("SASL_PLAINTEXT", sasl(mechanism="SCRAM-SHA-512"), "check KAFKA_SASL_MECHANISM"),
+        ("SASL_PLAINTEXT", {}, r"if it demands a login, check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
+        ("PLAINTEXT", sasl(), "takes no login on this port; check KAFKA_SECURITY_PROTOCOL"),
+        ("SSL", {}, r"speaks TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
+        ("SASL_SSL", sasl(), r"speaks TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now SASL_PLAINTEXT\)"),
+        ("PLAINTEXT", {"security_protocol": "SSL"}, r"does not speak TLS on this port; .* \(now SSL\)"),
+        ("SSL", {"security_protocol": "SSL"}, "a certificate that is not trusted; check KAFKA_SSL_CAFILE"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_by_name(
+    secured: Secured, listener: str, options: dict[str, str], told: str
+) -> None:
+    connection = Connection(secured.at(listener), options)
+    with pytest.raises(BrokerError, match=told) as seen:
+        wait_until_up(connection, deadline_s=1.5)
+    assert "right" not in str(seen.value)
+    assert "no Kafka answers" not in str(seen.value)
+
+
+def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured) -> None:
+    connection = Connection(secured.at("SASL_PLAINTEXT"), sasl("wrong"))
+    for ask in (
+        lambda: topic_names(connection),
+        lambda: Reader(connection, {("t", 0): 0}),
+        lambda: Writer(connection),
+        lambda: TransactionalWriter(connection, "t"),
+    ):
+        with pytest.raises(LoginError, match="refuses the login"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sasl_plain_usename": "ann"}, "sasl_plain_usename is no option of the Kafka client; sasl_plain_username is"),
+        ({"group_id": "x"}, "group_id is no option"),
+        ({"security_protocol": "TLS"}, "KAFKA_SECURITY_PROTOCOL is 'TLS'; it must be one of PLAINTEXT, SSL"),
+        (sasl(mechanism="PLAN"), "KAFKA_SASL_MECHANISM is PLAN; with SASL_PLAINTEXT it must be one of"),
+        ({"security_protocol": "SASL_SSL"}, "KAFKA_SASL_MECHANISM is None"),
+        (sasl(""), "KAFKA_SASL_PASSWORD is missing; PLAIN needs it"),
+        ({"sasl_plain_username": "ann"}, "KAFKA_SASL_USERNAME is set, but KAFKA_SECURITY_PROTOCOL is PLAINTEXT"),
+        ({"ssl_cafile": "ca.pem"}, "KAFKA_SSL_CAFILE is set, but KAFKA_SECURITY_PROTOCOL is PLAINTEXT"),
+        ({"security_protocol": "SSL", "ssl_cafile": "no/ca.pem"}, "KAFKA_SSL_CAFILE names no/ca.pem, which is no file"),
+    ],
+)
+def test_an_option_that_is_unknown_missing_or_of_no_use_is_an_error_at_once(options: dict[str, str], told: str) -> None:
+    with pytest.raises(LoginError, match=told):
+        Connection("127.0.0.1:1", options)
+
+
+def test_what_the_environment_names_reaches_the_broker(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "KAFKA_BOOTSTRAP_SERVERS": secured.at("SASL_SSL"),
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "KAFKA_SASL_USERNAME": "ann",
+        "KAFKA_SASL_PASSWORD": "right",
+        "KAFKA_SSL_CAFILE": str(secured.ca),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(topic_names(Settings().connection()), set)
+    monkeypatch.setenv("KAFKA_SASL_USERNAME", "bob")
+    with pytest.raises(LoginError, match="KAFKA_SASL_USERNAME"):
+        topic_names(Settings().connection())
+
+
+def test_our_own_defects_are_not_taken_for_the_brokers() -> None:
+    for error in (KeyError("ours"), AssertionError(), MemoryError(), ValueError()):
+        with pytest.raises(type(error)), client_errors("asking"):
+            raise error
+    with pytest.raises(BrokerError, match="asking: "), client_errors("asking"):
+        raise ConnectionResetError("gone")
+
+
+def test_what_is_refused_for_good_is_told_apart(kafka: str) -> None:
+    connection = Connection(kafka)
+    create_topics(connection, {"narrow": 1}, config={"max.message.bytes": "1000"})
+    writer = TransactionalWriter(connection, "narrow")
+    too_big = [Message("narrow", b"small", partition=0), Message("narrow", b"x" * 2_000, partition=0)]
+    with pytest.raises(RejectedError, match="MessageSizeTooLarge"):
+        writer.commit(too_big)
+    writer.close()
+    writer = TransactionalWriter(connection, "narrow")
+    with pytest.raises(RejectedError, match="MessageSizeTooLarge"):
+        writer.commit([Message("narrow", b"x" * MAX_REQUEST_BYTES, partition=0)])
+    writer.close()
+    writer = TransactionalWriter(connection, "narrow")
+    writer.commit([Message("narrow", b"fits", partition=0)])
+    writer.close()
+    last = last_record(connection, "narrow", 0)
+    assert last is not None
+    assert last.value == b"fits"

@@ -1,0 +1,229 @@
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, hash64
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream import DAY_MS, Stream
+from pipelines.features.state import Rows, State, items_of
+from pipelines.kafka.port import Received
+from pipelines.lake.ingest import Intake
+from pipelines.lake.replay import ReplayedEvents, replay_rows, training_table
+from pipelines.lake.tables import Lake
+from pipelines.order import EVENT, LABEL, Item, Mark, Merge, Record, Source, sources
+from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
+
+N_PARTITIONS = 3
+
+
+class Live(NamedTuple):
+    """What a scorer would fold: the items it released and the rows of the good events among them."""
+
+    items: list[Item]
+    events: list[Item]
+    rows: Rows
+    places: list[list[int]]
+
+
+def payments_logs(stream: Stream, *, seed: int) -> tuple[Log, Log]:
+    """Payments with late, broken and repeated events; frauds reported two days later, one in five taken back."""
+    rng = random.Random(seed)
+    events, labels = Log(stream.topic("events")), Log(stream.topic("labels"))
+    sends: list[tuple[int, Log, int, str, bytes]] = []
+    for row in few_payments(seed=seed).iter_rows(named=True):
+        partition = hash64(row["customer_id"]) % N_PARTITIONS
+        time_ms = round(row["time"].timestamp() * 1000)
+        value = msgspec.json.encode({name: cell for name, cell in row.items() if name != "label"})
+        stamp = time_ms + (rng.randrange(2 * DAY_MS) if rng.random() < 0.05 else rng.randrange(1_000))
+        sends.append((stamp, events, partition, row["customer_id"], value))
+        if rng.random() < 0.05:
+            sends.append((stamp + rng.randrange(DAY_MS), events, partition, row["customer_id"], value))
+        if rng.random() < 0.03:
+            sends.append((stamp, events, partition, row["customer_id"], value[:-1]))
+        if row["label"] or rng.random() < 0.02:
+            at = stamp + 2 * DAY_MS
+            for label in (1, 0) if rng.random() < 0.2 else (1,):
+                customer, terminal = row["customer_id"], row["terminal_id"]
+                report = label_message(row["event_id"], customer, time_ms, label, terminal_id=terminal)
+                sends.append((at, labels, partition, customer, report))
+                at += DAY_MS // 2
+    for stamp, log, partition, key, value in sorted(sends, key=lambda send: send[0]):
+        log.add(partition, stamp, key, value)
+    return events, labels
+
+
+def fold_live(stream: Stream, events: Log, labels: Log, *, held_back: int = 0) -> Live:
+    """Merge and fold as the scorer does; `held_back` events of partition 0 come after a mark denied them."""
+    records = [
+        Record(kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value)
+        for kind, log in ((LABEL, labels), (EVENT, events))
+        for r in log.records
+    ]
+    last = [r for r in records if r.kind == EVENT and r.partition == 0][-held_back:] if held_back else []
+    merge = Merge(
+        dict.fromkeys(sources(N_PARTITIONS, labels=True), 0), label_lag_ms=stream.labels.lag_ms if stream.labels else 0
+    )
+    merge.add([r for r in records if r not in last])
+    ends = {Source(k, p): sum(r.kind == k and r.partition == p for r in records) for k, p in merge_sources()}
+    merge.mark(Mark(float("inf"), ends | {Source(EVENT, 0): ends[Source(EVENT, 0)] - held_back}))
+    items = merge.release()
+    merge.add(last)
+    items += merge.release()
+    decoded: list[tuple[Item, Event | Label]] = []
+    at: list[Item] = []
+    event_contract, label_contract = EventContract(stream), LabelContract(stream)
+    for item in items:
+        record = item.record
+        value = (
+            label_contract.decode(record.value, record.key)
+            if record.kind == LABEL
+            else event_contract.decode(record.value, record.key, item.arrival_ms)
+        )
+        if isinstance(value, Event | Label):
+            decoded.append((item, value))
+            at.append(item)
+    columns = items_of(decoded, stream)._replace(
+        partition=np.array([i.record.partition for i in at], np.int32), offset=np.array([i.record.offset for i in at])
+    )
+    rows = State(stream, N_PARTITIONS).fold(columns)
+    places = [[i.record.kind, i.record.partition, i.record.offset, *i.key] for i in items if i.out_of_turn]
+    return Live(items, [at[i] for i in rows.index], rows, places)
+
+
+def merge_sources() -> list[Source]:
+    return sources(N_PARTITIONS, labels=True)
+
+
+def progress_record(stream: Stream, places: list[list[int]]) -> Received:
+    told = Progress(
+        next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=len(places), definition="",
+        n_partitions=N_PARTITIONS, model="", owner="", origin={}, frontier=None, out_of_turn=places,
+    )  # fmt: skip
+    return Received(stream.topic("progress"), 0, 0, START_MS, None, msgspec.json.encode(told))
+
+
+def into_lake(root: Path, stream: Stream, events: Log, labels: Log, *, batch: int = 10**9) -> Lake:
+    lake = Lake(root, stream)
+    for log in (events, labels):
+        for at in range(0, len(log.records), batch):
+            intake = Intake(stream, lake)
+            chunk = log.records[at : at + batch]
+            take = intake.events if log is events else intake.labels
+            take(log.topic, chunk, {r.partition: r.offset for r in chunk})
+    return lake
+
+
+def assert_bit_equal(replay: ReplayedEvents, live: Live) -> None:
+    places = [(i.record.partition, i.record.offset) for i in live.events]
+    assert list(zip(replay.partition.tolist(), replay.offset.tolist(), strict=True)) == places
+    assert np.array_equal(replay.numeric.view(np.uint64), np.ascontiguousarray(live.rows.numeric).view(np.uint64))
+    assert np.array_equal(replay.categorical, live.rows.categorical)
+    assert np.array_equal(replay.hashes, live.rows.hashes)
+    assert np.array_equal(replay.late_ms, live.rows.late_ms)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(tmp_path: Path, seed: int) -> None:
+    stream = payments_stream("t")
+    events, labels = payments_logs(stream, seed=seed)
+    live = fold_live(stream, events, labels)
+    replay = replay_rows(into_lake(tmp_path, stream, events, labels, batch=97), stream)
+    assert_bit_equal(replay, live)
+    assert len(replay.duplicates) == len(live.rows.duplicates) > 10
+    assert int((replay.late_ms > 0).sum()) > 10
+
+
+def test_what_was_folded_out_of_turn_is_folded_at_its_told_place(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    events, labels = payments_logs(stream, seed=4)
+    live = fold_live(stream, events, labels, held_back=40)
+    assert len(live.places) > 20
+    lake = into_lake(tmp_path, stream, events, labels)
+    assert not np.array_equal(np.sort(replay_rows(lake, stream).hashes), np.sort(live.rows.hashes))
+    Intake(stream, lake).places(stream.topic("progress"), [progress_record(stream, live.places)], {0: 0})
+    assert_bit_equal(replay_rows(lake, stream), live)
+
+
+def test_chunks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = payments_stream("t")
+    events, labels = payments_logs(stream, seed=5)
+    lake = into_lake(tmp_path, stream, events, labels)
+    whole = replay_rows(lake, stream)
+    monkeypatch.setattr("pipelines.lake.replay.CHUNK", 101)
+    parts = replay_rows(lake, stream)
+    assert np.array_equal(whole.hashes, parts.hashes)
+    assert whole.duplicates == parts.duplicates
+
+
+def test_a_training_table_looks_at_nothing_later_than_its_time(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    events, labels = payments_logs(stream, seed=6)
+    as_of_ms = START_MS + 8 * DAY_MS
+    late = into_lake(tmp_path / "late", stream, events, labels)
+    early_events, early_labels = Log(events.topic), Log(labels.topic)
+    for log, early, lag_ms in ((events, early_events, 0), (labels, early_labels, 60_000)):
+        early.records += [r for r in log.records if r.timestamp_ms + lag_ms < as_of_ms]
+    early_lake = into_lake(tmp_path / "early", stream, early_events, early_labels)
+    table, same = training_table(late, stream, as_of_ms=as_of_ms), training_table(early_lake, stream, as_of_ms=as_of_ms)
+    assert 500 < len(table) < len(replay_rows(late, stream))
+    for name in ("partition", "offset", "time_ms", "categorical", "label", "known"):
+        assert np.array_equal(getattr(table, name), getattr(same, name)), name
+    assert np.array_equal(table.numeric.view(np.uint64), same.numeric.view(np.uint64))
+    assert np.all(np.diff(table.time_ms) >= 0)
+    assert set(table.category_names.values()) >= {"online", "grocery", "NL"}
+    assert len(table.columns) == table.numeric.shape[1] + table.categorical.shape[1]
+
+
+def labelled(tmp_path: Path, stream: Stream, reports: list[tuple[str, int, int]]) -> pl.DataFrame:
+    """Label and known of three events, a day apart, as of day 10; reports are (event id, label, arrival in days)."""
+    events, labels = Log(stream.topic("events")), Log(stream.topic("labels"))
+    for day, event_id in enumerate(("a", "b", "c")):
+        time_ms = START_MS + day * DAY_MS
+        events.add(0, time_ms, "c1", event_message(event_id, "c1", time_ms))
+    for event_id, label, at_ms in sorted(reports, key=lambda report: report[2]):
+        labels.add(0, START_MS + at_ms, "c1", label_message(event_id, "c1", START_MS, label))
+    table = training_table(into_lake(tmp_path, stream, events, labels), stream, as_of_ms=START_MS + 10 * DAY_MS)
+    return pl.DataFrame({"id": table.event_id, "label": table.label, "known": table.known})
+
+
+def test_the_latest_report_wins_and_0_takes_one_back(tmp_path: Path) -> None:
+    reports = [
+        ("a", 1, 3 * DAY_MS),
+        ("b", 1, 3 * DAY_MS),
+        ("b", 0, 4 * DAY_MS),
+        ("c", 0, 3 * DAY_MS),
+        ("c", 1, 4 * DAY_MS),
+    ]
+    assert labelled(tmp_path, payments_stream("t"), reports)["label"].to_list() == [1, 0, 1]
+
+
+def test_a_report_counts_from_the_label_lag_after_its_arrival(tmp_path: Path) -> None:
+    reports = [("a", 1, 10 * DAY_MS - 60_001), ("b", 1, 10 * DAY_MS - 60_000)]
+    assert labelled(tmp_path, payments_stream("t"), reports)["label"].to_list() == [1, 0, 0]
+
+
+def test_a_label_is_known_once_its_event_is_older_than_the_maturity(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    assert stream.labels is not None
+    mature = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, maturity_ms=9 * DAY_MS))
+    assert labelled(tmp_path, mature, [])["known"].to_list() == [True, False, False]
+
+
+def test_without_labels_in_the_stream_no_label_is_known(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    unlabelled = msgspec.structs.replace(
+        stream, labels=None, features=tuple(f for f in stream.features if not f.stat.startswith("fraud"))
+    )
+    table = labelled(tmp_path, unlabelled, [])
+    assert (table["label"].sum(), table["known"].sum(), table.height) == (0, 0, 3)
+
+
+def test_an_empty_lake_gives_an_empty_table(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    table = training_table(Lake(tmp_path, stream), stream, as_of_ms=START_MS)
+    assert (len(table), table.numeric.shape, table.category_names) == (0, (0, len(stream.numeric_columns)), {})

@@ -1,0 +1,113 @@
+"""A scorer in a process of its own, with a linear model: `python -m tests.pipelines.live.live_scorer --help`."""
+
+import argparse
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pipelines.live.scorer
+from pipelines.contracts.stream import Stream
+from pipelines.faults import kill_at, no_fault
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Position
+from pipelines.kafka.reader import ANSWER_MS, Reader
+from pipelines.live.scorer import Scorer
+from pipelines.live.takeover import ScorerSetting
+from tests.pipelines.live.kill_stream import stream_named
+
+THRESHOLD = 0.99995
+
+
+class Explained(NamedTuple):
+    """No reasons: what is proven here is the way of the scores."""
+
+    reasons: Sequence[dict[str, Any]]
+    score_if_all_expected: float
+
+
+class Linear:
+    """a / (1 + a), a = |sum of (column number + 1) * value|, added from left to right: the same bits in any batch."""
+
+    digest = "linear"
+    threshold = THRESHOLD
+
+    def __init__(self, stream: Stream) -> None:
+        self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
+
+    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
+        total = np.zeros(len(numeric))
+        for place in range(numeric.shape[1]):
+            total += (place + 1) * np.nan_to_num(numeric[:, place])
+        for place in range(categorical.shape[1]):
+            total += (categorical[:, place] % np.uint64(7)).astype(np.float64)
+        total = np.abs(total)
+        return (total / (1 + total)).astype(np.float32)
+
+    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explained]:
+        return [Explained((), 0.0)] * len(numeric)
+
+
+class LateReader(Reader):
+    """Reads one partition late for a moment of every second and says that there is nothing more in it.
+
+    With a negative wait, what lies there comes out of turn, at whatever pace the machine goes. What was there at the
+    start is read as ever: progress records may promise that it comes before everything else.
+    """
+
+    _end: int | None = None
+
+    def hold(self, positions: Iterable[Position]) -> None:
+        super().hold({*positions, *self._late()})
+
+    def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
+        found = super().ends(timeout_ms=timeout_ms)
+        if self._end is None:
+            self._end = found.get(min(self._partitions))
+        return found | {p: self.position(p) for p in self._late()}
+
+    def _late(self) -> set[Position]:
+        late = min(self._partitions)
+        if self._end is None or self.position(late) < self._end or time.monotonic() % 1.0 > 0.2:
+            return set()
+        return {late}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--stream", required=True)
+    parser.add_argument("--snapshots", type=Path, required=True)
+    parser.add_argument("--fault", default="")
+    parser.add_argument("--snapshot-every-s", type=float, default=1.0)
+    parser.add_argument("--order-wait-ms", type=int, default=50, help="below 0 a partition is read late now and then")
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stream = stream_named(asked.stream)
+    setting = ScorerSetting(
+        stream,
+        Connection(asked.bootstrap),
+        asked.snapshots,
+        snapshot_every=timedelta(seconds=asked.snapshot_every_s),
+        order_wait=timedelta(milliseconds=asked.order_wait_ms),
+        fault=kill_at(asked.fault) if asked.fault else no_fault,
+    )
+    if asked.order_wait_ms < 0:
+        pipelines.live.scorer.Reader = LateReader  # type: ignore[misc, attr-defined]
+    scorer = Scorer(setting, Linear(stream), start="earliest")
+    scorer.run(stop.is_set)
+    print("stopped", scorer.counters, flush=True)
+
+
+if __name__ == "__main__":
+    main()

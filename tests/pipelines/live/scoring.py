@@ -1,0 +1,167 @@
+"""What the broker tests of scorer and lane share: a stream of their own, a scorer in a thread, what came out."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pipelines.contracts.messages import Progress, Refused, decode
+from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError
+from pipelines.faults import Fault
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message, Received
+from pipelines.kafka.progress import read_progress
+from pipelines.kafka.topics import KEEP_FOR_EVER
+from pipelines.kafka.writer import Writer
+from pipelines.live.scorer import Scorer
+from pipelines.live.takeover import ScorerSetting, StartFrom
+from tests.pipelines.live.kill_stream import stream_named
+from tests.pipelines.live.live_scorer import Linear
+
+N_PARTITIONS = 2
+
+
+class Rig:
+    """A stream of its own on a broker; `configs` gives some of them (by kind) a configuration of their own."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        n_partitions: int = N_PARTITIONS,
+        configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
+        self.n_partitions = n_partitions
+        self.connection = Connection(bootstrap)
+        self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
+        self.folder = folder
+        kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
+        config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
+        for kind in kinds:
+            own = {self.stream.topic(kind): n_partitions}
+            topics.create_topics(self.connection, own, config=config | dict(configs.get(kind, {})))
+        self.n_sent = 0
+
+    def send(self, n: int) -> None:
+        """Valid events, stored."""
+        with Writer(self.connection) as writer:
+            for _ in range(n):
+                card = f"c{self.n_sent % 7}"
+                event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
+                writer.send(Message(self.stream.topic("events"), json.dumps(event).encode(), card.encode()))
+                self.n_sent += 1
+            writer.flush()
+
+    def send_raw(self, value: bytes, key: bytes | None, *, kind: str = "events", partition: int | None = None) -> None:
+        """Any record, stored."""
+        self.send_many([value], key, kind=kind, partition=partition)
+
+    def send_many(
+        self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
+    ) -> None:
+        """Any records of one key, stored."""
+        with Writer(self.connection) as writer:
+            for value in values:
+                writer.send(Message(self.stream.topic(kind), value, key, partition))
+            writer.flush()
+        self.n_sent += len(values) if kind == "events" else 0
+
+    def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
+        """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
+        full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
+        return Scorer(full, Linear(self.stream), start=start)
+
+    def published(self, kind: str) -> list[Received]:
+        """Every committed record of a topic."""
+        spans = topics.bounds(self.connection, [self.stream.topic(kind)])
+        return [record for batch in topics.read_between(self.connection, spans) for record in batch]
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every committed score."""
+        return [json.loads(record.value or b"") for record in self.published("scores")]
+
+    def refused(self) -> list[Refused]:
+        """Every committed dead letter."""
+        return [decode(record.value, Refused) for record in self.published("refused")]
+
+    def wait_until_out(self, *, deadline_s: float = 60.0) -> None:
+        """Until progress says that everything sent is out."""
+        until = time.monotonic() + deadline_s
+        while True:
+            told: list[Progress | None] = []
+            with suppress(BrokerError):  # it may stand still: that is tested
+                told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
+            if sum(p.next_offset for p in told if p) == self.n_sent:
+                return
+            assert time.monotonic() < until, f"{self.n_sent} events were sent, out is only {told}"
+            time.sleep(0.05)
+
+
+class Running:
+    """A scorer in a thread; `error` is what it ended with."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.error = scorer, None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    error: BaseException | None
+
+    def _run(self) -> None:
+        try:
+            self.scorer.run(self._stop.is_set)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, *, deadline_s: float = 30.0) -> None:
+        self._thread.join(deadline_s)
+        assert not self._thread.is_alive(), "the scorer did not end"
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()
+
+
+@contextmanager
+def running(scorer: Scorer) -> Iterator[Running]:
+    """Run a scorer; its error, if it has one, is raised at the end."""
+    run = Running(scorer)
+    try:
+        yield run
+    finally:
+        run.stop()
+    if run.error:
+        raise run.error
+
+
+def until(true: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
+    """Wait for something to come about."""
+    end = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:
+    """A fault that acts at the nth passage of a point."""
+    passed = [0]
+
+    def fault(name: str) -> None:
+        passed[0] += name == point
+        if name == point and passed[0] == nth:
+            act()
+
+    return fault

@@ -1,0 +1,334 @@
+"""A log, its broker and a replica's restarts in memory: time is an argument, and every crash is a call."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, Self
+
+import msgspec
+import pytest
+
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.contracts.messages import Progress, Refused, Score, decode
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import parse
+from pipelines.errors import BrokerError, InternalError, TooLargeError
+from pipelines.features.snapshot import Snapshot
+from pipelines.features.state import State, items_of
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
+from pipelines.live.lane import Lane, LaneSetting
+from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
+from pipelines.order import EVENT, LABEL, Frontier, Item, Key, Record, Source, by_kind, sources
+from tests.pipelines.live.live_scorer import Linear
+
+START_MS = 1_700_000_000_000
+N_PARTITIONS = 2
+STREAM = parse("""
+[stream]
+name = "small"
+event_id = "id"
+event_time = "at"
+entities = ["card", "shop"]
+duplicate_memory = "300ms"
+future_tolerance = "100ms"
+[fields]
+id = { type = "int" }
+at = { type = "time" }
+card = { type = "int" }
+shop = { type = "int" }
+amount = { type = "number", min = 0 }
+[labels]
+maturity = "60ms"
+lag = "40ms"
+[[features]]
+entity = "card"
+field = "amount"
+windows = ["120ms", "all"]
+stats = ["mean", "std"]
+[[features]]
+entity = "shop"
+windows = ["240ms"]
+stats = ["count", "fraud_rate"]
+[[features]]
+entity = "shop"
+field = "amount"
+windows = ["240ms"]
+stats = ["sum"]
+""")
+
+
+class Published(NamedTuple):
+    """What is out about one event record."""
+
+    rule: str
+    duplicate_of: int | None
+    late_ms: int
+    features_hash: int
+    out_of_turn: bool
+
+    @classmethod
+    def scored(cls, score: Score) -> Self:
+        return cls("", None, score.late_ms, int(score.features_hash, 16), score.out_of_order)
+
+    @classmethod
+    def refused(cls, rule: str, duplicate_of: int | None = None) -> Self:
+        return cls(rule, duplicate_of, 0, 0, False)
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+class SimulatedWriter:
+    """The transactions of one lane in a world: all of one, or nothing of it."""
+
+    def __init__(self, world: "World", partition: int) -> None:
+        self._world, self._partition = world, partition
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
+        world, stream = self._world, self._world.stream
+        told: Progress | None = None
+        published: dict[tuple[int, int], Published] = {}
+        for message in messages:
+            if message.topic == stream.topic("progress"):
+                told = decode(message.value, Progress)
+            elif message.topic == stream.topic("scores"):
+                score = decode(message.value, Score)
+                source = (score.source.partition, score.source.offset)
+                if source in world.too_large:
+                    raise TooLargeError("this score is too large")
+                published[source] = Published.scored(score)
+            elif message.topic == stream.topic("refused"):
+                letter = decode(message.value, Refused)
+                source = (letter.source.partition, letter.source.offset)
+                if source in world.too_large and letter.raw_base64:
+                    raise TooLargeError("this dead letter is too large")
+                published[source] = Published.refused(letter.rule, letter.duplicate_of)
+        assert told is not None
+        world.commit(self._partition, told, published)
+
+    def close(self) -> None:
+        pass
+
+
+class SimulatedLane(Lane):
+    """A lane, whole but for Kafka."""
+
+    def __init__(self, world: "World", partition: int) -> None:
+        self._world = world
+        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.model, "", ""), partition)
+        self.progress = world.progress[partition][-1]
+
+    def _open(self) -> SimulatedWriter:
+        return SimulatedWriter(self._world, self.partition)
+
+    def _read_progress(self) -> Progress:
+        return self._world.progress[self.partition][-1]
+
+    def publish_some(self) -> None:
+        """One batch."""
+        if len(self.outbox):
+            self._publish(self.outbox.take(max_rows=2))
+
+
+class World:
+    """Everything that outlives a crash: the log, what was published, the snapshots; and one replica that does not.
+
+    `seen[source]` is how much of a partition its broker shows; records behind it have their stamp already (a broker
+    stamps before it shows).
+    """
+
+    def __init__(self, stream: Stream = STREAM, *, order_wait_ms: int = 5) -> None:
+        self.stream, self.order_wait_ms = stream, order_wait_ms
+        self.now_ms = START_MS
+        self.sources = sources(N_PARTITIONS, labels=True)
+        self.log: dict[Source, list[Record]] = {s: [] for s in self.sources}
+        self.seen = dict.fromkeys(self.sources, 0)
+        origin = by_kind(dict.fromkeys(self.sources, 0), N_PARTITIONS)
+        claim = Progress(
+            next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, owner="",
+            n_partitions=N_PARTITIONS, definition="", model="", origin=origin, frontier=None, out_of_turn=[],
+        )  # fmt: skip
+        self.progress: list[list[Progress]] = [[claim] for _ in range(N_PARTITIONS)]
+        self.published: dict[tuple[int, int], Published] = {}
+        self.too_large: set[tuple[int, int]] = set()  # events about which the broker takes only the shortest record
+        self.fault = ""  # what happens to the next transaction: (crash | doubt) (before | after)
+        self.model = Linear(stream)
+        self.snapshots: dict[int, Snapshot] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Crash, then begin as a scorer does: promise and places from progress, state from a snapshot that fits."""
+        last = {p: records[-1] for p, records in enumerate(self.progress)}
+        state = State(self.stream, N_PARTITIONS)
+        for folded in sorted(self.snapshots, reverse=True):
+            if is_ahead(self.snapshots[folded].frontier, last):
+                del self.snapshots[folded]
+                continue
+            state = State.restore(self.stream, self.snapshots[folded])
+            break
+        told = self._told(needed_places(state))
+        for p, claimed in last.items():
+            self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
+        self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms)
+        self.lanes = [SimulatedLane(self, p) for p in range(N_PARTITIONS)]
+        self.at = dict(state.frontier)
+        for lane, put in zip(self.lanes, self.replica.restored_puts(), strict=True):
+            lane.outbox.put(put)
+
+    def _told(self, needed: Frontier) -> dict[tuple[int, int, int], Key]:
+        """Places as a start finds them: each partition's progress records are read back as far as they may matter."""
+        told: dict[tuple[int, int, int], Key] = {}
+        for records in self.progress:
+            for record in reversed(records):
+                if not tells_more(record, needed):
+                    break
+                for place, key in places_told(record).items():
+                    assert told.setdefault(place, key) == key, "a place was told in two ways"
+        return told
+
+    def append(self, kind: int, partition: int, value: bytes, key: bytes, *, too_large: bool = False) -> None:
+        """The broker stamps a record; it shows it later. What goes out about it may be `too_large`."""
+        log = self.log[Source(kind, partition)]
+        if too_large and kind == EVENT:
+            self.too_large.add((partition, len(log)))
+        log.append(Record(kind, partition, len(log), self.now_ms, key, value))
+
+    def append_unreadable(self, kind: int, partition: int) -> None:
+        """A record that no reader can make sense of; even its stamp is unknown."""
+        log = self.log[Source(kind, partition)]
+        log.append(Record(kind, partition, len(log), 0, None, None, "its batch is damaged"))
+
+    def show(self, source: Source, n: int) -> None:
+        """The broker shows `n` records more."""
+        self.seen[source] = min(self.seen[source] + n, len(self.log[source]))
+
+    def read(self, source: Source, n: int) -> None:
+        """The reader brings up to `n` records of one partition."""
+        to = min(self.at[source] + n, self.seen[source])
+        self.replica.merge.add(self.log[source][self.at[source] : to])
+        self.at[source] = max(to, self.at[source])
+
+    def ask(self, source: Source, *, ago_ms: int = 0) -> None:
+        """The broker's answer, to a question sent `ago_ms` ago, comes in."""
+        at, asked = self.at[source], self.now_ms - ago_ms
+        self.replica.merge.observe(source, position=at, end=self.seen[source], asked_ms=asked, live=True)
+
+    def fold(self) -> None:
+        """Fold what can be folded; it waits in the outboxes."""
+        for puts in self.replica.advance(chunk=3):
+            for lane, put in zip(self.lanes, puts, strict=True):
+                lane.outbox.put(put)
+
+    def fail(self, at: Literal["before the windows", "among the windows", "after the step"]) -> None:
+        """A step raises, where it folds anything; then, as the scorer does at its error exit, it is restarted."""
+        windows = self.replica.state.windows
+        patched: Any = windows if at == "before the windows" else windows._columns[-1]
+        if at != "after the step":
+            patched.fold = _out_of_memory
+        try:
+            for _ in self.replica.advance(chunk=3):
+                if at == "after the step":
+                    _out_of_memory()
+        except MemoryError:
+            with pytest.raises(InternalError, match="no snapshot can be taken"):
+                self.snapshot()
+        self.restart()
+
+    def publish(self, partition: int, *, fault: str = "") -> None:
+        """One transaction of a lane; `fault`: a "crash" or a "doubt" (no answer comes), "before" or "after" it."""
+        self.fault = fault
+        try:
+            self.lanes[partition].publish_some()
+        except CrashError:
+            self.restart()
+        self.fault = ""
+
+    def commit(self, partition: int, told: Progress, published: dict[tuple[int, int], Published]) -> None:
+        """The broker takes a transaction, or what is to happen instead does."""
+        fault, self.fault = self.fault, ""
+        if fault.endswith("before"):
+            raise CrashError if fault.startswith("crash") else BrokerError("nothing was committed")
+        records = self.progress[partition]
+        earlier = {place for record in records for place in places_told(record)}
+        assert not earlier & places_told(told).keys(), "a place was told twice"
+        assert not self.published.keys() & published.keys(), "an event was published twice"
+        assert furthest({0: told, 1: records[-1]}) == furthest({0: told}), "a promise shrank"
+        self.published |= published
+        records.append(told)
+        if fault:
+            raise CrashError if fault.startswith("crash") else BrokerError("no answer came")
+
+    def snapshot(self, *, disk_full: bool = False) -> None:
+        """Copy the state; it is kept under how much was folded, unless the disk is full."""
+        snapshot = self.replica.snapshot({p: records[-1] for p, records in enumerate(self.progress)})
+        if not disk_full:
+            self.snapshots[sum(snapshot.frontier.values())] = snapshot
+
+    def drain(self) -> None:
+        """Everything is shown, read, folded and published."""
+        self.now_ms += 1_000
+        for source in self.sources:
+            self.show(source, 10**9)
+            self.read(source, 10**9)
+            self.ask(source)
+        self.fold()
+        for partition in range(N_PARTITIONS):
+            while len(self.lanes[partition].outbox):
+                self.publish(partition)
+
+    def offline(self) -> dict[tuple[int, int], Published]:
+        """What must have been published, from the whole log and the places told, folded in one piece."""
+        told = {k: v for records in self.progress for r in records for k, v in places_told(r).items()}
+        events, labels = EventContract(self.stream), LabelContract(self.stream)
+        lag_ms = self.stream.labels.lag_ms if self.stream.labels else 0
+        items = []
+        for source, log in self.log.items():
+            arrival = 0
+            for record in log:
+                arrival = max(arrival, record.timestamp_ms)
+                place = told.get((record.kind, record.partition, record.offset))
+                natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
+                items.append(Item(place or natural, arrival, record, place is not None))
+        items.sort()
+        expected: dict[tuple[int, int], Published] = {}
+        decoded: list[tuple[Item, Event | Label]] = []
+        for item in items:
+            record = item.record
+            if record.kind == LABEL:
+                label = labels.decode(record.value, record.key)
+                if not record.unreadable and not isinstance(label, Refusal):
+                    decoded.append((item, label))
+                continue
+            event = events.decode(record.value, record.key, item.arrival_ms)
+            if isinstance(event, Event):
+                decoded.append((item, event))
+            else:
+                rule = "unreadable_record" if record.unreadable else event.rule
+                expected[record.partition, record.offset] = Published.refused(rule)
+        rows = State(self.stream, N_PARTITIONS).fold(items_of(decoded, self.stream))
+        for n, index in enumerate(rows.index.tolist()):
+            item = decoded[index][0]
+            at = (item.record.partition, item.record.offset)
+            expected[at] = Published("", None, int(rows.late_ms[n]), int(rows.hashes[n]), item.out_of_turn)
+            if at in self.too_large:
+                expected[at] = Published.refused("unpublishable")
+        for index, original in rows.duplicates.items():
+            item = decoded[index][0]
+            expected[item.record.partition, item.record.offset] = Published.refused("duplicate", original)
+        return expected
+
+
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def event_of(id_: int, *, card: int, shop: int, at_ms: int, amount: float | None = 1.0) -> bytes:
+    """An event's message."""
+    return json.dumps({"id": id_, "at": at_ms, "card": card, "shop": shop, "amount": amount}).encode()
+
+
+def label_of(id_: int, *, card: int, shop: int, at_ms: int, label: int = 1) -> bytes:
+    """A label's message."""
+    event = {"id": id_, "at": at_ms, "card": card, "shop": shop}
+    return json.dumps(event | {"label": label, "labelled_at": at_ms, "source": "test"}).encode()

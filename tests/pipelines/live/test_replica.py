@@ -1,0 +1,100 @@
+"""Any log, any interleaving, any crash: what is published live is what the whole log gives offline, bit for bit."""
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.order import EVENT, LABEL, Source
+from tests.pipelines.live.simulated import N_PARTITIONS, STREAM, World, event_of, label_of
+
+# Ids are pushed out of a memory of four, and a `pass` of 700 ms is longer than all-time features last.
+FORGETFUL = msgspec.structs.replace(STREAM, duplicate_memory_ids=4, lifetime_memory_ms=600)
+AMOUNTS = (0.1, 0.2, 0.3, 7.7, 1e9, None)
+
+
+STEPS = {
+    "event": 12, "label": 4, "show": 4, "turn": 12, "read": 4, "ask": 4, "pass": 4, "tick": 1, "fold": 3, "publish": 8,
+    "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "fail": 1, "sweep": 1, "lose snapshots": 1,
+    "doubt before": 1, "doubt after": 1, "disk full": 1, "unreadable": 1,
+}  # fmt: skip
+NAMES = [name for name, weight in STEPS.items() for _ in range(weight)]
+# One draw for all steps (each is seven bytes): drawn one by one, hypothesis makes schedules too short to go wrong.
+schedules = st.binary(min_size=7 * 30, max_size=7 * 110)
+
+
+def steps_of(schedule: bytes) -> list[tuple[str, tuple[int, ...]]]:
+    """What happens, one thing after the other, with small numbers that each step reads as it likes."""
+    sevens = [schedule[i : i + 7] for i in range(0, len(schedule) - 6, 7)]
+    return [(NAMES[seven[0] % len(NAMES)], tuple(byte % 6 for byte in seven[1:])) for seven in sevens]
+
+
+def take(world: World, name: str, a: tuple[int, ...]) -> None:
+    """One step in the world."""
+    source = Source(EVENT if a[0] % 3 else LABEL, a[1] % N_PARTITIONS)
+    n_events = sum(len(world.log[Source(EVENT, p)]) for p in range(N_PARTITIONS))
+    match name:
+        case "event":
+            card = a[0] % 4
+            id_ = n_events if a[1] > 1 else max(0, n_events - a[2])  # sometimes the id of an earlier one
+            at = world.now_ms - (0, 0, 3, 40, 400, -200)[a[3]]
+            value = event_of(id_, card=card, shop=a[4], at_ms=at, amount=AMOUNTS[a[5]]) if a[2] < 5 else b"{"
+            world.append(EVENT, card % N_PARTITIONS, value, str(card).encode(), too_large=a[4] == 5 and a[2] > 2)
+            world.show(Source(EVENT, card % N_PARTITIONS), a[1] % 3)
+        case "label":
+            card = a[0] % 4
+            value = label_of(a[1] + a[2], card=card, shop=a[4], at_ms=world.now_ms - 40 * a[3], label=a[5] % 3 and 1)
+            world.append(LABEL, card % N_PARTITIONS, value, str(card).encode())
+            world.show(Source(LABEL, card % N_PARTITIONS), a[1] % 3)
+        case "show":
+            world.show(source, a[2])
+        case "read":
+            for each in (source,) if a[2] else world.sources:
+                world.read(each, 1 + 3 * a[3])
+        case "ask":
+            for each in (source,) if a[2] else world.sources:
+                world.ask(each, ago_ms=a[3])
+        case "turn":  # of the live loop
+            world.now_ms += 6
+            for each in world.sources:
+                world.read(each, 10)
+                world.ask(each)
+            world.fold()
+        case "pass":
+            world.now_ms += (0, 1, 2, 10, 60, 700)[a[0]]
+        case "tick":
+            for _ in range(35 * (a[0] % 2) + 1):
+                world.now_ms += 1 + 999 * (a[0] % 2)  # 35 s of it are a stall
+                world.replica.merge.tick(world.now_ms)
+        case "fold":
+            world.fold()
+        case "publish":
+            world.publish(a[1] % N_PARTITIONS)
+        case "snapshot":
+            world.snapshot()
+        case "crash":
+            world.restart()
+        case "fail":
+            world.fail(("before the windows", "among the windows", "after the step")[a[0] % 3])  # type: ignore[arg-type]
+        case "crash before" | "crash after" | "doubt before" | "doubt after":
+            world.publish(a[1] % N_PARTITIONS, fault=name)
+        case "disk full":
+            world.snapshot(disk_full=True)
+        case "unreadable":
+            world.append_unreadable(source.kind, source.partition)
+        case "sweep":
+            world.replica.state.windows.sweep(world.replica.state.clock_ms)
+        case "lose snapshots":
+            world.snapshots.clear()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(schedules)
+def test_whatever_happens_live_is_offline_bit_for_bit(schedule: bytes) -> None:
+    world = World(FORGETFUL)
+    for name, numbers in steps_of(schedule):
+        take(world, name, numbers)
+    world.drain()
+    assert world.published == world.offline()
+    world.restart()
+    world.drain()
+    assert world.published == world.offline(), "a last restart published something else"

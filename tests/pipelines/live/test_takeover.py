@@ -1,0 +1,148 @@
+"""The take-over: few clients, claims right after fencing, and progress topics read back no further than needed."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipelines.contracts.messages import Progress, encode
+from pipelines.errors import BrokerError
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message, Position
+from pipelines.kafka.progress import all_progress
+from pipelines.kafka.writer import Writer
+from pipelines.live.takeover import places_after
+from pipelines.order import EVENT, LABEL, Key, Source
+from tests.conftest import broker
+from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
+
+
+class Counted:
+    """Counts how often a client is made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.n = 0
+        original = getattr(broker, name)
+
+        def made(*args: Any, **options: Any) -> Any:
+            self.n += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(broker, name, made)
+
+
+def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    rig = Rig(kafka, tmp_path, n_partitions=32)
+    rig.send(64)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    admins, consumers = Counted(monkeypatch, "KafkaAdminClient"), Counted(monkeypatch, "KafkaConsumer")
+    since_s = time.monotonic()
+    scorer = rig.scorer()
+    took_s = time.monotonic() - since_s
+    record_property("take_over_s", took_s)
+    print(f"take-over of 32 partitions: {took_s:.2f} s, {admins.n} admin clients, {consumers.n} consumers")
+    assert admins.n <= 2
+    assert consumers.n <= 3
+    with running(scorer):
+        rig.send(64)
+        rig.wait_until_out()
+    assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == 128
+
+
+def test_a_scorer_that_must_not_start_leaves_the_one_that_runs_alone(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    rig.send(10)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+        topics.delete_topics(rig.connection, [rig.stream.topic("alerts")])
+        with pytest.raises(BrokerError):
+            rig.scorer()
+        rig.send(10)
+        rig.wait_until_out()
+
+
+def progress_topic(rig: Rig, n: int, *, told_at: int) -> None:
+    """A progress topic of `n` records per partition with frontiers that rise by ten; one record tells a place."""
+    labels = [0] * N_PARTITIONS
+    blank = Progress(
+        next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, n_partitions=N_PARTITIONS,
+        owner="", definition="", model="", origin={"events": labels, "labels": labels}, frontier=None, out_of_turn=[],
+    )  # fmt: skip
+    with Writer(rig.connection) as writer:
+        for p in range(N_PARTITIONS):
+            for i in range(n):
+                record = msgspec.structs.replace(
+                    blank,
+                    next_offset=10 * (i + 1),
+                    frontier={"events": [10 * (i + 1)] * N_PARTITIONS, "labels": labels},
+                    n_out_of_turn=int(i >= told_at),
+                    out_of_turn=[[EVENT, 0, 10 * told_at + 5, 7, EVENT, 0, 3, 1]] if i == told_at else [],
+                )
+                writer.send(Message(rig.stream.topic("progress"), encode(record), None, p))
+        writer.flush()
+
+
+@pytest.mark.parametrize(
+    ("restored_at", "read_at_most", "found"),
+    [(3_990, 2 * 64, False), (3_700, 2 * 2 * 364, False), (10, 2 * 4_000, True), (0, 2 * 4_000, True)],
+)
+def test_after_one_event_out_of_turn_a_start_reads_back_only_what_its_snapshot_needs(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_at: int, read_at_most: int, found: bool
+) -> None:
+    rig = Rig(kafka, tmp_path)
+    progress_topic(rig, 4_000, told_at=10)
+    n_read = [0]
+    original = topics.read_between
+
+    def counted(connection: Connection, spans: Mapping[Position, tuple[int, int]]) -> Any:
+        for batch in original(connection, spans):
+            n_read[0] += len(batch)
+            yield batch
+
+    last = {p: record for p, record in all_progress(rig.connection, rig.stream, N_PARTITIONS).items() if record}
+    monkeypatch.setattr(broker, "read_between", counted)
+    at = {Source(EVENT, p): 10 * restored_at for p in range(N_PARTITIONS)}
+    needed = at | {Source(LABEL, p): 0 for p in range(N_PARTITIONS)}
+    places = places_after(rig.connection, rig.stream, last, needed)
+    assert n_read[0] <= read_at_most
+    if found:
+        assert places == {(EVENT, 0, 105): Key(7, EVENT, 0, 3, 1)}
+
+
+def test_what_a_recovery_told_again_is_read_though_a_later_frontier_does_not_reach_it(
+    kafka: str, tmp_path: Path
+) -> None:
+    rig = Rig(kafka, tmp_path)
+    labels = [0] * N_PARTITIONS
+    told = Progress(
+        next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=1, n_partitions=N_PARTITIONS,
+        owner="", definition="", model="", origin={"events": labels, "labels": labels}, frontier=None,
+        out_of_turn=[[EVENT, 1, 50, 7, EVENT, 0, 3, 1]], retold=[0, 1],
+    )  # fmt: skip
+    later = msgspec.structs.replace(told, out_of_turn=[], frontier={"events": [10, 5], "labels": labels})
+    with Writer(rig.connection) as writer:
+        for record in (told, later):
+            writer.send(Message(rig.stream.topic("progress"), encode(record), None, 0))
+        writer.flush()
+    last = {0: later, 1: msgspec.structs.replace(later, n_out_of_turn=0, retold=[])}
+    needed = {Source(EVENT, 0): 10, Source(EVENT, 1): 5} | {Source(LABEL, p): 0 for p in range(N_PARTITIONS)}
+    assert places_after(rig.connection, rig.stream, last, needed) == {(EVENT, 1, 50): Key(7, EVENT, 0, 3, 1)}
+
+
+def test_whoever_is_fenced_in_a_take_over_learns_so_from_the_claim(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path, n_partitions=8)
+    first = Running(rig.scorer())
+    rig.send(16)
+    rig.wait_until_out()
+    with running(rig.scorer()):
+        rig.send(16)
+        rig.wait_until_out()
+        first.join()
+    assert "another scorer has taken over" in str(first.error)
