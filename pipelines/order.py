@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipelines.record import Received
+
 LABEL, EVENT = 0, 1
 KIND_NAMES = ("labels", "events")
 _FOREVER = math.inf
@@ -20,23 +22,6 @@ class Source(NamedTuple):
 
     kind: int
     partition: int
-
-
-class Record(NamedTuple):
-    """A raw Kafka record of the events or the labels."""
-
-    kind: int
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    unreadable: str | None = None  # why nobody can read it
-
-    @property
-    def n_bytes(self) -> int:
-        """What it takes in memory while it is in hand, roughly."""
-        return _RECORD_BYTES + len(self.key or b"") + len(self.value or b"")
 
 
 class Key(NamedTuple):
@@ -53,9 +38,15 @@ class Item(NamedTuple):
     """A record at its place; `out_of_turn` says that its natural place had already passed."""
 
     key: Key
+    source: Source
     arrival_ms: int
-    record: Record
-    out_of_turn: bool
+    record: Received
+    out_of_turn: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes while it waits, roughly."""
+        return _RECORD_BYTES + len(self.record.key or b"") + len(self.record.value or b"")
 
 
 Frontier = Mapping[Source, int]  # next offset to fold, per source
@@ -69,15 +60,41 @@ class Mark(NamedTuple):
     ends: Frontier
 
 
-class _Queue:
+class SourceClock:
+    """The places of one source's records, which come in the order of their offsets.
+
+    Args:
+        source: where they come from.
+        lag_ms: delay from a record's arrival to its effect, ms.
+        arrival_ms: running maximum of record time so far, ms.
+
+    Example:
+        >>> clock = SourceClock(Source(EVENT, 0))
+        >>> stamps = enumerate((100, 90, 101))
+        >>> [clock.item(Received("events", 0, offset, ms, None, None)).arrival_ms for offset, ms in stamps]
+        [100, 100, 101]
+    """
+
+    def __init__(self, source: Source, *, lag_ms: int = 0, arrival_ms: int = 0) -> None:
+        self.source, self.lag_ms, self.arrival_ms = source, lag_ms, arrival_ms
+
+    def item(self, record: Received) -> Item:
+        """The record at its natural place; its arrival is its time, kept from running backwards."""
+        if record.timestamp_ms > self.arrival_ms:
+            self.arrival_ms = record.timestamp_ms
+        kind, partition = self.source
+        key = Key(self.arrival_ms + self.lag_ms, kind, partition, record.offset)
+        return Item(key, self.source, self.arrival_ms, record)
+
+
+class _Queue(SourceClock):
     """What one source has in hand, and how far its time is known."""
 
-    def __init__(self, arrival_ms: int, position: int, lag_ms: int) -> None:
+    def __init__(self, source: Source, *, lag_ms: int, arrival_ms: int, position: int) -> None:
+        super().__init__(source, lag_ms=lag_ms, arrival_ms=arrival_ms)
         self.items: deque[Item] = deque()
         self.n_bytes = 0
-        self.arrival_ms = arrival_ms
         self.position = position
-        self.lag_ms = lag_ms
         self.bound_ms: float = -_FOREVER  # nothing stamped below this will still come
         self.held_back_ms: float = -_FOREVER  # the bound that the others have been waiting at
         self.waited_ms = 0.0
@@ -118,7 +135,7 @@ class Merge:
     ) -> None:
         arrivals = arrivals or {}
         self._queues = {
-            s: _Queue(arrivals.get(s, 0), offset, label_lag_ms if s.kind == LABEL else 0)
+            s: _Queue(s, lag_ms=label_lag_ms if s.kind == LABEL else 0, arrival_ms=arrivals.get(s, 0), position=offset)
             for s, offset in frontier.items()
         }
         self._last = last
@@ -145,20 +162,18 @@ class Merge:
         """The last place released."""
         return self._last
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Take records in hand; those of one source in the order of their offsets."""
+    def add(self, source: Source, records: Iterable[Received]) -> None:
+        """Take records of a source in hand, in the order of their offsets."""
+        queue = self._queues[source]
         for record in records:
-            queue = self._queues[Source(record.kind, record.partition)]
             if record.offset < queue.position:
                 continue  # read again after a seek
             queue.position = record.offset + 1
-            arrival = queue.arrival_ms = max(queue.arrival_ms, record.timestamp_ms)
-            key = self._places.pop((record.kind, record.partition, record.offset), None)
-            placed = key is not None
-            if key is None:
-                key = Key(arrival + queue.lag_ms, record.kind, record.partition, record.offset)
-            queue.items.append(Item(key, arrival, record, placed))
-            queue.n_bytes += record.n_bytes
+            item = queue.item(record)
+            if self._places and (key := self._places.pop((*source, record.offset), None)) is not None:
+                item = item._replace(key=key, out_of_turn=True)
+            queue.items.append(item)
+            queue.n_bytes += item.n_bytes
 
     def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
         """The broker answered, to a question of `asked_ms`, that `source` ends at `end`; we have read to `position`.
@@ -245,7 +260,7 @@ class Merge:
             end = prefix.get(source, 0) if prefix is not None else None
             while items and items[0].key.effective_ms < below_ms and (end is None or items[0].record.offset < end):
                 item = items.popleft()
-                queue.n_bytes -= item.record.n_bytes
+                queue.n_bytes -= item.n_bytes
                 taken.append(item)
         taken.sort()
         last = self._last

@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from pipelines.contracts.stream import Field, Stream
 
@@ -15,15 +17,15 @@ RULES: Mapping[str, str] = {
     "bad_json": "send one JSON object in UTF-8 per message",
     "wrong_type": "send the field with the type that the stream file names",
     "missing_field": "send the field; the stream file demands it",
-    "not_finite": "send a finite number, or leave the field out",
+    "not_finite": "send a finite number, or omit the field",
     "out_of_range": "send a value within the field's min and max, or change them in the stream file",
     "too_long": "shorten the text, or raise the field's max_length in the stream file",
     "too_big": "shorten the message, or raise max_message_bytes in the stream file",
-    "future_timestamp": "mend the sender's clock; the event time is ahead of its arrival",
+    "future_timestamp": "correct the sender's clock; the event time is ahead of its arrival",
     "wrong_key": "send the message under the id of its first entity as the Kafka key",
     "unreadable_record": "send records that a plain Kafka client can read; this one was skipped by its offset",
     "unpublishable": "raise max.message.bytes of the scores topic: it takes not even the shortest score of this event",
-    "duplicate": "nothing to mend: this event id has been scored already",
+    "duplicate": "nothing to fix: this event id has been scored already",
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -33,16 +35,14 @@ _AT_FIELD = re.compile(r"`\$\.([^`]*)`")
 
 
 class Event(NamedTuple):
-    """An accepted event, ready to fold. Hashes are xxh3, 0 where the value is missing."""
+    """An accepted event as its message says; a missing text is None, a missing number NaN."""
 
     event_id: str
     time_ms: int
-    entity_ids: tuple[str | None, ...]
-    entities: tuple[int, ...]
+    entity_texts: tuple[str | None, ...]
     numbers: tuple[float, ...]
     category_texts: tuple[str | None, ...]
-    categories: tuple[int, ...]
-    n_unknown: int
+    has_unknown_fields: bool
 
 
 class Label(NamedTuple):
@@ -50,15 +50,14 @@ class Label(NamedTuple):
 
     event_id: str
     time_ms: int
-    entity_ids: tuple[str | None, ...]
-    entities: tuple[int, ...]
+    entity_texts: tuple[str | None, ...]
     label: int
     labelled_at_ms: int
     source: str
 
 
 class Refusal(NamedTuple):
-    """Why a message was not taken: the rule's name, what was seen, how to mend it."""
+    """Why a message was not accepted: the rule's name, what was seen, how to fix it."""
 
     rule: str
     detail: str
@@ -81,6 +80,16 @@ def hash64(text: str) -> int:
     True
     """
     return xxhash.xxh3_64_intdigest(text.encode()) or 1
+
+
+def hashes_of(texts: Sequence[str | None]) -> NDArray[np.uint64]:
+    """`hash64` of every text, 0 where it is missing; shape (n,).
+
+    >>> hashes_of(["4711", None]).tolist() == [hash64("4711"), 0]
+    True
+    """
+    hashes = {text: hash64(text) if text else 0 for text in set(texts)}
+    return np.fromiter(map(hashes.__getitem__, texts), np.uint64, len(texts))
 
 
 def text_of(value: str | int | bool) -> str:
@@ -116,20 +125,21 @@ class _Decoding:
         self._id_field = stream.field(stream.event_id)
         self._entity_fields = tuple(stream.field(e) for e in stream.entities)
 
-    def _message(self, value: bytes | None) -> tuple[Any, int]:
+    def _message(self, value: bytes | None) -> tuple[Any, bool]:
+        """The message's fields, and whether it has more than the stream file names."""
         if not value:
             raise _RefusedError("bad_json", "the message is empty")
         if len(value) > self.stream.max_message_bytes:
             raise _RefusedError("too_big", f"{len(value)} bytes, at most {self.stream.max_message_bytes}")
         try:
-            return self._strict.decode(value), 0
+            return self._strict.decode(value), False
         except msgspec.ValidationError as error:
             if "unknown field" not in str(error):
                 _raise_invalid(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _raise_undecodable(error, value)
         try:
-            return self._lenient.decode(value), 1
+            return self._lenient.decode(value), True
         except msgspec.ValidationError as error:
             _raise_invalid(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -197,26 +207,17 @@ class EventContract(_Decoding):
     def decode(self, value: bytes | None, key: bytes | None, arrival_ms: int) -> Event | Refusal:
         """Decode one message that arrived at `arrival_ms` (ms since 1970)."""
         try:
-            message, n_unknown = self._message(value)
+            message, has_unknown = self._message(value)
             event_id = self._event_id(message)
-            entity_ids = self._entities(message, key)
+            entity_texts = self._entities(message, key)
             time_ms = self._time_ms(message, self.stream.event_time, arrival_ms + self.stream.future_tolerance_ms)
             numbers = tuple(_bounded_number(f, getattr(message, f.name)) for f in self._numbers)
-            texts = tuple(_bounded_text(f, getattr(message, f.name)) for f in self._categories)
+            category_texts = tuple(_bounded_text(f, getattr(message, f.name)) for f in self._categories)
             for field in self._others:
                 _bounded_text(field, getattr(message, field.name))
         except _RefusedError as error:
             return error.refusal
-        return Event(
-            event_id,
-            time_ms,
-            entity_ids,
-            tuple(hash64(text) if text else 0 for text in entity_ids),
-            numbers,
-            texts,
-            tuple(hash64(text) if text else 0 for text in texts),
-            n_unknown,
-        )
+        return Event(event_id, time_ms, entity_texts, numbers, category_texts, has_unknown)
 
 
 class LabelContract(_Decoding):
@@ -233,7 +234,7 @@ class LabelContract(_Decoding):
         try:
             message, _ = self._message(value)
             event_id = self._event_id(message)
-            entity_ids = self._entities(message, key)
+            entity_texts = self._entities(message, key)
             time_ms = self._time_ms(message, self.stream.event_time, None)
             labelled_at_ms = self._time_ms(message, "labelled_at", None)
             if message.label is None:
@@ -243,15 +244,7 @@ class LabelContract(_Decoding):
             source = _bounded_text(Field("source", "text"), message.source) or _missing("source")
         except _RefusedError as error:
             return error.refusal
-        return Label(
-            event_id,
-            time_ms,
-            entity_ids,
-            tuple(hash64(text) if text else 0 for text in entity_ids),
-            message.label,
-            labelled_at_ms,
-            source,
-        )
+        return Label(event_id, time_ms, entity_texts, message.label, labelled_at_ms, source)
 
 
 def _missing(name: str) -> NoReturn:

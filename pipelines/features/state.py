@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipelines.contracts.contract import Event, Label
+from pipelines.contracts.block import Block
 from pipelines.contracts.stream import DAY_MS, HOUR_MS, Stream
 from pipelines.errors import InternalError, RestoreError
 from pipelines.features.duplicates import Duplicates
@@ -26,37 +25,6 @@ from pipelines.features.windows import Windows
 from pipelines.order import KIND_NAMES, Item, Key, Source, by_kind, sources
 
 
-class Items(NamedTuple):
-    """Accepted events and labels in the one order, column by column. All arrays have n rows."""
-
-    is_event: NDArray[np.bool_]
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    clock_ms: NDArray[np.int64]
-    time_ms: NDArray[np.int64]
-    ids: NDArray[np.uint64]  # (n, 2), hashes of the event ids under the state's key
-    label: NDArray[np.int8]  # of labels; 0 for events
-    entities: NDArray[np.uint64]  # (n, n_entities), 0 = missing
-    numbers: NDArray[np.float64]  # (n, n_numbers), NaN = missing
-    categories: NDArray[np.uint64]  # (n, n_categories), 0 = missing
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the fold made of the events among some items.
-
-    Shapes: `index` and `late_ms` (m,), `numeric` (m, d), `categorical` (m, c), `hashes` (m,): one row per event that is
-    no duplicate; `index` says which item it was. `duplicates` maps the other events' index to the original's offset.
-    """
-
-    index: NDArray[np.int64]
-    late_ms: NDArray[np.int64]
-    numeric: NDArray[np.float64]
-    categorical: NDArray[np.uint64]
-    hashes: NDArray[np.uint64]
-    duplicates: dict[int, int]
-
-
 def plan_of(stream: Stream) -> FeaturePlan:
     """The stream's window features, compiled."""
     return FeaturePlan.of(
@@ -66,33 +34,6 @@ def plan_of(stream: Stream) -> FeaturePlan:
         hashed=stream.hashed,
         maturity_ms=stream.labels.maturity_ms if stream.labels else None,
         lifetime_ms=stream.lifetime_memory_ms,
-    )
-
-
-def items_of(decoded: Sequence[tuple[Item, Event | Label]], stream: Stream, id_key: bytes = b"") -> Items:
-    """Columns of decoded events and labels; what came out of turn has its own source and the clock of its place.
-
-    Args:
-        id_key: the state's, where ids must not be made to collide.
-    """
-    n = len(decoded)
-    nan_row, zero_row = (math.nan,) * len(stream.numbers), (0,) * len(stream.categories)
-    records = [item.record for item, _ in decoded]
-    values = [value for _, value in decoded]
-    is_event = np.fromiter((type(v) is Event for v in values), bool, n)
-    return Items(
-        is_event,
-        np.fromiter((r.partition for r in records), np.int32, n),
-        np.fromiter((r.offset for r in records), np.int64, n),
-        np.fromiter((item.key.effective_ms for item, _ in decoded), np.int64, n),
-        np.fromiter((v.time_ms for v in values), np.int64, n),
-        hash_ids((v.event_id for v in values), id_key),
-        np.fromiter((0 if isinstance(v, Event) else v.label for v in values), np.int8, n),
-        np.array([v.entities for v in values], np.uint64).reshape(n, len(stream.entities)),
-        np.array([v.numbers if isinstance(v, Event) else nan_row for v in values], np.float64).reshape(n, len(nan_row)),
-        np.array([v.categories if isinstance(v, Event) else zero_row for v in values], np.uint64).reshape(
-            n, len(zero_row)
-        ),
     )
 
 
@@ -145,52 +86,67 @@ class State:
         yield
         self._steps_begun -= 1
 
-    def fold(self, items: Items) -> Rows:
-        """Fold items that come next in the one order; returns the rows of the events among them.
+    def fold(self, block: Block) -> Block:
+        """Fold the records that come next in the one order; refused ones move nothing.
+
+        Returns:
+            The same records, with `duplicate_of`, `late_ms`, `numeric` and `features_hash` of the events among them.
 
         Raises:
             InternalError: an event comes a second time.
         """
         with self.step():
-            return self._fold(items)
+            return self._fold(block)
 
-    def _fold(self, items: Items) -> Rows:
-        n = len(items.ids)
-        events, labels = np.flatnonzero(items.is_event), np.flatnonzero(~items.is_event)
-        originals = self._seen.first_offsets(
-            items.ids[events], items.partition[events], items.offset[events], items.clock_ms[events]
-        )
-        if np.any(twice := originals == items.offset[events]):
-            i = events[np.argmax(twice)]
-            raise InternalError(
-                f"the event at offset {items.offset[i]} of partition {items.partition[i]} was folded twice"
-            )
-        repeats = originals >= 0
-        duplicates = dict(zip(events[repeats].tolist(), originals[repeats].tolist(), strict=True))
-        keep = np.ones(n, bool)
-        keep[events[repeats]] = False
-        index = events[~repeats]
-        delta = np.zeros(n, np.int8)
-        delta[labels] = self._reported.changes(
-            items.ids[labels], items.clock_ms[labels], items.time_ms[labels], items.label[labels]
-        )
-        late_ms = self._lateness(items.partition[index], items.time_ms[index])
-        if n:
-            self.clock_ms = int(items.clock_ms[-1])
+    def _fold(self, block: Block) -> Block:
+        accepted = np.flatnonzero(block.is_accepted)
+        is_event = block.is_event[accepted]
+        originals, delta = self._looked_up(block, accepted, is_event)
+        is_new = originals < 0  # labels, and events that repeat none
+        items, scored = accepted[is_new], accepted[is_new & is_event]
+        late_ms = np.zeros(len(block), np.int64)
+        late_ms[scored] = self._lateness(block.partition[scored], block.time_ms[scored])
+        if len(accepted):
+            self.clock_ms = int(block.clock_ms[accepted[-1]])
         windows = self.windows.fold(
             FoldInput(
-                items.is_event[keep],
-                items.clock_ms[keep],
-                items.time_ms[keep],
-                items.entities[keep],
-                items.numbers[keep],
-                np.concatenate([items.categories, items.entities], axis=1)[keep],
-                delta[keep],
+                is_event[is_new],
+                block.clock_ms[items],
+                block.time_ms[items],
+                block.entity_hashes[items],
+                block.numbers[items],
+                np.concatenate([block.category_hashes[items], block.entity_hashes[items]], axis=1),
+                delta[is_new],
             )
         )
-        numeric = np.concatenate([items.numbers[index], _calendar(items.time_ms[index]), windows], axis=1)
-        categorical = items.categories[index]
-        return Rows(index, late_ms, numeric, categorical, hash_rows(numeric, categorical), duplicates)
+        features = np.concatenate([block.numbers[scored], _calendar(block.time_ms[scored]), windows], axis=1)
+        numeric = np.full((len(block), features.shape[1]), np.nan)
+        numeric[scored] = features
+        features_hash = np.zeros(len(block), np.uint64)
+        features_hash[scored] = hash_rows(features, block.category_hashes[scored])
+        duplicate_of = block.duplicate_of.copy()
+        duplicate_of[accepted] = originals
+        return replace(block, duplicate_of=duplicate_of, late_ms=late_ms, numeric=numeric, features_hash=features_hash)
+
+    def _looked_up(
+        self, block: Block, rows: NDArray[np.int64], is_event: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+        """Of some rows: the offset of the event that each event repeats (-1: none), what each label changes."""
+        ids = hash_ids(block.event_id[rows].tolist(), self.id_key)
+        originals, delta = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int8)
+        events, labels = rows[is_event], rows[~is_event]
+        originals[is_event] = self._seen.first_offsets(
+            ids[is_event], block.partition[events], block.offset[events], block.clock_ms[events]
+        )
+        if np.any(twice := is_event & (originals == block.offset[rows])):
+            row = rows[np.argmax(twice)]
+            raise InternalError(
+                f"the event at offset {block.offset[row]} of partition {block.partition[row]} was folded twice"
+            )
+        delta[~is_event] = self._reported.changes(
+            ids[~is_event], block.clock_ms[labels], block.time_ms[labels], block.label[labels]
+        )
+        return originals, delta
 
     def _lateness(self, partition: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """How far each event is behind the newest one of its partition before it, ms; moves the watermarks."""
@@ -202,12 +158,18 @@ class State:
             self.watermark_ms[p] = int(newest[-1])
         return late_ms
 
-    def passed(self, key: Key, source: Source, offset: int, arrival_ms: int) -> None:
-        """Note that a record, accepted or refused, has had its place."""
-        assert offset >= self.frontier[source], f"{source} was folded to {self.frontier[source]}, then came {offset}"
-        self.last = key
-        self.frontier[source] = offset + 1
-        self.arrivals[source] = arrival_ms
+    def passed(self, items: Sequence[Item]) -> None:
+        """Note that records, accepted or refused, have had their place."""
+        if not items:
+            return
+        for source, item in {item.source: item for item in items}.items():  # the last of each
+            offset = item.record.offset
+            assert offset >= self.frontier[source], (
+                f"{source} was folded to {self.frontier[source]}, then came {offset}"
+            )
+            self.frontier[source] = offset + 1
+            self.arrivals[source] = item.arrival_ms
+        self.last = items[-1].key
 
     def snapshot(self) -> "Snapshot":
         """A copy that later folds do not touch.

@@ -3,17 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipelines.record import Received
 
-class Received(NamedTuple):
-    """A record as it was read."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    unreadable: str | None = None  # why nobody can read it: then key and value are None, the time stamp is 0
+__all__ = ["Message", "Position", "Received"]
 
 
 class Message(NamedTuple):

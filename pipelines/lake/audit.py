@@ -208,6 +208,28 @@ class Reconciliation:
         """Nothing is lost, doubled or strange; pending events are neither."""
         return not any(self.n_problems.values())
 
+    @property
+    def is_complete(self) -> bool:
+        """It holds, and no event is pending."""
+        return self.holds and not self.pending
+
+    def words(self) -> str:
+        """The books in words: one line for the sum, then one for each kind of problem.
+
+        >>> print(Reconciliation(9, 5, 2, 1, 0, missing=[(0, 7)], n_problems={"missing": 1}).words())
+        9 events = 5 scored + 2 refused + 1 duplicates; 0 more are not scored yet
+        1 missing, first (partition, offset): (0, 7)
+        """
+        lines = [
+            f"{self.n_events:,} events = {self.n_scored:,} scored + {self.n_refused:,} refused + "
+            f"{self.n_duplicates:,} duplicates; {self.pending:,} more are not scored yet"
+        ]
+        for kind, n in self.n_problems.items():
+            if n:
+                places = ", ".join(map(str, getattr(self, kind)[:5]))
+                lines.append(f"{n:,} {kind.replace('_', ' ')}, first (partition, offset): {places}")
+        return "\n".join(lines)
+
 
 def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
     """Compare every event, score and dead letter in Kafka, committed records only, with the progress records.

@@ -4,13 +4,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 import polars as pl
 
-from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.contracts.block import Block
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import MAX_RAW_BYTES, Score
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
@@ -20,6 +20,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Position, Received
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.tables import Lake
+from pipelines.order import EVENT, LABEL, Source, SourceClock
 
 log = logging.getLogger(__name__)
 
@@ -132,19 +133,6 @@ def _batches(
     yield records, {p: end - 1 for (_, p), (_, end) in spans.items()}
 
 
-class _RecordPlaces(NamedTuple):
-    """Where each accepted record lay."""
-
-    partition: list[int]
-    offset: list[int]
-    arrival_ms: list[int]
-
-    def add(self, record: Received, arrival_ms: int) -> None:
-        self.partition.append(record.partition)
-        self.offset.append(record.offset)
-        self.arrival_ms.append(arrival_ms)
-
-
 class _ToldPlaces(msgspec.Struct):
     """What the ingest needs of a progress record."""
 
@@ -157,70 +145,19 @@ class Intake:
     def __init__(self, stream: Stream, lake: Lake) -> None:
         self.stream, self.lake = stream, lake
         self.counts = IngestCounts()
-        self._events = EventContract(stream)
-        self._labels = LabelContract(stream)
+        self._decoder = Decoder(stream)
         self._score = msgspec.json.Decoder(Score)
         self._progress = msgspec.json.Decoder(_ToldPlaces)
         self._arrivals = lake.arrivals()
+        self._clocks: dict[Position, SourceClock] = {}
 
     def events(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        stream = self.stream
-        at, refused = _RecordPlaces([], [], []), list[tuple]()
-        good: list[Event] = []
-        event: Event | Refusal
-        for record, arrival_ms in self._with_arrivals(topic, records):
-            if record.unreadable:
-                event = Refusal("unreadable_record", record.unreadable)
-            else:
-                event = self._events.decode(record.value, record.key, arrival_ms)
-            if isinstance(event, Refusal):
-                refused.append(_dead(record, arrival_ms, event))
-            else:
-                at.add(record, arrival_ms)
-                good.append(event)
-        numbers = np.array([e.numbers for e in good], np.float64).reshape(len(good), len(stream.numbers))
-        rows = self.lake.frame(
-            "events",
-            {
-                **at._asdict(),
-                "event_id": [e.event_id for e in good],
-                "event_time_ms": [e.time_ms for e in good],
-                **{name: [e.entity_ids[i] for e in good] for i, name in enumerate(stream.entities)},
-                **{name: pl.Series(numbers[:, i]).fill_nan(None) for i, name in enumerate(stream.numbers)},
-                **{name: [e.category_texts[i] for e in good] for i, name in enumerate(stream.categories)},
-            },
-        )
-        self._refused(topic, refused, through)
-        self.counts.n_events += self._append("events", rows, topic, through)
+        block = self._decoded(EVENT, topic, records, through)
+        self.counts.n_events += self._append("events", _columns_of_events(block, self.stream), topic, through)
 
     def labels(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
-        at, refused = _RecordPlaces([], [], []), list[tuple]()
-        good: list[Label] = []
-        label: Label | Refusal
-        for record, arrival_ms in self._with_arrivals(topic, records):
-            if record.unreadable:
-                label = Refusal("unreadable_record", record.unreadable)
-            else:
-                label = self._labels.decode(record.value, record.key)
-            if isinstance(label, Refusal):
-                refused.append(_dead(record, arrival_ms, label))
-            else:
-                at.add(record, arrival_ms)
-                good.append(label)
-        rows = self.lake.frame(
-            "labels",
-            {
-                **at._asdict(),
-                "event_id": [v.event_id for v in good],
-                "event_time_ms": [v.time_ms for v in good],
-                "label": [v.label for v in good],
-                "labelled_at_ms": [v.labelled_at_ms for v in good],
-                "source": [v.source for v in good],
-                **{name: [v.entity_ids[i] for v in good] for i, name in enumerate(self.stream.entities)},
-            },
-        )
-        self._refused(topic, refused, through)
-        self.counts.n_labels += self._append("labels", rows, topic, through)
+        block = self._decoded(LABEL, topic, records, through)
+        self.counts.n_labels += self._append("labels", _columns_of_labels(block, self.stream), topic, through)
 
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = []
@@ -251,29 +188,63 @@ class Intake:
                 why = record.unreadable or error
                 log.warning("%s [%d] offset %d is passed: %s", record.topic, record.partition, record.offset, why)
 
-    def _with_arrivals(self, topic: str, records: Sequence[Received]) -> Iterator[tuple[Received, int]]:
-        """Each record with the running maximum of its partition, as the scorer takes it."""
-        arrivals = self._arrivals
-        for record in records:
-            position = (topic, record.partition)
-            arrival = arrivals.get(position, 0)
-            if record.timestamp_ms > arrival:
-                arrivals[position] = arrival = record.timestamp_ms
-            yield record, arrival
+    def _decoded(self, kind: int, topic: str, records: Sequence[Received], through: dict[int, int]) -> Block:
+        """The accepted records; the refused ones are written before.
 
-    def _append(self, table: str, rows: pl.DataFrame, topic: str, through: dict[int, int]) -> int:
-        arrivals = {p: stamp for (t, p), stamp in self._arrivals.items() if t == topic}
+        So a crash between the two writes neither twice: it is the accepted ones that move the position on.
+        """
+        block = self._decoder.block([self._clock(kind, topic, record.partition).item(record) for record in records])
+        accepted = block.is_accepted
+        if not accepted.all():
+            frame = self.lake.frame("refused", list(_refused_rows(block.take(~accepted))))
+            self.counts.n_refused += self.lake.append("refused", frame, topic=topic, through=through)
+        return block.take(accepted)
+
+    def _clock(self, kind: int, topic: str, partition: int) -> SourceClock:
+        """The running arrival of a partition, as the scorer takes it."""
+        at = (topic, partition)
+        if at not in self._clocks:
+            self._clocks[at] = SourceClock(Source(kind, partition), arrival_ms=self._arrivals.get(at, 0))
+        return self._clocks[at]
+
+    def _append(self, table: str, columns: Mapping[str, Any], topic: str, through: dict[int, int]) -> int:
+        arrivals = {p: clock.arrival_ms for (t, p), clock in self._clocks.items() if t == topic}
+        rows = self.lake.frame(table, columns)
         return self.lake.append(table, rows, topic=topic, through=through, arrivals=arrivals)
 
-    def _refused(self, topic: str, rows: list[tuple], through: dict[int, int]) -> None:
-        """Before the rows that move the position on: a crash between the two writes neither twice."""
-        if rows:
-            frame = self.lake.frame("refused", rows)
-            self.counts.n_refused += self.lake.append("refused", frame, topic=topic, through=through)
+
+def _columns_of_events(block: Block, stream: Stream) -> dict[str, Any]:
+    return {
+        **_common_columns(block, stream),
+        **{name: pl.Series(block.numbers[:, i]).fill_nan(None) for i, name in enumerate(stream.numbers)},
+        **{name: block.category_texts[:, i].tolist() for i, name in enumerate(stream.categories)},
+    }
 
 
-def _dead(record: Received, arrival_ms: int, refusal: Refusal) -> tuple:
-    """A refused record as a row: as it came, with the rule it broke."""
-    raw = record.value or b""
-    at = (record.partition, record.offset, arrival_ms)
-    return (*at, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw), hashlib.sha256(raw).hexdigest())
+def _columns_of_labels(block: Block, stream: Stream) -> dict[str, Any]:
+    return {
+        **_common_columns(block, stream),
+        "label": block.label,
+        "labelled_at_ms": block.labelled_at_ms,
+        "source": block.label_source.tolist(),
+    }
+
+
+def _common_columns(block: Block, stream: Stream) -> dict[str, Any]:
+    return {
+        "partition": block.partition,
+        "offset": block.offset,
+        "arrival_ms": block.arrival_ms,
+        "event_id": block.event_id.tolist(),
+        "event_time_ms": block.time_ms,
+        **{name: block.entity_texts[:, i].tolist() for i, name in enumerate(stream.entities)},
+    }
+
+
+def _refused_rows(block: Block) -> Iterator[tuple]:
+    """Refused records as rows: as they came, with the rule that each broke."""
+    columns = (block.partition, block.offset, block.arrival_ms, block.refusal, block.value)
+    for partition, offset, arrival_ms, refusal, value in zip(*(column.tolist() for column in columns), strict=True):
+        raw = value or b""
+        sha256 = hashlib.sha256(raw).hexdigest()
+        yield partition, offset, arrival_ms, refusal.rule, refusal.detail, raw[:MAX_RAW_BYTES], len(raw), sha256

@@ -1,6 +1,5 @@
 """The training table: what the live scorer saw of every event, made again from the lake, with labels as of a time."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,10 +7,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines.contracts.contract import hash64
+from pipelines.contracts.block import Block
+from pipelines.contracts.contract import hash64, hashes_of
 from pipelines.contracts.stream import InputColumn, Stream
-from pipelines.features.id_log import ID_KEY_BYTES, hash_ids
-from pipelines.features.state import Items, Rows, State
+from pipelines.features.state import State
 from pipelines.lake.tables import Lake
 from pipelines.order import EVENT, LABEL
 
@@ -76,36 +75,36 @@ def replay_rows(
         until_ms: leave away what takes effect at or after this time (ms since 1970, the stream's clock).
         progress: called with the number of items folded and the number there are.
     """
-    id_key = os.urandom(ID_KEY_BYTES)
-    chosen = None if until_ms is None else pl.col("effective_ms") < until_ms
-    items, event_ids = items_in_order(lake, stream, id_key, chosen)
-    n, n_events = len(items.ids), int(items.is_event.sum())
-    state = State(stream, int(items.partition.max(initial=0)) + 1, id_key=id_key)
+    block = block_in_order(lake, stream, None if until_ms is None else pl.col("effective_ms") < until_ms)
+    n, n_events = len(block), int(block.is_event.sum())
+    state = State(stream, int(block.partition.max(initial=0)) + 1)
     numeric = np.empty((n_events, len(stream.numeric_columns)))
     index, late_ms = np.empty(n_events, np.int64), np.empty(n_events, np.int64)
     hashes = np.empty(n_events, np.uint64)
     duplicates: dict[tuple[int, int], int] = {}
     n_rows = 0
     for begin in range(0, n, CHUNK):
-        rows: Rows = state.fold(Items._make(column[begin : begin + CHUNK] for column in items))
-        to = slice(n_rows, n_rows + len(rows.index))
-        numeric[to], hashes[to], late_ms[to] = rows.numeric, rows.hashes, rows.late_ms
-        index[to] = rows.index + begin
+        folded = state.fold(block.take(slice(begin, begin + CHUNK)))
+        rows = np.flatnonzero(folded.is_scored)
+        to = slice(n_rows, n_rows + len(rows))
+        numeric[to], hashes[to], late_ms[to] = folded.numeric[rows], folded.features_hash[rows], folded.late_ms[rows]
+        index[to] = rows + begin
         n_rows = to.stop
-        for i, original in rows.duplicates.items():
-            duplicates[(int(items.partition[begin + i]), int(items.offset[begin + i]))] = original
+        repeats = folded.take(np.flatnonzero(folded.is_duplicate))
+        places = zip(repeats.partition.tolist(), repeats.offset.tolist(), strict=True)
+        duplicates |= dict(zip(places, repeats.duplicate_of.tolist(), strict=True))
         if progress:
             progress(min(begin + CHUNK, n), n)
     index = index[:n_rows]
     return ReplayedEvents(
-        items.partition[index],
-        items.offset[index],
-        event_ids.gather(index),
-        items.entities[index, 0],
-        items.clock_ms[index],
-        items.time_ms[index],
+        block.partition[index],
+        block.offset[index],
+        pl.Series("event_id", block.event_id[index].tolist(), pl.String),
+        block.entity_hashes[index, 0],
+        block.clock_ms[index],
+        block.time_ms[index],
         numeric[:n_rows],
-        items.categories[index],
+        block.category_hashes[index],
         hashes[:n_rows],
         late_ms[:n_rows],
         duplicates,
@@ -156,11 +155,10 @@ def _frauds(lake: Lake, stream: Stream, as_of_ms: int) -> pl.Series:
     return latest.filter(pl.col("label") == 1)["event_id"]
 
 
-def items_in_order(lake: Lake, stream: Stream, id_key: bytes, chosen: pl.Expr | None = None) -> tuple[Items, pl.Series]:
-    """All (or the chosen) events and labels in the one order, and the events' ids (null for labels).
+def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None) -> Block:
+    """All (or the chosen) events and labels of the lake, ready to fold; without the texts of entities and categories.
 
     Args:
-        id_key: of the state that will fold them.
         chosen: says by a record's place and `is_event`, `partition`, `offset` whether it is wanted.
     """
     frames = [placed(lake, stream, "events", EVENT)]
@@ -170,20 +168,25 @@ def items_in_order(lake: Lake, stream: Stream, id_key: bytes, chosen: pl.Expr | 
     if chosen is not None:
         both = both.filter(chosen)
     both = both.sort(PLACE)
-    n = both.height
-    items = Items(
-        (both["is_event"]).to_numpy(),
-        both["partition"].to_numpy(),
-        both["offset"].to_numpy(),
-        both["effective_ms"].to_numpy(),
-        both["event_time_ms"].to_numpy(),
-        hash_ids(both["event_id"].to_list(), id_key),
-        both["label"].fill_null(0).to_numpy() if stream.labels else np.zeros(n, np.int8),
-        _stacked([_hashed(both[name]) for name in stream.entities], n, np.uint64),
-        _stacked([both[name].fill_null(np.nan).to_numpy() for name in stream.numbers], n, np.float64),
-        _stacked([_hashed(both[name]) for name in stream.categories], n, np.uint64),
+    block = Block.blank(
+        both.height,
+        n_entities=len(stream.entities),
+        n_numbers=len(stream.numbers),
+        n_categories=len(stream.categories),
     )
-    return items, both["event_id"]
+    block.kind[:] = np.where(both["is_event"].to_numpy(), EVENT, LABEL)
+    block.partition[:], block.offset[:] = both["partition"].to_numpy(), both["offset"].to_numpy()
+    block.arrival_ms[:], block.clock_ms[:] = both["arrival_ms"].to_numpy(), both["effective_ms"].to_numpy()
+    block.event_id[:], block.time_ms[:] = both["event_id"].to_list(), both["event_time_ms"].to_numpy()
+    if stream.labels:
+        block.label[:] = both["label"].fill_null(0).to_numpy()
+    for i, name in enumerate(stream.entities):
+        block.entity_hashes[:, i] = hashes_of(both[name].to_list())
+    for i, name in enumerate(stream.numbers):
+        block.numbers[:, i] = both[name].fill_null(np.nan).to_numpy()
+    for i, name in enumerate(stream.categories):
+        block.category_hashes[:, i] = hashes_of(both[name].to_list())
+    return block
 
 
 def placed(lake: Lake, stream: Stream, table: str, kind: int, *, columns: list[str] | None = None) -> pl.DataFrame:
@@ -205,14 +208,3 @@ def placed(lake: Lake, stream: Stream, table: str, kind: int, *, columns: list[s
         at_offset=pl.coalesce("told_offset", "offset"),
         seq=pl.coalesce("at_seq", pl.lit(0, pl.Int64)),
     ).drop("at_effective_ms", "at_kind", "told_partition", "told_offset", "at_seq")
-
-
-def _hashed(texts: pl.Series) -> NDArray[np.uint64]:
-    """`contract.hash64` of every text, 0 where it is missing."""
-    distinct = texts.unique().drop_nulls()
-    hashes = pl.Series([hash64(text) for text in distinct], dtype=pl.UInt64)
-    return texts.replace_strict(distinct, hashes, default=0, return_dtype=pl.UInt64).to_numpy()
-
-
-def _stacked(columns: list[NDArray], n: int, kind: type) -> NDArray:
-    return np.stack(columns, axis=1) if columns else np.empty((n, 0), kind)

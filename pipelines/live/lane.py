@@ -8,22 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-import msgspec
-import numpy as np
-
-from pipelines.contracts.contract import Refusal
-from pipelines.contracts.messages import (
-    SHORT_TEXT,
-    Progress,
-    RecordSource,
-    Score,
-    cloudevent_headers,
-    cut,
-    encode,
-    key_of,
-    refused_of,
-    rfc3339,
-)
+from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
@@ -31,8 +16,8 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.kafka.writer import TransactionalWriter
-from pipelines.live.alerting import alert_of, features_of
-from pipelines.live.outbox import Outbox, OutboxBatch, Row, progress_after
+from pipelines.live.alerting import outcomes_of, without_scores
+from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.model import Model
 
 log = logging.getLogger(__name__)
@@ -127,7 +112,7 @@ class Lane:
         try:
             while not (self._stopping.is_set() and not len(self.outbox)):
                 batch = self.outbox.take()
-                if batch.rows or batch.places:
+                if batch is not None:
                     self._publish(batch)
         except BaseException as error:
             self.was_stopping = self._stopping.is_set()
@@ -162,10 +147,10 @@ class Lane:
         if len(batch.rows) > 1:
             first, second = batch.halves()
             return self._publish(first) and self._publish(second)
-        if not batch.rows or shortening == Shortening.LETTER:
+        if not len(batch.rows) or shortening == Shortening.LETTER:
             raise error
-        row = batch.rows[0]
-        log.warning("lane %d: what goes out about offset %d is shortened: %s", self.partition, row.record.offset, error)
+        offset = batch.rows.offset[0]
+        log.warning("lane %d: what is published about offset %d is shortened: %s", self.partition, offset, error)
         return self._publish(batch, Shortening(shortening + 1))
 
     def _rebuild(self, error: BrokerError) -> None:
@@ -225,84 +210,13 @@ class Lane:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)
 
     def _messages(self, batch: OutboxBatch, shortening: Shortening) -> tuple[list[Message], Progress, int]:
-        stream, model = self._setting.stream, self._setting.model
-        short = shortening > Shortening.WHOLE
         if shortening == Shortening.LETTER:
-            batch = batch._replace(rows=[_unpublishable(row) for row in batch.rows])
-        scored = [row for row in batch.rows if row.event is not None]
-        messages, n_alerts = [], 0
-        if scored:
-            numeric = np.stack([row.numeric for row in scored if row.numeric is not None])
-            categorical = np.stack([row.categorical for row in scored if row.categorical is not None])
-            found = model.score(numeric, categorical)
-            alerting = found > np.float32(model.threshold)
-            values = [float(f"{value:.9g}") for value in found.tolist()]  # nine digits keep a float32 whole
-            n_alerts = int(alerting.sum())
-            scores = [self._score(row, v, a) for row, v, a in zip(scored, values, alerting.tolist(), strict=True)]
-            messages += [self._message("scores", row, score) for row, score in zip(scored, scores, strict=True)]
-            if n_alerts:
-                explained = model.explain(numeric[alerting], categorical[alerting])
-                raised = [i for i, a in enumerate(alerting) if a]
-                for i, why in zip(raised, explained, strict=True):
-                    event = scored[i].event
-                    assert event is not None
-                    alert = alert_of(
-                        scores[i],
-                        threshold=model.threshold,
-                        event=event,
-                        entity_names=stream.entities,
-                        explained=why,
-                        features=features_of(stream, numeric[i], event),
-                        short=short,
-                    )
-                    messages.append(self._message("alerts", scored[i], alert))
-        for row in batch.rows:
-            if row.refusal is not None:
-                refused = refused_of(
-                    row.refusal,
-                    self._source(row),
-                    row.record.value,
-                    key=row.record.key,
-                    duplicate_of=row.duplicate_of,
-                    short=short,
-                )
-                messages.append(self._message("refused", row, refused))
+            batch = batch._replace(rows=without_scores(batch.rows))
+        short = shortening > Shortening.WHOLE
+        outcomes = outcomes_of(batch.rows, self._setting.stream, self._setting.model, short=short)
         assert self.progress is not None
         progress = progress_after(self.progress, batch)
-        messages.append(self._progress_message(progress))
-        return messages, progress, n_alerts
-
-    def _score(self, row: Row, value: float, alert: bool) -> Score:
-        assert row.event is not None
-        return Score(
-            event_id=row.event.event_id,
-            score=value,
-            alert=alert,
-            model=self._setting.model.digest,
-            source=self._source(row),
-            event_time=rfc3339(row.event.time_ms),
-            arrival=rfc3339(row.arrival_ms),
-            late_ms=row.late_ms,
-            out_of_order=row.out_of_turn,
-            features_hash=f"{row.features_hash:016x}",
-        )
-
-    def _source(self, row: Row) -> RecordSource:
-        return RecordSource(self._setting.stream.topic("events"), self.partition, row.record.offset)
-
-    def _message(self, kind: str, row: Row, value: msgspec.Struct) -> Message:
-        stream = self._setting.stream
-        headers = cloudevent_headers(kind, stream.name, self._source(row))
-        return Message(stream.topic(kind), encode(value), key_of(row.record.key), self.partition, None, headers)
+        return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
 
     def _progress_message(self, progress: Progress) -> Message:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)
-
-
-def _unpublishable(row: Row) -> Row:
-    """A dead letter in the place of a score."""
-    if row.event is None:
-        return row
-    named = cut(row.event.event_id, SHORT_TEXT)
-    refusal = Refusal("unpublishable", f"the scores topic takes no score of event {named}: it is too large")
-    return Row(row.record, row.arrival_ms, row.out_of_turn, refusal=refusal)

@@ -8,8 +8,8 @@ from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import Items, State
-from pipelines.lake.replay import CHUNK, PLACE, items_in_order, placed
+from pipelines.features.state import State
+from pipelines.lake.replay import CHUNK, PLACE, block_in_order, placed
 from pipelines.lake.tables import Lake
 from pipelines.live.replica import furthest
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Source, from_kinds, sources
@@ -50,10 +50,10 @@ def snapshot_from_lake(
 
     state = State(stream, n_partitions)
     state.topic_ids = dict(topic_ids)
-    items, _ = items_in_order(lake, stream, state.id_key, below & _at_or_after(origin))
-    n = len(items.ids)
+    block = block_in_order(lake, stream, below & _at_or_after(origin))
+    n = len(block)
     for begin in range(0, n, CHUNK):
-        state.fold(Items._make(column[begin : begin + CHUNK] for column in items))
+        state.fold(block.take(slice(begin, begin + CHUNK)))
         if on_progress:
             on_progress(min(begin + CHUNK, n), n)
     folded, left = rows.filter(below), rows.filter(~below)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.contracts.contract import Event, EventContract
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, RecordSource, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError, RestoreError
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State, items_of
+from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Position
@@ -35,7 +35,7 @@ from pipelines.live.takeover import (
     unfit,
     widened,
 )
-from pipelines.order import EVENT, KIND_NAMES, Frontier, Item, Key, Record, Source, sources
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
 
 log = logging.getLogger(__name__)
 
@@ -97,22 +97,15 @@ class Recovery:
     def records_per_s(self) -> float:
         """How fast this machine reads and folds the stream's events, measured on the first ones that Kafka keeps."""
         topic, stream = self._stream.topic("events"), self._stream
-        contract = EventContract(stream)
+        decoder = Decoder(stream)
         spans = topics.bounds(self._connection, [topic])
         (_, p), (first, end) = max(spans.items(), key=lambda span: span[1][1] - span[1][0])
         seconds, n = 0.0, 0
         for _ in range(2):  # the first time, the kernel is compiled
             n, began_s, state = 0, time.perf_counter(), State(stream, len(spans))
+            clock = SourceClock(Source(EVENT, p))
             for batch in topics.read_between(self._connection, {(topic, p): (first, min(end, first + _SAMPLE))}):
-                decoded = []
-                for r in batch:
-                    event = contract.decode(r.value, r.key, r.timestamp_ms)
-                    if isinstance(event, Event):
-                        record = Record(EVENT, r.partition, r.offset, r.timestamp_ms, r.key, r.value)
-                        key = Key(r.timestamp_ms, EVENT, r.partition, r.offset)
-                        decoded.append((Item(key, r.timestamp_ms, record, False), event))
-                if decoded:
-                    state.fold(items_of(decoded, stream))
+                state.fold(decoder.block([clock.item(record) for record in batch]))
                 n += len(batch)
             seconds = time.perf_counter() - began_s
         return n / seconds if n else 0.0

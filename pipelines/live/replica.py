@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+import numpy as np
+
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
 from pipelines.faults import Fault, no_fault
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State, items_of
-from pipelines.live.outbox import Put, Row
-from pipelines.order import LABEL, Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
+from pipelines.features.state import State
+from pipelines.live.outbox import Put
+from pipelines.order import Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
 
 CHUNK = 2_000
 
@@ -47,8 +49,8 @@ class Replica:
     ) -> None:
         self.state = state
         self.counters = ScorerCounters()
-        self._events, self._labels = EventContract(state.stream), LabelContract(state.stream)
-        self._published = [progress[p].next_offset for p in range(state.n_partitions)]
+        self._decoder = Decoder(state.stream)
+        self._published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
         self._promised = furthest(progress) or {}
         self._told = told
         state.places = [place for place in state.places if (*place[:3],) not in told]
@@ -66,7 +68,7 @@ class Replica:
 
     def restored_puts(self) -> list[Put]:
         """What a snapshot's state owes every outbox: places that nobody has told yet."""
-        return [Put([], self.state.places, self._frontier())] * self.state.n_partitions
+        return [Put(self._decoder.block(()), self.state.places, self._frontier())] * self.state.n_partitions
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
         """Fold what can no longer be preceded; per chunk, one put for each partition's outbox.
@@ -90,65 +92,30 @@ class Replica:
         return self.state.snapshot()
 
     def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
-        """Decode, fold, and make a row of every event record that is not out yet."""
+        """Decode and fold; each outbox gets the events of its partition that are not out yet."""
         state, counters = self.state, self.counters
-        rows: list[list[Row]] = [[] for _ in range(state.n_partitions)]
-        decoded: list[tuple[Item, Event | Label]] = []
-        pending: list[tuple[Item, Event | Refusal, int]] = []
-        places: list[list[int]] = []
-        for item in items:
-            record = item.record
-            if item.out_of_turn and (record.kind, record.partition, record.offset) not in self._told:
-                places.append([record.kind, record.partition, record.offset, *item.key])
-            if record.kind == LABEL:
-                label = None if record.unreadable else self._labels.decode(record.value, record.key)
-                if isinstance(label, Label):
-                    decoded.append((item, label))
-                else:
-                    counters.n_broken_labels += 1
-                continue
-            if record.unreadable:
-                pending.append((item, Refusal("unreadable_record", record.unreadable), -1))
-                continue
-            event = self._events.decode(record.value, record.key, item.arrival_ms)
-            if isinstance(event, Event):
-                counters.n_unknown_fields += event.n_unknown
-                pending.append((item, event, len(decoded)))
-                decoded.append((item, event))
-            else:
-                pending.append((item, event, -1))
+        block = self._decoder.block(items)
         fault("mid_fold")
-        folded = state.fold(items_of(decoded, state.stream, state.id_key))
-        for item in items:
-            record = item.record
-            state.passed(item.key, Source(record.kind, record.partition), record.offset, item.arrival_ms)
-        row_of = {int(i): n for n, i in enumerate(folded.index)}
-        for item, event, at in pending:
-            if item.record.offset < self._published[item.record.partition]:
-                continue  # published before the restart, or before the stream was scored
-            base = Row(item.record, item.arrival_ms, item.out_of_turn)
-            if isinstance(event, Refusal):
-                row = base._replace(refusal=event)
-            elif at in folded.duplicates:
-                original = folded.duplicates[at]
-                refusal = Refusal("duplicate", f"{event.event_id} was accepted at offset {original}")
-                row = base._replace(refusal=refusal, duplicate_of=original)
-            else:
-                n = row_of[at]
-                row = base._replace(
-                    event=event,
-                    late_ms=int(folded.late_ms[n]),
-                    numeric=folded.numeric[n],
-                    categorical=folded.categorical[n],
-                    features_hash=int(folded.hashes[n]),
-                )
-                counters.n_late += row.late_ms > 0
-            rows[item.record.partition].append(row)
+        block = state.fold(block)
+        state.passed(items)
+        places = [
+            [*item.source, item.record.offset, *item.key]
+            for item in items
+            if item.out_of_turn and (*item.source, item.record.offset) not in self._told
+        ]
         state.places += places
+        frontier = self._frontier()
+        # What is not waiting was published before the restart, or lies before the stream was scored.
+        waiting = block.is_event & (block.offset >= self._published[block.partition])
         counters.n_folded += len(items)
         counters.n_out_of_turn += len(places)
-        frontier = self._frontier()
-        return [Put(partition_rows, places, frontier) for partition_rows in rows]
+        counters.n_unknown_fields += int(block.has_unknown_fields.sum())
+        counters.n_broken_labels += int((~block.is_event & ~block.is_accepted).sum())
+        counters.n_late += int((waiting & (block.late_ms > 0)).sum())
+        return [
+            Put(block.take(np.flatnonzero(waiting & (block.partition == p))), places, frontier)
+            for p in range(state.n_partitions)
+        ]
 
     def _frontier(self) -> dict[str, list[int]]:
         """What a restart has to fold before everything else; never less than what was promised before this one."""

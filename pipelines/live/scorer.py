@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from typing import Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from pipelines.live.outbox import Put
 from pipelines.live.replica import Replica, ScorerCounters, is_ahead, needed_places
 from pipelines.live.takeover import ScorerSetting, StartFrom, TakeOver, check_inputs, checked_partitions, places_after
 from pipelines.model import Model
-from pipelines.order import KIND_NAMES, Frontier, Mark, Record, Source, by_kind, from_kinds, sources
+from pipelines.order import KIND_NAMES, Frontier, Mark, Source, by_kind, from_kinds, sources
 
 log = logging.getLogger(__name__)
 
@@ -177,16 +178,14 @@ class Scorer:
     def _take(self, received: Sequence[Received]) -> None:
         if received:
             self.setting.fault("after_poll" if self._caught_up else "mid_restore")
-        records = []
-        for r in received:
-            if r.topic == self._clock_topic:
-                if mark := mark_of(r):
+        for position, records in groupby(received, key=lambda record: (record.topic, record.partition)):
+            if position[0] == self._clock_topic:
+                for mark in filter(None, map(mark_of, records)):
                     self._replica.merge.mark(mark)
             else:
-                source = self._by_position[(r.topic, r.partition)]
-                records.append(Record(source.kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value, r.unreadable))
-        self.counters.n_read += len(records)
-        self._replica.merge.add(records)
+                of_source = list(records)
+                self.counters.n_read += len(of_source)
+                self._replica.merge.add(self._by_position[position], of_source)
 
     def _hold_hoards(self) -> None:
         """Hold partitions that are far ahead of the others, until half of what they have in hand is folded."""

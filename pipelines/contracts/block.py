@@ -1,0 +1,141 @@
+"""The block: records of events and labels, column by column, from their decoding to their publication."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.contracts.contract import Refusal
+from pipelines.order import EVENT
+
+# Memory of a text or of bytes beside their characters, of a refusal, and of a Python int, measured.
+_TEXT_BYTES, _REFUSAL_BYTES = 58, 136
+_NO_DUPLICATE = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """n records in the one order. Every column is an array whose first dimension is n.
+
+    Where a record is refused, its decoded columns are blank: "" and None, 0, NaN. A label has no numbers and no
+    categories, an event no label. The columns that the fold fills are blank in every row but those of scored events.
+
+    Shapes: (n,), but `entity_*` (n, number of entities), `numbers` (n, number of numbers), `category_*`
+    (n, number of categories), `numeric` (n, number of numeric columns), or (n, 0) before the fold.
+    """
+
+    # Where the record lies, and its place.
+    kind: NDArray[np.int8]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    arrival_ms: NDArray[np.int64]
+    clock_ms: NDArray[np.int64]  # effective time; of a record that came out of turn, that of its place
+    out_of_turn: NDArray[np.bool_]
+    # As it came: bytes or None.
+    key: NDArray[np.object_]
+    value: NDArray[np.object_]
+    # Decoded.
+    refusal: NDArray[np.object_]  # None where the record is accepted
+    event_id: NDArray[np.object_]
+    time_ms: NDArray[np.int64]  # of the event; of a label, that of its event
+    entity_texts: NDArray[np.object_]
+    entity_hashes: NDArray[np.uint64]  # 0 = missing
+    numbers: NDArray[np.float64]  # NaN = missing
+    category_texts: NDArray[np.object_]
+    category_hashes: NDArray[np.uint64]  # 0 = missing; the model's categorical columns
+    label: NDArray[np.int8]
+    labelled_at_ms: NDArray[np.int64]
+    label_source: NDArray[np.object_]
+    has_unknown_fields: NDArray[np.bool_]
+    # Folded.
+    duplicate_of: NDArray[np.int64]  # offset of the original, -1 where there is none
+    late_ms: NDArray[np.int64]
+    numeric: NDArray[np.float64]  # the model's numeric columns
+    features_hash: NDArray[np.uint64]
+
+    @classmethod
+    def blank(cls, n: int, *, n_entities: int, n_numbers: int, n_categories: int) -> Self:
+        """n records of which nothing is known yet; the columns may be written into."""
+        return cls(
+            kind=np.full(n, EVENT, np.int8),
+            partition=np.zeros(n, np.int32),
+            offset=np.zeros(n, np.int64),
+            arrival_ms=np.zeros(n, np.int64),
+            clock_ms=np.zeros(n, np.int64),
+            out_of_turn=np.zeros(n, np.bool_),
+            key=np.full(n, None, np.object_),
+            value=np.full(n, None, np.object_),
+            refusal=np.full(n, None, np.object_),
+            event_id=np.full(n, "", np.object_),
+            time_ms=np.zeros(n, np.int64),
+            entity_texts=np.full((n, n_entities), None, np.object_),
+            entity_hashes=np.zeros((n, n_entities), np.uint64),
+            numbers=np.full((n, n_numbers), np.nan),
+            category_texts=np.full((n, n_categories), None, np.object_),
+            category_hashes=np.zeros((n, n_categories), np.uint64),
+            label=np.zeros(n, np.int8),
+            labelled_at_ms=np.zeros(n, np.int64),
+            label_source=np.full(n, None, np.object_),
+            has_unknown_fields=np.zeros(n, np.bool_),
+            duplicate_of=np.full(n, _NO_DUPLICATE, np.int64),
+            late_ms=np.zeros(n, np.int64),
+            numeric=np.empty((n, 0)),
+            features_hash=np.zeros(n, np.uint64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @property
+    def is_event(self) -> NDArray[np.bool_]:
+        return self.kind == EVENT
+
+    @property
+    def is_accepted(self) -> NDArray[np.bool_]:
+        """Which records keep the contract; shape (n,)."""
+        return np.fromiter((refusal is None for refusal in self.refusal.tolist()), np.bool_, len(self))
+
+    @property
+    def is_duplicate(self) -> NDArray[np.bool_]:
+        """Of a folded block: which events repeat one that is remembered; shape (n,)."""
+        return self.duplicate_of != _NO_DUPLICATE
+
+    @property
+    def is_scored(self) -> NDArray[np.bool_]:
+        """Of a folded block: which events have features; shape (n,)."""
+        return self.is_event & self.is_accepted & ~self.is_duplicate
+
+    def take(self, rows: NDArray[Any] | slice) -> Self:
+        """Some rows: a slice, a mask or indices. A slice shares memory with this block."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    @classmethod
+    def concat(cls, blocks: Sequence[Self]) -> Self:
+        """The rows of at least one block, one block after the other."""
+        filled = [block for block in blocks if len(block)] or blocks[:1]
+        if len(filled) == 1:
+            return filled[0]
+        return cls(**{name: np.concatenate([getattr(block, name) for block in filled]) for name in _COLUMNS})
+
+    def with_refusals(self, rows: NDArray[np.bool_], refusals: Iterable[Refusal]) -> Self:
+        """The same block with the rows of a mask refused; their other columns stay as they are."""
+        refusal = self.refusal.copy()
+        for row, refused in zip(np.flatnonzero(rows).tolist(), refusals, strict=True):
+            refusal[row] = refused
+        return replace(self, refusal=refusal)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the columns take with the texts in them, roughly."""
+        n = sum(getattr(self, name).nbytes for name in _COLUMNS)
+        for column in (self.key, self.value, self.event_id, self.entity_texts, self.category_texts, self.label_source):
+            texts = list(filter(None, column.ravel().tolist()))
+            n += _TEXT_BYTES * len(texts) + sum(map(len, texts))
+        for refusal in filter(None, self.refusal.tolist()):
+            n += _REFUSAL_BYTES + len(refusal.detail)
+        return n
+
+
+_COLUMNS = tuple(field.name for field in fields(Block))
