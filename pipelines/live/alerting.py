@@ -1,7 +1,7 @@
 """From a folded block to what is published about it: scores, alerts and dead letters. Pure."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,7 +63,7 @@ def outcomes_of(block: Block, stream: Stream, model: Model, *, short: bool = Fal
                     threshold=model.threshold,
                     entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
                     explained=why,
-                    features=features_of(stream, scored.numeric[row], scored.category_texts[row]),
+                    features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
                     short=short,
                 )
                 messages.append(_message("alerts", stream, keys[row], alert))
@@ -111,13 +111,13 @@ def alert_of(
     )
 
 
-def features_of(stream: Stream, numeric: NDArray[np.float64], category_texts: NDArray[np.object_]) -> dict[str, Cell]:
+def features_of(stream: Stream, numeric: NDArray[np.float64], category_texts: Sequence[str | None]) -> dict[str, Cell]:
     """Every model input of one event by name."""
     values: dict[str, Cell] = {
         name: None if np.isnan(value) else float(value)
         for name, value in zip(stream.numeric_columns, numeric.tolist(), strict=True)
     }
-    return values | dict(zip(stream.categories, category_texts.tolist(), strict=True))
+    return values | dict(zip(stream.categories, category_texts, strict=True))
 
 
 def _reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:

@@ -30,7 +30,8 @@ from pipelines.features.id_log import hash_ids
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
 from pipelines.live.replica import Replica
-from pipelines.order import EVENT, Mark, Record, Source, by_kind, sources
+from pipelines.order import EVENT, Mark, Source, by_kind, sources
+from pipelines.record import Received
 
 MOST_MB, MOST_STEP_MS = 600.0, 200.0
 N_PARTITIONS, STEP, START_MS, MS_PER_EVENT = 4, 2_000, 1_700_000_000_000, 20
@@ -54,15 +55,15 @@ stats = ["mean", "std"]
 """
 
 
-def records_of(start: int, stop: int, next_offset: list[int]) -> list[Record]:
-    """Events; after the first million every hundredth repeats one of the million before it."""
-    records = []
+def records_of(start: int, stop: int, next_offset: list[int]) -> list[list[Received]]:
+    """Events by partition; after the first million every hundredth repeats one of the million before it."""
+    records: list[list[Received]] = [[] for _ in range(N_PARTITIONS)]
     for n in range(start, stop):
         id_ = n - 1 - (n * 7919) % 1_000_000 if n % 100 == 0 and n > 1_000_000 else n
         card, at = id_ % 2_000, START_MS + MS_PER_EVENT * n
         partition = card % N_PARTITIONS
         value = b'{"id":"payment-%09d","at":%d,"card":%d,"amount":9.5}' % (id_, at, card)
-        records.append(Record(EVENT, partition, next_offset[partition], at, b"%d" % card, value))
+        records[partition].append(Received("events", partition, next_offset[partition], at, b"%d" % card, value))
         next_offset[partition] += 1
     return records
 
@@ -107,14 +108,16 @@ def soak(n_ids: int, snapshot_every: int, folder: Path) -> bool:
     began = time.perf_counter()
     for start in range(0, n, STEP):
         records = records_of(start, min(start + STEP, n), next_offset)
-        mark = Mark(records[-1].timestamp_ms, {Source(EVENT, p): next_offset[p] for p in range(N_PARTITIONS)})
+        mark = Mark(
+            START_MS + MS_PER_EVENT * (start + STEP), {Source(EVENT, p): next_offset[p] for p in range(N_PARTITIONS)}
+        )
         wall, waited = time.perf_counter(), waited_ms()
-        replica.merge.add(records)
+        for partition, received in enumerate(records):
+            replica.merge.add(Source(EVENT, partition), received)
         replica.merge.mark(mark)
         for puts in replica.advance():
-            rows = [row for put in puts for row in put.rows]
-            n_out += len(rows)
-            n_duplicates += sum(row.duplicate_of is not None for row in rows)
+            n_out += sum(len(put.rows) for put in puts)
+            n_duplicates += sum(int(put.rows.is_duplicate.sum()) for put in puts)
         if start // snapshot_every != (start + STEP) // snapshot_every and writing.done():
             writing.result()
             writing = pool.submit(copied(progress).write, path)

@@ -7,7 +7,7 @@ from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, pretrain
 from models.ship.artifact import load, save
 from models.table import Table
-from pipelines.contracts.contract import Event, EventContract, hash64
+from pipelines.contracts.contract import Event, EventContract, hash64, hashes_of
 from pipelines.contracts.messages import RecordSource, Score
 from pipelines.contracts.stream_file import parse
 from pipelines.live.alerting import alert_of, features_of
@@ -46,8 +46,9 @@ def test_an_alert_names_a_category_that_the_model_never_saw_by_its_text(tmp_path
     event = EventContract(STREAM).decode(raw, b"u", now_ms)
     assert isinstance(event, Event)
     row = np.array([[12.0, 3.0]])
-    (why,) = served.explain(row, np.array([event.categories], np.uint64))
-    assert [r.actual for r in why.reasons if r.field == "country"] == [f"#{event.categories[0]:016x}"]
+    hashes = hashes_of(event.category_texts)
+    (why,) = served.explain(row, hashes[None, :])
+    assert [r.actual for r in why.reasons if r.field == "country"] == [f"#{hashes[0]:016x}"]
     score = Score(
         event_id="e1", score=0.9, alert=True, model="m", source=RecordSource("visits.events", 0, 7), late_ms=0,
         event_time="", arrival="", out_of_order=False, features_hash="",
@@ -55,10 +56,9 @@ def test_an_alert_names_a_category_that_the_model_never_saw_by_its_text(tmp_path
     alert = alert_of(
         score,
         threshold=0.5,
-        event=event,
-        entity_names=STREAM.entities,
+        entities=dict(zip(STREAM.entities, event.entity_texts, strict=True)),
         explained=why,
-        features=features_of(STREAM, row[0], event),
+        features=features_of(STREAM, row[0], event.category_texts),
     )
     (reason,) = [r for r in alert.reasons if r.field == "country"]
     assert (reason.actual, reason.expected in ("be", "de")) == ("[bold]atlantis[/bold]", True)

@@ -5,13 +5,20 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.order import EVENT, LABEL, Item, Key, Mark, Merge, Record, Source
+from pipelines.order import EVENT, LABEL, Item, Key, Mark, Merge, Source, SourceClock
+from pipelines.record import Received
 
 A, B, L = Source(EVENT, 0), Source(EVENT, 1), Source(LABEL, 0)
 
 
-def record(source: Source, offset: int, stamp_ms: int) -> Record:
-    return Record(*source, offset, stamp_ms, None, None)
+def record(source: Source, offset: int, stamp_ms: int) -> tuple[Source, Received]:
+    return source, Received("topic", source.partition, offset, stamp_ms, None, None)
+
+
+def add(merge: Merge, *records: tuple[Source, Received]) -> None:
+    """Records of any sources, one by one."""
+    for source, received in records:
+        merge.add(source, [received])
 
 
 def merge_of(*sources: Source, order_stall_ms: int = 30_000) -> Merge:
@@ -19,14 +26,14 @@ def merge_of(*sources: Source, order_stall_ms: int = 30_000) -> Merge:
 
 
 def places(items: list[Item]) -> list[tuple[int, int, int]]:
-    return [(i.record.kind, i.record.partition, i.record.offset) for i in items]
+    return [(*i.source, i.record.offset) for i in items]
 
 
 def test_a_record_is_held_until_every_other_partition_is_known_to_be_beyond_it() -> None:
     merge = merge_of(A, B)
-    merge.add([record(A, 0, 100), record(A, 1, 110)])
+    add(merge, record(A, 0, 100), record(A, 1, 110))
     assert merge.release() == []
-    merge.add([record(B, 0, 105)])
+    add(merge, record(B, 0, 105))
     assert places(merge.release()) == [(EVENT, 0, 0)]
     merge.observe(B, position=1, end=1, asked_ms=120, live=True)
     assert places(merge.release()) == [(EVENT, 1, 0)]
@@ -34,15 +41,15 @@ def test_a_record_is_held_until_every_other_partition_is_known_to_be_beyond_it()
 
 def test_more_records_of_the_same_millisecond_may_still_come_so_it_is_not_released() -> None:
     merge = merge_of(A, B)
-    merge.add([record(A, 0, 100), record(B, 0, 100)])
+    add(merge, record(A, 0, 100), record(B, 0, 100))
     assert merge.release() == []
-    merge.add([record(A, 1, 100), record(A, 2, 101), record(B, 1, 101)])
+    add(merge, record(A, 1, 100), record(A, 2, 101), record(B, 1, 101))
     assert places(merge.release()) == [(EVENT, 0, 0), (EVENT, 0, 1), (EVENT, 1, 0)]
 
 
 def test_an_answer_counts_from_the_moment_of_its_question_less_the_wait_and_only_at_the_end() -> None:
     merge = merge_of(A, B)
-    merge.add([record(A, 0, 100)])
+    add(merge, record(A, 0, 100))
     merge.observe(A, position=1, end=1, asked_ms=106, live=True)
     merge.observe(B, position=0, end=1, asked_ms=500, live=True)
     assert merge.release() == []
@@ -54,23 +61,23 @@ def test_an_answer_counts_from_the_moment_of_its_question_less_the_wait_and_only
 
 def test_a_label_takes_its_place_a_lag_after_its_arrival_and_before_events_of_that_moment() -> None:
     merge = merge_of(A, L)
-    merge.add([record(L, 0, 100), record(L, 1, 150), record(A, 0, 109), record(A, 1, 110), record(A, 2, 200)])
+    add(merge, record(L, 0, 100), record(L, 1, 150), record(A, 0, 109), record(A, 1, 110), record(A, 2, 200))
     assert places(merge.release()) == [(EVENT, 0, 0), (LABEL, 0, 0), (EVENT, 0, 1)]
 
 
 def test_arrival_never_runs_backwards_within_a_partition() -> None:
     merge = merge_of(A)
-    merge.add([record(A, 0, 100), record(A, 1, 90), record(A, 2, 101)])
+    add(merge, record(A, 0, 100), record(A, 1, 90), record(A, 2, 101))
     assert [(i.arrival_ms, i.key) for i in merge.release()] == [(100, Key(100, *A, 0)), (100, Key(100, *A, 1))]
 
 
 def test_what_comes_too_late_is_folded_where_it_came_and_found_there_again() -> None:
     merge = merge_of(A, B)
-    merge.add([record(A, 0, 100)])
+    add(merge, record(A, 0, 100))
     for source in (A, B):
         merge.observe(source, position=1 if source == A else 0, end=1 if source == A else 0, asked_ms=200, live=True)
     assert places(merge.release()) == [(EVENT, 0, 0)]
-    merge.add([record(B, 0, 50), record(B, 1, 60), record(B, 2, 300), record(A, 1, 300)])
+    add(merge, record(B, 0, 50), record(B, 1, 60), record(B, 2, 300), record(A, 1, 300))
     late = merge.release()
     assert [(i.key, i.out_of_turn) for i in late] == [(Key(100, *A, 0, 1), True), (Key(100, *A, 0, 2), True)]
     assert merge.n_out_of_turn == 2
@@ -78,17 +85,17 @@ def test_what_comes_too_late_is_folded_where_it_came_and_found_there_again() -> 
     again = Merge(
         {A: 0, B: 0},
         label_lag_ms=10,
-        places={(i.record.kind, i.record.partition, i.record.offset): i.key for i in late},
+        places={(*i.source, i.record.offset): i.key for i in late},
         folded_first={A: 1, B: 2},
     )
-    again.add([record(B, 0, 50), record(B, 1, 60), record(B, 2, 300), record(A, 0, 100), record(A, 1, 300)])
+    add(again, record(B, 0, 50), record(B, 1, 60), record(B, 2, 300), record(A, 0, 100), record(A, 1, 300))
     assert places(again.release()) == [(EVENT, 0, 0), (EVENT, 1, 0), (EVENT, 1, 1)]
 
 
 def test_a_silent_partition_is_waited_for_until_the_stall_is_over_even_with_a_record_in_hand() -> None:
     for in_hand in ([], [record(B, 0, 99)]):
         merge = merge_of(A, B, order_stall_ms=3_000)
-        merge.add([record(A, 0, 100), record(A, 1, 200), *in_hand])
+        add(merge, record(A, 0, 100), record(A, 1, 200), *in_hand)
         for seconds in range(4):
             merge.tick(1_000 * seconds)
             assert (EVENT, 0, 0) not in places(merge.release())
@@ -98,7 +105,7 @@ def test_a_silent_partition_is_waited_for_until_the_stall_is_over_even_with_a_re
 
 def test_a_transaction_left_open_is_waited_for_until_the_stall_is_over_and_comes_out_of_turn_then() -> None:
     merge = merge_of(A, B, order_stall_ms=3_000)
-    merge.add([record(A, 0, 100)])
+    add(merge, record(A, 0, 100))
     for seconds in range(4):  # B holds one record that is not committed: its end is 1, our position stays 0
         merge.observe(A, position=1, end=1, asked_ms=1_000.0 * (seconds + 1), live=True)
         merge.observe(B, position=0, end=1, asked_ms=1_000.0 * (seconds + 1), live=True)
@@ -106,7 +113,7 @@ def test_a_transaction_left_open_is_waited_for_until_the_stall_is_over_and_comes
         assert merge.release() == []
     merge.tick(4_000)
     assert places(merge.release()) == [(EVENT, 0, 0)]
-    merge.add([record(B, 0, 50)])
+    add(merge, record(B, 0, 50))
     merge.observe(B, position=1, end=1, asked_ms=9_000.0, live=True)
     merge.observe(A, position=1, end=1, asked_ms=9_000.0, live=True)
     [late] = merge.release()
@@ -115,22 +122,22 @@ def test_a_transaction_left_open_is_waited_for_until_the_stall_is_over_and_comes
 
 def test_a_partition_that_moves_is_not_given_up_and_one_that_returns_is_waited_for_again() -> None:
     merge = merge_of(A, B, order_stall_ms=3_000)
-    merge.add([record(A, n, 100 * n) for n in range(1, 100)])
+    add(merge, *(record(A, n, 100 * n) for n in range(1, 100)))
     for seconds in range(10):
-        merge.add([record(B, seconds, seconds)])
+        add(merge, record(B, seconds, seconds))
         merge.tick(1_000 * seconds)
         assert all(p[1] == 1 for p in places(merge.release()))
     for seconds in range(10, 14):
         merge.tick(1_000 * seconds)
     assert len(merge.release()) > 90  # given up
-    merge.add([record(B, 10, 200), record(A, 100, 20_000)])
+    add(merge, record(B, 10, 200), record(A, 100, 20_000))
     merge.tick(14_000)
     assert merge.release() == []
 
 
 def test_time_in_which_this_process_stood_still_does_not_count_as_a_stall() -> None:
     merge = merge_of(A, B, order_stall_ms=3_000)
-    merge.add([record(A, 0, 100), record(A, 1, 200)])
+    add(merge, record(A, 0, 100), record(A, 1, 200))
     merge.tick(0)
     merge.tick(3_600_000)
     assert merge.release() == []
@@ -138,16 +145,16 @@ def test_time_in_which_this_process_stood_still_does_not_count_as_a_stall() -> N
 
 def test_only_partitions_that_others_hold_back_hoard() -> None:
     merge = merge_of(A, B)
-    each = record(A, 0, 100).n_bytes
-    merge.add([record(A, n, 100 + n) for n in range(50)])
+    each = SourceClock(A).item(record(A, 0, 100)[1]).n_bytes
+    add(merge, *(record(A, n, 100 + n) for n in range(50)))
     assert merge.hoards(10 * each) == {A}
     assert merge.hoards(100 * each) == set()
-    merge.add([record(B, n, 100) for n in range(50)])  # of one millisecond: only reading on can tell what follows
+    add(merge, *(record(B, n, 100) for n in range(50)))  # of one millisecond: only reading on can tell what follows
     assert merge.hoards(10 * each) == {A}
 
 
 @st.composite
-def replays(draw: st.DrawFn) -> tuple[list[Record], list[tuple[str, int]], int]:
+def replays(draw: st.DrawFn) -> tuple[list[tuple[Source, Received]], list[tuple[str, int]], int]:
     """Records stamped by their producer, how they are read, and how many marks stand between them."""
     stamps = draw(st.lists(st.integers(0, 60), max_size=40))
     ends = dict.fromkeys((A, B, L), 0)
@@ -162,7 +169,7 @@ def replays(draw: st.DrawFn) -> tuple[list[Record], list[tuple[str, int]], int]:
 
 @given(replays())
 def test_a_replay_is_released_whole_and_in_order_however_it_is_read(
-    replay: tuple[list[Record], list[tuple[str, int]], int],
+    replay: tuple[list[tuple[Source, Received]], list[tuple[str, int]], int],
 ) -> None:
     records, reads, n_marks = replay
     merge = merge_of(A, B, L)
@@ -170,17 +177,17 @@ def test_a_replay_is_released_whole_and_in_order_however_it_is_read(
     ends = dict.fromkeys((A, B, L), 0)
     for n, one in enumerate(records):
         if n % every == 0:
-            merge.mark(Mark(one.timestamp_ms, dict(ends)))
-        ends[Source(one.kind, one.partition)] += 1
+            merge.mark(Mark(one[1].timestamp_ms, dict(ends)))
+        ends[one[0]] += 1
     merge.mark(Mark(math.inf, ends))
-    logs = {s: [r for r in records if (r.kind, r.partition) == s] for s in (A, B, L)}
+    logs = {s: [r for r in records if r[0] == s] for s in (A, B, L)}
     released = []
     for what, number in [*reads, *[("read", n) for n in (0, 1, 2)] * 40, ("release", 0)]:
         log = logs[(A, B, L)[number]]
         if what == "read" and log:
-            merge.add([log.pop(0)])
+            add(merge, log.pop(0))
         elif what == "release":
             released += merge.release()
-    expected = sorted((r.timestamp_ms + (10 if r.kind == LABEL else 0), r.kind, r.partition, r.offset) for r in records)
+    expected = sorted((r.timestamp_ms + (10 if s.kind == LABEL else 0), *s, r.offset) for s, r in records)
     assert [tuple(i.key[:4]) for i in released] == expected
     assert merge.n_out_of_turn == 0

@@ -2,54 +2,61 @@
 
 import hashlib
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.contracts.contract import Event, EventContract, Label, LabelContract
+from pipelines.contracts.block import Block
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import InternalError, RestoreError
 from pipelines.features import pieces
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import Items, Rows, State, hash_rows, items_of
-from pipelines.order import EVENT, LABEL, Item, Key, Record, Source
+from pipelines.features.state import State, hash_rows
+from pipelines.order import EVENT, LABEL, Item, Key, Source
+from pipelines.record import Received
 from tests.pipelines.live.simulated import START_MS, STREAM, event_of, label_of
 
 
-def event(
-    offset: int, at_ms: int, id_: int, *, place: Key | None = None, event_ms: int | None = None
-) -> tuple[Item, Event]:
+def event(offset: int, at_ms: int, id_: int, *, place: Key | None = None, event_ms: int | None = None) -> Item:
     raw = event_of(id_, card=1, shop=1, at_ms=START_MS + (at_ms if event_ms is None else event_ms))
-    record = Record(EVENT, 0, offset, START_MS + at_ms, b"1", raw)
-    decoded = EventContract(STREAM).decode(raw, b"1", START_MS + at_ms)
-    assert isinstance(decoded, Event), decoded
-    key = place or Key(START_MS + at_ms, EVENT, 0, offset)
-    return Item(key, START_MS + at_ms, record, place is not None), decoded
+    return item(EVENT, offset, at_ms, raw, place)
 
 
-def label(offset: int, at_ms: int, id_: int, value: int, *, event_ms: int = 0) -> tuple[Item, Label]:
-    raw = label_of(id_, card=1, shop=1, at_ms=START_MS + event_ms, label=value)
-    decoded = LabelContract(STREAM).decode(raw, b"1")
-    assert isinstance(decoded, Label), decoded
-    record = Record(LABEL, 0, offset, START_MS + at_ms, b"1", raw)
-    return Item(Key(START_MS + at_ms, LABEL, 0, offset), START_MS + at_ms, record, False), decoded
+def label(offset: int, at_ms: int, id_: int, value: int, *, event_ms: int = 0) -> Item:
+    return item(LABEL, offset, at_ms, label_of(id_, card=1, shop=1, at_ms=START_MS + event_ms, label=value))
 
 
-def fold(*items: tuple[Item, Event | Label]) -> tuple[State, Rows]:
+def item(kind: int, offset: int, at_ms: int, raw: bytes, place: Key | None = None) -> Item:
+    record = Received("topic", 0, offset, START_MS + at_ms, b"1", raw)
+    key = place or Key(START_MS + at_ms, kind, 0, offset)
+    return Item(key, Source(kind, 0), START_MS + at_ms, record, place is not None)
+
+
+def block_of(*items: Item) -> Block:
+    block = Decoder(STREAM).block(items)
+    assert block.is_accepted.all(), block.refusal
+    return block
+
+
+def fold(*items: Item) -> tuple[State, Block]:
     state = State(STREAM, 2, id_key=b"")
-    return state, state.fold(items_of(items, STREAM))
+    return state, state.fold(block_of(*items))
 
 
-def fraud_rates(rows: Rows) -> list[float]:
+def fraud_rates(folded: Block) -> list[float]:
     column = STREAM.numeric_columns.index("shop.fraud_rate.240ms")
-    return [float(value) for value in rows.numeric[:, column]]
+    return [float(value) for value in folded.numeric[folded.is_scored, column]]
 
 
 def test_a_repeated_id_is_a_duplicate_until_the_memory_ends() -> None:
-    _, rows = fold(event(0, 0, 7), event(1, 300, 7), event(2, 301, 7), event(3, 302, 7))
-    assert rows.duplicates == {1: 0, 3: 2}
-    assert rows.index.tolist() == [0, 2]
+    _, folded = fold(event(0, 0, 7), event(1, 300, 7), event(2, 301, 7), event(3, 302, 7))
+    assert folded.duplicate_of.tolist() == [-1, 0, -1, 2]
+    assert folded.is_scored.tolist() == [True, False, True, False]
+    assert np.isnan(folded.numeric[1]).all()
+    assert folded.features_hash[1] == 0 != folded.features_hash[0]
 
 
 def test_the_memory_of_ids_is_as_large_as_its_time_and_no_larger() -> None:
@@ -59,33 +66,33 @@ def test_the_memory_of_ids_is_as_large_as_its_time_and_no_larger() -> None:
 
 def test_what_comes_out_of_turn_keeps_its_own_partition_and_offset_at_the_clock_of_its_place() -> None:
     behind = Key(START_MS + 50, EVENT, 1, 900, 1)
-    items = items_of([event(4, 10, 7, place=behind)], STREAM)
-    assert (items.partition[0], items.offset[0], items.clock_ms[0]) == (0, 4, START_MS + 50)
+    block = block_of(event(4, 10, 7, place=behind))
+    assert (block.partition[0], block.offset[0], block.clock_ms[0]) == (0, 4, START_MS + 50)
 
 
 def test_an_event_behind_its_partitions_newest_time_is_late_by_the_difference() -> None:
-    _, rows = fold(event(0, 10, 1), event(1, 20, 2, event_ms=3), event(2, 30, 3))
-    assert rows.late_ms.tolist() == [0, 7, 0]
+    _, folded = fold(event(0, 10, 1), event(1, 20, 2, event_ms=3), event(2, 30, 3))
+    assert folded.late_ms.tolist() == [0, 7, 0]
 
 
 def test_a_repeated_report_changes_nothing_and_a_zero_takes_it_back() -> None:
     reports = [label(0, 50, 1, 1), label(1, 51, 1, 1), label(2, 160, 1, 0), label(3, 161, 1, 0)]
     asked = [event(n, at, n) for n, at in ((0, 0), (1, 0), (2, 100), (3, 170))]
-    _, rows = fold(asked[0], asked[1], *reports[:2], asked[2], *reports[2:], asked[3])
-    assert fraud_rates(rows)[2:] == [0.5, 0.0]
+    _, folded = fold(asked[0], asked[1], *reports[:2], asked[2], *reports[2:], asked[3])
+    assert fraud_rates(folded)[2:] == [0.5, 0.0]
 
 
 def test_the_frontier_never_goes_back() -> None:
     state = State(STREAM, 2)
-    state.passed(Key(1, EVENT, 0, 4), Source(EVENT, 0), 4, 1)
+    state.passed([event(4, 1, 1)])
     with pytest.raises(AssertionError, match="then came 3"):
-        state.passed(Key(2, EVENT, 0, 3), Source(EVENT, 0), 3, 2)
+        state.passed([event(3, 2, 2)])
 
 
 def test_an_event_that_is_folded_twice_is_our_own_defect_and_leaves_no_snapshot() -> None:
     state, _ = fold(event(0, 0, 7), event(1, 1, 8))
     with pytest.raises(InternalError, match="the event at offset 1 of partition 0 was folded twice"):
-        state.fold(items_of([event(1, 2, 8)], STREAM))
+        state.fold(block_of(event(1, 2, 8)))
     with pytest.raises(InternalError, match="no snapshot can be taken"):
         state.snapshot()
 
@@ -100,7 +107,7 @@ def test_a_snapshot_comes_back_from_disk_as_it_was_and_nothing_else_is_left_ther
     state, _ = fold(event(0, 0, 1), label(0, 50, 1, 1), event(1, 60, 2))
     state.places = [[EVENT, 0, 1, 60, EVENT, 0, 0, 1]]
     state.topic_ids = {"small.events": "Qx3yZ"}
-    state.passed(Key(START_MS + 60, EVENT, 0, 1), Source(EVENT, 0), 1, START_MS + 60)
+    state.passed([event(1, 60, 2)])
     before = state.snapshot()
     before.write(tmp_path / "a.snapshot")
     restored = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
@@ -152,10 +159,21 @@ def test_writing_a_snapshot_holds_nothing_more_and_reading_it_holds_it_once(tmp_
     state = State(STREAM, 2)
     everyone = np.arange(n)
     entities = np.stack([everyone + 1, everyone % 5_000 + 1], axis=1).astype(np.uint64)
-    keys = np.random.default_rng(0).integers(0, 2**64, (n, 2), np.uint64)
+    block = Block.blank(n, n_entities=2, n_numbers=1, n_categories=0)
     at = np.full(n, START_MS)
-    columns = (np.ones(n, bool), np.zeros(n, np.int32), everyone, at, at, keys, np.zeros(n, np.int8), entities)
-    state.fold(Items(*columns, np.ones((n, 1)), np.empty((n, 0), np.uint64)))
+    ids = np.array([f"e{i}" for i in range(n)], np.object_)
+    state.fold(
+        replace(
+            block,
+            offset=everyone,
+            clock_ms=at,
+            time_ms=at,
+            event_id=ids,
+            entity_hashes=entities,
+            numbers=np.ones((n, 1)),
+        )
+    )
+    del block, ids
     snapshot = state.snapshot()
     tracemalloc.start()
     snapshot.write(tmp_path / "a.snapshot")

@@ -7,26 +7,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, hash64
+from pipelines.contracts.block import Block
+from pipelines.contracts.contract import hash64
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import DAY_MS, Stream
-from pipelines.features.state import Rows, State, items_of
+from pipelines.features.state import State
 from pipelines.kafka.port import Received
 from pipelines.lake.ingest import Intake
 from pipelines.lake.replay import ReplayedEvents, replay_rows, training_table
 from pipelines.lake.tables import Lake
-from pipelines.order import EVENT, LABEL, Item, Mark, Merge, Record, Source, sources
+from pipelines.order import EVENT, LABEL, Mark, Merge, Source, sources
 from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 N_PARTITIONS = 3
 
 
 class Live(NamedTuple):
-    """What a scorer would fold: the items it released and the rows of the good events among them."""
+    """What a scorer would fold: the events that get a score, the number of duplicates, what came out of turn."""
 
-    items: list[Item]
-    events: list[Item]
-    rows: Rows
+    rows: Block
+    n_duplicates: int
     places: list[list[int]]
 
 
@@ -59,40 +60,23 @@ def payments_logs(stream: Stream, *, seed: int) -> tuple[Log, Log]:
 
 def fold_live(stream: Stream, events: Log, labels: Log, *, held_back: int = 0) -> Live:
     """Merge and fold as the scorer does; `held_back` events of partition 0 come after a mark denied them."""
-    records = [
-        Record(kind, r.partition, r.offset, r.timestamp_ms, r.key, r.value)
-        for kind, log in ((LABEL, labels), (EVENT, events))
-        for r in log.records
-    ]
-    last = [r for r in records if r.kind == EVENT and r.partition == 0][-held_back:] if held_back else []
-    merge = Merge(
-        dict.fromkeys(sources(N_PARTITIONS, labels=True), 0), label_lag_ms=stream.labels.lag_ms if stream.labels else 0
-    )
-    merge.add([r for r in records if r not in last])
-    ends = {Source(k, p): sum(r.kind == k and r.partition == p for r in records) for k, p in merge_sources()}
-    merge.mark(Mark(float("inf"), ends | {Source(EVENT, 0): ends[Source(EVENT, 0)] - held_back}))
+    by_source: dict[Source, list[Received]] = {source: [] for source in merge_sources()}
+    for kind, log in ((LABEL, labels), (EVENT, events)):
+        for record in log.records:
+            by_source[Source(kind, record.partition)].append(record)
+    ends = {source: len(records) for source, records in by_source.items()}
+    first = Source(EVENT, 0)
+    early = ends | {first: ends[first] - held_back}
+    merge = Merge(dict.fromkeys(by_source, 0), label_lag_ms=stream.labels.lag_ms if stream.labels else 0)
+    for source, records in by_source.items():
+        merge.add(source, records[: early[source]])
+    merge.mark(Mark(float("inf"), early))
     items = merge.release()
-    merge.add(last)
+    merge.add(first, by_source[first][early[first] :])
     items += merge.release()
-    decoded: list[tuple[Item, Event | Label]] = []
-    at: list[Item] = []
-    event_contract, label_contract = EventContract(stream), LabelContract(stream)
-    for item in items:
-        record = item.record
-        value = (
-            label_contract.decode(record.value, record.key)
-            if record.kind == LABEL
-            else event_contract.decode(record.value, record.key, item.arrival_ms)
-        )
-        if isinstance(value, Event | Label):
-            decoded.append((item, value))
-            at.append(item)
-    columns = items_of(decoded, stream)._replace(
-        partition=np.array([i.record.partition for i in at], np.int32), offset=np.array([i.record.offset for i in at])
-    )
-    rows = State(stream, N_PARTITIONS).fold(columns)
-    places = [[i.record.kind, i.record.partition, i.record.offset, *i.key] for i in items if i.out_of_turn]
-    return Live(items, [at[i] for i in rows.index], rows, places)
+    folded = State(stream, N_PARTITIONS).fold(Decoder(stream).block(items))
+    places = [[*i.source, i.record.offset, *i.key] for i in items if i.out_of_turn]
+    return Live(folded.take(folded.is_scored), int(folded.is_duplicate.sum()), places)
 
 
 def merge_sources() -> list[Source]:
@@ -119,11 +103,12 @@ def into_lake(root: Path, stream: Stream, events: Log, labels: Log, *, batch: in
 
 
 def assert_bit_equal(replay: ReplayedEvents, live: Live) -> None:
-    places = [(i.record.partition, i.record.offset) for i in live.events]
-    assert list(zip(replay.partition.tolist(), replay.offset.tolist(), strict=True)) == places
+    assert np.array_equal(replay.partition, live.rows.partition)
+    assert np.array_equal(replay.offset, live.rows.offset)
+    assert replay.event_id.to_list() == live.rows.event_id.tolist()
     assert np.array_equal(replay.numeric.view(np.uint64), np.ascontiguousarray(live.rows.numeric).view(np.uint64))
-    assert np.array_equal(replay.categorical, live.rows.categorical)
-    assert np.array_equal(replay.hashes, live.rows.hashes)
+    assert np.array_equal(replay.categorical, live.rows.category_hashes)
+    assert np.array_equal(replay.hashes, live.rows.features_hash)
     assert np.array_equal(replay.late_ms, live.rows.late_ms)
 
 
@@ -134,7 +119,7 @@ def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(tmp_path:
     live = fold_live(stream, events, labels)
     replay = replay_rows(into_lake(tmp_path, stream, events, labels, batch=97), stream)
     assert_bit_equal(replay, live)
-    assert len(replay.duplicates) == len(live.rows.duplicates) > 10
+    assert len(replay.duplicates) == live.n_duplicates > 10
     assert int((replay.late_ms > 0).sum()) > 10
 
 
@@ -144,7 +129,7 @@ def test_what_was_folded_out_of_turn_is_folded_at_its_told_place(tmp_path: Path)
     live = fold_live(stream, events, labels, held_back=40)
     assert len(live.places) > 20
     lake = into_lake(tmp_path, stream, events, labels)
-    assert not np.array_equal(np.sort(replay_rows(lake, stream).hashes), np.sort(live.rows.hashes))
+    assert not np.array_equal(np.sort(replay_rows(lake, stream).hashes), np.sort(live.rows.features_hash))
     Intake(stream, lake).places(stream.topic("progress"), [progress_record(stream, live.places)], {0: 0})
     assert_bit_equal(replay_rows(lake, stream), live)
 

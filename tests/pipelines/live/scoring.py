@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipelines.contracts.block import Block
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, Refused, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError
@@ -22,10 +24,18 @@ from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.kafka.writer import Writer
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
+from pipelines.order import EVENT, Source, SourceClock
 from tests.pipelines.live.kill_stream import stream_named
 from tests.pipelines.live.live_scorer import Linear
 
 N_PARTITIONS = 2
+
+
+def broken_events(stream: Stream, first: int, end: int) -> Block:
+    """Refused events at the offsets [first, end) of partition 0."""
+    clock = SourceClock(Source(EVENT, 0))
+    records = [Received(stream.topic("events"), 0, offset, 0, None, b"{") for offset in range(first, end)]
+    return Decoder(stream).block([clock.item(record) for record in records])
 
 
 class Rig:

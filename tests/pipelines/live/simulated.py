@@ -5,20 +5,21 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
+import numpy as np
 import pytest
 
-from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal
+from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, Refused, Score, decode
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, InternalError, TooLargeError
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State, items_of
+from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Message, Received
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
-from pipelines.order import EVENT, LABEL, Frontier, Item, Key, Record, Source, by_kind, sources
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Source, by_kind, sources
 from tests.pipelines.live.live_scorer import Linear
 
 START_MS = 1_700_000_000_000
@@ -127,8 +128,8 @@ class SimulatedLane(Lane):
 
     def publish_some(self) -> None:
         """One batch."""
-        if len(self.outbox):
-            self._publish(self.outbox.take(max_rows=2))
+        if len(self.outbox) and (batch := self.outbox.take(max_rows=2)):
+            self._publish(batch)
 
 
 class World:
@@ -142,7 +143,7 @@ class World:
         self.stream, self.order_wait_ms = stream, order_wait_ms
         self.now_ms = START_MS
         self.sources = sources(N_PARTITIONS, labels=True)
-        self.log: dict[Source, list[Record]] = {s: [] for s in self.sources}
+        self.log: dict[Source, list[Received]] = {s: [] for s in self.sources}
         self.seen = dict.fromkeys(self.sources, 0)
         origin = by_kind(dict.fromkeys(self.sources, 0), N_PARTITIONS)
         claim = Progress(
@@ -192,12 +193,15 @@ class World:
         log = self.log[Source(kind, partition)]
         if too_large and kind == EVENT:
             self.too_large.add((partition, len(log)))
-        log.append(Record(kind, partition, len(log), self.now_ms, key, value))
+        log.append(Received(self._topic(kind), partition, len(log), self.now_ms, key, value))
 
     def append_unreadable(self, kind: int, partition: int) -> None:
         """A record that no reader can make sense of; even its stamp is unknown."""
         log = self.log[Source(kind, partition)]
-        log.append(Record(kind, partition, len(log), 0, None, None, "its batch is damaged"))
+        log.append(Received(self._topic(kind), partition, len(log), 0, None, None, "its batch is damaged"))
+
+    def _topic(self, kind: int) -> str:
+        return self.stream.topic(KIND_NAMES[kind])
 
     def show(self, source: Source, n: int) -> None:
         """The broker shows `n` records more."""
@@ -206,7 +210,7 @@ class World:
     def read(self, source: Source, n: int) -> None:
         """The reader brings up to `n` records of one partition."""
         to = min(self.at[source] + n, self.seen[source])
-        self.replica.merge.add(self.log[source][self.at[source] : to])
+        self.replica.merge.add(source, self.log[source][self.at[source] : to])
         self.at[source] = max(to, self.at[source])
 
     def ask(self, source: Source, *, ago_ms: int = 0) -> None:
@@ -280,42 +284,30 @@ class World:
     def offline(self) -> dict[tuple[int, int], Published]:
         """What must have been published, from the whole log and the places told, folded in one piece."""
         told = {k: v for records in self.progress for r in records for k, v in places_told(r).items()}
-        events, labels = EventContract(self.stream), LabelContract(self.stream)
         lag_ms = self.stream.labels.lag_ms if self.stream.labels else 0
         items = []
         for source, log in self.log.items():
             arrival = 0
             for record in log:
                 arrival = max(arrival, record.timestamp_ms)
-                place = told.get((record.kind, record.partition, record.offset))
+                place = told.get((*source, record.offset))
                 natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
-                items.append(Item(place or natural, arrival, record, place is not None))
+                items.append(Item(place or natural, source, arrival, record, place is not None))
         items.sort()
         expected: dict[tuple[int, int], Published] = {}
-        decoded: list[tuple[Item, Event | Label]] = []
-        for item in items:
-            record = item.record
-            if record.kind == LABEL:
-                label = labels.decode(record.value, record.key)
-                if not record.unreadable and not isinstance(label, Refusal):
-                    decoded.append((item, label))
-                continue
-            event = events.decode(record.value, record.key, item.arrival_ms)
-            if isinstance(event, Event):
-                decoded.append((item, event))
-            else:
-                rule = "unreadable_record" if record.unreadable else event.rule
-                expected[record.partition, record.offset] = Published.refused(rule)
-        rows = State(self.stream, N_PARTITIONS).fold(items_of(decoded, self.stream))
-        for n, index in enumerate(rows.index.tolist()):
-            item = decoded[index][0]
-            at = (item.record.partition, item.record.offset)
-            expected[at] = Published("", None, int(rows.late_ms[n]), int(rows.hashes[n]), item.out_of_turn)
-            if at in self.too_large:
+        block = State(self.stream, N_PARTITIONS).fold(Decoder(self.stream).block(items))
+        is_duplicate = block.is_duplicate.tolist()
+        for row in np.flatnonzero(block.is_event).tolist():
+            at = (int(block.partition[row]), int(block.offset[row]))
+            if (refusal := block.refusal[row]) is not None:
+                expected[at] = Published.refused(refusal.rule)
+            elif is_duplicate[row]:
+                expected[at] = Published.refused("duplicate", int(block.duplicate_of[row]))
+            elif at in self.too_large:
                 expected[at] = Published.refused("unpublishable")
-        for index, original in rows.duplicates.items():
-            item = decoded[index][0]
-            expected[item.record.partition, item.record.offset] = Published.refused("duplicate", original)
+            else:
+                late_ms, features_hash = int(block.late_ms[row]), int(block.features_hash[row])
+                expected[at] = Published("", None, late_ms, features_hash, bool(block.out_of_turn[row]))
         return expected
 
 

@@ -14,8 +14,10 @@ from pipelines.contracts.stream_file import parse
 from pipelines.features.state import State
 from pipelines.live.outbox import Outbox, Put
 from pipelines.live.replica import Replica
-from pipelines.order import EVENT, Merge, Record, Source, by_kind
+from pipelines.order import EVENT, Merge, Source, by_kind
+from pipelines.record import Received
 from tests.pipelines.live.kill_stream import stream_named
+from tests.pipelines.live.scoring import broken_events
 
 N = 3_000
 WIDE = parse(
@@ -50,9 +52,9 @@ def broken_value(i: int, padding: int) -> bytes:
     return f'{{"id": {i}, '.encode() + b"x" * padding
 
 
-def records(first: int, value: Callable[[int, int], bytes], padding: int) -> list[Record]:
+def records(first: int, value: Callable[[int, int], bytes], padding: int) -> list[Received]:
     return [
-        Record(EVENT, 0, i, 1_700_000_000_000 + i, f"card-{i % 999}".encode(), value(i, padding))
+        Received("events", 0, i, 1_700_000_000_000 + i, f"card-{i % 999}".encode(), value(i, padding))
         for i in range(first, first + N)
     ]
 
@@ -63,7 +65,7 @@ def test_what_is_in_hand_is_weighed_in_bytes(padding: int) -> None:
     gc.collect()
     tracemalloc.start()
     try:
-        merge.add(records(0, narrow_value, padding))
+        merge.add(Source(EVENT, 0), records(0, narrow_value, padding))
         real = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -89,7 +91,7 @@ def test_an_outbox_knows_what_its_rows_take(stream: Stream, value: Callable[[int
     replica, outbox = Replica(state, {0: progress}, {}), Outbox()
 
     def fold(first: int) -> None:
-        replica.merge.add(records(first, value, padding))
+        replica.merge.add(Source(EVENT, 0), records(first, value, padding))
         for source in state.frontier:
             at = first + N if source.kind == EVENT else 0
             replica.merge.observe(source, position=at, end=at, asked_ms=2e12, live=True)
@@ -106,7 +108,10 @@ def test_an_outbox_knows_what_its_rows_take(stream: Stream, value: Callable[[int
         gc.collect()
         full = tracemalloc.get_traced_memory()[0]
         said = outbox.n_bytes
-        outbox.drop(outbox.take(max_rows=10**9))
+        batch = outbox.take(max_rows=10**9)
+        assert batch is not None
+        outbox.drop(batch)
+        del batch
         gc.collect()
         real = full - tracemalloc.get_traced_memory()[0]
     finally:
@@ -116,14 +121,14 @@ def test_an_outbox_knows_what_its_rows_take(stream: Stream, value: Callable[[int
 
 
 def test_an_outbox_knows_what_its_places_take() -> None:
-    outbox = Outbox()
+    outbox, no_rows = Outbox(), broken_events(stream_named("narrow"), 0, 0)
     gc.collect()
     tracemalloc.start()
     try:
         for n in range(3):
             base = 1_700_000_000_000 + n
             outbox.put(
-                Put([], [[1, 0, 10**6 + k, base + k, 1, 1, 10**6 + k, k] for k in range(1_000)], {"events": [n]})
+                Put(no_rows, [[1, 0, 10**6 + k, base + k, 1, 1, 10**6 + k, k] for k in range(1_000)], {"events": [n]})
             )
         real = tracemalloc.get_traced_memory()[0]
     finally:

@@ -16,9 +16,9 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.kafka.topics import KEEP_FOR_EVER, last_record
 from pipelines.kafka.writer import TransactionalWriter
-from pipelines.live.outbox import MAX_ROWS, Outbox, Put, Row
-from pipelines.order import EVENT, Record
-from tests.pipelines.live.scoring import Rig, at_passage, running
+from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
+from tests.pipelines.live.kill_stream import stream_named
+from tests.pipelines.live.scoring import Rig, at_passage, broken_events, running
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +95,24 @@ def test_an_older_writer_of_the_same_id_is_fenced(kafka: str) -> None:
     assert last.value == b"3"
 
 
-def row(offset: int) -> Row:
-    return Row(Record(EVENT, 0, offset, 0, None, b"x"), 0, False)
+STREAM = stream_named("outbox")
+
+
+def taken(outbox: Outbox, *, max_rows: int = MAX_ROWS) -> OutboxBatch:
+    batch = outbox.take(max_rows=max_rows)
+    assert batch is not None
+    return batch
 
 
 def test_rows_go_out_only_with_the_frontier_and_the_places_they_were_folded_under() -> None:
     outbox = Outbox()
-    outbox.put(Put([row(0), row(1)], [[1, 0, 0, 5, 1, 1, 9, 1]], {"events": [2, 0]}))
-    outbox.put(Put([row(2)], [], {"events": [3, 4]}))
-    first = outbox.take(max_rows=1)
-    assert ([r.record.offset for r in first.rows], first.frontier, len(first.places)) == ([0, 1], {"events": [2, 0]}, 1)
+    outbox.put(Put(broken_events(STREAM, 0, 2), [[1, 0, 0, 5, 1, 1, 9, 1]], {"events": [2, 0]}))
+    outbox.put(Put(broken_events(STREAM, 2, 3), [], {"events": [3, 4]}))
+    first = taken(outbox, max_rows=1)
+    assert (first.rows.offset.tolist(), first.frontier, len(first.places)) == ([0, 1], {"events": [2, 0]}, 1)
     outbox.drop(first)
-    second = outbox.take()
-    assert ([r.record.offset for r in second.rows], second.frontier, second.places) == ([2], {"events": [3, 4]}, [])
+    second = taken(outbox)
+    assert (second.rows.offset.tolist(), second.frontier, second.places) == ([2], {"events": [3, 4]}, [])
     outbox.drop(second)
     assert len(outbox) == outbox.n_bytes == 0
 
@@ -115,9 +120,28 @@ def test_rows_go_out_only_with_the_frontier_and_the_places_they_were_folded_unde
 def test_places_are_told_where_no_row_goes_out_and_in_records_of_bounded_size() -> None:
     outbox = Outbox()
     for n in range(3):
-        outbox.put(Put([], [[1, 0, n, 5, 1, 1, 9, k] for k in range(MAX_ROWS)], {"events": [n]}))
+        outbox.put(
+            Put(broken_events(STREAM, 0, 0), [[1, 0, n, 5, 1, 1, 9, k] for k in range(MAX_ROWS)], {"events": [n]})
+        )
     for n in range(3):
-        batch = outbox.take()
-        assert (batch.rows, len(batch.places), batch.frontier) == ([], MAX_ROWS, {"events": [n]})
+        batch = taken(outbox)
+        assert (len(batch.rows), len(batch.places), batch.frontier) == (0, MAX_ROWS, {"events": [n]})
         outbox.drop(batch)
     assert len(outbox) == outbox.n_bytes == 0
+
+
+def test_the_first_half_of_a_batch_may_go_alone_and_what_was_put_stays_in_order() -> None:
+    outbox = Outbox()
+    place = [1, 0, 0, 5, 1, 1, 9, 1]
+    for end in (3, 6):
+        outbox.put(Put(broken_events(STREAM, end - 3, end), [place], {"events": [end, 0]}))
+    first, second = taken(outbox).halves()
+    assert (first.rows.offset.tolist(), second.rows.offset.tolist()) == ([0, 1, 2], [3, 4, 5])
+    assert (len(first.places), second.places) == (2, [])
+    outbox.drop(first)
+    outbox.put(Put(broken_events(STREAM, 6, 7), [], {"events": [7, 0]}))
+    rest = taken(outbox)
+    assert (rest.rows.offset.tolist(), rest.places, rest.frontier) == ([3, 4, 5, 6], [], {"events": [7, 0]})
+    outbox.drop(rest)
+    assert len(outbox) == outbox.n_bytes == 0
+    assert outbox.take() is None

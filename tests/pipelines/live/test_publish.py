@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contracts.contract import Event, Refusal
+from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
     MAX_KEY_BYTES,
     MAX_TEXT,
@@ -23,11 +23,10 @@ from pipelines.kafka import topics
 from pipelines.kafka.writer import TransactionalWriter
 from pipelines.live.alerting import alert_of
 from pipelines.live.lane import Lane, LaneSetting
-from pipelines.live.outbox import Put, Row
+from pipelines.live.outbox import Put
 from pipelines.model import Explained
-from pipelines.order import EVENT, Record
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.scoring import Rig, Running, running, until
+from tests.pipelines.live.scoring import Rig, Running, broken_events, running, until
 
 SECOND = timedelta(seconds=1)
 
@@ -62,14 +61,13 @@ def test_whatever_an_event_holds_what_goes_out_is_bounded() -> None:
         event_id="e", score=1.0, alert=True, model="m", source=source, event_time="", arrival="", late_ms=0,
         out_of_order=False, features_hash="0",
     )  # fmt: skip
-    event = Event("e", 0, (text,), (1,), (), (text,), (1,), 0)
 
     class Why:
         reasons = (Reason(field="a", actual=text, expected=text, surprise=1.0, score_if_expected=0.0),)
         score_if_all_expected = 0.0
 
     why: Explained = Why()
-    alert = alert_of(score, threshold=0.5, event=event, entity_names=["c"], explained=why, features={"a": text, "b": 1})
+    alert = alert_of(score, threshold=0.5, entities={"c": text}, explained=why, features={"a": text, "b": 1})
     letter = refused_of(Refusal("bad_json", text), source, text.encode(), key=text.encode())
     assert len(encode(alert)) < 40 * MAX_TEXT
     assert len(encode(letter)) < 40 * MAX_TEXT
@@ -197,8 +195,7 @@ def fenced_in_the_middle(rig: Rig) -> tuple[Lane, Lane]:
     old.claim(claim_of("old"))
     old.start()
     new = lane_of(rig, "new")
-    row = Row(Record(EVENT, 0, 0, 0, None, b"{"), 0, False, refusal=Refusal("bad_json", "no JSON"))
-    old.outbox.put(Put([row], [], {"events": [1, 0]}))
+    old.outbox.put(Put(broken_events(rig.stream, 0, 1), [], {"events": [1, 0]}))
     until(lambda: old.n_rebuilt == 1)
     return old, new
 

@@ -23,8 +23,7 @@ def fill(lake: Lake, world: World) -> None:
     for source in world.sources:
         kind = KIND_NAMES[source.kind]
         topic = world.stream.topic(kind)
-        shown = world.log[source][: world.seen[source]]
-        records = [Received(topic, r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in shown]
+        records = world.log[source][: world.seen[source]]
         if records:
             getattr(intake, kind)(topic, records, {source.partition: records[-1].offset})
     topic = world.stream.topic("progress")
