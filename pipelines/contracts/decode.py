@@ -62,10 +62,7 @@ class Decoder:
         block.arrival_ms[:], block.clock_ms[:] = arrivals, [key.effective_ms for key in keys]
         block.out_of_turn[:] = out_of_turn
         block.key[:], block.value[:] = raw_keys, values
-        events: list[Event] = []
-        labels: list[Label] = []
-        event_rows: list[int] = []
-        label_rows: list[int] = []
+        events, labels = _EventColumns(), _LabelColumns()
         decode_event, decode_label = self._events.decode, self._labels.decode
         for row, (_, source, arrival_ms, record, _) in enumerate(items):
             decoded: Event | Label | Refusal
@@ -76,52 +73,88 @@ class Decoder:
             else:
                 decoded = decode_event(record.value, record.key, arrival_ms)
             if type(decoded) is Event:
-                events.append(decoded)
-                event_rows.append(row)
+                events.add(row, decoded)
             elif type(decoded) is Label:
-                labels.append(decoded)
-                label_rows.append(row)
+                labels.add(row, decoded)
             else:
                 block.refusal[row] = decoded
-        if events:
-            self._fill_events(block, event_rows, events)
-        if labels:
-            self._fill_labels(block, label_rows, labels)
-
-    @staticmethod
-    def _fill_events(block: Block, rows: list[int], events: list[Event]) -> None:
-        at = _selector(rows, len(block))
-        ids, times, entity_texts, numbers, category_texts, has_unknown = zip(*events, strict=True)
-        block.event_id[at], block.time_ms[at] = ids, times
-        block.has_unknown_fields[at] = has_unknown
-        _fill_texts(block.entity_texts, block.entity_hashes, at, entity_texts)
-        _fill_texts(block.category_texts, block.category_hashes, at, category_texts)
-        if block.numbers.shape[1]:
-            block.numbers[at] = numbers
-
-    @staticmethod
-    def _fill_labels(block: Block, rows: list[int], labels: list[Label]) -> None:
-        at = _selector(rows, len(block))
-        ids, times, entity_texts, values, labelled_at, label_sources = zip(*labels, strict=True)
-        block.event_id[at], block.time_ms[at] = ids, times
-        block.label[at], block.labelled_at_ms[at], block.label_source[at] = values, labelled_at, label_sources
-        _fill_texts(block.entity_texts, block.entity_hashes, at, entity_texts)
+        events.into(block)
+        labels.into(block)
 
 
-_Selector = slice | list[int]
+class _Columns:
+    """Values of accepted records, column by column: no tuple of a row stays alive, which would cost the collector."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.event_ids: list[str] = []
+        self.times_ms: list[int] = []
+        self.entity_texts: list[str | None] = []  # row by row, as all that have several columns
+
+    def into(self, block: Block) -> None:
+        """Write the columns into their rows of a block."""
+        if self.rows:
+            self._write(block, slice(None) if len(self.rows) == len(block) else self.rows)
+
+    def _write(self, block: Block, at: slice | list[int]) -> None:
+        block.event_id[at], block.time_ms[at] = self.event_ids, self.times_ms
+        _write_texts(block.entity_texts, block.entity_hashes, at, self.entity_texts)
 
 
-def _selector(rows: list[int], n: int) -> _Selector:
-    return slice(None) if len(rows) == n else rows
+class _EventColumns(_Columns):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[float] = []
+        self.category_texts: list[str | None] = []
+        self.has_unknown_fields: list[bool] = []
+
+    def add(self, row: int, event: Event) -> None:
+        self.rows.append(row)
+        self.event_ids.append(event.event_id)
+        self.times_ms.append(event.time_ms)
+        self.entity_texts.extend(event.entity_texts)
+        self.numbers.extend(event.numbers)
+        self.category_texts.extend(event.category_texts)
+        self.has_unknown_fields.append(event.has_unknown_fields)
+
+    def _write(self, block: Block, at: slice | list[int]) -> None:
+        super()._write(block, at)
+        block.numbers[at] = np.array(self.numbers, np.float64).reshape(len(self.rows), -1)
+        _write_texts(block.category_texts, block.category_hashes, at, self.category_texts)
+        block.has_unknown_fields[at] = self.has_unknown_fields
 
 
-def _fill_texts(
-    texts: NDArray[np.object_],
-    hashes: NDArray[np.uint64],
-    at: _Selector,
-    rows: Sequence[tuple[str | None, ...]],
+class _LabelColumns(_Columns):
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[int] = []
+        self.labelled_at_ms: list[int] = []
+        self.sources: list[str] = []
+
+    def add(self, row: int, label: Label) -> None:
+        self.rows.append(row)
+        self.event_ids.append(label.event_id)
+        self.times_ms.append(label.time_ms)
+        self.entity_texts.extend(label.entity_texts)
+        self.labels.append(label.label)
+        self.labelled_at_ms.append(label.labelled_at_ms)
+        self.sources.append(label.source)
+
+    def _write(self, block: Block, at: slice | list[int]) -> None:
+        super()._write(block, at)
+        block.label[at], block.labelled_at_ms[at], block.label_source[at] = (
+            self.labels,
+            self.labelled_at_ms,
+            self.sources,
+        )
+
+
+def _write_texts(
+    texts: NDArray[np.object_], hashes: NDArray[np.uint64], at: slice | list[int], cells: list[str | None]
 ) -> None:
-    """Texts and their hashes, row by row."""
-    for column, cells in enumerate(zip(*rows, strict=True)):
-        texts[at, column] = cells
-        hashes[at, column] = hashes_of(cells)
+    """Texts, given row by row, and their hashes."""
+    width = texts.shape[1]
+    for column in range(width):
+        of_column = cells[column::width]
+        texts[at, column] = of_column
+        hashes[at, column] = hashes_of(of_column)

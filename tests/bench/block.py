@@ -8,6 +8,7 @@ out; `ingest` is the lake's way (CPU time of all threads).
 """
 
 import argparse
+import gc
 import os
 import random
 import tempfile
@@ -119,6 +120,7 @@ def main() -> None:
     asked = parser.parse_args()
     stream = payments_stream("bench")
     steps = events_of(stream, asked.events, asked.partitions)
+    gc.freeze()  # as the scorer does before its loop
     runs = [live(stream, steps, asked.partitions) | ingest(stream, steps) for _ in range(3)][1:]
     print(
         f"{asked.events:,} events, {asked.partitions} partitions, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
