@@ -17,7 +17,7 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, RecordSource, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError, RestoreError
-from pipelines.features.snapshot import Snapshot
+from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
@@ -29,12 +29,8 @@ from pipelines.lake.tables import Lake
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
-from pipelines.live.takeover import (
-    input_ids,
-    partition_counts,
-    unfit,
-    widened,
-)
+from pipelines.live.takeover import unfit, widened
+from pipelines.live.topic_checks import input_ids, partition_counts
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
 
 log = logging.getLogger(__name__)
@@ -81,8 +77,7 @@ class Recovery:
             for what in now.aside:
                 moved_aside(self._snapshots if what == "snapshots" else self._lake.folder)
             if snapshot is not None:
-                self._snapshots.mkdir(parents=True, exist_ok=True)
-                snapshot.write(self._snapshots / f"{sum(snapshot.frontier.values()):020d}.snapshot")
+                SnapshotStore(self._snapshots).write(snapshot)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
             messages = [
@@ -231,9 +226,9 @@ class Recovery:
         """Whether a scorer would find a snapshot, and what the newest that can be read says of itself."""
         known = {p: record for p, record in progress.items() if record is not None}
         newest = None
-        for path in sorted(self._snapshots.glob("*.snapshot"), reverse=True):
+        for path, kept in SnapshotStore(self._snapshots).newest_first():
             try:
-                snapshot = widened(Snapshot.read(path), n_partitions)
+                snapshot = widened(kept, n_partitions)
                 newest = newest or snapshot.meta
                 if is_ahead(snapshot.frontier, known) or unfit(snapshot, spans, topic_ids):
                     continue

@@ -1,7 +1,6 @@
 """A replica without its broker: one order -> contract -> fold -> what each partition's outbox gets, and restarts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,24 +9,11 @@ from pipelines.contracts.messages import Progress
 from pipelines.faults import Fault, no_fault
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
+from pipelines.live.metrics import ScorerCounters
 from pipelines.live.outbox import Put
 from pipelines.order import Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
 
 CHUNK = 2_000
-
-
-@dataclass
-class ScorerCounters:
-    """What a replica has done since it started."""
-
-    n_read: int = 0
-    n_folded: int = 0
-    n_out_of_turn: int = 0
-    n_unknown_fields: int = 0
-    n_broken_labels: int = 0
-    n_late: int = 0
-    n_snapshots: int = 0
-    n_snapshots_failed: int = 0
 
 
 class Replica:

@@ -15,15 +15,16 @@ import msgspec
 
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream import Stream
-from pipelines.errors import BrokerError, RestoreError
+from pipelines.errors import RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.features.snapshot import Snapshot
+from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection, Shared
 from pipelines.kafka.progress import all_progress, progress_of, read_progress
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import is_ahead, places_told, tells_more
+from pipelines.live.topic_checks import input_ids, remade_words
 from pipelines.model import Model
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
 
@@ -55,7 +56,7 @@ class TakeOver:
 
     Args:
         asked: for all questions about topics and records.
-        lanes: filled with one claimed lane per partition; the caller stops them whatever happens.
+        lanes: filled with one claimed lane per partition; the caller releases them whatever happens.
     """
 
     def __init__(
@@ -130,36 +131,35 @@ class TakeOver:
 
     def restored(self, progress: Mapping[int, Progress]) -> State:
         """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
-        blank = self._blank
-        for unfinished in self.setting.snapshots.glob("*.part"):
-            with suppress(OSError):  # of a full or read-only disk the snapshots themselves will tell
-                unfinished.unlink()
-        for path in sorted(self.setting.snapshots.glob("*.snapshot"), reverse=True):
+        blank, store = self._blank, SnapshotStore(self.setting.snapshots)
+        store.clear_unfinished()
+        for path, snapshot in store.newest_first():
             try:
-                snapshot = widened(Snapshot.read(path), self._n_partitions)
                 if is_ahead(snapshot.frontier, progress):
-                    log.info(
-                        "snapshot %s is ahead of what was published: dropped, another order may be published now",
-                        path.name,
-                    )
+                    log.info("snapshot %s is ahead of what was published: dropped, another order may follow", path.name)
                     with suppress(OSError):
                         path.unlink()
                     continue
-                if why := unfit(snapshot, self.bounds, self.topic_ids):
-                    log.warning("snapshot %s %s", path.name, why)
-                    continue
-                state = State.restore(self.setting.stream, snapshot)
-                state.topic_ids = self.topic_ids
-                log.info("restored from snapshot %s", path.name)
-                return state
+                state = self._state_of(snapshot)
             except (RestoreError, OSError, ValueError, KeyError) as error:
                 log.warning("snapshot %s is not used: %s", path.name, error)
+                continue
+            log.info("restored from snapshot %s", path.name)
+            return state
         origin = from_kinds(progress[0].origin)
         if why := head_is_gone(self.setting.stream, origin, self.bounds):
             raise RestoreError(f"{why}, and no snapshot fits; run `unmask recover`")
         blank.frontier = origin
         blank.topic_ids = self.topic_ids
         return blank
+
+    def _state_of(self, snapshot: Snapshot) -> State:
+        wide = widened(snapshot, self._n_partitions)
+        if why := unfit(wide, self.bounds, self.topic_ids):
+            raise RestoreError(f"it {why}")
+        state = State.restore(self.setting.stream, wide)
+        state.topic_ids = self.topic_ids
+        return state
 
     def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
         """Where scoring begins."""
@@ -231,7 +231,7 @@ def what_changed(
     """Compare a partition's last progress record with the stream as it is now; `end` is that of its events."""
     for kind, told in before.topic_ids.items():
         if kind in topic_ids and topic_ids[kind] != told:
-            return Change("remade", _remade(stream.topic(kind), told, topic_ids[kind]))
+            return Change("remade", remade_words(stream.topic(kind), told, topic_ids[kind]))
     if before.next_offset > end:
         return Change(
             "remade",
@@ -306,52 +306,6 @@ def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple
             named = f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}]"
             return f"{named} begins at {kept}, its first {kept - first} records are gone"
     return None
-
-
-def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
-    """Kafka's ids (KIP-516) of the input topics by kind; empty where the broker has none."""
-    kinds = ["events", "labels"] if stream.labels else ["events"]
-    found = topics.topic_ids(connection, [stream.topic(kind) for kind in kinds])
-    return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
-
-
-def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
-    """For a scorer that runs: whether the input topics are still those whose ids were `told`.
-
-    Raises:
-        RestoreError: one was deleted and made anew.
-        BrokerError: one does not exist, or Kafka does not answer.
-    """
-    now = input_ids(connection, stream) if told else {}
-    for kind, topic_id in told.items():
-        if now.get(kind, topic_id) != topic_id:
-            raise RestoreError(f"{_remade(stream.topic(kind), topic_id, now[kind])}; run `unmask recover`")
-
-
-def _remade(topic: str, told: str, now: str) -> str:
-    return f"{topic} was deleted and made anew since it was scored last (its id was {told}, now {now})"
-
-
-def checked_partitions(connection: Connection, stream: Stream) -> int:
-    """Number of partitions, the same in every topic of the stream but the clock."""
-    counts = partition_counts(connection, stream)
-    if counts["events"] > min(counts.values()):
-        raise BrokerError(
-            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; if "
-            "partitions were added, run `unmask recover`"
-        )
-    if len(set(counts.values())) != 1:
-        raise BrokerError(
-            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; add "
-            "partitions to the events, or make the other topics anew"
-        )
-    return counts["events"]
-
-
-def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
-    """Number of partitions of every topic of the stream but the clock, by kind."""
-    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
-    return {kind: len(topics.partitions_of(connection, stream.topic(kind))) for kind in kinds}
 
 
 def places_after(

@@ -19,7 +19,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.kafka.writer import Writer
-from pipelines.live.scorer import mark_bytes
+from pipelines.live.marks import mark_bytes
 from pipelines.order import KIND_NAMES, Source, sources
 
 BULK_RECORDS = 20_000

@@ -55,15 +55,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "inverted-back-pressure",
         "pipelines/live/scorer.py",
-        "for lane in self.lanes) > self.setting.max_outbox_bytes",
-        "for lane in self.lanes) < self.setting.max_outbox_bytes",
+        "self.lanes.n_bytes > self.setting.max_outbox_bytes",
+        "self.lanes.n_bytes < self.setting.max_outbox_bytes",
         ("tests/pipelines/live/test_scorer.py", "-k", "outboxes_stops_the_reading"),
     ),
     Mutation(
         "held-partitions-never-released",
-        "pipelines/live/scorer.py",
-        "(self._held & merge.hoards(limit // 2))",
-        "self._held",
+        "pipelines/live/input.py",
+        "(self.held & self._merge.hoards(limit // 2))",
+        "self.held",
         ("tests/pipelines/live/test_scorer.py", "-k", "far_ahead"),
     ),
     Mutation(

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, FencedError, RestoreError
-from pipelines.features.snapshot import Snapshot
+from pipelines.features.snapshot import KEPT, Snapshot
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
@@ -23,8 +23,10 @@ from pipelines.kafka.reader import Reader
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import reconcile
-from pipelines.live.scorer import KEPT_SNAPSHOTS, MAX_UNTOLD, Scorer, mark_bytes, mark_of
-from pipelines.live.takeover import check_inputs, input_ids
+from pipelines.live.marks import mark_bytes, mark_of
+from pipelines.live.scorer import Scorer
+from pipelines.live.snapshots import MAX_UNTOLD
+from pipelines.live.topic_checks import check_inputs, input_ids
 from pipelines.order import EVENT, Mark, Source
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, at_passage, running, until
@@ -257,7 +259,7 @@ def test_a_full_or_read_only_disk_costs_snapshots_not_scores(rig: Rig, caplog: p
 
 
 def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.live.scorer.FIRST_SNAPSHOT_S", 3_600.0)
+    monkeypatch.setattr("pipelines.live.snapshots.FIRST_SNAPSHOT_S", 3_600.0)
     rig.send(50)
     with running(rig.scorer(snapshot_every=timedelta(hours=1))) as run:
         rig.wait_until_out()
@@ -271,8 +273,8 @@ def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: R
     place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
     for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
         scorer.state.places = [place] * n_places
-        scorer._snapshot()
-        assert (scorer._snapshotting is not None) == is_taken
+        scorer._snapshots.take(scorer.lanes.progress)
+        assert (scorer._snapshots.writing is not None) == is_taken
     scorer._stop(snapshot=False)
 
 
@@ -282,13 +284,13 @@ def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_nee
         rig.wait_until_out()
     (good,) = newest(rig)
     scorer = rig.scorer(snapshot_every=timedelta(seconds=0))
-    for _ in range(2 * KEPT_SNAPSHOTS):  # its lanes are not started: nothing goes out
+    for _ in range(2 * KEPT):  # its lanes are not started: nothing goes out
         rig.send(1)
         goal = scorer.counters.n_folded + 1
         step_until(scorer, goal)
-        scorer._snapshot()
-        if scorer._snapshotting:
-            scorer._snapshotting.result()
+        scorer._snapshots.take(scorer.lanes.progress)
+        if scorer._snapshots.writing:
+            scorer._snapshots.writing.result()
     assert good in (rig.folder / "snapshots").iterdir()
     scorer._stop(snapshot=False)
 
@@ -354,13 +356,13 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
     far = topics.partition_of(b"far", N_PARTITIONS)
     rig.send(20)
     scorer = rig.scorer(max_in_hand_bytes=4 << 20, health_after=timedelta(seconds=1))
-    slow = Slow(scorer._reader, (rig.stream.topic("events"), 1 - far))
-    scorer._reader = slow  # type: ignore[assignment]
+    slow = Slow(scorer._input.reader, (rig.stream.topic("events"), 1 - far))
+    scorer._input.reader = slow  # type: ignore[assignment]
     with running(scorer):
-        until(lambda: Source(EVENT, far) in scorer._held)
-        at = scorer._reader.position((rig.stream.topic("events"), far))
+        until(lambda: Source(EVENT, far) in scorer._input.held)
+        at = scorer._input.reader.position((rig.stream.topic("events"), far))
         time.sleep(0.5)
-        assert at == scorer._reader.position((rig.stream.topic("events"), far)) < 2_000
+        assert at == scorer._input.reader.position((rig.stream.topic("events"), far)) < 2_000
         assert scorer._replica.merge.n_bytes < 2 * (4 << 20)
         until(lambda: scorer.health != "ok")
         assert f"reading {rig.stream.topic('events')} [{1 - far}]: it ends at" in scorer.health

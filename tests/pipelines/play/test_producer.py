@@ -11,7 +11,7 @@ from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Received
-from pipelines.live.scorer import mark_of
+from pipelines.live.marks import mark_of
 from pipelines.order import EVENT, LABEL, Source
 from pipelines.play.producer import Replayer, create_stream_topics
 from tests.pipelines.live.rig import START_MS, few_payments, payments_stream

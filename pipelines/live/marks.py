@@ -1,0 +1,38 @@
+"""The messages of a replay's clock topic."""
+
+import logging
+from typing import Literal
+
+import msgspec
+
+from pipelines.order import Frontier, Mark, by_kind, from_kinds
+from pipelines.record import Received
+
+log = logging.getLogger(__name__)
+
+_InputName = Literal["events", "labels"]
+
+
+class _MarkJson(msgspec.Struct):
+    """`below_ms` null is the end of time."""
+
+    below_ms: float | None
+    ends: dict[_InputName, list[int]]
+
+
+def mark_of(record: Received) -> Mark | None:
+    """A clock mark, or None (with a warning) where the record is not one: the next mark says how far time has come."""
+    try:
+        mark = msgspec.json.decode(record.value or b"", type=_MarkJson)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        log.warning(
+            "%s [%d], offset %d, is not a clock mark and was skipped: %s",
+            record.topic, record.partition, record.offset, error,
+        )  # fmt: skip
+        return None
+    return Mark(float("inf") if mark.below_ms is None else mark.below_ms, from_kinds(mark.ends))
+
+
+def mark_bytes(below_ms: int | None, ends: Frontier, n_partitions: int) -> bytes:
+    """The message of a clock mark; `below_ms` None is the end of time."""
+    return msgspec.json.encode({"below_ms": below_ms, "ends": by_kind(ends, n_partitions)})

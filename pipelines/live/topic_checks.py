@@ -1,0 +1,110 @@
+"""Checks of a stream's topics: their partitions and their identity, at the start and while a scorer runs."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
+
+from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError, RestoreError
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.reader import Reader
+
+
+def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
+    """Kafka's ids (KIP-516) of the input topics by kind; empty where the broker has none."""
+    kinds = ["events", "labels"] if stream.labels else ["events"]
+    found = topics.topic_ids(connection, [stream.topic(kind) for kind in kinds])
+    return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
+
+
+def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
+    """For a scorer that runs: whether the input topics are still those whose ids were `told`.
+
+    Raises:
+        RestoreError: one was deleted and made anew.
+        BrokerError: one does not exist, or Kafka does not answer.
+    """
+    now = input_ids(connection, stream) if told else {}
+    for kind, topic_id in told.items():
+        if now.get(kind, topic_id) != topic_id:
+            raise RestoreError(f"{remade_words(stream.topic(kind), topic_id, now[kind])}; run `unmask recover`")
+
+
+def remade_words(topic: str, told: str, now: str) -> str:
+    return f"{topic} was deleted and made anew since it was scored last (its id was {told}, now {now})"
+
+
+def checked_partitions(connection: Connection, stream: Stream) -> int:
+    """Number of partitions, the same in every topic of the stream but the clock."""
+    counts = partition_counts(connection, stream)
+    if counts["events"] > min(counts.values()):
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; if "
+            "partitions were added, run `unmask recover`"
+        )
+    if len(set(counts.values())) != 1:
+        raise BrokerError(
+            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; add "
+            "partitions to the events, or make the other topics anew"
+        )
+    return counts["events"]
+
+
+def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
+    """Number of partitions of every topic of the stream but the clock, by kind."""
+    kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
+    return {kind: len(topics.partitions_of(connection, stream.topic(kind))) for kind in kinds}
+
+
+def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
+    """Whether the broker stamps the stream's records (live); False for a replay, which brings its own clock.
+
+    Raises:
+        BrokerError: neither is the case, or the topics differ.
+    """
+    inputs = ["events", "labels"] if stream.labels else ["events"]
+    live = topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
+    if not live and stream.topic("clock") not in topics.topic_names(connection):
+        raise BrokerError(
+            f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings its "
+            f"own clock in {stream.topic('clock')}, does not need it)"
+        )
+    return live
+
+
+class TopicChecks:
+    """Notices, while a scorer runs, that an input topic has more partitions or was deleted and created again.
+
+    Args:
+        aside: asks for the topics' ids, without holding up the caller.
+        told: the ids that the state was made from.
+    """
+
+    def __init__(
+        self, connection: Connection, stream: Stream, aside: Executor, told: Mapping[str, str], n_partitions: int
+    ) -> None:
+        self._connection, self._stream, self._aside = connection, stream, aside
+        self._told, self._n_partitions = told, n_partitions
+        self._asked: Future[None] | None = None
+
+    def look(self, reader: Reader, read_topics: Iterable[str]) -> None:
+        """Ask about the topics' ids, and raise what an earlier question found.
+
+        Raises:
+            BrokerError: a topic has more partitions.
+            RestoreError: a topic was deleted and created again.
+        """
+        if self._asked is not None and self._asked.done():
+            error, self._asked = self._asked.exception(), None
+            if isinstance(error, RestoreError):
+                raise error
+        if self._asked is None:
+            self._asked = self._aside.submit(check_inputs, self._connection, self._stream, self._told)
+        for topic in read_topics:
+            n = reader.n_partitions(topic)
+            if n is not None and n != self._n_partitions:
+                raise BrokerError(
+                    f"{topic} had {self._n_partitions} partitions when this scorer started, now it has {n}; nothing in "
+                    "the old ones is lost, and all that was read from them is published, but the new ones are not "
+                    "read: stop whoever writes to them, then run `unmask recover`, which takes them in"
+                )
