@@ -1,0 +1,49 @@
+"""The folder of snapshots: names that sort as the fold went, whole files or none, the newest few."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipelines.features.snapshot import Snapshot, SnapshotStore
+from pipelines.features.state import State
+from pipelines.order import EVENT, Source
+from tests.pipelines.live.simulated import STREAM
+
+
+def snapshot(n_folded: int) -> Snapshot:
+    state = State(STREAM, 2)
+    state.frontier[Source(EVENT, 0)] = n_folded
+    return state.snapshot()
+
+
+def test_the_newest_few_are_kept_and_come_first_whatever_the_order_of_writing(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "new folder", keep=2)
+    for n_folded in (9, 100, 10):
+        store.write(snapshot(n_folded))
+    assert [sum(found.frontier.values()) for _, found in store.newest_first()] == [100, 10]
+    assert len(list(store.folder.iterdir())) == 2
+
+
+def test_a_snapshot_that_cannot_be_read_is_named_and_the_older_one_is_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SnapshotStore(tmp_path)
+    store.write(snapshot(5))
+    (tmp_path / f"{6:020d}.snapshot").write_bytes(b"nothing of ours")
+    with caplog.at_level(logging.WARNING):
+        assert [sum(found.frontier.values()) for _, found in store.newest_first()] == [5]
+    assert f"snapshot {6:020d}.snapshot is not used" in caplog.text
+
+
+def test_a_write_that_fails_or_was_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def fail(point: str) -> None:
+        assert point == "mid_snapshot"
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        SnapshotStore(tmp_path, fault=fail).write(snapshot(1))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "7.part").write_bytes(b"half")
+    SnapshotStore(tmp_path).clear_unfinished()
+    assert list(tmp_path.iterdir()) == []
