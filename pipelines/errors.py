@@ -1,7 +1,7 @@
 """Every error a user can cause, as one tree; all others are our own bugs.
 
 UnmaskError
-├── StreamFileError      the stream file is wrong: line, value and mend are in the message
+├── StreamFileError      the stream file is wrong: line, value and fix are in the message
 ├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
 │   ├── FencedError      another scorer has taken over this partition
 │   ├── LoginError       Kafka is there, but the login or the TLS settings do not fit
@@ -13,7 +13,7 @@ UnmaskError
 
 
 class UnmaskError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class StreamFileError(UnmaskError):

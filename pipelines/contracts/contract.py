@@ -19,11 +19,11 @@ RULES: Mapping[str, str] = {
     "out_of_range": "send a value within the field's min and max, or change them in the stream file",
     "too_long": "shorten the text, or raise the field's max_length in the stream file",
     "too_big": "shorten the message, or raise max_message_bytes in the stream file",
-    "future_timestamp": "mend the sender's clock; the event time is ahead of its arrival",
+    "future_timestamp": "correct the sender's clock; the event time is ahead of its arrival",
     "wrong_key": "send the message under the id of its first entity as the Kafka key",
     "unreadable_record": "send records that a plain Kafka client can read; this one was skipped by its offset",
     "unpublishable": "raise max.message.bytes of the scores topic: it takes not even the shortest score of this event",
-    "duplicate": "nothing to mend: this event id has been scored already",
+    "duplicate": "nothing to fix: this event id has been scored already",
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -58,13 +58,13 @@ class Label(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a message was not taken: the rule's name, what was seen, how to mend it."""
+    """Why a message was not taken: the rule's name, what was seen, how to fix it."""
 
     rule: str
     detail: str
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return RULES[self.rule]
 
 
