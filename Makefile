@@ -56,12 +56,14 @@ $(STAMP): requirements.lock requirements-torch.lock pyproject.toml Makefile
 TORCH_NEEDS := filelock sympy networkx jinja2 fsspec typing-extensions setuptools
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-header --no-annotate --no-emit-index-url
-lock:  ## resolve the lock files anew from pyproject.toml and docker/scorer.in (wants `uv`)
+lock:  ## resolve the lock files anew from pyproject.toml (needs `uv`)
 	@mkdir -p build/lock
 	grep -v '"torch' pyproject.toml > build/lock/pyproject.toml
 	printf '%s\n' $(TORCH_NEEDS) > build/lock/torch-needs.txt
 	$(COMPILE) --all-extras build/lock/pyproject.toml build/lock/torch-needs.txt --output-file requirements.lock
-	$(COMPILE) --constraints requirements.lock docker/scorer.in --output-file docker/scorer.lock
+	$(COMPILE) --extra serve --constraints requirements.lock build/lock/pyproject.toml --output-file docker/scorer.lock
+	$(COMPILE) --extra train --extra flows --constraints requirements.lock build/lock/pyproject.toml \
+	  build/lock/torch-needs.txt --output-file docker/flows.lock
 
 clean:  ## remove .venv, caches, and what the demo left
 	rm -rf $(VENV) build *.egg-info .unmask demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

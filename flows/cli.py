@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.extras import MissingExtraError, require
 from flows.screen import Formatter, clean, json_line, plain
 from models.errors import ModelError
 from pipelines.errors import FencedError, UnmaskError
@@ -86,6 +87,7 @@ def demo(
     """
     from flows.demo import Demo
 
+    require("train")
     stream_file = _stream_path(stream) if stream and data else None
     holds = Demo(data=data, stream_file=stream_file, out=out_folder, keep=keep, rate=rate, seed=seed, console=out).run()
     raise typer.Exit(0 if holds else 1)
@@ -455,6 +457,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (missing := MissingExtraError.of(error.name or "")):
+            _tell(str(missing))
+            sys.exit(2)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             _tell(f"{error.filename or 'a file'}: {error.strerror}; make room or give rights, or set UNMASK_HOME")
             sys.exit(2)
@@ -520,6 +525,7 @@ def _report_to_prefect() -> None:
     """Let the flow that is imported next report to the Prefect server; before Prefect reads its settings."""
     from flows.local import servers
 
+    require("flows")
     os.environ.update(_settings().prefect_environment())
     os.environ.update(servers.NO_PREFECT_CONSOLE)
 

@@ -348,8 +348,6 @@ class Demo:
                 + (f", for example {plain(skew.examples[0])}" if skew.examples else "")
                 + "".join(f"; model {plain(m.digest[:12])}: {plain(m.why_not)}" for m in skew.models if m.why_not)
             )
-            if self.broker.kind == "embedded":
-                self.console.print("The embedded broker is known to hide the newest records from the ingest.")
         return whole and equal
 
     def _print(self, stream: Stream, live: Follower, summary: dict[str, Any], target: Path) -> None:

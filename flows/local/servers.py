@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.extras import require
 from flows.local import processes
 from flows.local.processes import LOOPBACK, Process
 
@@ -55,8 +56,10 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
         log: gets one line for each server.
 
     Raises:
+        MissingExtraError: they are not installed.
         ServerError: one of them was not up in time; both are stopped again.
     """
+    require("flows")
     mlflow = processes.find("mlflow", folder)
     prefect = processes.find("prefect", folder)
     started = []

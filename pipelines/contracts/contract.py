@@ -63,7 +63,7 @@ class Refusal(NamedTuple):
     detail: str
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return RULES[self.rule]
 
 

@@ -64,12 +64,13 @@ class Alert(Score, frozen=True, kw_only=True):
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored.
 
+    `fix` says how to fix the event (formats 1 and 2 called it `mend`; a reader of those takes either name).
     `key_bytes` and `key_sha256` are of the event's whole key where the message's own key is only its beginning.
     """
 
     rule: str
     detail: str
-    mend: str
+    fix: str
     source: RecordSource
     raw_base64: str
     raw_bytes: int
@@ -111,7 +112,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PROGRESS_FORMAT = 2
-MESSAGE_FORMAT = 2  # of scores, alerts and dead letters
+MESSAGE_FORMATS = {"scores": 2, "alerts": 2, "refused": 3}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -125,16 +126,16 @@ def decode(value: bytes | None, kind: type[T]) -> T:
 
 
 def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and our messages' format.
+    """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and the format of this kind.
 
-    A reader that knows formats up to n leaves a message with a higher `ce_formatversion` alone; without one it is 1.
+    A reader that knows formats up to n skips a message whose `ce_formatversion` is higher; without the header it is 1.
     """
     return [
         ("ce_specversion", b"1.0"),
         ("ce_type", f"unmask.{kind}".encode()),
         ("ce_source", f"unmask/{stream}".encode()),
         ("ce_id", f"{source.topic}/{source.partition}/{source.offset}/{kind}".encode()),
-        ("ce_formatversion", str(MESSAGE_FORMAT).encode()),
+        ("ce_formatversion", str(MESSAGE_FORMATS[kind]).encode()),
         ("content-type", b"application/json"),
     ]
 
@@ -179,7 +180,7 @@ def refused_of(
     return Refused(
         rule=refusal.rule,
         detail=cut(refusal.detail, SHORT_TEXT if short else MAX_TEXT),
-        mend=refusal.mend,
+        fix=refusal.fix,
         source=source,
         raw_base64="" if short else base64.b64encode(raw[:MAX_RAW_BYTES]).decode(),
         raw_bytes=len(raw),

@@ -14,7 +14,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contracts.stream import DAY_MS, HOUR_MS, Feature
+from pipelines.contracts.feature_rules import Panes, fault_of
+from pipelines.contracts.stream import DAY_MS, LABEL_STATS, Feature
 from pipelines.errors import StreamFileError
 from pipelines.features import kernel
 from pipelines.features.kernel import Layout
@@ -30,7 +31,6 @@ _ACCUMULATORS = {
     "ratio": ("sum",),
     "zscore": ("sum", "square"),
 }
-_LABEL_FED = ("fraud_rate", "fraud_count")
 _STATS = {
     "count": kernel.COUNT,
     "distinct": kernel.DISTINCT,
@@ -45,33 +45,6 @@ _STATS = {
     "fraud_rate": kernel.FRAUD_RATE,
     "fraud_count": kernel.FRAUD_COUNT,
 }
-
-
-@dataclass(frozen=True)
-class Panes:
-    """How a window is cut: `count` panes of `width_ms`."""
-
-    count: int
-    width_ms: int
-
-    @classmethod
-    def of(cls, window_ms: int) -> Self:
-        """Cut a window.
-
-        Raises:
-            StreamFileError: the panes would not be whole milliseconds wide.
-
-        Example:
-            >>> Panes.of(3_600_000)
-            Panes(count=12, width_ms=300000)
-        """
-        count = 12 if window_ms <= HOUR_MS else 24 if window_ms <= DAY_MS else 28 if window_ms <= 7 * DAY_MS else 30
-        if window_ms <= 0 or window_ms % count:
-            raise StreamFileError(
-                f"a window of this size must be a whole multiple of {count} ms, however: {window_ms} ms; "
-                f"take {max(1, round(window_ms / count)) * count} ms"
-            )
-        return cls(count, window_ms // count)
 
 
 @dataclass(frozen=True)
@@ -117,10 +90,12 @@ class FeaturePlan:
                 reach back further, they do so with them.
 
         Raises:
-            StreamFileError: a feature cannot be computed; says which, why and how to mend it.
+            StreamFileError: a feature cannot be computed; says which, why and how to fix it.
         """
-        for feature in features:
-            _check(feature, entities, numbers, hashed, maturity_ms)
+        for f in features:
+            has_labels = maturity_ms is not None
+            if fault := fault_of(f, entities=entities, numbers=numbers, hashed=hashed, has_labels=has_labels):
+                raise StreamFileError(f"feature {f.name!r}: {fault}")
         definition = [
             KERNEL_VERSION,
             [[f.name, f.stat, f.entity, f.field, f.window_ms] for f in features],
@@ -175,37 +150,6 @@ class FeaturePlan:
         )
 
 
-def _check(
-    feature: Feature,
-    entities: Sequence[str],
-    numbers: Sequence[str],
-    hashed: Sequence[str],
-    maturity_ms: int | None,
-) -> None:
-    def fail(required: str) -> None:
-        raise StreamFileError(f"feature {feature.name!r}: {required}, however: {feature}")
-
-    stat, all_time = feature.stat, feature.window_ms is None
-    if stat not in _STATS:
-        fail(f"stat must be one of {', '.join(_STATS)}")
-    if feature.entity not in entities:
-        fail(f"entity must be one of {', '.join(entities)}")
-    if stat in _ACCUMULATORS and feature.field not in numbers:
-        fail(f"field must be one of the numbers {', '.join(numbers)}")
-    if stat == "distinct" and feature.field not in hashed:
-        fail(f"field must be one of {', '.join(hashed)}")
-    if stat not in _ACCUMULATORS and stat != "distinct" and feature.field is not None:
-        fail(f"{stat} takes no field")
-    if all_time and stat not in ("count", "since_last", "mean", "std", "ratio", "zscore"):
-        fail(f"{stat} has no all-time form, give it a window")
-    if stat == "since_last" and not all_time:
-        fail("since_last takes no window")
-    if stat in _LABEL_FED and maturity_ms is None:
-        fail(f"{stat} needs a maturity")
-    if feature.window_ms is not None:
-        Panes.of(feature.window_ms)
-
-
 class _RowPlan:
     """Lays out the row of one entity column, section by section."""
 
@@ -232,7 +176,7 @@ class _RowPlan:
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
         """A window over events: a ring of panes, each with what the features need."""
-        here = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat not in _LABEL_FED]
+        here = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat not in LABEL_STATS]
         if not here:
             return
         panes = Panes.of(window_ms)
@@ -261,7 +205,7 @@ class _RowPlan:
 
     def add_label_window(self, window_ms: int) -> None:
         """A window over events old enough to have their labels; its panes are kept until then."""
-        wanted = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat in _LABEL_FED]
+        wanted = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat in LABEL_STATS]
         if not wanted:
             return
         panes = Panes.of(window_ms)

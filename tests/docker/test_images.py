@@ -2,11 +2,13 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+import tomllib
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -53,8 +55,23 @@ def test_an_image_copies_what_is_there_and_does_not_run_as_root(dockerfile: str)
     assert any("install -d -m 700 -o unmask /var/lib/unmask" in line for line in lines)
 
 
-def test_the_scorers_packages_are_those_of_the_main_lock():
-    assert _pins("docker/scorer.lock") <= _pins("requirements.lock")
+@pytest.mark.parametrize("lock", ["docker/scorer.lock", "docker/flows.lock"])
+def test_the_packages_of_an_image_are_those_of_the_main_lock(lock: str):
+    assert _pins(lock) <= _pins("requirements.lock")
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("docker/scorer.lock", ["serve"]), ("docker/flows.lock", ["train", "flows"])]
+)
+def test_an_image_has_all_that_its_extras_need(lock: str, extras: list[str]):
+    assert _needed(extras) - _names(lock) - {"torch"} == set()
+
+
+def test_the_scorers_image_has_no_training_no_scheduler_and_no_server():
+    assert _names("docker/scorer.lock") & {
+        "torch", "scikit-learn", "onnx", "matplotlib", "scipy", "pandas", "prefect", "mlflow", "flask", "sqlalchemy",
+        "alembic", "confluent-kafka", "jgo", "pytest",
+    } == set()  # fmt: skip
 
 
 def test_the_scorer_imports_nothing_that_its_image_lacks():
@@ -64,12 +81,38 @@ def test_the_scorer_imports_nothing_that_its_image_lacks():
     ran = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=ROOT, check=True)
     owners = packages_distributions()
     used = {_plain(owner) for name in ran.stdout.split() for owner in owners.get(name, ())}
-    installed = {_plain(pin.partition("==")[0]) for pin in _pins("docker/scorer.lock")}
-    assert used - installed - {"unmask", "setuptools"} == set()
+    assert used - _names("docker/scorer.lock") - {"unmask", "setuptools"} == set()
+
+
+def _needed(extras: list[str]) -> set[str]:
+    """The packages that Unmask with these extras needs here, by what the installed ones say of themselves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [Requirement(text) for text in project["dependencies"]]
+    waiting += [Requirement(text) for extra in extras for text in project["optional-dependencies"][extra]]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        wanted = waiting.pop()
+        for extra in ("", *wanted.extras):
+            if (key := (_plain(wanted.name), extra)) in seen:
+                continue
+            seen.add(key)
+            if key[0] == "unmask":
+                texts = project["optional-dependencies"].get(extra, [])
+            elif key[0] == "torch":
+                texts = []  # locked apart
+            else:
+                texts = requires(wanted.name) or []
+            needs = map(Requirement, texts)
+            waiting += [each for each in needs if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return {name for name, _ in seen} - {"unmask"}
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _names(lock: str) -> set[str]:
+    return {_plain(pin.partition("==")[0]) for pin in _pins(lock)}
 
 
 def _pins(lock: str) -> set[str]:

@@ -82,7 +82,7 @@ def test_a_broken_rule_is_named_with_what_was_seen(change: dict[str, Any], rule:
     assert isinstance(refusal, Refusal)
     assert refusal.rule == rule
     assert detail in refusal.detail
-    assert refusal.mend == RULES[rule]
+    assert refusal.fix == RULES[rule]
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ class Reference:
 
 def panes(window_ms: int) -> tuple[int, int]:
     """Number of panes and width of one, in ms."""
-    count = 12 if window_ms <= HOUR else 24 if window_ms <= DAY else 28 if window_ms <= 7 * DAY else 30
-    assert window_ms % count == 0
+    most = 12 if window_ms <= HOUR else 24 if window_ms <= DAY else 28 if window_ms <= 7 * DAY else 30
+    count = max(n for n in range(most // 2, most + 1) if window_ms % n == 0)
     return count, window_ms // count
 
 

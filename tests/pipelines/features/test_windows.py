@@ -107,11 +107,11 @@ def test_a_column_that_grows_beyond_its_first_slots_gives_the_reference() -> Non
         items.append(Item(clock_ms, clock_ms - late, ids, (float(random.lognormal(3)),), ids, delta))
     features = [
         Feature(f"{entity}.{stat}", stat, entity, field, window_ms)
-        for entity in ("customer", "terminal")
+        for entity, other in (("customer", "terminal"), ("terminal", "customer"))
         for stat, field, window_ms in (
             ("count", None, HOUR_MS),
             ("zscore", "amount", DAY_MS),
-            ("distinct", "terminal", DAY_MS),
+            ("distinct", other, DAY_MS),
             ("fraud_rate", None, DAY_MS),
             ("std", "amount", None),
         )

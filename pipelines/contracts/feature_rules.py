@@ -1,0 +1,111 @@
+"""Which window features can be computed, and how a window is cut into panes."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from pipelines.contracts.stream import ALL_TIME_STATS, DAY_MS, HOUR_MS, LABEL_STATS, STATS, VALUE_STATS, Feature
+
+
+class FeatureFault(NamedTuple):
+    """Why a feature cannot be computed.
+
+    Args:
+        key: the key of the stream file's [[features]] that is wrong.
+        value: what it has; None where nothing is given.
+        problem: what is wrong with the value, as a predicate.
+        fix: what to do.
+        known: what would be right there, where that can be listed.
+    """
+
+    key: str
+    value: str | None
+    problem: str
+    fix: str
+    known: Collection[str] = ()
+
+    def __str__(self) -> str:
+        said = "is missing" if self.value is None else f"is {self.value!r}, which {self.problem}"
+        return f"{self.key} {said}; {self.fix}"
+
+
+class WindowError(ValueError):
+    """A window cannot be cut into panes of whole milliseconds; the message says which size can."""
+
+
+@dataclass(frozen=True)
+class Panes:
+    """How a window is cut: `count` panes of `width_ms`."""
+
+    count: int
+    width_ms: int
+
+    @classmethod
+    def of(cls, window_ms: int) -> Self:
+        """Cut a window: 12 panes up to 1 h, 24 up to 1 d, 28 up to 7 d, else 30; fewer where these do not divide it.
+
+        Raises:
+            WindowError: fewer than half of them would be needed.
+
+        Example:
+            >>> Panes.of(3_600_000), Panes.of(2 * 86_400_000)
+            (Panes(count=12, width_ms=300000), Panes(count=27, width_ms=6400000))
+        """
+        most = 12 if window_ms <= HOUR_MS else 24 if window_ms <= DAY_MS else 28 if window_ms <= 7 * DAY_MS else 30
+        count = next((n for n in range(most, most // 2 - 1, -1) if window_ms % n == 0), 0)
+        if window_ms <= 0 or not count:
+            near_ms = max(1, round(window_ms / most)) * most
+            raise WindowError(f'must be a whole number of milliseconds in each of {most} panes, such as "{near_ms}ms"')
+        return cls(count, window_ms // count)
+
+
+def fault_of(
+    feature: Feature,
+    *,
+    entities: Collection[str],
+    numbers: Collection[str],
+    hashed: Collection[str],
+    has_labels: bool,
+) -> FeatureFault | None:
+    """Why `feature` cannot be computed, or None where it can.
+
+    Args:
+        feature: the feature; one with an unknown statistic is at fault too.
+        entities: names of the stream's entities.
+        numbers: names of the fields that are numbers.
+        hashed: names of what `distinct` can count: categories and entities.
+        has_labels: whether the stream has a [labels] table.
+    """
+    stat, field, window_ms = feature.stat, feature.field, feature.window_ms
+    takes_value = stat in VALUE_STATS
+    if stat not in STATS:
+        return FeatureFault("stats", stat, "is not a statistic", f"known are {', '.join(STATS)}", STATS)
+    if feature.entity not in entities:
+        fix = f"it must be one of the stream's entities: {', '.join(entities)}"
+        return FeatureFault("entity", feature.entity, "is not an entity", fix, entities)
+    if stat in LABEL_STATS and not has_labels:
+        return FeatureFault("stats", stat, "needs labels", "add a [labels] table with maturity")
+    if takes_value and field not in numbers:
+        fix = f"it must be a field of type int or number for {stat}: {_list(numbers)}"
+        return FeatureFault("field", field, "is not a number", fix, numbers)
+    if stat == "distinct" and (field not in hashed or field == feature.entity):
+        others = [name for name in hashed if name != feature.entity]
+        fix = f"it must be a category or another entity for distinct: {_list(others)}"
+        return FeatureFault("field", field, "cannot be counted", fix, others)
+    if not takes_value and stat != "distinct" and field is not None:
+        return FeatureFault("field", field, "is not used", f"{stat} takes no field")
+    if stat == "since_last" and window_ms is not None:
+        return FeatureFault("windows", f"{window_ms}ms", "is not used", "since_last takes no window")
+    if stat != "since_last" and window_ms is None and stat not in ALL_TIME_STATS:
+        fix = f"it needs a window such as 7d; only {', '.join(ALL_TIME_STATS)} have all"
+        return FeatureFault("windows", "all", f"{stat} does not have", fix)
+    try:
+        if window_ms is not None:
+            Panes.of(window_ms)
+    except WindowError as error:
+        return FeatureFault("windows", f"{window_ms}ms", "cannot be cut evenly", f"it {error}")
+    return None
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(names) or "the stream has none"

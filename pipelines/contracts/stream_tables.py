@@ -1,0 +1,377 @@
+"""The tables of a stream file as typed structs; reading them collects every mistake of structure."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from datetime import date
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pipelines.contracts.feature_rules import Panes
+from pipelines.contracts.stream import FIELD_TYPES, STATS
+from pipelines.contracts.toml_lines import Path
+from pipelines.errors import Problem
+
+T = TypeVar("T", bound=Struct)
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_MS = 3_660 * _UNIT_MS["d"]
+# What people write who come from elsewhere.
+_ALSO_CALLED = {
+    "string": "text", "str": "text", "varchar": "text", "float": "number", "double": "number", "decimal": "number",
+    "integer": "int", "long": "int", "bool": "category", "boolean": "category", "enum": "category",
+    "datetime": "time", "timestamp": "time", "date": "time",
+    "avg": "mean", "average": "mean", "stddev": "std", "nunique": "distinct", "n_unique": "distinct",
+    "minimum": "min", "maximum": "max", "total": "sum", "last": "since_last",
+}  # fmt: skip
+
+
+def duration_ms(text: Any) -> int:
+    """Milliseconds of a duration such as "5m", "12h" or "7d", of at most 3,660 days.
+
+    Raises:
+        ValueError: it is not a duration, or it is too long.
+
+    Example:
+        >>> duration_ms("90s")
+        90000
+    """
+    match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", text) if isinstance(text, str) else None
+    if not match or set(match[1]) == {"0"}:
+        raise ValueError('must be a duration such as "60s", "5m", "12h" or "7d"')
+    if len(match[1]) > 15 or int(match[1]) * _UNIT_MS[match[2]] > _LONGEST_MS:
+        raise ValueError('must be a duration of at most 10 years ("3660d")')
+    return int(match[1]) * _UNIT_MS[match[2]]
+
+
+class _Word(str):
+    """A text that must have a certain form."""
+
+    @classmethod
+    def read(cls, raw: Any) -> Self:
+        """The word; ValueError says what it must be."""
+        raise NotImplementedError
+
+
+class Duration(_Word):
+    """A duration such as "7d"."""
+
+    @classmethod
+    def read(cls, raw: Any) -> Self:
+        duration_ms(raw)
+        return cls(raw)
+
+    @property
+    def ms(self) -> int:
+        return duration_ms(str(self))
+
+
+class Window(_Word):
+    """A duration, or "all": the whole past."""
+
+    @classmethod
+    def read(cls, raw: Any) -> Self:
+        try:
+            window_ms = None if raw == "all" else duration_ms(raw)
+        except ValueError as error:
+            raise ValueError(f'{error}, or "all"') from None
+        if window_ms is not None:
+            Panes.of(window_ms)
+        return cls(raw)
+
+    @property
+    def ms(self) -> int | None:
+        return None if self == "all" else duration_ms(str(self))
+
+
+class _Choice(_Word):
+    """One of a list."""
+
+    known: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, raw: Any) -> Self:
+        if raw not in cls.known:
+            raise ValueError(f"must be one of {', '.join(cls.known)}")
+        return cls(raw)
+
+
+class FieldType(_Choice):
+    """What a field holds."""
+
+    known = FIELD_TYPES
+
+
+class Stat(_Choice):
+    """What a feature computes."""
+
+    known = STATS
+
+
+TopicName = Annotated[
+    str,
+    Meta(pattern="^[a-zA-Z0-9_-]{1,100}$", description="must be 1-100 letters, digits, _ or - (it names Kafka topics)"),
+]
+Text = Annotated[str, Meta(min_length=1, description="must be a text in quotes")]
+Flag = Annotated[bool, Meta(description="must be true or false")]
+Number = Annotated[float, Meta(ge=-1e300, le=1e300, description="must be a finite number")]
+Positive = Annotated[float, Meta(gt=0, le=1e300, description="must be a number above 0")]
+Share = Annotated[float, Meta(gt=0, lt=1, description="must be a share of events between 0 and 1, such as 0.005")]
+Day = Annotated[date, Meta(description="must be a day such as 2018-07-01, without quotes (UTC)")]
+Length = Annotated[int, Meta(ge=1, le=1_000_000, description="must be a whole number from 1 to 1,000,000")]
+Bytes = Annotated[int, Meta(ge=1, le=2**26, description="must be a whole number of bytes from 1 to 67,108,864")]
+Ids = Annotated[int, Meta(ge=1, le=10**10, description="must be a whole number from 1 to 10,000,000,000")]
+
+
+class StreamTable(Struct, kw_only=True):
+    """[stream]"""
+
+    name: TopicName | None = None
+    topics: TopicName | None = None
+    event_id: Text | None = None
+    event_time: Text | None = None
+    entities: list[Text] = []
+    future_tolerance: Duration = Duration("5m")
+    duplicate_memory: Duration = Duration("2d")
+    duplicate_memory_ids: Ids = 10_000_000
+    lifetime_memory: Duration = Duration("400d")
+    max_message_bytes: Bytes = 65_536
+
+
+class FieldTable(Struct, kw_only=True):
+    """One line of [fields]."""
+
+    type: FieldType | None = None
+    required: Flag = False
+    min: Number = -1e15
+    max: Number = 1e15
+    max_length: Length = 256
+
+
+class LabelsTable(Struct, kw_only=True):
+    """[labels]"""
+
+    maturity: Duration | None = None
+    lag: Duration = Duration("60s")
+    column: Text = "label"
+
+
+class FeaturesTable(Struct, kw_only=True):
+    """One of [[features]]."""
+
+    entity: Text | None = None
+    field: Text | None = None
+    windows: list[Window] = []
+    stats: list[Stat] = []
+
+
+class CostTable(Struct, kw_only=True):
+    """What a missed fraud and a review cost; `fraud_rate` is believed for as long as no fraud is known."""
+
+    missed: Positive | None = None
+    review: Positive | None = None
+    fraud_rate: Share | None = None
+
+
+class BudgetTable(Struct, kw_only=True):
+    """One of the three kinds of alert budget."""
+
+    rate: Share | None = None
+    per_day: Positive | None = None
+    cost: CostTable | None = None
+
+
+class AlertsTable(Struct, kw_only=True):
+    """[alerts]"""
+
+    budget: BudgetTable | None = None
+
+
+class ReplayTable(Struct, kw_only=True):
+    """[replay]"""
+
+    live_from: Day | None = None
+    live_until: Day | None = None
+
+
+class Document(Struct, kw_only=True):
+    """A whole stream file. A key that is missing or broken has its default; the problem is on record."""
+
+    stream: StreamTable | None = None
+    fields: dict[str, FieldTable] = {}
+    labels: LabelsTable | None = None
+    features: list[FeaturesTable] = []
+    alerts: AlertsTable | None = None
+    replay: ReplayTable | None = None
+
+
+# What a value of such a kind must look like.
+TABLES: Mapping[Any, str] = {
+    FieldTable: 'must be a table such as { type = "number", min = 0 }',
+    BudgetTable: "must be one of { rate = 0.005 }, { per_day = 50 }, { cost = { missed = 100, review = 5 } }",
+    CostTable: "must be a table such as { missed = 100, review = 5 }",
+}
+_LISTS: Mapping[Any, str] = {
+    FeaturesTable: "must be written as [[features]], with two brackets, once for each group",
+    Window: 'must be a list such as ["1h", "7d", "all"]',
+    Stat: 'must be a list such as ["count", "mean"]',
+    Text: 'must be a list of fields such as ["customer_id"]; the first one is the Kafka key',
+}
+
+
+class Problems:
+    """The problems found so far, each with its line.
+
+    Args:
+        lines: of `pipelines.contracts.toml_lines.lines_of`.
+    """
+
+    def __init__(self, lines: Mapping[Path, int]) -> None:
+        self._lines = lines
+        self._found: dict[tuple[Path, str], Problem] = {}
+        self._meant: set[Path] = set()
+
+    def add(self, path: Path, problem: str, fix: str, *, value: Any = None) -> None:
+        """Record what is wrong at `path`; the same problem is recorded once."""
+        line = next((self._lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._lines), 0)
+        text = "" if value is None else shown(value)
+        self._found.setdefault((path, problem), Problem(line, name_of(path), text, problem, fix))
+
+    def add_unknown(self, path: Path, known: Collection[str]) -> None:
+        """Record that the last key of `path` is not one of the known ones."""
+        key = path[-1]
+        what = f"is not a known {'key' if len(path) > 1 else 'table'}"
+        self.add(path, what, suggesting(key, known, f"known are {', '.join(known)}"), value=key)
+        self._meant.add((*path[:-1], meant_by(key, known)))
+
+    def at(self, path: Path) -> bool:
+        """Whether there is a problem at `path` or below it, or an unknown key that was probably meant to be it."""
+        return path in self._meant or any(found[: len(path)] == path for found, _ in self._found)
+
+    def sorted(self) -> list[Problem]:
+        """All problems in the order of the file."""
+        return sorted(self._found.values(), key=lambda problem: problem.line)
+
+
+def name_of(path: Path) -> str:
+    """How a message names a place.
+
+    >>> name_of(("features", 1, "stats", 0)), name_of(("fields", "amount", "max"))
+    ('features.#2.stats', 'fields.amount.max')
+    """
+    if len(path) > 2 and isinstance(path[-1], int):
+        path = path[:-1]
+    return ".".join(key if isinstance(key, str) else f"#{key + 1}" for key in path)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened.
+
+    >>> shown("a"), shown(True), shown([1, "b"])
+    ("'a'", 'true', '[1, "b"]')
+    """
+    text = repr(str(value)) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def meant_by(word: Any, known: Iterable[str]) -> str:
+    """The known word that was probably meant, or "".
+
+    >>> meant_by("windws", ["windows", "stats"]), meant_by("string", ["text", "int"])
+    ('windows', 'text')
+    """
+    lower = str(word).lower().strip()
+    by_lower = {name.lower(): name for name in known}
+    close = [_ALSO_CALLED[lower]] if _ALSO_CALLED.get(lower) in by_lower else get_close_matches(lower, by_lower, n=1)
+    return by_lower[close[0]] if close else ""
+
+
+def suggesting(word: Any, known: Iterable[str], fix: str) -> str:
+    """`fix`, after the question whether a known word was meant.
+
+    >>> suggesting("windws", ["windows", "stats"], "known are windows, stats")
+    "did you mean 'windows'? Known are windows, stats"
+    """
+    meant = meant_by(word, known)
+    return f"did you mean {meant!r}? {fix[:1].upper()}{fix[1:]}" if meant and meant != word else fix
+
+
+def read_document(raw: dict[str, Any], problems: Problems) -> Document:
+    """A parsed TOML document as structs; what is broken is recorded and has its default."""
+    return _read_table(raw, Document, (), problems)
+
+
+class _BrokenError(Exception):
+    """A value that cannot be read; the problem is recorded."""
+
+
+def _read(raw: Any, hint: Any, path: Path, problems: Problems) -> Any:
+    """The value at `path` as the annotation `hint` wants it."""
+    if get_origin(hint) in (Union, UnionType):  # "... | None", and TOML has no null
+        hint = get_args(hint)[0]
+    if get_origin(hint) is list:
+        return _read_list(raw, get_args(hint)[0], path, problems)
+    if get_origin(hint) is dict:
+        return _read_fields(raw, path, problems)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return _read_table(raw, hint, path, problems)
+    try:
+        return msgspec.convert(raw, hint, dec_hook=lambda kind, value: kind.read(value))
+    except msgspec.ValidationError as error:
+        fix = f"it {_description(hint) or error}"
+        problems.add(path, _is(raw, path), suggesting(raw, getattr(hint, "known", ()), fix), value=raw)
+        raise _BrokenError from None
+
+
+def _read_table(raw: Any, kind: type[T], path: Path, problems: Problems) -> T:
+    _must_be(dict, raw, TABLES.get(kind, f"must be a table: [{name_of(path)}]"), path, problems)
+    hints = get_type_hints(kind, include_extras=True)
+    values = {}
+    for key, value in raw.items():
+        if key in hints:
+            with suppress(_BrokenError):
+                values[key] = _read(value, hints[key], (*path, key), problems)
+        else:
+            problems.add_unknown((*path, key), hints)
+    return kind(**values)
+
+
+def _read_list(raw: Any, hint: Any, path: Path, problems: Problems) -> list[Any]:
+    _must_be(list, raw, _LISTS[hint], path, problems)
+    items = []
+    for place, item in enumerate(raw):
+        try:
+            items.append(_read(item, hint, (*path, place), problems))
+        except _BrokenError:
+            if hint is FeaturesTable:
+                items.append(FeaturesTable())  # those after it keep their place
+    return items
+
+
+def _read_fields(raw: Any, path: Path, problems: Problems) -> dict[str, FieldTable]:
+    _must_be(dict, raw, "must be a table: [fields]", path, problems)
+    fields = {}
+    for name, table in raw.items():
+        fields[name] = FieldTable()  # a broken field is a field still, of unknown type
+        with suppress(_BrokenError):
+            fields[name] = _read_table(table, FieldTable, (*path, name), problems)
+    return fields
+
+
+def _must_be(kind: type, raw: Any, demand: str, path: Path, problems: Problems) -> None:
+    if not isinstance(raw, kind):
+        problems.add(path, _is(raw, path), f"it {demand}", value=raw)
+        raise _BrokenError
+
+
+def _is(raw: Any, path: Path) -> str:
+    in_list = len(path) > 2 and isinstance(path[-1], int)
+    return f"{'has' if in_list else 'is'} {shown(raw)}"
+
+
+def _description(hint: Any) -> str:
+    return next((meta.description or "" for meta in getattr(hint, "__metadata__", ())), "")
