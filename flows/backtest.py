@@ -56,8 +56,8 @@ def backtest(
     parent = registry.find_run(found[1].get("encoder.run", ""), tracking_uri=uri)
     if parent is not None:
         _refuse_if_seen("the champion's encoder", parent.tags, ("as_of_ms",), since_ms)
-    before = training_data.load(lake, spec, as_of_ms=since_ms)
-    whole = training_data.load(lake, spec, as_of_ms=_end_ms(lake, spec))
+    before = training_data.load(lake, spec, settings.features(spec), as_of_ms=since_ms)
+    whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=_end_ms(lake, spec))
     test = whole.table.time_ms >= since_ms
     if until_ms is not None:
         test &= whole.table.time_ms < until_ms

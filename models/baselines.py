@@ -127,11 +127,11 @@ def logistic_regression(
 
 def _matrix(part: Table, fitted: Table) -> NDArray[np.float64]:
     """Numeric columns as they are (NaN = missing), each frequent category as one column."""
-    blocks = [part.numeric]
+    blocks = [np.asarray(part.numeric)]
     for j in range(fitted.categorical.shape[1]):
-        found, counts = np.unique(fitted.categorical[:, j], return_counts=True)
+        found, counts = np.unique(fitted.category(j), return_counts=True)
         frequent = found[np.argsort(-counts, kind="stable")[:32]]
-        blocks.append((part.categorical[:, j : j + 1] == frequent).astype(np.float64))
+        blocks.append((part.category(j)[:, None] == frequent).astype(np.float64))
     return np.concatenate(blocks, axis=1)
 
 

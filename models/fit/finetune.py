@@ -137,9 +137,9 @@ def finetune(
     if len(others) > 40 * config.negatives * len(frauds):
         others = np.sort(random.choice(others, 40 * config.negatives * len(frauds), replace=False))
     pool = np.concatenate([frauds, others])
-    cells = coding.transform(table.numeric[pool], table.categorical[pool])
+    cells = coding.cells(table, pool)
     nats = surprises_of(expectation, cells)
-    valid_cells = coding.transform(table.numeric[valid], table.categorical[valid])
+    valid_cells = coding.cells(table, valid)
     valid_nats = surprises_of(expectation, valid_cells)
     valid_fraud = label[valid] == 1
 
@@ -234,7 +234,7 @@ def _day_zero(
     """The label-free model; its threshold comes from the validation rows, or the last tenth of all."""
     rows = valid if len(valid) >= 1000 else np.arange(len(table) - max(1, len(table) // 10), len(table))
     model = TrainedModel(ScoringNetwork(pretrained.expectation, []).eval(), rules, {})
-    scores = model.score(table.numeric[rows], table.categorical[rows])
+    scores = rules.score(*model.outputs(rules.coding.cells(table, rows)))
     threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
     found = {**metrics, "validation_alert_rate": float((scores > threshold).mean()), "has_head": 0.0}
     return replace(model, rules=replace(rules, threshold=threshold), metrics=found)

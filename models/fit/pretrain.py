@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cells import CellCoding, Cells
+from models.cells import CHUNK, CellCoding, Cells
 from models.fit.checkpoint import Checkpoint
 from models.fit.probe import Probe
 from models.net.batches import CellTensors, as_batch, chunks, surprises_of
@@ -75,8 +75,12 @@ class Pretrained:
 
     def score(self, table: Table) -> NDArray[np.float32]:
         """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**."""
-        nats = surprises_of(self.expectation, self.rules.coding.transform(table.numeric, table.categorical))
-        return self.rules.score(np.zeros(len(nats), np.float32), nats)
+        found = [np.zeros(0, np.float32)]
+        for start in range(0, len(table), CHUNK):
+            part = self.rules.coding.cells(table.take(slice(start, start + CHUNK)))
+            nats = surprises_of(self.expectation, part)
+            found.append(self.rules.score(np.zeros(len(nats), np.float32), nats))
+        return np.concatenate(found)
 
 
 def pretrain(
@@ -124,7 +128,7 @@ def pretrain(
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     every = max(1, steps // config.n_checks)
     valid_rows = np.arange(n_train, len(table))[:: max(1, n_valid // 20_000)]
-    valid = coding.transform(table.numeric[valid_rows], table.categorical[valid_rows])
+    valid = coding.cells(table, valid_rows)
     _set_marginal(network, coding, table.take(slice(0, n_train)))
     marginal = field_losses(network, valid, trim=config.trim, trusted=False)
     probe = Probe.of(table, coding, label, known, n_train)
@@ -151,7 +155,7 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = random.integers(0, n_train, config.batch)
-        batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
+        batch = as_batch(coding.cells(table, rows), device)
         hidden, viewed = _masks(view_masks, config, random, device)
         loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
         optimizer.zero_grad()
@@ -291,7 +295,7 @@ def _masks(
 
 def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> None:
     part = table.take(slice(None, None, max(1, len(table) // 100_000)))
-    codes = coding.transform(part.numeric, part.categorical).codes
+    codes = coding.cells(part).codes
     for j, n in enumerate(network.n_codes):
         counts = np.bincount(codes[:, j], minlength=n).astype(np.float64)
         counts[0] = 0.0
@@ -301,7 +305,7 @@ def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> Non
 
 def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
-    nats = surprises_of(network, coding.transform(table.numeric[rows], table.categorical[rows])).astype(np.float64)
+    nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
     surprise = SurpriseScale.fit(nats)
     tail = TailCalibration.fit(surprise.combine(nats))
     return Rules(coding, surprise, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))

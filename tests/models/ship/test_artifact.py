@@ -54,8 +54,8 @@ def test_rows_with_everything_missing_and_no_rows_at_all_are_scored(saved, name:
 @pytest.mark.parametrize("frauds", [0, 200])
 def test_a_field_missing_in_nine_of_ten_rows_surprises_as_before_where_it_is_there(tmp_path: Path, frauds: int) -> None:
     table, label = stream(6_000, seed=3)
-    numeric, gone = table.numeric.copy(), np.random.default_rng(0).random((6_000, 2)) < 0.9
-    gone[:, 1] |= table.categorical[:, 0] == 0
+    numeric, gone = np.array(table.numeric), np.random.default_rng(0).random((6_000, 2)) < 0.9
+    gone[:, 1] |= table.category(0) == 0
     numeric[gone[:, 0], 0] = numeric[gone[:, 0], 2] = np.nan
     categorical = np.where(gone[:, 1:], 0, table.categorical).astype(np.uint64)
     table = replace(table, numeric=numeric, categorical=categorical)
