@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -32,11 +33,8 @@ class TrainingData:
 
 
 def columns_of(stream: Stream) -> tuple[Column, ...]:
-    """The stream's model inputs in the models' words."""
-    return tuple(
-        Column(c.name, "categorical" if c.kind == "categorical" else "numeric", of=c.of, label_fed=c.label_fed)
-        for c in stream.columns
-    )
+    """The stream's model inputs as the models' columns: the same fields, as neither package knows the other."""
+    return tuple(Column(*msgspec.structs.astuple(column)) for column in stream.columns)
 
 
 def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows: int = 1_000) -> TrainingData:

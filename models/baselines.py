@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
+from models.fit.split import last_share
 from models.table import Table, TableError
 
 FOREST_ROWS = (256, 1024, 4096)  # rows a tree, tried
@@ -35,12 +36,11 @@ def compare(
         seed: of the forest and of subsamples.
         validation: share of known rows, the last in time, that choose each peer's setting.
     """
-    rows = np.flatnonzero(known)
-    cut = len(rows) - int(len(rows) * validation)
-    found = {"isolation_forest": isolation_forest(table, label=label, valid=rows[cut:], test=test, seed=seed)}
-    if 0 < (label[rows[:cut]] == 1).sum() < cut and (label[rows[cut:]] == 1).any():
+    train, valid = last_share(np.flatnonzero(known), validation)
+    found = {"isolation_forest": isolation_forest(table, label=label, valid=valid, test=test, seed=seed)}
+    if 0 < (label[train] == 1).sum() < len(train) and (label[valid] == 1).any():
         found["logistic_regression"] = logistic_regression(
-            table, label=label, train=rows[:cut], valid=rows[cut:], test=test, seed=seed
+            table, label=label, train=train, valid=valid, test=test, seed=seed
         )
     return found
 
@@ -103,7 +103,9 @@ def logistic_regression(
     """
     truth = label[train] == 1
     if truth.all() or not truth.any():
-        raise TableError(f"logistic regression needs both labels in training, however: frauds={truth.sum()}")
+        raise TableError(
+            f"{truth.sum()} of {len(truth)} training rows are frauds; logistic regression needs both labels"
+        )
     if len(train) > N_FIT:
         keep = np.random.default_rng(seed).random(len(train)) < N_FIT / len(train)
         train, truth = train[truth | keep], truth[truth | keep]
