@@ -114,7 +114,9 @@ def logistic_regression(
     best: tuple[float, NDArray[np.float64]] | None = None
     for scale in (
         StandardScaler(),
-        QuantileTransformer(output_distribution="normal", subsample=50_000, random_state=seed),
+        QuantileTransformer(
+            n_quantiles=min(1_000, len(x)), output_distribution="normal", subsample=50_000, random_state=seed
+        ),
     ):
         fitted = scale.fit(x)
         inputs = [np.clip(fitted.transform(a), -20, 20) for a in (x, judge, ask)]
@@ -128,7 +130,12 @@ def logistic_regression(
 
 
 def _matrix(part: Table, fitted: Table) -> NDArray[np.float64]:
-    """Numeric columns as they are (NaN = missing), each frequent category as one column."""
+    """Numeric columns as they are (NaN = missing), each frequent category as one column.
+
+    Raises:
+        TableError: the columns differ from those of `fitted`.
+    """
+    part.require(fitted.columns)
     blocks = [np.asarray(part.numeric)]
     for j in range(fitted.categorical.shape[1]):
         found, counts = np.unique(fitted.category(j), return_counts=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.table import Column, Table
+from models.table import Column, Table, TableError
 
 LIMIT = 1e4  # scaled values are clipped here, so that float32 products stay finite
 MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; known texts follow
@@ -96,7 +96,16 @@ class CellCoding:
         Args:
             numeric: **shape (n, d_num)**, NaN or infinite = missing.
             categorical: hashes, **shape (n, d_cat)**, 0 = missing.
+
+        Raises:
+            TableError: a shape does not fit.
         """
+        for name, width, wanted in (
+            ("numeric", numeric.shape[1:], (self.d_num,)),
+            ("categorical", categorical.shape[1:], (len(self.vocabularies),)),
+        ):
+            if width != wanted:
+                raise TableError(f"{name} rows have shape {width}; the model was fitted on {wanted}")
         present = np.isfinite(numeric)
         scaled = (np.where(present, numeric, self.center) - self.center) / self.scale
         codes = np.empty(categorical.shape, np.int64)

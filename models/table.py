@@ -131,6 +131,19 @@ class Table:
         """How many numeric columns there are."""
         return self.numeric.shape[1]
 
+    def require(self, columns: tuple[Column, ...]) -> None:
+        """Check that these are the table's columns, in their order.
+
+        Raises:
+            TableError: they are not; names the difference.
+        """
+        if self.columns != columns:
+            ours, theirs = [c.name for c in self.columns], [c.name for c in columns]
+            odd = sorted({*ours} ^ {*theirs}) or [
+                name for name, other in zip(ours, theirs, strict=True) if name != other
+            ]
+            raise TableError(f"the table's columns are not those that the model was fitted on; they differ in {odd}")
+
     def category(self, index: int) -> NDArray[np.uint64]:
         """One categorical column, **shape (n,)**."""
         block = self.categorical

@@ -119,9 +119,7 @@ def finetune(
     Raises:
         TableError: the columns differ, or shapes do.
     """
-    if table.columns != pretrained.rules.columns:
-        theirs = {c.name for c in pretrained.rules.columns} ^ {c.name for c in table.columns}
-        raise TableError(f"the table's columns are not the pretrained ones in their order; they differ in {theirs}")
+    table.require(pretrained.rules.columns)
     if label.shape != (len(table),) or known.shape != (len(table),):
         raise TableError(f"label and known have shapes {label.shape} and {known.shape}; both must be ({len(table)},)")
     train, valid = last_share(np.flatnonzero(known), config.validation)

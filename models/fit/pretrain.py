@@ -73,7 +73,12 @@ class Pretrained:
     metrics: Mapping[str, float]
 
     def score(self, table: Table) -> NDArray[np.float32]:
-        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**."""
+        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**.
+
+        Raises:
+            TableError: the table has other columns than the network was trained on.
+        """
+        table.require(self.rules.columns)
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(table), CHUNK):
             part = self.rules.coding.cells(table.take(slice(start, start + CHUNK)))
@@ -114,7 +119,7 @@ def pretrain(
     train, later = last_share(np.arange(len(table)), config.validation, at_least=1)
     n_train = len(train)
     if n_train < 2:
-        raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3: take a longer period")
+        raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows: take a longer period")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Pretrain, fine-tune, promote and backtest on a lake of purchases, with real MLflow and Prefect."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -337,7 +338,10 @@ def promote_fake(stream: Stream, folder: Path, tags: dict[str, str]) -> None:
     registry.set_alias(name, "champion", version, tracking_uri=uri)
 
 
-def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_s_own_encoder(unmask: Unmask) -> None:
+def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_s_own_encoder(
+    unmask: Unmask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipelines.lake.feature_table")
     path, _ = purchases(unmask.home)
     middle = START_MS + 24 * DAY_MS
     unmask.pretrain(path, as_of_ms=middle)
@@ -347,3 +351,5 @@ def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_
     figures = unmask.backtest(path, since_ms=middle)
     assert {"champion_average_precision", "label_free_average_precision"} <= set(figures)
     assert figures["champion_average_precision"] > 0.5
+    # two pretrainings, a fine-tuning and both tables of the backtest, each as of another time
+    assert sum(record.getMessage().startswith("folded ") for record in caplog.records) == 1
