@@ -14,8 +14,10 @@ from flows import encoder, training_data
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.settings import Settings, registry_name
+from flows.training_data import TrainingData
 from models import baselines, plots
 from models.ship import artifact, registry
+from models.ship.registry import FoundRun
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
@@ -46,9 +48,37 @@ def backtest(
         figure by name, such as `champion_average_precision`.
     """
     settings, spec = Settings(), load(Path(stream))
-    lake = settings.lake(spec)
-    uri = settings.tracking_uri()
-    name = registry_name(spec)
+    lake, uri = settings.lake(spec), settings.tracking_uri()
+    parent = _unseeing_encoder(settings, spec, since_ms)
+    before = training_data.load(lake, spec, settings.features(spec), as_of_ms=since_ms)
+    whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=_end_ms(lake, spec))
+    test, label = _test_rows(whole, since_ms=since_ms, until_ms=until_ms, truth=truth)
+    if not label[test].any():
+        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels to mature")
+    rows = whole.table.take(test)
+    champion = registry.resolve(registry_name(spec), "champion", tracking_uri=uri, cache=settings.model_cache)
+    served = artifact.load(champion.folder, expect=champion.digest)
+    scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
+    if parent is not None:
+        scores["label_free"] = encoder.fetch(settings, parent).score(rows)
+    scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
+    figures = _figures(scores, label[test])
+    tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}
+    with registry.open_run(f"{spec.name}/backtest", tracking_uri=uri, run_name="backtest", tags=tags) as run:
+        run.log_metrics(figures | {"events": float(test.sum()), "frauds": float(label[test].sum())})
+        run.log_figure("precision_recall", plots.pr_curve(label[test], scores["champion"], threshold=served.threshold))
+        run.log_figure("precision_at_budget", plots.precision_at_budget(label[test], scores["champion"]))
+    create_table_artifact(key="backtest", table=[figures], description=f"[MLflow run]({run.url})")
+    return figures
+
+
+def _unseeing_encoder(settings: Settings, stream: Stream, since_ms: int) -> FoundRun | None:
+    """The run of the champion's encoder; None where somebody deleted it.
+
+    Raises:
+        NothingToTestError: there is no champion, or it or its encoder may have seen the test period.
+    """
+    name, uri = registry_name(stream), settings.tracking_uri()
     found = registry.version_of(name, "champion", tracking_uri=uri)
     if found is None:
         raise NothingToTestError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
@@ -56,35 +86,26 @@ def backtest(
     parent = registry.find_run(found[1].get("encoder.run", ""), tracking_uri=uri)
     if parent is not None:
         _refuse_if_seen("the champion's encoder", parent.tags, ("as_of_ms",), since_ms)
-    before = training_data.load(lake, spec, as_of_ms=since_ms)
-    whole = training_data.load(lake, spec, as_of_ms=_end_ms(lake, spec))
+    return parent
+
+
+def _test_rows(
+    whole: TrainingData, *, since_ms: int, until_ms: int | None, truth: Path | None
+) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
+    """Which rows are tested on, and the label of every row."""
     test = whole.table.time_ms >= since_ms
     if until_ms is not None:
         test &= whole.table.time_ms < until_ms
-    label = whole.label
     if truth is None:
-        test &= whole.known
-    else:
-        label = _labels_of(whole.event_id, Path(truth))
-    if not label[test].any():
-        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels to mature")
-    rows = whole.table.take(test)
-    champion = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
-    served = artifact.load(champion.folder, expect=champion.digest)
-    scores: dict[str, NDArray[np.floating]] = {"champion": served.score(rows.numeric, rows.categorical)}
-    if parent is not None:  # None: somebody deleted the run
-        scores["label_free"] = encoder.fetch(settings, parent).score(rows)
-    scores |= baselines.compare(before.table, label=before.label, known=before.known, test=rows, seed=seed)
+        return test & whole.known, whole.label
+    return test, _labels_of(whole.event_id, Path(truth))
+
+
+def _figures(scores: Mapping[str, NDArray[np.floating]], label: NDArray[np.int8]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    tags = lineage(spec, lake) | {"model.digest": champion.digest, "since_ms": str(since_ms)}
-    with registry.open_run(f"{spec.name}/backtest", tracking_uri=uri, run_name="backtest", tags=tags) as run:
-        for name, score in scores.items():
-            figures[f"{name}_average_precision"] = float(average_precision_score(label[test], score))
-            figures[f"{name}_roc_auc"] = float(roc_auc_score(label[test], score))
-        run.log_metrics(figures | {"events": float(test.sum()), "frauds": float(label[test].sum())})
-        run.log_figure("precision_recall", plots.pr_curve(label[test], scores["champion"], threshold=served.threshold))
-        run.log_figure("precision_at_budget", plots.precision_at_budget(label[test], scores["champion"]))
-    create_table_artifact(key="backtest", table=[figures], description=f"[MLflow run]({run.url})")
+    for name, score in scores.items():
+        figures[f"{name}_average_precision"] = float(average_precision_score(label, score))
+        figures[f"{name}_roc_auc"] = float(roc_auc_score(label, score))
     return figures
 
 
@@ -98,8 +119,8 @@ def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], si
         said = tags.get(name, "")
         if not said.isdecimal():
             raise NothingToTestError(
-                f"{what} must say in its tag {name} up to when it saw events, in ms since 1970, however: {said!r}; "
-                "what it has seen cannot be told, so make it again (`unmask finetune`, `unmask promote`)"
+                f"{what} has the tag {name}={said!r}; it must be the time up to which it saw events, in ms since "
+                "1970: make it again (`unmask finetune`, `unmask promote`)"
             )
         if int(said) > since_ms:
             raise NothingToTestError(

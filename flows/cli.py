@@ -390,7 +390,11 @@ def reconcile(stream: StreamOption = None) -> None:
         if n:
             out.print(f"[red]{what}[/red]: {n:,}, first (partition, offset) {getattr(found, what)[:5]}")
     skew = audit.skew_audit(
-        settings.lake(spec), spec, models=lambda digest: model_of(settings, spec, digest), since=found.since
+        settings.lake(spec),
+        spec,
+        settings.features(spec),
+        models=lambda digest: model_of(settings, spec, digest),
+        since=found.since,
     )
     out.print(f"skew audit of the ingested scores: checked {skew.checked:,}, features equal {skew.equal:,}")
     for model in skew.models:

@@ -298,7 +298,11 @@ class Demo:
         settings = Settings()
         found = audit.reconcile(self._connection, stream)
         skew = audit.skew_audit(
-            settings.lake(stream), stream, models=lambda digest: model_of(settings, stream, digest), since=found.since
+            settings.lake(stream),
+            stream,
+            settings.features(stream),
+            models=lambda digest: model_of(settings, stream, digest),
+            since=found.since,
         )
         assert self.broker is not None
         summary: dict[str, Any] = {

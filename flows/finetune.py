@@ -48,13 +48,14 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
     folder = settings.work_folder(spec, "finetune")
     parent = encoder.find(settings, spec, run_id=encoder_run)
     pretrained = encoder.fetch(settings, parent)
-    data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
+    data = training_data.load(lake, spec, settings.features(spec), as_of_ms=as_of_ms or int(time.time() * 1000))
     slices = gate.keep_back(data.known)
     n = int((~slices.newest).sum())
     table, label, known = data.table.take(slice(0, n)), data.label[:n], (data.known & ~slices.labelled)[:n]
     kept = slices.labelled if slices.labelled.any() else slices.newest
     tags = lineage(spec, lake) | {
         "as_of_ms": str(data.as_of_ms),
+        "features": data.features_key,
         "seed": str(seed),
         "encoder.run": parent.run_id,
         "encoder_as_of_ms": parent.tags.get("as_of_ms", ""),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from models.fit.split import last_share
 from models.score.budget import DAY_MS, Budget
 
 SHARE = 0.1  # of the known labels, the newest: for the gate alone; and of all events, for the checks without labels
@@ -101,10 +102,10 @@ def keep_back(known: NDArray[np.bool_], *, share: float = SHARE) -> Slices:
     >>> np.flatnonzero(slices.labelled), np.flatnonzero(slices.newest)
     (array([18, 19]), array([36, 37, 38, 39]))
     """
-    n, rows = len(known), np.flatnonzero(known)
-    labelled = np.zeros(n, bool)
-    labelled[rows[len(rows) - int(len(rows) * share) :]] = True
-    return Slices(labelled, np.arange(n) >= n - max(1, int(n * share)))
+    labelled, newest = np.zeros(len(known), bool), np.zeros(len(known), bool)
+    labelled[last_share(np.flatnonzero(known), share).valid] = True
+    newest[last_share(np.arange(len(known)), share, at_least=1).valid] = True
+    return Slices(labelled, newest)
 
 
 def allowed_share(budget: Budget, time_ms: NDArray[np.int64], *, validation_alert_rate: float) -> float:

@@ -35,8 +35,8 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
     """
     settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)
-    data = training_data.load(lake, spec, as_of_ms=as_of_ms or int(time.time() * 1000))
-    tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "seed": str(seed)}
+    data = training_data.load(lake, spec, settings.features(spec), as_of_ms=as_of_ms or int(time.time() * 1000))
+    tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     curves: dict[str, list[tuple[float, float]]] = {}
     with (
         registry.open_run(

@@ -22,7 +22,7 @@ from pipelines.lake.tables import Lake
 log = logging.getLogger(__name__)
 
 # What may lie in a home that is tightened without asking; in a folder of other things that might surprise.
-OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "snapshots", "scorer", "work", "numba"}
+OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba"}
 OURS |= {"promotions.jsonl", "defects.log"}
 
 
@@ -166,6 +166,10 @@ class Settings(BaseSettings):
     def lake(self, stream: Stream) -> Lake:
         """The stream's lake."""
         return Lake(self.home / "lake", stream)
+
+    def features(self, stream: Stream) -> Path:
+        """Where the stream's feature tables are kept, beside its lake."""
+        return self.home / "features" / stream.topics
 
     def snapshots(self, stream: Stream) -> Path:
         """Where the scorer keeps snapshots of its state."""

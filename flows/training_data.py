@@ -1,16 +1,19 @@
 """The lake's training table as the models want it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from models.table import Column, Table
+from flows import progress
+from models.table import Column, PickedRows, Table
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.lake.replay import training_table
 from pipelines.lake.tables import Lake
+from pipelines.lake.training_table import training_table
 
 
 class TooLittleDataError(UnmaskError):
@@ -26,27 +29,36 @@ class TrainingData:
     known: NDArray[np.bool_]
     event_id: pl.Series
     as_of_ms: int
+    features_key: str  # names the feature table
 
 
 def columns_of(stream: Stream) -> tuple[Column, ...]:
-    """The stream's model inputs in the models' words."""
-    return tuple(
-        Column(c.name, "categorical" if c.kind == "categorical" else "numeric", of=c.of, label_fed=c.label_fed)
-        for c in stream.columns
-    )
+    """The stream's model inputs as the models' columns: the same fields, as neither package knows the other."""
+    return tuple(Column(*msgspec.structs.astuple(column)) for column in stream.columns)
 
 
-def load(lake: Lake, stream: Stream, *, as_of_ms: int, min_rows: int = 1_000) -> TrainingData:
+def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows: int = 1_000) -> TrainingData:
     """Everything that had arrived before `as_of_ms`, labels only where they had matured.
+
+    Args:
+        features: folder of the stream's feature tables; the lake is folded only where none fits.
 
     Raises:
         TooLittleDataError: fewer than `min_rows` events.
     """
-    rows = training_table(lake, stream, as_of_ms=as_of_ms)
-    if len(rows.time_ms) < min_rows:
+    with progress.shown("features") as report:
+        found = training_table(
+            lake,
+            stream,
+            features,
+            as_of_ms=as_of_ms,
+            progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} events and labels"),
+        )
+    if len(found) < min_rows:
         raise TooLittleDataError(
-            f"{stream.name}: the lake holds {len(rows.time_ms)} events from before that time, at least {min_rows} are "
+            f"{stream.name}: the lake holds {len(found)} events from before that time, at least {min_rows} are "
             "needed; run `unmask ingest` first"
         )
-    table = Table(columns_of(stream), rows.numeric, rows.categorical, rows.time_ms, rows.category_names)
-    return TrainingData(table, rows.label, rows.known, rows.event_id, as_of_ms)
+    numeric, categorical = (PickedRows(m, found.rows) for m in (found.features.numeric, found.features.categorical))
+    table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names)
+    return TrainingData(table, found.label, found.known, found.event_id, as_of_ms, found.features.key)

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
+from models.fit.split import last_share
 from models.table import Table, TableError
 
 FOREST_ROWS = (256, 1024, 4096)  # rows a tree, tried
@@ -35,12 +36,11 @@ def compare(
         seed: of the forest and of subsamples.
         validation: share of known rows, the last in time, that choose each peer's setting.
     """
-    rows = np.flatnonzero(known)
-    cut = len(rows) - int(len(rows) * validation)
-    found = {"isolation_forest": isolation_forest(table, label=label, valid=rows[cut:], test=test, seed=seed)}
-    if 0 < (label[rows[:cut]] == 1).sum() < cut and (label[rows[cut:]] == 1).any():
+    train, valid = last_share(np.flatnonzero(known), validation)
+    found = {"isolation_forest": isolation_forest(table, label=label, valid=valid, test=test, seed=seed)}
+    if 0 < (label[train] == 1).sum() < len(train) and (label[valid] == 1).any():
         found["logistic_regression"] = logistic_regression(
-            table, label=label, train=rows[:cut], valid=rows[cut:], test=test, seed=seed
+            table, label=label, train=train, valid=valid, test=test, seed=seed
         )
     return found
 
@@ -103,7 +103,9 @@ def logistic_regression(
     """
     truth = label[train] == 1
     if truth.all() or not truth.any():
-        raise TableError(f"logistic regression needs both labels in training, however: frauds={truth.sum()}")
+        raise TableError(
+            f"{truth.sum()} of {len(truth)} training rows are frauds; logistic regression needs both labels"
+        )
     if len(train) > N_FIT:
         keep = np.random.default_rng(seed).random(len(train)) < N_FIT / len(train)
         train, truth = train[truth | keep], truth[truth | keep]
@@ -112,7 +114,9 @@ def logistic_regression(
     best: tuple[float, NDArray[np.float64]] | None = None
     for scale in (
         StandardScaler(),
-        QuantileTransformer(output_distribution="normal", subsample=50_000, random_state=seed),
+        QuantileTransformer(
+            n_quantiles=min(1_000, len(x)), output_distribution="normal", subsample=50_000, random_state=seed
+        ),
     ):
         fitted = scale.fit(x)
         inputs = [np.clip(fitted.transform(a), -20, 20) for a in (x, judge, ask)]
@@ -126,12 +130,17 @@ def logistic_regression(
 
 
 def _matrix(part: Table, fitted: Table) -> NDArray[np.float64]:
-    """Numeric columns as they are (NaN = missing), each frequent category as one column."""
-    blocks = [part.numeric]
+    """Numeric columns as they are (NaN = missing), each frequent category as one column.
+
+    Raises:
+        TableError: the columns differ from those of `fitted`.
+    """
+    part.require(fitted.columns)
+    blocks = [np.asarray(part.numeric)]
     for j in range(fitted.categorical.shape[1]):
-        found, counts = np.unique(fitted.categorical[:, j], return_counts=True)
+        found, counts = np.unique(fitted.category(j), return_counts=True)
         frequent = found[np.argsort(-counts, kind="stable")[:32]]
-        blocks.append((part.categorical[:, j : j + 1] == frequent).astype(np.float64))
+        blocks.append((part.category(j)[:, None] == frequent).astype(np.float64))
     return np.concatenate(blocks, axis=1)
 
 

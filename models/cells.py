@@ -8,10 +8,11 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.table import Column, Table
+from models.table import Column, Table, TableError
 
 LIMIT = 1e4  # scaled values are clipped here, so that float32 products stay finite
 MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; known texts follow
+CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
 
 
@@ -95,7 +96,16 @@ class CellCoding:
         Args:
             numeric: **shape (n, d_num)**, NaN or infinite = missing.
             categorical: hashes, **shape (n, d_cat)**, 0 = missing.
+
+        Raises:
+            TableError: a shape does not fit.
         """
+        for name, width, wanted in (
+            ("numeric", numeric.shape[1:], (self.d_num,)),
+            ("categorical", categorical.shape[1:], (len(self.vocabularies),)),
+        ):
+            if width != wanted:
+                raise TableError(f"{name} rows have shape {width}; the model was fitted on {wanted}")
         present = np.isfinite(numeric)
         scaled = (np.where(present, numeric, self.center) - self.center) / self.scale
         codes = np.empty(categorical.shape, np.int64)
@@ -105,6 +115,24 @@ class CellCoding:
             known = vocabulary[place] == hashes if len(vocabulary) else np.zeros(len(hashes), bool)
             codes[:, j] = np.where(hashes == 0, MISSING, np.where(known, place + 2, UNKNOWN))
         return Cells(np.clip(scaled, -LIMIT, LIMIT).astype(np.float32), present.astype(np.float32), codes)
+
+    def cells(self, table: Table, rows: NDArray[np.int64] | None = None) -> Cells:
+        """A table's rows as cells, `CHUNK` of them read at a time.
+
+        Args:
+            table: of these columns.
+            rows: which ones, and in which order; None = all.
+        """
+        n = len(table) if rows is None else len(rows)
+        shape = n, self.d_num
+        values, present = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        codes = np.empty((n, len(self.vocabularies)), np.int64)
+        for start in range(0, n, CHUNK):
+            part = slice(start, start + CHUNK)
+            chosen = part if rows is None else rows[part]
+            chunk = self.transform(table.numeric[chosen], table.categorical[chosen])
+            values[part], present[part], codes[part] = chunk
+        return Cells(values, present, codes)
 
     def numeric_value(self, column: int, scaled: float) -> float:
         """A predicted, scaled value in its original unit, kept to the range that training saw."""

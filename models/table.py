@@ -1,10 +1,10 @@
-"""Model inputs: what a column is, and a table of rows in time order."""
+"""Model inputs: what a column is, and a table of rows in time order, in memory or on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,45 @@ class Column:
     label_fed: bool = False
 
 
+class PickedRows:
+    """Some rows of a matrix, in an order of their own, read when they are asked for: the matrix may be a mapped file.
+
+    Args:
+        matrix: **shape (m, d)**.
+        rows: which of its rows, **shape (n,)**.
+
+    >>> picked = PickedRows(np.arange(6.0).reshape(3, 2), np.array([2, 0]))
+    >>> picked.shape, picked[:1]
+    ((2, 2), array([[4., 5.]]))
+    """
+
+    def __init__(self, matrix: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        self.matrix, self.rows = matrix, rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d)."""
+        return len(self.rows), self.matrix.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[Any]:
+        """The rows that a slice, a mask or indices name, read now."""
+        return np.asarray(self.matrix[self.rows[rows]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+    def column(self, index: int) -> NDArray[Any]:
+        """One column of them, **shape (n,)**, read now."""
+        return np.asarray(self.matrix[self.rows, index])
+
+    def pick(self, rows: slice | NDArray[Any]) -> PickedRows:
+        """The rows that a slice, a mask or indices name, not read yet."""
+        return PickedRows(self.matrix, self.rows[rows])
+
+
 class TableError(ModelError, ValueError):
     """A table does not have the form that the model needs."""
 
@@ -43,8 +82,8 @@ class Table:
 
     Args:
         columns: their descriptions, in the order of the arrays' columns.
-        numeric: float64, **shape (n, d_num)**; NaN is a masked cell.
-        categorical: uint64 hashes, **shape (n, d_cat)**; 0 is a masked cell.
+        numeric: float64, **shape (n, d_num)**; NaN is a masked cell. An array, or `PickedRows` of a larger one.
+        categorical: uint64 hashes, **shape (n, d_cat)**; 0 is a masked cell. Likewise.
         time_ms: event time, int64, **shape (n,)**, not falling.
         category_names: hash -> text, as far as known.
 
@@ -58,8 +97,8 @@ class Table:
     """
 
     columns: tuple[Column, ...]
-    numeric: NDArray[np.float64]
-    categorical: NDArray[np.uint64]
+    numeric: NDArray[np.float64] | PickedRows
+    categorical: NDArray[np.uint64] | PickedRows
     time_ms: NDArray[np.int64]
     category_names: Mapping[int, str]
 
@@ -67,23 +106,22 @@ class Table:
         kinds = [column.kind for column in self.columns]
         d_num = kinds.count("numeric")
         if kinds != ["numeric"] * d_num + ["categorical"] * (len(kinds) - d_num):
-            raise TableError(f"numeric columns must come before categorical ones, however: kinds={kinds}; sort them")
+            raise TableError(f"numeric columns must come before categorical ones; sort the columns (kinds: {kinds})")
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise TableError(f"column names must be unique, however: twice={twice}; rename them")
+            raise TableError(f"column names must be unique; rename {twice}")
         n = len(self.time_ms)
         for name, got, want in (
             ("numeric", self.numeric.shape, (n, d_num)),
             ("categorical", self.categorical.shape, (n, len(kinds) - d_num)),
         ):
             if got != want:
-                raise TableError(f"{name} must have shape {want} (rows, columns of that kind), however: {got}")
-        if n and np.any(np.diff(self.time_ms) < 0):
-            row = int(np.flatnonzero(np.diff(self.time_ms) < 0)[0]) + 1
-            raise TableError(
-                f"rows must be in time order, however: row {row} is earlier than the one before; sort them"
-            )
+                raise TableError(f"{name} has shape {got}; it must be {want} (rows, columns of that kind)")
+        falls = self.time_ms[1:] < self.time_ms[:-1]
+        if falls.any():
+            row = int(np.argmax(falls)) + 1
+            raise TableError(f"row {row} is earlier than the row before it; sort the rows by time")
 
     def __len__(self) -> int:
         return len(self.time_ms)
@@ -93,8 +131,31 @@ class Table:
         """How many numeric columns there are."""
         return self.numeric.shape[1]
 
+    def require(self, columns: tuple[Column, ...]) -> None:
+        """Check that these are the table's columns, in their order.
+
+        Raises:
+            TableError: they are not; names the difference.
+        """
+        if self.columns != columns:
+            ours, theirs = [c.name for c in self.columns], [c.name for c in columns]
+            odd = sorted({*ours} ^ {*theirs}) or [
+                name for name, other in zip(ours, theirs, strict=True) if name != other
+            ]
+            raise TableError(f"the table's columns are not those that the model was fitted on; they differ in {odd}")
+
+    def category(self, index: int) -> NDArray[np.uint64]:
+        """One categorical column, **shape (n,)**."""
+        block = self.categorical
+        return block.column(index) if isinstance(block, PickedRows) else block[:, index]
+
     def take(self, rows: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        """The rows that a slice, a mask or rising indices name."""
+        """The rows that a slice, a mask or rising indices name; what is on disk is not read."""
+        numeric, categorical = self.numeric, self.categorical
         return type(self)(
-            self.columns, self.numeric[rows], self.categorical[rows], self.time_ms[rows], self.category_names
+            self.columns,
+            numeric.pick(rows) if isinstance(numeric, PickedRows) else numeric[rows],
+            categorical.pick(rows) if isinstance(categorical, PickedRows) else categorical[rows],
+            self.time_ms[rows],
+            self.category_names,
         )

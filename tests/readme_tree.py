@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 PACKAGES = {
     "pipelines": ("contracts", "kafka", "features", "lake", "live", "play"),
-    "models": ("net", "score", "fit", "ship"),
+    "models": ("net", "score", "fit", "ship", "ship/registry"),
     "flows": ("local", "serve"),
 }
 

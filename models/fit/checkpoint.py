@@ -14,6 +14,11 @@ import torch
 from models.table import Table
 
 
+def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a network's weights and buffers, which later steps leave alone."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a run was; named by what it was made from, so another run's is never taken."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from models.cells import Cells
-from models.fit.pretrain import OnMetrics, OnShare, Pretrained
+from models.fit.checkpoint import weights_of
+from models.fit.pretrain import Pretrained
+from models.fit.schedule import OnMetrics, OnShare, Schedule
+from models.fit.split import last_share
 from models.net.batches import as_batch, chunks, surprises_of
 from models.net.encoder import Encoder
 from models.net.expectation import Expectation
@@ -117,14 +119,10 @@ def finetune(
     Raises:
         TableError: the columns differ, or shapes do.
     """
-    if table.columns != pretrained.rules.columns:
-        theirs = {c.name for c in pretrained.rules.columns} ^ {c.name for c in table.columns}
-        raise TableError(f"the table must have the pretrained columns in their order, however: they differ in {theirs}")
+    table.require(pretrained.rules.columns)
     if label.shape != (len(table),) or known.shape != (len(table),):
-        raise TableError(f"label and known must have shape ({len(table)},), however: {label.shape}, {known.shape}")
-    rows = np.flatnonzero(known)
-    n_valid = int(len(rows) * config.validation)
-    train, valid = rows[: len(rows) - n_valid], rows[len(rows) - n_valid :]
+        raise TableError(f"label and known have shapes {label.shape} and {known.shape}; both must be ({len(table)},)")
+    train, valid = last_share(np.flatnonzero(known), config.validation)
     n_frauds, n_valid_frauds = int((label[train] == 1).sum()), int((label[valid] == 1).sum())
     enough = n_frauds >= config.min_frauds and 3 * n_valid_frauds >= config.min_frauds and n_frauds < len(train)
     rules = replace(pretrained.rules, category_names=dict(table.category_names), budget=config.budget)
@@ -137,9 +135,9 @@ def finetune(
     if len(others) > 40 * config.negatives * len(frauds):
         others = np.sort(random.choice(others, 40 * config.negatives * len(frauds), replace=False))
     pool = np.concatenate([frauds, others])
-    cells = coding.transform(table.numeric[pool], table.categorical[pool])
+    cells = coding.cells(table, pool)
     nats = surprises_of(expectation, cells)
-    valid_cells = coding.transform(table.numeric[valid], table.categorical[valid])
+    valid_cells = coding.cells(table, valid)
     valid_nats = surprises_of(expectation, valid_cells)
     valid_fraud = label[valid] == 1
 
@@ -151,7 +149,7 @@ def finetune(
             config.max_steps,
         )
     )
-    every = max(1, steps // config.n_checks)
+    schedule = Schedule(steps, config.n_checks, config.lr, warm_up=10)
     n_fraud_rows = max(config.batch // (config.negatives + 1), min(len(frauds), config.batch // 16))
     began = time.monotonic()
     for k in range(config.n_networks):
@@ -159,12 +157,9 @@ def finetune(
         random = np.random.default_rng((seed, k))
         risk = risk_network(expectation, nats, dropout=config.dropout)
         optimizer = torch.optim.AdamW(risk.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        best, best_ap = {name: t.clone() for name, t in risk.state_dict().items()}, -1.0
+        best, best_ap = weights_of(risk), -1.0
         for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = (
-                    config.lr * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
-                )
+            schedule.set_rate(optimizer, step)
             drawn = np.concatenate(
                 [
                     random.integers(0, len(frauds), n_fraud_rows),
@@ -183,10 +178,10 @@ def finetune(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done = step + 1
-            if done % every == 0 or done == steps:
+            if schedule.checks(done):
                 ap = float(average_precision_score(valid_fraud, _logits(expectation, [risk], valid_cells, valid_nats)))
                 if ap > best_ap:
-                    best, best_ap = {name: t.clone() for name, t in risk.state_dict().items()}, ap
+                    best, best_ap = weights_of(risk), ap
                 if report:
                     found = {
                         "train_loss": float(loss.detach()),
@@ -232,9 +227,9 @@ def _day_zero(
     metrics: Mapping[str, float],
 ) -> TrainedModel:
     """The label-free model; its threshold comes from the validation rows, or the last tenth of all."""
-    rows = valid if len(valid) >= 1000 else np.arange(len(table) - max(1, len(table) // 10), len(table))
+    rows = valid if len(valid) >= 1000 else last_share(np.arange(len(table)), 0.1, at_least=1).valid
     model = TrainedModel(ScoringNetwork(pretrained.expectation, []).eval(), rules, {})
-    scores = model.score(table.numeric[rows], table.categorical[rows])
+    scores = rules.score(*model.outputs(rules.coding.cells(table, rows)))
     threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
     found = {**metrics, "validation_alert_rate": float((scores > threshold).mean()), "has_head": 0.0}
     return replace(model, rules=replace(rules, threshold=threshold), metrics=found)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cells import CellCoding, Cells
-from models.fit.checkpoint import Checkpoint
+from models.cells import CHUNK, CellCoding, Cells
+from models.fit.checkpoint import Checkpoint, weights_of
 from models.fit.probe import Probe
+from models.fit.schedule import OnMetrics, OnShare, Schedule
+from models.fit.split import last_share
 from models.net.batches import CellTensors, as_batch, chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget
@@ -24,8 +25,6 @@ from models.score.rules import Rules
 from models.score.surprise import SurpriseScale
 from models.table import Table, TableError
 
-OnMetrics = Callable[[Mapping[str, float], int], None]
-OnShare = Callable[[float, str], None]
 MIN_SKILL = 0.05  # nats a prediction must gain over the field's own distribution on later rows
 
 
@@ -74,9 +73,18 @@ class Pretrained:
     metrics: Mapping[str, float]
 
     def score(self, table: Table) -> NDArray[np.float32]:
-        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**."""
-        nats = surprises_of(self.expectation, self.rules.coding.transform(table.numeric, table.categorical))
-        return self.rules.score(np.zeros(len(nats), np.float32), nats)
+        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**.
+
+        Raises:
+            TableError: the table has other columns than the network was trained on.
+        """
+        table.require(self.rules.columns)
+        found = [np.zeros(0, np.float32)]
+        for start in range(0, len(table), CHUNK):
+            part = self.rules.coding.cells(table.take(slice(start, start + CHUNK)))
+            nats = surprises_of(self.expectation, part)
+            found.append(self.rules.score(np.zeros(len(nats), np.float32), nats))
+        return np.concatenate(found)
 
 
 def pretrain(
@@ -108,10 +116,10 @@ def pretrain(
     Source: masked cell modelling (ICLR 2024) with residuals trimmed as in least trimmed squares
     (Rousseeuw, 1984).
     """
-    n_valid = max(1, int(len(table) * config.validation))
-    n_train = len(table) - n_valid
+    train, later = last_share(np.arange(len(table)), config.validation, at_least=1)
+    n_train = len(train)
     if n_train < 2:
-        raise TableError(f"pretraining needs at least 3 rows, however: n={len(table)}; take a longer period")
+        raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows: take a longer period")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -120,11 +128,10 @@ def pretrain(
         device
     )
     if not network.fields:
-        raise TableError("pretraining needs a column not made from labels, however: every column is label_fed")
+        raise TableError("every column is label_fed; pretraining needs a column that is not made from labels")
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
-    every = max(1, steps // config.n_checks)
-    valid_rows = np.arange(n_train, len(table))[:: max(1, n_valid // 20_000)]
-    valid = coding.transform(table.numeric[valid_rows], table.categorical[valid_rows])
+    schedule = Schedule(steps, config.n_checks, config.lr, warm_up=20)
+    valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])
     _set_marginal(network, coding, table.take(slice(0, n_train)))
     marginal = field_losses(network, valid, trim=config.trim, trusted=False)
     probe = Probe.of(table, coding, label, known, n_train)
@@ -132,7 +139,7 @@ def pretrain(
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
     run = Checkpoint.of(checkpoint, table, config, seed)
-    best, best_loss, best_step, start = _copy(network), float("inf"), 0, 0
+    best, best_loss, best_step, start = weights_of(network), float("inf"), 0, 0
     if resumed := run.load() if run else None:
         network.load_state_dict(resumed["network"])
         optimizer.load_state_dict(resumed["optimizer"])
@@ -148,10 +155,9 @@ def pretrain(
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, 20 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        schedule.set_rate(optimizer, step)
         rows = random.integers(0, n_train, config.batch)
-        batch = as_batch(coding.transform(table.numeric[rows], table.categorical[rows]), device)
+        batch = as_batch(coding.cells(table, rows), device)
         hidden, viewed = _masks(view_masks, config, random, device)
         loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
         optimizer.zero_grad()
@@ -159,23 +165,19 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         done = step + 1
-        if done % every == 0 or done == steps:
+        if schedule.checks(done):
             by_field = field_losses(network, valid, trim=config.trim)
             # what a field's own distribution says better will not be predicted, so it must not stop the training
             found = float(np.minimum(by_field, marginal).sum())
-            metrics = {
-                "train_loss": float(loss.detach()),
-                "validation_loss": found,
-                "seconds": time.monotonic() - began,
-            }
+            metrics = {"train_loss": float(loss.detach()), "validation_loss": found}
             if probe and untrained is not None:
                 metrics |= {"probe_ap": probe.score(network), "probe_ap_untrained": untrained}
             if report:
-                report(metrics, done)
+                report(metrics | {"seconds": time.monotonic() - began}, done)
             if progress:
                 progress(done / steps, f"pretrain: step {done} of {steps}, validation loss {found:.4f}")
             if found < best_loss:
-                best, best_loss, best_step = _copy(network), found, done
+                best, best_loss, best_step = weights_of(network), found, done
             if run:
                 run.save(
                     {
@@ -189,7 +191,7 @@ def pretrain(
                         "torch_random": torch.get_rng_state(),
                     }
                 )
-            if done - best_step >= config.patience * every:
+            if done - best_step >= config.patience * schedule.every:
                 break
     network.load_state_dict(best)
     skill = marginal - field_losses(network, valid, trim=config.trim)
@@ -291,7 +293,7 @@ def _masks(
 
 def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> None:
     part = table.take(slice(None, None, max(1, len(table) // 100_000)))
-    codes = coding.transform(part.numeric, part.categorical).codes
+    codes = coding.cells(part).codes
     for j, n in enumerate(network.n_codes):
         counts = np.bincount(codes[:, j], minlength=n).astype(np.float64)
         counts[0] = 0.0
@@ -301,11 +303,7 @@ def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> Non
 
 def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
-    nats = surprises_of(network, coding.transform(table.numeric[rows], table.categorical[rows])).astype(np.float64)
+    nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
     surprise = SurpriseScale.fit(nats)
     tail = TailCalibration.fit(surprise.combine(nats))
     return Rules(coding, surprise, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))
-
-
-def _copy(network: Expectation) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

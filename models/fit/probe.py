@@ -44,7 +44,7 @@ class Probe:
         rows = np.sort(np.concatenate([frauds, others]))
         fraud = label[rows] == 1
         n_fit = int(np.searchsorted(np.cumsum(fraud), 0.6 * fraud.sum()))
-        cells = coding.transform(table.numeric[rows], table.categorical[rows])
+        cells = coding.cells(table, rows)
         return cls(cells, fraud, n_fit)
 
     def score(self, network: Expectation) -> float:

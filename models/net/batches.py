@@ -9,13 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cells import Cells
+from models.cells import CHUNK, Cells
 from models.net.expectation import Expectation
 
 CellTensors = tuple[Tensor, Tensor, Tensor]  # values, present, codes
-
-
-CHUNK = 8192
 
 
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:

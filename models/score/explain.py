@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,10 +99,59 @@ def explain(
     """
     if len(numeric) == 0:
         return []
-    coding, d = rules.coding, rules.coding.d_num
     parts = groups(rules.columns)
     n, n_groups = len(numeric), len(parts)
-    cells = coding.transform(numeric, categorical)
+    cells = rules.coding.transform(numeric, categorical)
+    predicted = _predict(rules, expect, parts, cells)
+    was = score(numeric, categorical)
+    changed = _Changed(np.repeat(numeric, n_groups, axis=0), np.repeat(categorical, n_groups, axis=0))
+    shown = [
+        [_replace_group(rules, predicted, cells, changed, r, r * n_groups + g, group) for g, group in enumerate(parts)]
+        for r in range(n)
+    ]
+    scores = score(*changed).reshape(n, n_groups)
+    chosen = [_chosen(float(was[r]), scores[r], [one.surprise for one in shown[r]]) for r in range(n)]
+    all_scores = score(*_all_replaced(numeric, categorical, changed, parts, chosen))
+    return [
+        Explanation(
+            [
+                FieldReason(one.name, one.actual, one.expected, round(one.surprise, 3), float(scores[r, g]))
+                for g in chosen[r]
+                for one in [shown[r][g]]
+            ],
+            float(all_scores[r]),
+        )
+        for r in range(n)
+    ]
+
+
+class _Predicted(NamedTuple):
+    """What hiding each group predicts; row r under group g stands at r * n_groups + g. Shapes (n * n_groups, ...)."""
+
+    expected: NDArray[np.float64]  # scaled
+    nats: NDArray[np.float64]
+    logits: NDArray[np.float32]
+
+
+class _Changed(NamedTuple):
+    """Raw rows in which a group's columns are as expected; in the order of `_Predicted`."""
+
+    numeric: NDArray[np.float64]
+    categorical: NDArray[np.uint64]
+
+
+class _Shown(NamedTuple):
+    """One column as a person sees it."""
+
+    name: str
+    actual: Value
+    expected: Value
+    surprise: float
+
+
+def _predict(rules: Rules, expect: Expect, parts: Sequence[Group], cells: Cells) -> _Predicted:
+    """Hide every group of every row and predict it from the rest."""
+    d, n_groups = rules.coding.d_num, len(parts)
     values, present = np.repeat(cells.values, n_groups, axis=0), np.repeat(cells.present, n_groups, axis=0)
     codes = np.repeat(cells.codes, n_groups, axis=0)
     for g, group in enumerate(parts):
@@ -119,58 +168,62 @@ def explain(
     log_width[:, fed] = 0.0
     z = (values - expected) * np.exp(-log_width)
     nats = np.minimum(0.5 * z * z, MAX_NATS) * np.repeat(cells.present, n_groups, axis=0)
-    starts = np.cumsum([0, *coding.n_codes])
+    return _Predicted(expected, nats, logits)
 
-    was = score(numeric, categorical)
-    changed_numeric = np.repeat(numeric, n_groups, axis=0)
-    changed_categorical = np.repeat(categorical, n_groups, axis=0)
-    shown: list[list[tuple[str, Value, Value, float]]] = [[] for _ in range(n)]
-    for r in range(n):
-        for g, group in enumerate(parts):
-            row = r * n_groups + g
-            found: list[tuple[float, str, Value, Value]] = []
-            for i in group.columns:
-                name = rules.columns[i].name
-                if i < d:
-                    value = coding.numeric_value(i, expected[row, i])
-                    if cells.present[r, i]:
-                        changed_numeric[row, i] = value
-                    actual = float(numeric[r, i]) if cells.present[r, i] else None
-                    found.append((float(nats[row, i]), name, _rounded(actual), _rounded(value)))
-                    continue
-                j = i - d
-                chances = _softmax(logits[row, starts[j] : starts[j + 1]])
-                # code 0 is missing, 1 is any unknown text: neither is a value that a person could expect
-                best = int(np.argmax(chances[2:])) if len(chances) > 2 else None
-                expected_hash = 0 if best is None else int(coding.vocabularies[j][best])
-                code = int(cells.codes[r, j])
-                if code:
-                    changed_categorical[row, j] = expected_hash
-                surprise = float(-np.log(max(chances[code], 1e-6))) if code else 0.0
-                texts = [_text(rules, int(categorical[r, j])), _text(rules, expected_hash)]
-                found.append((surprise, name, texts[0], texts[1]))
-            visible = [found[group.columns.index(i)] for i in group.shown]
-            surprise, name, actual_, expected_ = max(visible, key=lambda one: one[0])
-            shown[r].append((name, actual_, expected_, surprise))
-    scores = score(changed_numeric, changed_categorical).reshape(n, n_groups)
 
-    chosen = [_chosen(float(was[r]), scores[r], [one[3] for one in shown[r]]) for r in range(n)]
-    all_numeric, all_categorical = numeric.copy(), categorical.copy()
+def _replace_group(
+    rules: Rules, predicted: _Predicted, cells: Cells, changed: _Changed, r: int, at: int, group: Group
+) -> _Shown:
+    """Set a group's columns to their expected values in `changed`; returns the column that surprises most."""
+    d, found = rules.coding.d_num, {}
+    for i in group.columns:
+        if i < d:
+            actual = float(changed.numeric[at, i]) if cells.present[r, i] else None
+            value = rules.coding.numeric_value(i, predicted.expected[at, i])
+            if actual is not None:
+                changed.numeric[at, i] = value
+            name, nats = rules.columns[i].name, float(predicted.nats[at, i])
+            found[i] = _Shown(name, _rounded(actual), _rounded(value), nats)
+        else:
+            j = i - d
+            found[i], expected_hash = _category(
+                rules, i, predicted.logits[at], int(cells.codes[r, j]), int(changed.categorical[at, j])
+            )
+            if cells.codes[r, j]:
+                changed.categorical[at, j] = expected_hash
+    return max((found[i] for i in group.shown), key=lambda one: one.surprise)
+
+
+def _category(rules: Rules, i: int, logits: NDArray[np.float32], code: int, actual: int) -> tuple[_Shown, int]:
+    """A categorical column as a person sees it, and the hash of its expected text (0 = there is none)."""
+    coding = rules.coding
+    j = i - coding.d_num
+    start = sum(coding.n_codes[:j])
+    chances = _softmax(logits[start : start + coding.n_codes[j]])
+    # code 0 is missing, 1 is any unknown text: neither is a value that a person could expect
+    best = int(np.argmax(chances[2:])) if len(chances) > 2 else None
+    expected = 0 if best is None else int(coding.vocabularies[j][best])
+    surprise = float(-np.log(max(chances[code], 1e-6))) if code else 0.0
+    return _Shown(rules.columns[i].name, _text(rules, actual), _text(rules, expected), surprise), expected
+
+
+def _all_replaced(
+    numeric: NDArray[np.float64],
+    categorical: NDArray[np.uint64],
+    changed: _Changed,
+    parts: Sequence[Group],
+    chosen: Sequence[Sequence[int]],
+) -> _Changed:
+    """The rows with all their chosen groups as expected."""
+    whole, d, n_groups = _Changed(numeric.copy(), categorical.copy()), numeric.shape[1], len(parts)
     for r, picked in enumerate(chosen):
         for g in picked:
             for i in parts[g].columns:
                 if i < d:
-                    all_numeric[r, i] = changed_numeric[r * n_groups + g, i]
+                    whole.numeric[r, i] = changed.numeric[r * n_groups + g, i]
                 else:
-                    all_categorical[r, i - d] = changed_categorical[r * n_groups + g, i - d]
-    all_scores = score(all_numeric, all_categorical)
-    return [
-        Explanation(
-            [FieldReason(*shown[r][g][:3], round(shown[r][g][3], 3), float(scores[r, g])) for g in chosen[r]],
-            float(all_scores[r]),
-        )
-        for r in range(n)
-    ]
+                    whole.categorical[r, i - d] = changed.categorical[r * n_groups + g, i - d]
+    return whole
 
 
 def _chosen(was: float, scores: NDArray[np.float32], nats: Sequence[float]) -> list[int]:

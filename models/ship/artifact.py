@@ -18,7 +18,7 @@ from models.cells import Cells
 from models.score.explain import Explanation, explain, groups
 from models.score.rules import Rules
 from models.ship.manifest import FORMAT, ArtifactError, read_files, write_files
-from models.table import Column
+from models.table import Column, PickedRows
 
 if TYPE_CHECKING:
     from models.fit.finetune import TrainedModel
@@ -130,8 +130,10 @@ class ServedModel:
         """An event alerts where score > threshold."""
         return self.rules.threshold
 
-    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """Scores in [0, 1], high = anomalous.
+    def score(
+        self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
+    ) -> NDArray[np.float32]:
+        """Scores in [0, 1], high = anomalous; at most `MAX_ROWS` rows are read at a time.
 
         Args:
             numeric: raw columns, **shape (n, d_num)**, NaN = missing.
@@ -144,7 +146,9 @@ class ServedModel:
             found.append(self.rules.score(logit, nats))
         return np.concatenate(found)
 
-    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> list[Explanation]:
+    def explain(
+        self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
+    ) -> list[Explanation]:
         """Reasons, one explanation a row; meant for alerts, some 30 times dearer than a score.
 
         Every row becomes as many as there are groups to hide: however many rows alert, no more than about

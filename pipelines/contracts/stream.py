@@ -1,7 +1,7 @@
 """A stream: what one kind of event looks like, and what is to be computed from it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -57,10 +57,10 @@ class Feature(msgspec.Struct, frozen=True):
 
 
 class InputColumn(msgspec.Struct, frozen=True):
-    """One model input, as `models.table.Column` describes it."""
+    """One model input; `models.table.Column` has the same fields in the same order and says what they mean."""
 
     name: str
-    kind: str
+    kind: Literal["numeric", "categorical"]
     of: str | None
     label_fed: bool
 

@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -20,7 +21,7 @@ from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Received
 from pipelines.kafka.progress import read_progress
-from pipelines.lake.replay import ReplayedEvents, replay_rows
+from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.tables import Lake
 from pipelines.model import Model
 
@@ -95,6 +96,7 @@ class SkewAudit:
 def skew_audit(
     lake: Lake,
     stream: Stream,
+    folder: Path,
     *,
     models: Callable[[str], Model],
     since: Mapping[int, int] | None = None,
@@ -102,22 +104,26 @@ def skew_audit(
 ) -> SkewAudit:
     """Compare every score in the lake with what the lake's events and labels give.
 
+    The lake's side is the feature table: a fold that shares nothing with the scorer's but its definition.
+
     Args:
+        folder: of the stream's feature tables.
         models: the model of a digest, or `NoModelError`; asked once for each model, one model is held at a time.
         since: first offset to compare, per partition: from there on the present features were in force.
-        progress: as in `training.replay_rows`.
+        progress: as in `feature_table`.
     """
+    lake = lake.snapshot()
     scores = lake.read("scores")
     if since and any(since.values()):
         begin = pl.col("partition").replace_strict(dict(since), default=0, return_dtype=pl.Int64)
         scores = scores.filter(pl.col("offset") >= begin)
-    replay = replay_rows(lake, stream, progress=progress)
+    table = feature_table(lake, stream, folder, progress=progress)
     offline = pl.DataFrame(
         {
-            "partition": replay.partition,
-            "offset": replay.offset,
-            "offline": replay.hashes,
-            "row": np.arange(len(replay)),
+            "partition": table.partition,
+            "offset": table.offset,
+            "offline": table.hashes,
+            "row": np.arange(len(table)),
         }
     )
     both = scores.join(offline, on=["partition", "offset"], how="left", maintain_order="left")
@@ -132,7 +138,7 @@ def skew_audit(
         at, rows = places["at"].to_numpy(), places["row"].to_numpy()
         why_not = None
         try:
-            _score_again(models(digest), replay, rows, into=again, at=at)
+            _score_again(models(digest), table, rows, into=again, at=at)
         except NoModelError as error:
             why_not = str(error)
         difference = np.abs(live[at] - again[at])
@@ -169,11 +175,11 @@ def skew_audit(
 
 
 def _score_again(
-    model: Model, replay: ReplayedEvents, rows: NDArray[np.int64], *, into: NDArray[np.float64], at: NDArray[np.uint32]
+    model: Model, table: FeatureTable, rows: NDArray[np.int64], *, into: NDArray[np.float64], at: NDArray[np.uint32]
 ) -> None:
     for start in range(0, len(rows), _CHUNK):
         chosen = rows[start : start + _CHUNK]
-        into[at[start : start + _CHUNK]] = model.score(replay.numeric[chosen], replay.categorical[chosen])
+        into[at[start : start + _CHUNK]] = model.score(table.numeric[chosen], table.categorical[chosen])
 
 
 @dataclass(frozen=True)

@@ -1,169 +1,102 @@
-"""The training table: what the live scorer saw of every event, made again from the lake, with labels as of a time."""
+"""The lake in the one order: its events and labels folded again, bit-equal to what was folded live."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from pipelines.contracts.block import Block
-from pipelines.contracts.contract import hash64, hashes_of
-from pipelines.contracts.stream import InputColumn, Stream
+from pipelines.contracts.contract import hashes_of
+from pipelines.contracts.stream import Stream
 from pipelines.features.state import State
 from pipelines.lake.tables import Lake
-from pipelines.order import EVENT, LABEL
+from pipelines.order import EVENT, KIND_NAMES, LABEL
 
 CHUNK = 50_000
+SLICE = 500_000  # rows of the lake that are read and sorted at a time, about
 PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
+_AT = ["at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
+_BUCKETS = 1 << 20  # of time, in which the lake's rows are counted to cut it into slices
 
 
-@dataclass(frozen=True)
-class ReplayedEvents:
-    """Every event of the lake that is no duplicate, in the one order, as the live scorer saw it.
+class Span(NamedTuple):
+    """Effective times from `from_ms` up to `until_ms`, which is not among them."""
 
-    Shapes: `numeric` (n, d), `categorical` (n, c) hashes, the others (n,). `clock_ms` is the effective time; `key` the
-    hash of the key entity. `duplicates` maps the place of each repeated event to its original's offset.
-    """
-
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    event_id: pl.Series
-    key: NDArray[np.uint64]
-    clock_ms: NDArray[np.int64]
-    time_ms: NDArray[np.int64]
-    numeric: NDArray[np.float64]
-    categorical: NDArray[np.uint64]
-    hashes: NDArray[np.uint64]
-    late_ms: NDArray[np.int64]
-    duplicates: dict[tuple[int, int], int]
-
-    def __len__(self) -> int:
-        return len(self.offset)
+    from_ms: int
+    until_ms: int
 
 
-@dataclass(frozen=True)
-class TrainingTable:
-    """Rows by event time, each with the label known by a time. Shapes as in `ReplayedEvents`.
+class Folded(NamedTuple):
+    """Some records of the lake, folded."""
 
-    `label` is 1 where the latest report that had taken effect says so. `known` says that the label counts: the event is
-    old enough, so that a 0 means no fraud and not merely no report yet.
-    """
-
-    columns: tuple[InputColumn, ...]
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    event_id: pl.Series
-    key: NDArray[np.uint64]
-    time_ms: NDArray[np.int64]
-    numeric: NDArray[np.float64]
-    categorical: NDArray[np.uint64]
-    label: NDArray[np.int8]
-    known: NDArray[np.bool_]
-    category_names: dict[int, str]
-
-    def __len__(self) -> int:
-        return len(self.time_ms)
+    block: Block
+    n_done: int  # items folded so far
+    n_items: int  # items there are
 
 
-def replay_rows(
-    lake: Lake, stream: Stream, *, until_ms: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> ReplayedEvents:
-    """Fold all events and labels of the lake again, in the one order: bit-equal to what was folded live.
+def fold_lake(lake: Lake, stream: Stream) -> Iterator[Folded]:
+    """Fold all events and labels of the lake again, in the one order, a chunk at a time.
+
+    About `SLICE` rows of the lake are in memory at a time: more only where that many take effect within a millionth of
+    the lake's whole time. Beside them stand the state and the list of records that were folded out of turn.
 
     Args:
-        until_ms: leave away what takes effect at or after this time (ms since 1970, the stream's clock).
-        progress: called with the number of items folded and the number there are.
+        lake: a snapshot (`Lake.snapshot`), as it is read more than once.
     """
-    block = block_in_order(lake, stream, None if until_ms is None else pl.col("effective_ms") < until_ms)
-    n, n_events = len(block), int(block.is_event.sum())
-    state = State(stream, int(block.partition.max(initial=0)) + 1)
-    numeric = np.empty((n_events, len(stream.numeric_columns)))
-    index, late_ms = np.empty(n_events, np.int64), np.empty(n_events, np.int64)
-    hashes = np.empty(n_events, np.uint64)
-    duplicates: dict[tuple[int, int], int] = {}
-    n_rows = 0
-    for begin in range(0, n, CHUNK):
-        folded = state.fold(block.take(slice(begin, begin + CHUNK)))
-        rows = np.flatnonzero(folded.is_scored)
-        to = slice(n_rows, n_rows + len(rows))
-        numeric[to], hashes[to], late_ms[to] = folded.numeric[rows], folded.features_hash[rows], folded.late_ms[rows]
-        index[to] = rows + begin
-        n_rows = to.stop
-        repeats = folded.take(np.flatnonzero(folded.is_duplicate))
-        places = zip(repeats.partition.tolist(), repeats.offset.tolist(), strict=True)
-        duplicates |= dict(zip(places, repeats.duplicate_of.tolist(), strict=True))
-        if progress:
-            progress(min(begin + CHUNK, n), n)
-    index = index[:n_rows]
-    return ReplayedEvents(
-        block.partition[index],
-        block.offset[index],
-        pl.Series("event_id", block.event_id[index].tolist(), pl.String),
-        block.entity_hashes[index, 0],
-        block.clock_ms[index],
-        block.time_ms[index],
-        numeric[:n_rows],
-        block.category_hashes[index],
-        hashes[:n_rows],
-        late_ms[:n_rows],
-        duplicates,
-    )
+    spans, n_items, n_partitions = _slices(lake, stream)
+    state = State(stream, n_partitions)
+    n_done = 0
+    for span in spans:
+        block = block_in_order(lake, stream, during=span)
+        for begin in range(0, len(block), CHUNK):
+            chunk = block.take(slice(begin, begin + CHUNK))
+            n_done += len(chunk)
+            yield Folded(state.fold(chunk), n_done, n_items)
 
 
-def training_table(
-    lake: Lake, stream: Stream, *, as_of_ms: int, progress: Callable[[int, int], None] | None = None
-) -> TrainingTable:
-    """The events that had taken effect before a time, with features as of each event and labels as of that time.
-
-    Args:
-        as_of_ms: ms since 1970, on the stream's clock; nothing that takes effect later is looked at.
-        progress: as in `replay_rows`.
-    """
-    rows = replay_rows(lake, stream, until_ms=as_of_ms, progress=progress)
-    order = np.argsort(rows.time_ms, kind="stable")
-    time_ms, event_id = rows.time_ms[order], rows.event_id.gather(order)
-    label, known = np.zeros(len(order), np.int8), np.zeros(len(order), bool)
-    if stream.labels:
-        known = time_ms < as_of_ms - stream.labels.maturity_ms - stream.labels.lag_ms
-        label[event_id.is_in(_frauds(lake, stream, as_of_ms).implode()).to_numpy()] = 1
-    return TrainingTable(
-        stream.columns,
-        rows.partition[order],
-        rows.offset[order],
-        event_id,
-        rows.key[order],
-        time_ms,
-        rows.numeric[order],
-        rows.categorical[order],
-        label,
-        known,
-        category_names(lake, stream),
-    )
+def _slices(lake: Lake, stream: Stream) -> tuple[list[Span], int, int]:
+    """Spans of about `SLICE` rows that follow one another, the number of rows, and that of partitions."""
+    kinds = (LABEL, EVENT) if stream.labels else (EVENT,)
+    low, high, n_partitions = 2**62, -(2**62), 1
+    for kind in kinds:
+        for batch in lake.batches(KIND_NAMES[kind], ["partition", "arrival_ms"]):
+            if batch.height:
+                at = batch["arrival_ms"].to_numpy() + _lag_ms(stream, kind)
+                low, high = min(low, int(at.min())), max(high, int(at.max()))
+                n_partitions = max(n_partitions, int(batch["partition"].max()) + 1)  # type: ignore[arg-type]
+    if low > high:
+        return [], 0, n_partitions
+    width = (high - low) // _BUCKETS + 1
+    counts = np.zeros((high - low) // width + 1, np.int64)
+    for kind in kinds:
+        for batch in lake.batches(KIND_NAMES[kind], ["arrival_ms"]):
+            at = batch["arrival_ms"].to_numpy() + _lag_ms(stream, kind)
+            counts += np.bincount((at - low) // width, minlength=len(counts))
+    before = np.cumsum(counts) - counts
+    cuts = low + width * np.flatnonzero(np.diff(before // SLICE, prepend=0))
+    # what was folded out of turn may have its place outside of these times
+    edges = [-(2**62), *cuts.tolist(), 2**62]
+    return [Span(*ends) for ends in pairwise(edges)], int(counts.sum()), n_partitions
 
 
-def category_names(lake: Lake, stream: Stream) -> dict[int, str]:
-    """The text behind every category hash in the lake."""
-    texts = lake.read("events", columns=list(stream.categories)) if stream.categories else pl.DataFrame()
-    return {hash64(text): text for column in texts for text in column.unique().drop_nulls()}
+def _lag_ms(stream: Stream, kind: int) -> int:
+    """From a record's arrival to its effect."""
+    return stream.labels.lag_ms if stream.labels and kind == LABEL else 0
 
 
-def _frauds(lake: Lake, stream: Stream, as_of_ms: int) -> pl.Series:
-    """Ids of the events whose latest report before a time says fraud."""
-    reports = placed(lake, stream, "labels", LABEL).filter(pl.col("effective_ms") < as_of_ms)
-    latest = reports.sort(PLACE).group_by("event_id", maintain_order=True).last()
-    return latest.filter(pl.col("label") == 1)["event_id"]
-
-
-def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None) -> Block:
+def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None, *, during: Span | None = None) -> Block:
     """All (or the chosen) events and labels of the lake, ready to fold; without the texts of entities and categories.
 
     Args:
         chosen: says by a record's place and `is_event`, `partition`, `offset` whether it is wanted.
+        during: only what takes effect then is read.
     """
-    frames = [placed(lake, stream, "events", EVENT)]
+    frames = [placed(lake, stream, "events", EVENT, during=during)]
     if stream.labels:
-        frames.append(placed(lake, stream, "labels", LABEL).drop("topic", "labelled_at_ms", "source"))
+        frames.append(placed(lake, stream, "labels", LABEL, during=during).drop("topic", "labelled_at_ms", "source"))
     both = pl.concat(frames, how="diagonal")
     if chosen is not None:
         both = both.filter(chosen)
@@ -189,17 +122,34 @@ def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None) ->
     return block
 
 
-def placed(lake: Lake, stream: Stream, table: str, kind: int, *, columns: list[str] | None = None) -> pl.DataFrame:
-    """Rows of a table with their place in the one order: by arrival, or where the scorer said that it folded them."""
-    lag_ms = stream.labels.lag_ms if stream.labels and kind == LABEL else 0
+def placed(
+    lake: Lake,
+    stream: Stream,
+    table: str,
+    kind: int,
+    *,
+    columns: list[str] | None = None,
+    during: Span | None = None,
+) -> pl.DataFrame:
+    """Rows of a table with their place in the one order: by arrival, or where the scorer said that it folded them.
+
+    Args:
+        columns: names, `partition`, `offset` and `arrival_ms` among them; None reads all.
+        during: only rows that take effect then.
+    """
+    lag_ms = _lag_ms(stream, kind)
     told = (
         lake.read("places")
         .filter(pl.col("kind") == kind)
         .unique(["partition", "offset"], keep="last", maintain_order=True)
-        .select("partition", "offset", "at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
+        .select("partition", "offset", *_AT)
+        .rename({"at_partition": "told_partition", "at_offset": "told_offset"})
     )
-    told = told.rename({"at_partition": "told_partition", "at_offset": "told_offset"})
-    rows = lake.read(table, columns=columns).join(told, on=["partition", "offset"], how="left", maintain_order="left")
+    if during is None:
+        rows = lake.read(table, columns=columns)
+    else:
+        rows = _taking_effect(lake, table, columns, told, during, lag_ms)
+    rows = rows.join(told, on=["partition", "offset"], how="left", maintain_order="left")
     return rows.with_columns(
         is_event=pl.lit(kind == EVENT),
         effective_ms=pl.coalesce("at_effective_ms", pl.col("arrival_ms") + lag_ms),
@@ -208,3 +158,17 @@ def placed(lake: Lake, stream: Stream, table: str, kind: int, *, columns: list[s
         at_offset=pl.coalesce("told_offset", "offset"),
         seq=pl.coalesce("at_seq", pl.lit(0, pl.Int64)),
     ).drop("at_effective_ms", "at_kind", "told_partition", "told_offset", "at_seq")
+
+
+def _taking_effect(
+    lake: Lake, table: str, columns: list[str] | None, told: pl.DataFrame, during: Span, lag_ms: int
+) -> pl.DataFrame:
+    """Rows that take effect during a span: those of their own arrival, and those that were told to."""
+    arrival, place = pc.field("arrival_ms"), ["partition", "offset"]
+    in_turn = (arrival >= during.from_ms - lag_ms) & (arrival < during.until_ms - lag_ms)
+    rows = lake.read(table, columns=columns, where=in_turn).join(told, on=place, how="anti", maintain_order="left")
+    now = told.filter((pl.col("at_effective_ms") >= during.from_ms) & (pl.col("at_effective_ms") < during.until_ms))
+    if now.height:
+        late = lake.read(table, columns=columns, where=pc.field("offset").isin(now["offset"].to_list()))
+        rows = pl.concat([rows, late.join(now, on=place, how="semi")])
+    return rows

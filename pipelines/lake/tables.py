@@ -1,14 +1,16 @@
 """The lake: Delta tables of what went through Kafka, each record in it once. The only file with deltalake."""
 
+import copy
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -19,6 +21,7 @@ FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")
 _FILLED_FROM = (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress"))
 _ATTEMPTS = 20
+_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}  # pyarrow's own keep gigabytes of a wide table in hand
 _APP_FORMAT = "unmask/format"
 _Types = dict[str, type[pl.DataType]]
 _ARROW = {
@@ -58,6 +61,7 @@ class Lake:
         self.stream = stream
         self._shapes = _shapes(stream)
         self._topic_ids: dict[str, int] = {}
+        self._pinned: Mapping[str, DeltaTable | None] | None = None
 
     def bind(self, topic_ids: Mapping[str, str]) -> None:
         """Say from which Kafka topics rows come: name -> id (a UUID). Every table keeps the id of its topic.
@@ -166,8 +170,12 @@ class Lake:
             f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time"
         )
 
-    def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
-        """All rows of a table in the order of its topic; empty where nothing was written yet.
+    def read(self, table: str, *, columns: list[str] | None = None, where: pc.Expression | None = None) -> pl.DataFrame:
+        """Rows of a table in the order of its topic; empty where nothing was written yet.
+
+        Args:
+            columns: names of the columns; None reads all.
+            where: which rows; files whose statistics rule them out are not read. None reads all.
 
         Raises:
             LakeError: the table cannot be read.
@@ -179,13 +187,47 @@ class Lake:
             return pl.DataFrame(schema=shape.columns).select(columns or wanted)
         try:
             there = {field.name for field in delta.schema().fields}
-            data = delta.to_pyarrow_table(columns=[c for c in wanted if c in there])
+            data = (
+                delta.to_pyarrow_dataset()
+                .scanner(columns=[c for c in wanted if c in there], filter=where, **_READ_AHEAD)
+                .to_table()
+            )
         except (DeltaError, OSError, pa.ArrowException) as error:
             raise LakeError(f"{self.folder / table}: cannot be read ({type(error).__name__}: {error})") from error
         frame = pl.DataFrame(data).with_columns(
             pl.lit(None, shape.columns[c]).alias(c) for c in wanted if c not in there
         )
         return frame.cast({c: shape.columns[c] for c in wanted}).sort(shape.place).select(columns or wanted)  # type: ignore[arg-type]
+
+    def batches(self, table: str, columns: list[str]) -> Iterator[pl.DataFrame]:
+        """Some columns of all rows, a bounded number of rows at a time, in no particular order.
+
+        Raises:
+            LakeError: the table cannot be read.
+        """
+        delta = self._open(table)
+        if delta is None:
+            return
+        try:
+            there = {field.name for field in delta.schema().fields}
+            scanner = delta.to_pyarrow_dataset().scanner(columns=[c for c in columns if c in there], **_READ_AHEAD)
+            for batch in scanner.to_batches():
+                frame = pl.DataFrame(batch)
+                yield frame.with_columns(
+                    pl.lit(None, self._shapes[table].columns[c]).alias(c) for c in columns if c not in there
+                ).select(columns)
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise LakeError(f"{self.folder / table}: cannot be read ({type(error).__name__}: {error})") from error
+
+    def snapshot(self) -> "Lake":
+        """The lake as it is now, for reading: what is appended later does not show.
+
+        Raises:
+            LakeError: a table cannot be read.
+        """
+        pinned = copy.copy(self)
+        pinned._pinned = {table: self._open(table) for table in TABLES}
+        return pinned
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to ingest, per topic and partition."""
@@ -203,6 +245,11 @@ class Lake:
         """
         tables = ((name, self._open(name)) for name in TABLES)
         return " ".join(f"{name}={'-' if delta is None else delta.version()}" for name, delta in tables)
+
+    def identity(self, tables: Sequence[str]) -> list[tuple[str, int] | None]:
+        """What each table holds: its id, drawn at random when it was made, and its version; None before that."""
+        opened = [self._open(table) for table in tables]
+        return [None if delta is None else (str(delta.metadata().id), delta.version()) for delta in opened]
 
     def _noted(self, app: Callable[[str, int], str]) -> list[tuple[str, int, int]]:
         noted = []
@@ -232,6 +279,8 @@ class Lake:
         return [Transaction(app, n) for app, n in wanted.items() if delta.transaction_version(app) is None]
 
     def _open(self, table: str) -> DeltaTable | None:
+        if self._pinned is not None:
+            return self._pinned[table]
         try:
             delta = DeltaTable(self.folder / table)
         except TableNotFoundError:

@@ -23,7 +23,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.kafka.writer import Writer
 from pipelines.lake import audit
-from pipelines.lake.replay import replay_rows
+from pipelines.lake.feature_table import feature_table
 from pipelines.play import producer
 
 LOGINS = Path(__file__).parent / "logins.toml"
@@ -123,7 +123,9 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     ingest(stream_file)
     lake, model = settings.lake(stream), champion(settings, stream)
     shutil.rmtree(settings.model_cache)  # then it comes from the registry
-    skew = audit.skew_audit(lake, stream, models=lambda digest: model_of(settings, stream, digest))
+    skew = audit.skew_audit(
+        lake, stream, settings.features(stream), models=lambda digest: model_of(settings, stream, digest)
+    )
     assert skew.holds
     assert skew.checked == skew.equal == skew.n_model_checked == N_LIVE
     with pytest.raises(audit.NoModelError, match="no version of 'logins-scorer' with the digest 0123"):
@@ -131,7 +133,7 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     with pytest.raises(audit.NoModelError, match="hexadecimal"):
         model_of(settings, stream, "../../etc")
 
-    rows = replay_rows(lake, stream)
+    rows = feature_table(lake, stream, settings.features(stream))
     live = {(s.source.partition, s.source.offset): s.score for s in scores}
     picked = [i for i in range(len(rows.offset)) if (int(rows.partition[i]), int(rows.offset[i])) in live][::50]
     batch = model.score(rows.numeric[picked], rows.categorical[picked])

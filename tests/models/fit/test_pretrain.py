@@ -1,14 +1,17 @@
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from models.fit.pretrain import PretrainConfig, pretrain
+from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
+from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.net.batches import surprises_of
 from models.ship.pretrained import load_pretrained, save_pretrained
-from models.table import Column, Table, TableError
+from models.table import Column, PickedRows, Table, TableError
 
 SMALL = PretrainConfig(width=16, max_steps=20, min_steps=20, batch=64, n_checks=4, patience=4)
 
@@ -85,15 +88,48 @@ def test_training_reports_a_probe_beside_the_untrained_encoder(trained) -> None:
     assert {"train_loss", "validation_loss", "probe_ap", "probe_ap_untrained"} <= set(seen[-1])
 
 
-def test_a_saved_encoder_comes_back_bit_equal(trained, tmp_path: Path) -> None:
+def test_a_saved_encoder_comes_back_with_its_configuration_and_columns(trained, tmp_path: Path) -> None:
     save_pretrained(trained.pretrained, tmp_path)
     back = load_pretrained(tmp_path)
-    cells = back.rules.coding.transform(trained.test.numeric[:50], trained.test.categorical[:50])
-    np.testing.assert_array_equal(
-        surprises_of(back.expectation, cells), surprises_of(trained.pretrained.expectation, cells)
-    )
     assert back.config == trained.pretrained.config
     assert back.rules.columns == trained.pretrained.rules.columns
+
+
+def test_a_slow_machine_trains_the_same_network(trained) -> None:
+    table, label = trained.table.take(slice(0, 1500)), trained.label[:1500]
+    known = np.ones(1500, bool)
+    config = FinetuneConfig(n_networks=1, min_steps=20, max_steps=20, batch=64, n_checks=4, min_frauds=3)
+
+    def learn(pause_s: float) -> tuple[Pretrained, TrainedModel]:
+        def pause(*_: object) -> None:
+            time.sleep(pause_s)
+
+        args: dict[str, Any] = {"seed": 3, "report": pause, "progress": pause}
+        pretrained = pretrain(table, config=SMALL, **args)
+        return pretrained, finetune(pretrained, table, label=label, known=known, config=config, **args)
+
+    (fast, fast_model), (slow, slow_model) = learn(0.0), learn(0.4)
+    assert fast_model.network.risks
+    for name, tensor in fast_model.network.state_dict().items():
+        torch.testing.assert_close(tensor, slow_model.network.state_dict()[name], rtol=0, atol=0)
+    assert fast.metrics == slow.metrics
+    assert fast_model.metrics == slow_model.metrics
+    assert fast_model.rules.config() == slow_model.rules.config()
+
+
+def test_a_mapped_file_read_in_another_order_trains_the_network_of_an_array_in_memory(trained, tmp_path: Path) -> None:
+    table = trained.table.take(slice(0, 1500))
+    stored = np.random.default_rng(0).permutation(1500)
+    blocks = []
+    for name, matrix in (("numeric", table.numeric), ("categorical", table.categorical)):
+        np.save(tmp_path / f"{name}.npy", np.asarray(matrix)[stored])
+        blocks.append(PickedRows(np.load(tmp_path / f"{name}.npy", mmap_mode="r"), np.argsort(stored)))
+    mapped = replace(table, numeric=blocks[0], categorical=blocks[1])
+    (one, other) = (pretrain(each, config=SMALL, seed=3) for each in (table, mapped))
+    for name, tensor in one.expectation.state_dict().items():
+        torch.testing.assert_close(tensor, other.expectation.state_dict()[name], rtol=0, atol=0)
+    assert one.rules.config() == other.rules.config()
+    np.testing.assert_array_equal(one.score(table), other.score(mapped))
 
 
 def test_tables_that_cannot_be_learned_from_are_refused() -> None:

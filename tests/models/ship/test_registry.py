@@ -64,7 +64,7 @@ def test_a_model_goes_through_the_registry_unchanged_and_stays_when_mlflow_goes(
 
 
 def resolve_fails_without_alias(uri: str, cache: Path) -> bool:
-    with pytest.raises(RegistryError, match=r"must have a model 'registry-scorer' with the alias 'champion'"):
+    with pytest.raises(RegistryError, match=r"has no model 'registry-scorer' with the alias 'champion'"):
         resolve("registry-scorer", "champion", tracking_uri=uri, cache=cache)
     return True
 
@@ -157,11 +157,11 @@ def test_every_call_of_a_silent_server_ends_within_seconds_as_one_sentence(silen
 def test_a_run_whose_server_goes_away_ends_in_time_and_only_what_others_build_on_fails(
     servers: Servers, model_folder: Path, silent_server: str, caplog: pytest.LogCaptureFixture
 ):
-    from models.ship.registry import _client
+    from models.ship.registry.client import client_of
 
     began = time.monotonic()
     with open_run("registry/away", tracking_uri=servers.mlflow_uri, run_name="away") as run:
-        run.tracking_uri, run._client = silent_server, _client(silent_server)
+        run.tracking_uri, run._client = silent_server, client_of(silent_server)
         for step in range(5):
             run.log_metrics({"loss": 1.0}, step=step)
             run.flush()

@@ -11,6 +11,7 @@ from unittest import mock
 
 import msgspec
 import polars as pl
+import pyarrow.compute as pc
 import pytest
 
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, RecordSource, Refused, Score
@@ -257,7 +258,7 @@ class Scored:
         self.n_events = first.n_events + second.n_events
         self.n_broken = sum(first.n_broken.values()) + sum(second.n_broken.values())
         self.n_duplicates = first.n_duplicates + second.n_duplicates
-        self.lake = Lake(folder / "lake", self.stream)
+        self.lake, self.features = Lake(folder / "lake", self.stream), folder / "features"
         ingest(connection, self.stream, self.lake)
 
     def model(self, digest: str) -> Linear:
@@ -298,7 +299,7 @@ def test_a_scorer_s_stream_reconciles(scored: Scored) -> None:
 
 
 def test_live_features_and_scores_are_those_of_the_lake_and_of_the_models_they_name(scored: Scored) -> None:
-    found = skew_audit(scored.lake, scored.stream, models=scored.model)
+    found = skew_audit(scored.lake, scored.stream, scored.features, models=scored.model)
     assert found.holds, found.examples
     assert found.checked == found.equal == found.n_model_checked > 500
     assert found.worst_score_difference < 1e-5
@@ -306,7 +307,7 @@ def test_live_features_and_scores_are_those_of_the_lake_and_of_the_models_they_n
 
 
 def test_scores_of_before_a_promotion_are_checked_with_the_model_of_then(scored: Scored) -> None:
-    found = skew_audit(scored.lake, scored.stream, models=lambda digest: scored.models["second"])
+    found = skew_audit(scored.lake, scored.stream, scored.features, models=lambda digest: scored.models["second"])
     first, second = found.models
     assert not found.holds
     assert first.n_differs == first.n_checked > 0
@@ -315,16 +316,18 @@ def test_scores_of_before_a_promotion_are_checked_with_the_model_of_then(scored:
 
 
 def test_an_audit_of_no_score_is_no_success(scored: Scored) -> None:
-    nothing = skew_audit(scored.lake, scored.stream, models=scored.model, since=dict.fromkeys(range(4), 10**9))
+    nothing = skew_audit(
+        scored.lake, scored.stream, scored.features, models=scored.model, since=dict.fromkeys(range(4), 10**9)
+    )
     assert (nothing.checked, nothing.holds) == (0, False)
 
 
 def test_scores_whose_model_cannot_be_loaded_do_not_hold(scored: Scored) -> None:
     with mock.patch.dict(scored.models):
         del scored.models["first"]
-        some = skew_audit(scored.lake, scored.stream, models=scored.model)
+        some = skew_audit(scored.lake, scored.stream, scored.features, models=scored.model)
         scored.models.clear()
-        none = skew_audit(scored.lake, scored.stream, models=scored.model)
+        none = skew_audit(scored.lake, scored.stream, scored.features, models=scored.model)
     assert not some.holds
     assert [(m.why_not, m.n_checked == m.n_scores) for m in some.models] == [
         ("the registry has no first", False),
@@ -337,8 +340,8 @@ def test_scores_whose_model_cannot_be_loaded_do_not_hold(scored: Scored) -> None
 class Tampered(Lake):
     """A lake where the last scored event of a partition has another amount."""
 
-    def read(self, table: str, *, columns: list[str] | None = None) -> pl.DataFrame:
-        frame = super().read(table, columns=columns)
+    def read(self, table: str, *, columns: list[str] | None = None, where: pc.Expression | None = None) -> pl.DataFrame:
+        frame = super().read(table, columns=columns, where=where)
         if table != "events" or "amount" not in frame.columns:
             return frame
         last = (pl.col("partition") == 0) & (
@@ -349,9 +352,9 @@ class Tampered(Lake):
         )
 
 
-def test_one_cell_that_differs_is_found_with_its_place(scored: Scored) -> None:
+def test_one_cell_that_differs_is_found_with_its_place(scored: Scored, tmp_path: Path) -> None:
     lake = Tampered(scored.lake.folder.parent, scored.stream)
-    found = skew_audit(lake, scored.stream, models=scored.model)
+    found = skew_audit(lake, scored.stream, tmp_path, models=scored.model)
     assert 0 < found.checked - found.equal < 20
     assert found.examples
     assert found.examples[0].offline_hash != found.examples[0].live_hash

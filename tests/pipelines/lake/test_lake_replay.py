@@ -14,9 +14,10 @@ from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.features.state import State
 from pipelines.kafka.port import Received
+from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
-from pipelines.lake.replay import ReplayedEvents, replay_rows, training_table
 from pipelines.lake.tables import Lake
+from pipelines.lake.training_table import training_table
 from pipelines.order import EVENT, LABEL, Mark, Merge, Source, sources
 from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
@@ -24,10 +25,10 @@ N_PARTITIONS = 3
 
 
 class Live(NamedTuple):
-    """What a scorer would fold: the events that get a score, the number of duplicates, what came out of turn."""
+    """What a scorer would fold: the events that get a score, the duplicates, what came out of turn."""
 
     rows: Block
-    n_duplicates: int
+    repeated: Block
     places: list[list[int]]
 
 
@@ -76,7 +77,7 @@ def fold_live(stream: Stream, events: Log, labels: Log, *, held_back: int = 0) -
     items += merge.release()
     folded = State(stream, N_PARTITIONS).fold(Decoder(stream).block(items))
     places = [[*i.source, i.record.offset, *i.key] for i in items if i.out_of_turn]
-    return Live(folded.take(folded.is_scored), int(folded.is_duplicate.sum()), places)
+    return Live(folded.take(folded.is_scored), folded.take(folded.is_duplicate), places)
 
 
 def merge_sources() -> list[Source]:
@@ -102,7 +103,7 @@ def into_lake(root: Path, stream: Stream, events: Log, labels: Log, *, batch: in
     return lake
 
 
-def assert_bit_equal(replay: ReplayedEvents, live: Live) -> None:
+def assert_bit_equal(replay: FeatureTable, live: Live) -> None:
     assert np.array_equal(replay.partition, live.rows.partition)
     assert np.array_equal(replay.offset, live.rows.offset)
     assert replay.event_id.to_list() == live.rows.event_id.tolist()
@@ -110,6 +111,10 @@ def assert_bit_equal(replay: ReplayedEvents, live: Live) -> None:
     assert np.array_equal(replay.categorical, live.rows.category_hashes)
     assert np.array_equal(replay.hashes, live.rows.features_hash)
     assert np.array_equal(replay.late_ms, live.rows.late_ms)
+    repeated = live.repeated
+    assert np.array_equal(
+        replay.duplicates, np.stack([repeated.partition, repeated.offset, repeated.duplicate_of], axis=1)
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -117,9 +122,9 @@ def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(tmp_path:
     stream = payments_stream("t")
     events, labels = payments_logs(stream, seed=seed)
     live = fold_live(stream, events, labels)
-    replay = replay_rows(into_lake(tmp_path, stream, events, labels, batch=97), stream)
+    replay = feature_table(into_lake(tmp_path, stream, events, labels, batch=97), stream, tmp_path / "features")
     assert_bit_equal(replay, live)
-    assert len(replay.duplicates) == live.n_duplicates > 10
+    assert len(replay.duplicates) == len(live.repeated) > 10
     assert int((replay.late_ms > 0).sum()) > 10
 
 
@@ -129,39 +134,49 @@ def test_what_was_folded_out_of_turn_is_folded_at_its_told_place(tmp_path: Path)
     live = fold_live(stream, events, labels, held_back=40)
     assert len(live.places) > 20
     lake = into_lake(tmp_path, stream, events, labels)
-    assert not np.array_equal(np.sort(replay_rows(lake, stream).hashes), np.sort(live.rows.features_hash))
+    features = tmp_path / "features"
+    first = feature_table(lake, stream, features)
+    assert not np.array_equal(np.sort(first.hashes), np.sort(live.rows.features_hash))
     Intake(stream, lake).places(stream.topic("progress"), [progress_record(stream, live.places)], {0: 0})
-    assert_bit_equal(replay_rows(lake, stream), live)
+    assert_bit_equal(feature_table(lake, stream, features), live)
 
 
-def test_chunks_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["CHUNK", "SLICE"])
+def test_chunks_and_slices_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     stream = payments_stream("t")
     events, labels = payments_logs(stream, seed=5)
-    lake = into_lake(tmp_path, stream, events, labels)
-    whole = replay_rows(lake, stream)
-    monkeypatch.setattr("pipelines.lake.replay.CHUNK", 101)
-    parts = replay_rows(lake, stream)
-    assert np.array_equal(whole.hashes, parts.hashes)
-    assert whole.duplicates == parts.duplicates
+    live = fold_live(stream, events, labels, held_back=40)
+    lake = into_lake(tmp_path, stream, events, labels, batch=301)
+    Intake(stream, lake).places(stream.topic("progress"), [progress_record(stream, live.places)], {0: 0})
+    monkeypatch.setattr(f"pipelines.lake.replay.{place}", 101)
+    assert_bit_equal(feature_table(lake, stream, tmp_path / "features"), live)
 
 
-def test_a_training_table_looks_at_nothing_later_than_its_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("days", [0, 3, 8, 40])
+def test_a_training_table_is_what_a_lake_of_that_time_gives(tmp_path: Path, days: int) -> None:
     stream = payments_stream("t")
     events, labels = payments_logs(stream, seed=6)
-    as_of_ms = START_MS + 8 * DAY_MS
+    as_of_ms = START_MS + days * DAY_MS
     late = into_lake(tmp_path / "late", stream, events, labels)
     early_events, early_labels = Log(events.topic), Log(labels.topic)
     for log, early, lag_ms in ((events, early_events, 0), (labels, early_labels, 60_000)):
         early.records += [r for r in log.records if r.timestamp_ms + lag_ms < as_of_ms]
     early_lake = into_lake(tmp_path / "early", stream, early_events, early_labels)
-    table, same = training_table(late, stream, as_of_ms=as_of_ms), training_table(early_lake, stream, as_of_ms=as_of_ms)
-    assert 500 < len(table) < len(replay_rows(late, stream))
-    for name in ("partition", "offset", "time_ms", "categorical", "label", "known"):
+    whole = feature_table(late, stream, tmp_path / "late" / "features")
+    table = training_table(late, stream, tmp_path / "late" / "features", as_of_ms=as_of_ms)
+    same = training_table(early_lake, stream, tmp_path / "early" / "features", as_of_ms=as_of_ms)
+    assert len(same) == len(same.features)
+    assert len(same) == {0: 0, 40: len(whole)}.get(days, len(same))
+    for name in ("time_ms", "label", "known"):
         assert np.array_equal(getattr(table, name), getattr(same, name)), name
-    assert np.array_equal(table.numeric.view(np.uint64), same.numeric.view(np.uint64))
+    assert table.event_id.equals(same.event_id)
+    for name in ("partition", "offset", "categorical", "hashes", "late_ms"):
+        ours, theirs = (getattr(t.features, name)[t.rows] for t in (table, same))
+        assert np.array_equal(ours, theirs), name
+    ours, theirs = (t.features.numeric[t.rows].view(np.uint64) for t in (table, same))
+    assert np.array_equal(ours, theirs)
     assert np.all(np.diff(table.time_ms) >= 0)
     assert set(table.category_names.values()) >= {"online", "grocery", "NL"}
-    assert len(table.columns) == table.numeric.shape[1] + table.categorical.shape[1]
 
 
 def labelled(tmp_path: Path, stream: Stream, reports: list[tuple[str, int, int]]) -> pl.DataFrame:
@@ -172,7 +187,8 @@ def labelled(tmp_path: Path, stream: Stream, reports: list[tuple[str, int, int]]
         events.add(0, time_ms, "c1", event_message(event_id, "c1", time_ms))
     for event_id, label, at_ms in sorted(reports, key=lambda report: report[2]):
         labels.add(0, START_MS + at_ms, "c1", label_message(event_id, "c1", START_MS, label))
-    table = training_table(into_lake(tmp_path, stream, events, labels), stream, as_of_ms=START_MS + 10 * DAY_MS)
+    lake = into_lake(tmp_path, stream, events, labels)
+    table = training_table(lake, stream, tmp_path / "features", as_of_ms=START_MS + 10 * DAY_MS)
     return pl.DataFrame({"id": table.event_id, "label": table.label, "known": table.known})
 
 
@@ -210,5 +226,7 @@ def test_without_labels_in_the_stream_no_label_is_known(tmp_path: Path) -> None:
 
 def test_an_empty_lake_gives_an_empty_table(tmp_path: Path) -> None:
     stream = payments_stream("t")
-    table = training_table(Lake(tmp_path, stream), stream, as_of_ms=START_MS)
-    assert (len(table), table.numeric.shape, table.category_names) == (0, (0, len(stream.numeric_columns)), {})
+    table = training_table(Lake(tmp_path, stream), stream, tmp_path / "features", as_of_ms=START_MS)
+    shapes = table.features.numeric.shape, table.features.categorical.shape
+    assert shapes == ((0, len(stream.numeric_columns)), (0, len(stream.categories)))
+    assert (len(table), table.category_names) == (0, {})

@@ -89,7 +89,13 @@ class Books(Rig):
         return found
 
     def skew(self, *, since: Mapping[int, int] | None = None) -> SkewAudit:
-        return skew_audit(self.lake, self.stream, models=lambda digest: Linear(self.stream), since=since)
+        return skew_audit(
+            self.lake,
+            self.stream,
+            self.lake.folder.parent / "features",
+            models=lambda digest: Linear(self.stream),
+            since=since,
+        )
 
     def check(self, *, n_scored: int, since: bool = False) -> None:
         """Nothing lost or doubled, and live is offline."""

@@ -1,0 +1,164 @@
+"""Copies of models on this machine, one per digest: a scorer goes on with the last good one where MLflow is away."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.ship.registry.client import RegistryError, asked, client_of
+from models.ship.registry.versions import Alias, version_of
+
+log = logging.getLogger(__name__)
+
+_DIGEST = re.compile(r"[0-9a-f]{16,128}")  # it becomes a folder's name
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model in the local cache.
+
+    Args:
+        version: the registry's version number.
+        digest: sha256 of the model's manifest; what `models.ship.artifact.load` is told to expect.
+        folder: where its files are.
+        registry_answered: False where this is the last good copy because MLflow did not answer.
+    """
+
+    version: int
+    digest: str
+    folder: Path
+    registry_answered: bool
+
+
+def resolve(name: str, alias: Alias, *, tracking_uri: str, cache: Path) -> Resolved:
+    """Have the model that `alias` points to in the cache, or the last good copy where MLflow is away.
+
+    An alias is a mutable pointer without history: the answer is pinned by version and digest.
+
+    Args:
+        name: "payments-scorer".
+        alias: "champion" or "challenger".
+        tracking_uri: the server; it gets a few seconds.
+        cache: folder of model copies, one per digest.
+
+    Raises:
+        RegistryError: there is no such model, or neither a server nor a copy.
+    """
+    pointer = cache / f"{name}.{alias}.json"
+    try:
+        found = version_of(name, alias, tracking_uri=tracking_uri)
+    except RegistryError as error:
+        return _last_good(pointer, cache, error)
+    if found is None:
+        raise RegistryError(
+            f"MLflow at {tracking_uri} has no model {name!r} with the alias {alias!r}; promote one first "
+            "(`unmask promote`)"
+        )
+    version, tags = found
+    digest = _digest_of(name, version, tags)
+    folder = cache / digest
+    try:
+        if not folder.is_dir():
+            _download(name, version, folder, tracking_uri)
+        _write(pointer, {"version": version, "digest": digest})
+    except (RegistryError, OSError) as error:
+        if not folder.is_dir():
+            return _last_good(pointer, cache, error)
+        log.warning("the next start without MLflow may take an older model: %s", error)
+    return Resolved(version, digest, folder, registry_answered=True)
+
+
+def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) -> tuple[Resolved, dict[str, str]]:
+    """Have a version in the cache, whatever alias it has or had; and its tags.
+
+    Raises:
+        RegistryError: there is no such version, or it has no digest.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with asked(tracking_uri):
+        try:
+            tags = dict(client_of(tracking_uri).get_model_version(name, str(version)).tags)
+        except MlflowException as error:
+            raise RegistryError(f"MLflow has no version {version} of {name!r}: {error.message}") from error
+    digest = _digest_of(name, version, tags)
+    if not (cache / digest).is_dir():
+        _download(name, version, cache / digest, tracking_uri)
+    return Resolved(version, digest, cache / digest, registry_answered=True), tags
+
+
+def fetch(name: str, digest: str, *, tracking_uri: str, cache: Path) -> Path:
+    """The files of the version of `name` that has this digest: the copy in the cache, or MLflow's.
+
+    Raises:
+        RegistryError: there is no copy, and MLflow is away or knows no such version.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise RegistryError(f"{digest[:80]!r} names no model; a model's name is a hexadecimal digest")
+    folder = cache / digest
+    if folder.is_dir():
+        return folder
+    with asked(tracking_uri):
+        wanted = f"name = '{name}' and tags.digest = '{digest}'"
+        found = client_of(tracking_uri).search_model_versions(wanted, max_results=1)
+    if not found:
+        raise RegistryError(f"MLflow at {tracking_uri} has no version of {name!r} with the digest {digest[:12]}")
+    try:
+        _download(name, int(found[0].version), folder, tracking_uri)
+    except OSError as error:
+        raise RegistryError(f"the model {digest[:12]} cannot be stored in {cache}: {error}") from error
+    return folder
+
+
+def _digest_of(name: str, version: int, tags: Mapping[str, str]) -> str:
+    digest = tags.get("digest", "")
+    if not _DIGEST.fullmatch(digest):
+        raise RegistryError(
+            f"the tag `digest` of version {version} of {name!r} is {digest!r}; it must be hexadecimal: register the "
+            "model again (`unmask finetune`)"
+        )
+    return digest
+
+
+def _last_good(pointer: Path, cache: Path, why: Exception) -> Resolved:
+    try:
+        last = json.loads(pointer.read_text())
+        version, digest = int(last["version"]), str(last["digest"])
+    except FileNotFoundError:
+        raise RegistryError(
+            f"{why}; and there is no former copy of the model in {cache}: start MLflow, or copy a model cache there"
+        ) from why
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RegistryError(
+            f"{why}; and {pointer}, which names the last good copy, is damaged ({type(error).__name__}: {error}): "
+            "start MLflow, then it is written anew"
+        ) from why
+    if not (_DIGEST.fullmatch(digest) and (cache / digest).is_dir()):
+        raise RegistryError(
+            f"{why}; and {pointer} names a copy that is not there ({digest[:80]!r}): start MLflow, then it is fetched"
+        ) from why
+    return Resolved(version, digest, cache / digest, registry_answered=False)
+
+
+def _download(name: str, version: int, folder: Path, tracking_uri: str) -> None:
+    """Fetch a version's files; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+        with asked(tracking_uri):
+            from mlflow.artifacts import download_artifacts
+
+            source = client_of(tracking_uri).get_model_version_download_uri(name, str(version))
+            got = Path(download_artifacts(artifact_uri=source, dst_path=draft, tracking_uri=tracking_uri))
+        if not folder.is_dir():
+            shutil.move(got, folder)
+
+
+def _write(target: Path, value: Mapping[str, object]) -> None:
+    draft = target.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(value) + "\n")
+    draft.replace(target)

@@ -1,0 +1,79 @@
+"""MLflow's client: it is asked only where its server answers, with limits of a few seconds, and fails as one error."""
+
+import os
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+
+from models.errors import ModelError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# How long a server may take to say that it is there.
+PROBE_S = 3.0
+
+# By default one look-up at a dead server takes four minutes (seven retries, doubling).
+CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class RegistryError(ModelError):
+    """MLflow has no such model, or cannot be reached and there is no copy to go on with."""
+
+
+def answers(url: str) -> bool:
+    """Whether a server says at `url`/health that it is there, within `PROBE_S`, whatever hangs on the way.
+
+    A refusal to talk to strangers is an answer too; a database named instead of a server is not asked.
+    """
+    if not url.startswith(("http://", "https://")):
+        return True
+    said: list[bool] = []
+
+    def ask() -> None:
+        with suppress(OSError, ValueError, HTTPException):
+            try:
+                with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_S) as answer:
+                    said.append(answer.status == 200)
+            except HTTPError as error:
+                said.append(error.code < 500 and error.code != 404)
+
+    asking = threading.Thread(target=ask, name="health-probe", daemon=True)
+    asking.start()
+    asking.join(PROBE_S)
+    return said == [True]
+
+
+@contextmanager
+def asked(tracking_uri: str) -> Iterator[None]:
+    """Around calls of MLflow's client: they start only where it answers, and fail as `RegistryError`."""
+    if not answers(tracking_uri):
+        raise RegistryError(
+            f"no MLflow answers at {tracking_uri} within {PROBE_S:.0f} s: start it (`unmask ui start`) or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # the errors of its HTTP client are OSErrors
+        words = str(error).strip().partition("\n")[0][:300]
+        raise RegistryError(f"MLflow at {tracking_uri} failed: {words}; see its log and try again") from error
+
+
+def client_of(tracking_uri: str) -> "MlflowClient":
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)

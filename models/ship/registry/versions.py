@@ -1,0 +1,74 @@
+"""Versions of models, and the aliases that point to them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from models.ship.registry.client import asked, client_of
+from models.ship.registry.runs import Run
+
+Alias = Literal["champion", "challenger"]
+
+MODEL_FOLDER = "model"  # of a run's artifacts
+
+
+def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[str, str], description: str = "") -> int:
+    """Upload a model to its run and make it the next version of `name`.
+
+    Args:
+        name: "payments-scorer".
+        run: the run that made it.
+        folder: the model's files, as `models.ship.artifact.save` wrote them.
+        digest: what `save` returned.
+        tags: lineage and the figures a reviewer wants beside the version.
+
+    Returns:
+        the version's number.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = client_of(run.tracking_uri)
+    run.log_folder(folder, MODEL_FOLDER)
+    with asked(run.tracking_uri):
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(run.run_id).info.artifact_uri}/{MODEL_FOLDER}"
+        marks = {**tags, "digest": digest}
+        made = client.create_model_version(
+            name, source, run.run_id, tags=marks, description=description, await_creation_for=0
+        )
+    return int(made.version)
+
+
+def set_alias(name: str, alias: Alias, version: int, *, tracking_uri: str) -> None:
+    """Let `alias` point to this version from now on.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses.
+    """
+    with asked(tracking_uri):
+        client_of(tracking_uri).set_registered_model_alias(name, alias, str(version))
+
+
+def version_of(name: str, alias: Alias, *, tracking_uri: str) -> tuple[int, dict[str, str]] | None:
+    """The version an alias points to, and its tags; None where there is no such model or alias.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with asked(tracking_uri):
+        try:
+            found = client_of(tracking_uri).get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    return int(found.version), dict(found.tags)

@@ -1,0 +1,246 @@
+"""The feature table: what the fold makes of every event in the lake, kept on disk so that it is made once.
+
+A table is a folder of .npy files beside the lake, named by a digest of the feature definition and of the lake's version
+that it was made from. It is read memory-mapped and written in pieces, so it may be larger than memory.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.contracts.stream import Stream
+from pipelines.errors import LakeError
+from pipelines.features.state import State
+from pipelines.lake.replay import fold_lake
+from pipelines.lake.tables import Lake
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+KEPT = 3  # tables of a stream; the one that was used longest ago goes first
+_MANIFEST = "manifest.json"
+_EVENT_IDS = "event_id.arrow"
+_READ_FROM = ("events", "labels", "places")
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Every event of the lake that is no duplicate, in the one order, as the live scorer saw it.
+
+    Features see only what is before their event in that order, so the rows with `clock_ms < t` are what a fold of
+    everything that had taken effect before t gives.
+
+    Shapes: `numeric` (n, d), `categorical` (n, c) hashes, `duplicates` (m, 3), the others (n,). `clock_ms` is the
+    effective time and does not fall; `hashes` are those that a score carries. A row of `duplicates` has the partition
+    and offset of a repeated event and its original's offset. The arrays are memory-mapped.
+    """
+
+    key: str
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    clock_ms: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
+    numeric: NDArray[np.float64]
+    categorical: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
+    late_ms: NDArray[np.int64]
+    duplicates: NDArray[np.int64]
+    event_ids: pa.ChunkedArray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @property
+    def event_id(self) -> pl.Series:
+        """The events' ids; 16 bytes of memory a row, their text stays mapped."""
+        ids = pl.from_arrow(self.event_ids)
+        assert isinstance(ids, pl.Series)
+        return ids
+
+
+def feature_table(
+    lake: Lake, stream: Stream, folder: Path, *, progress: Callable[[int, int], None] | None = None
+) -> FeatureTable:
+    """The features of every event in the lake: a table that is there already, or one that is folded now.
+
+    Args:
+        lake: read as it is now, or as it was at its `snapshot`.
+        folder: where the stream's tables are kept, beside the lake; the newest `KEPT` stay.
+        progress: called with the number of items folded and the number there are.
+
+    Raises:
+        LakeError: the lake cannot be read, or the table cannot be written.
+    """
+    lake = lake.snapshot()
+    key = _key(lake, stream)
+    path = folder / key
+    if (found := _open(path, key)) is not None:
+        return found
+    try:
+        with _locked(folder):
+            if (found := _open(path, key)) is not None:  # another process made it meanwhile
+                return found
+            shutil.rmtree(path, ignore_errors=True)  # where it is damaged
+            _clear(folder, keep=KEPT - 1)
+            draft = folder / f".{key}"
+            _write(lake, stream, draft, key, progress)
+            draft.replace(path)
+    except OSError as error:
+        raise LakeError(
+            f"the feature table in {folder} cannot be written ({error}); free space there, or set UNMASK_HOME to a "
+            "larger disk"
+        ) from error
+    made = _open(path, key)
+    if made is None:
+        raise LakeError(f"the feature table {path} was removed or changed while it was read; run the command again")
+    return made
+
+
+def _key(lake: Lake, stream: Stream) -> str:
+    parts = [FORMAT, version("unmask"), State(stream, 1).digest, lake.identity(_READ_FROM)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _open(path: Path, key: str) -> FeatureTable | None:
+    """The table in a folder; None where it is not there or not whole."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        if any((path / name).stat().st_size != size for name, size in manifest["files"].items()):
+            log.warning("the feature table %s is damaged; it is made again", path)
+            return None
+        columns = {name: _mapped(path / f"{name}.npy") for name in _columns(0, 0)}
+        event_ids = pa.ipc.open_file(pa.memory_map(str(path / _EVENT_IDS))).read_all()["event_id"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with suppress(OSError):
+        os.utime(path)  # it was used now
+    return FeatureTable(key, **columns, event_ids=event_ids)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    empty = 0 in shape  # which cannot be mapped
+    return np.empty(shape, dtype) if empty else np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable[[int, int], None] | None) -> None:
+    """Fold the lake into a folder, a chunk at a time; the manifest, the mark of completion, is written last."""
+    draft.mkdir()
+    shapes = _columns(len(stream.numeric_columns), len(stream.categories))
+    columns = {name: _GrowingArray(draft / f"{name}.npy", *shape) for name, shape in shapes.items()}
+    ids = pa.schema([("event_id", pa.large_string())])
+    n_done = 0
+    with pa.OSFile(str(draft / _EVENT_IDS), "wb") as file, pa.ipc.new_file(file, ids) as event_ids:
+        for block, n_done, n_items in fold_lake(lake, stream):
+            scored, repeated = block.take(block.is_scored), block.take(block.is_duplicate)
+            chunk: Mapping[str, NDArray[Any]] = {
+                "partition": scored.partition,
+                "offset": scored.offset,
+                "clock_ms": scored.clock_ms,
+                "time_ms": scored.time_ms,
+                "numeric": scored.numeric,
+                "categorical": scored.category_hashes,
+                "hashes": scored.features_hash,
+                "late_ms": scored.late_ms,
+                "duplicates": np.stack([repeated.partition, repeated.offset, repeated.duplicate_of], axis=1),
+            }
+            for name, values in chunk.items():
+                columns[name].append(values)
+            event_ids.write(pa.table([pa.array(scored.event_id.tolist(), pa.large_string())], schema=ids))
+            if progress:
+                progress(n_done, n_items)
+    for column in columns.values():
+        column.close()
+    log.info("folded %d events and labels of stream %s into the feature table %s", n_done, stream.name, key)
+    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    (draft / _MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes}))
+    for path in (*draft.iterdir(), draft):
+        _sync(path)
+
+
+def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
+    """Type and width of every array; None = one number a row."""
+    return {
+        "partition": (np.int32, None),
+        "offset": (np.int64, None),
+        "clock_ms": (np.int64, None),
+        "time_ms": (np.int64, None),
+        "numeric": (np.float64, d),
+        "categorical": (np.uint64, c),
+        "hashes": (np.uint64, None),
+        "late_ms": (np.int64, None),
+        "duplicates": (np.int64, 3),
+    }
+
+
+class _GrowingArray:
+    """A .npy file that grows by rows; its header, whose size depends on no length, gets the number of rows at last."""
+
+    def __init__(self, path: Path, dtype: type, width: int | None) -> None:
+        self._dtype, self._width, self._n = np.dtype(dtype), width, 0
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
+        self._head()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        assert rows.shape[1:] == (() if self._width is None else (self._width,))
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self._n += len(rows)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._head()
+        self._file.close()
+
+    def _head(self) -> None:
+        shape = (self._n,) if self._width is None else (self._n, self._width)
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes or removes tables; the lock goes with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process makes a feature table in %s; waiting for it", folder)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _clear(folder: Path, *, keep: int) -> None:
+    """Remove what a killed process left half done, and all tables but the `keep` that were used last.
+
+    A process that has mapped a removed table goes on with it: its files go when they are closed.
+    """
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    half = [path for path in folders if path.name.startswith(".") or not (path / _MANIFEST).exists()]
+    whole = sorted(set(folders) - set(half), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (*half, *whole[keep:]):
+        shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,78 @@
+"""The training table: the feature table as of a time, in the order of event time, with the labels known then."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.contracts.contract import hash64
+from pipelines.contracts.stream import Stream
+from pipelines.lake.feature_table import FeatureTable, feature_table
+from pipelines.lake.labels import is_known, reported_frauds
+from pipelines.lake.tables import Lake
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """Rows by event time, each with the label known by a time. Shapes: `rows`, `time_ms`, `label` and `known` (n,).
+
+    `rows` says which rows of `features` these are: the features themselves stay on disk until they are asked for.
+    `label` is 1 where the latest report that had taken effect says so. `known` says that the label counts: the event is
+    old enough, so that a 0 means no fraud and not merely no report yet.
+    """
+
+    features: FeatureTable
+    rows: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
+    label: NDArray[np.int8]
+    known: NDArray[np.bool_]
+    category_names: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def event_id(self) -> pl.Series:
+        """The rows' event ids."""
+        return self.features.event_id.gather(self.rows)
+
+
+def training_table(
+    lake: Lake,
+    stream: Stream,
+    folder: Path,
+    *,
+    as_of_ms: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainingTable:
+    """The events that had taken effect before a time, with features as of each event and labels as of that time.
+
+    In memory are some 30 bytes a row and the ids of the reported frauds; the features are mapped.
+
+    Args:
+        folder: of the stream's feature tables.
+        as_of_ms: ms since 1970, on the stream's clock; nothing that takes effect later is looked at.
+        progress: as in `feature_table`.
+    """
+    lake = lake.snapshot()
+    features = feature_table(lake, stream, folder, progress=progress)
+    n = int(np.searchsorted(features.clock_ms, as_of_ms))
+    rows = np.argsort(features.time_ms[:n], kind="stable")
+    time_ms, label = features.time_ms[rows], np.zeros(n, np.int8)
+    if stream.labels:
+        frauds = reported_frauds(lake, stream, as_of_ms=as_of_ms)
+        label[features.event_id[:n].is_in(frauds.implode()).to_numpy()] = 1
+    known = is_known(time_ms, stream.labels, as_of_ms=as_of_ms)
+    return TrainingTable(features, rows, time_ms, label[rows], known, category_names(lake, stream))
+
+
+def category_names(lake: Lake, stream: Stream) -> dict[int, str]:
+    """The text behind every category hash in the lake."""
+    texts: set[str] = set()
+    if stream.categories:
+        for batch in lake.batches("events", list(stream.categories)):
+            texts.update(text for column in batch for text in column.unique().drop_nulls())
+    return {hash64(text): text for text in texts}
