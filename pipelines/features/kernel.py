@@ -330,87 +330,111 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
 @compiled
 def _window(i, at, row, w, batch, memory, layout, counters, out):
     """Features of one window, then the event enters its pane."""
-    words, floats, counts = memory.words, memory.floats, memory.counts
     window = layout.windows[w]
-    ring = window.ring
     section = at + window.base
     pane = batch.time_ms[i] // window.pane_ms
-    newest = memory.ints[section]
-    live = words[section + 1]
-    if pane > newest:
-        moved = pane - newest
-        live = live >> np.uint64(moved) if moved < ring else _ZERO
-        newest = pane
-        memory.ints[section] = newest
-        words[section + 1] = live
-    oldest = newest - ring + 1
-    turn = oldest % ring  # where the oldest pane stands
+    oldest = _move_on(section, pane, window, memory)
+    turn = oldest % window.ring  # where the oldest pane stands
     base = section + 2
-
+    live = memory.words[section + 1]
     covered = _ZERO  # live panes of the window, the lowest bit is the oldest
     if pane >= oldest:
         covered = live & (_ALL >> np.uint64(63 - (pane - oldest)))
         if pane - window.panes > oldest:
             covered &= _ALL << np.uint64(pane - window.panes - oldest)
-
-    if window.first_output < window.last_output:
-        n = _int(0)
-        left = covered
-        while left:
-            n += _int(counts[2 * (base + _next(left, turn, ring) * window.words)])
-            left &= left - _ONE
-        for o in range(window.first_output, window.last_output):
-            out[row, layout.outputs[o].column] = float(n)
-
+    _counted(row, base, turn, covered, window, memory, layout, out)
     for f in range(window.first_number, window.last_number):
-        number = layout.numbers[f]
-        n = _int(0)
-        total = 0.0
-        square = 0.0
-        low = np.inf
-        high = -np.inf
-        left = covered
-        while left:
-            cell = base + _next(left, turn, ring) * window.words
-            left &= left - _ONE
-            filled = _int(counts[2 * cell + number.count])
-            if filled > 0:
-                n += filled
-                if number.sum >= 0:
-                    total += floats[cell + number.sum]
-                if number.square >= 0:
-                    square += floats[cell + number.square]
-                if number.low >= 0:
-                    low = min(low, floats[cell + number.low])
-                if number.high >= 0:
-                    high = max(high, floats[cell + number.high])
-        value = _measured(batch.numbers[i, number.column])
-        for o in range(number.first_output, number.last_output):
-            output = layout.outputs[o]
-            out[row, output.column] = _finite(_statistic(output.stat, value, n, total, square, low, high))
-
+        _valued(i, row, base, turn, covered, window, layout.numbers[f], batch, memory, layout, out)
     for f in range(window.first_distinct, window.last_distinct):
-        distinct = layout.distincts[f]
-        bits_0, bits_1, bits_2, bits_3 = _ZERO, _ZERO, _ZERO, _ZERO
-        left = covered
-        while left:
-            cell = base + _next(left, turn, ring) * window.words + distinct.at
-            left &= left - _ONE
-            bits_0 |= words[cell]
-            bits_1 |= words[cell + 1]
-            bits_2 |= words[cell + 2]
-            bits_3 |= words[cell + 3]
-        taken: int = _set_bits(bits_0) + _set_bits(bits_1) + _set_bits(bits_2) + _set_bits(bits_3)
-        out[row, distinct.output] = layout.estimates[DISTINCT_BITS - taken]
-
+        _distinct(row, base, turn, covered, window, layout.distincts[f], memory, layout, out)
     if pane < oldest:
         counters.late[w] += 1
         return
     bit = _ONE << np.uint64(pane - oldest)
-    cell = base + _next(bit, turn, ring) * window.words
+    cell = base + _next(bit, turn, window.ring) * window.words
     if live & bit == _ZERO:
-        words[cell : cell + window.words] = _ZERO
-        words[section + 1] = live | bit
+        memory.words[cell : cell + window.words] = _ZERO
+        memory.words[section + 1] = live | bit
+    _enter(i, cell, window, batch, memory, layout)
+
+
+@compiled
+def _move_on(section, pane, window, memory):
+    """The ring moves on to a pane that is newer than its newest; returns the oldest pane that it holds."""
+    newest = memory.ints[section]
+    if pane > newest:
+        moved = pane - newest
+        live = memory.words[section + 1]
+        memory.words[section + 1] = live >> np.uint64(moved) if moved < window.ring else _ZERO
+        memory.ints[section] = newest = pane
+    return newest - window.ring + 1
+
+
+@compiled
+def _counted(row, base, turn, covered, window, memory, layout, out):
+    """How many events the covered panes hold."""
+    if window.first_output == window.last_output:
+        return
+    n = _int(0)
+    left = covered
+    while left:
+        n += _int(memory.counts[2 * (base + _next(left, turn, window.ring) * window.words)])
+        left &= left - _ONE
+    for o in range(window.first_output, window.last_output):
+        out[row, layout.outputs[o].column] = float(n)
+
+
+@compiled
+def _valued(i, row, base, turn, covered, window, number, batch, memory, layout, out):
+    """The statistics of one number over the covered panes."""
+    floats, counts = memory.floats, memory.counts
+    n = _int(0)
+    total = 0.0
+    square = 0.0
+    low = np.inf
+    high = -np.inf
+    left = covered
+    while left:
+        cell = base + _next(left, turn, window.ring) * window.words
+        left &= left - _ONE
+        filled = _int(counts[2 * cell + number.count])
+        if filled > 0:
+            n += filled
+            if number.sum >= 0:
+                total += floats[cell + number.sum]
+            if number.square >= 0:
+                square += floats[cell + number.square]
+            if number.low >= 0:
+                low = min(low, floats[cell + number.low])
+            if number.high >= 0:
+                high = max(high, floats[cell + number.high])
+    value = _measured(batch.numbers[i, number.column])
+    for o in range(number.first_output, number.last_output):
+        output = layout.outputs[o]
+        out[row, output.column] = _finite(_statistic(output.stat, value, n, total, square, low, high))
+
+
+@compiled
+def _distinct(row, base, turn, covered, window, distinct, memory, layout, out):
+    """How many different values the covered panes hold, estimated."""
+    words = memory.words
+    bits_0, bits_1, bits_2, bits_3 = _ZERO, _ZERO, _ZERO, _ZERO
+    left = covered
+    while left:
+        cell = base + _next(left, turn, window.ring) * window.words + distinct.at
+        left &= left - _ONE
+        bits_0 |= words[cell]
+        bits_1 |= words[cell + 1]
+        bits_2 |= words[cell + 2]
+        bits_3 |= words[cell + 3]
+    taken: int = _set_bits(bits_0) + _set_bits(bits_1) + _set_bits(bits_2) + _set_bits(bits_3)
+    out[row, distinct.output] = layout.estimates[DISTINCT_BITS - taken]
+
+
+@compiled
+def _enter(i, cell, window, batch, memory, layout):
+    """The event enters the pane at `cell`."""
+    words, floats, counts = memory.words, memory.floats, memory.counts
     counts[2 * cell] += np.uint32(1)
     for f in range(window.first_number, window.last_number):
         number = layout.numbers[f]
