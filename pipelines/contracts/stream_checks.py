@@ -37,7 +37,7 @@ from pipelines.contracts.toml_lines import Path
 
 MAX_FEATURES = 1_000
 _IDS_OF_THE_LAKE = {"event_id": "event_id", "event_time_ms": "event_time"}  # these two may be called so
-_UNKNOWN = "?"  # stands for a name whose own mistake is reported already
+_ENTITY, _FIELD = "?entity", "?field"  # stand for a name that is missing or whose own mistake is reported
 
 
 class StreamChecks:
@@ -198,7 +198,7 @@ class StreamChecks:
 
     def _check_stat(self, at: Path, table: FeaturesTable, stat: Stat) -> None:
         takes_field = stat in VALUE_STATS or stat == "distinct"
-        entity, field = table.entity or _UNKNOWN, (table.field or _UNKNOWN) if takes_field else None
+        entity, field = table.entity or _ENTITY, (table.field or _FIELD) if takes_field else None
         named = f"{entity}.{field}.{stat}" if takes_field else f"{entity}.{stat}"
         if stat == "since_last":
             self._add_feature(at, Feature(named, str(stat), entity))
@@ -212,7 +212,7 @@ class StreamChecks:
         fault = self._fault_of(at, feature)
         if fault is not None:
             self._add_fault(at, fault, window if fault.key == "windows" else fault.value)
-        elif feature.name in self.features and _UNKNOWN not in feature.name.split("."):
+        elif feature.name in self.features and "?" not in feature.name:
             said, first = f"computes {feature.name} a second time", self._group_of[feature.name]
             fix = "remove one" if first == at[1] else f"remove it here or from features.#{first + 1}"
             self.problems.add(at, said, fix, value=feature.name)
@@ -232,9 +232,9 @@ class StreamChecks:
         entity, field = str(feature.entity), feature.field
         entities, numbers = list(self.head.entities), self._numbers()
         hashed = [*self._categories(), *entities]
-        if entity == _UNKNOWN or (entity in self.fields and self._is_unsure("entities")):
+        if entity == _ENTITY or (entity in self.fields and self._is_unsure("entities")):
             entities.append(entity)
-        if field == _UNKNOWN and not self.problems.at((*at, "field")):
+        if field == _FIELD and not self.problems.at((*at, "field")):
             feature = msgspec.structs.replace(feature, field=None)
         elif field is not None and self._is_unsure_of(field):
             numbers, hashed = [*numbers, field], [*hashed, field]
