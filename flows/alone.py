@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
 
 from flows.settings import Settings
-from pipelines.contracts.stream_file import load
+from flows.streams import load
 
 log = logging.getLogger(__name__)
 

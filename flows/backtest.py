@@ -13,12 +13,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from flows import encoder, training_data
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
+from flows.streams import load
 from models import baselines, plots
 from models.ship import artifact, registry
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
-from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
 from pipelines.lake.tables import Lake
 
@@ -28,6 +29,7 @@ class NothingToTestError(UnmaskError):
 
 
 @flow(name="backtest", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def backtest(
     stream: Path, since_ms: int, until_ms: int | None = None, truth: Path | None = None, seed: int = 0

@@ -12,9 +12,6 @@ from pathlib import Path
 from flows.local import processes
 from flows.local.processes import LOOPBACK, Process
 
-# The first start writes the database; on a busy machine that takes a while.
-DEADLINE_S = 180.0
-
 NO_CALLS_HOME = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,7 +52,7 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
         log: gets one line for each server.
 
     Raises:
-        ServerError: one of them was not up in time; both are stopped again.
+        ServerError: one of them did not start; both are stopped again.
     """
     mlflow = processes.find("mlflow", folder)
     prefect = processes.find("prefect", folder)
@@ -68,7 +65,7 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
             prefect = _launch_prefect(folder)
             started.append((prefect, f"{prefect.url}/api/health"))
         for process, health in started:
-            process.wait_until_up(lambda health=health: _answers(health), deadline_s=DEADLINE_S)  # type: ignore[misc]
+            process.wait_until_up(lambda health=health: _answers(health))  # type: ignore[misc]
     except BaseException:
         processes.stop_all([process for process, _ in started])
         raise

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app, shipped_streams
-from pipelines.contracts.stream_file import load
+from flows.cli.root import app
+from flows.streams import SHIPPED, load
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
@@ -29,8 +29,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_shipped_stream_files_load() -> None:
-    assert {"payments", "handbook"} <= set(shipped_streams())
-    for path in shipped_streams().values():
+    assert {"payments", "handbook"} <= set(SHIPPED)
+    for path in SHIPPED.values():
         assert load(path).features
 
 
@@ -73,3 +73,90 @@ def test_a_simulated_stream_can_be_written_as_parquet(tmp_path: Path) -> None:
     ran = unmask(*words, home=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "data" / "events.parquet").stat().st_size > 1000
+
+
+def test_the_version_is_shown(tmp_path: Path) -> None:
+    ran = unmask("--version", home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"unmask {version('unmask')}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ingest"],
+        ["pretrain"],
+        ["finetune"],
+        ["promote"],
+        ["backtest", "--since", "2026-01-01"],
+        ["score", "--from", "latest"],
+        ["alerts"],
+        ["label", "e1", "1"],
+        ["reconcile"],
+        ["recover"],
+        ["topics", "create"],
+        ["demo", "--data", "nowhere"],
+    ],
+)
+def test_a_mistake_in_the_stream_file_comes_before_any_server(words: list[str], tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[stream]\nname = 5\n")
+    ran = unmask(*words, "--stream", str(wrong), home=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert f"{wrong}" in ran.stderr
+    assert "Kafka" not in ran.stderr
+    assert "Prefect" not in ran.stderr
+
+
+def test_a_shipped_stream_is_known_by_its_name_everywhere(tmp_path: Path) -> None:
+    ran = unmask("reconcile", home=tmp_path, UNMASK_STREAM="handbok")
+    assert ran.returncode == 2
+    assert "handbok: no such file, nor a shipped stream (handbook, payments); did you mean 'handbook'?" in ran.stderr
+    ran = unmask("reconcile", home=tmp_path, UNMASK_STREAM="handbook")
+    assert "unmask kafka start" in ran.stderr
+
+
+def test_topics_are_created_once_and_checked(kafka: str, tmp_path: Path) -> None:
+    def create(*words: str) -> subprocess.CompletedProcess[str]:
+        given = ("topics", "create", "--stream", str(stream_file), *words)
+        return unmask(*given, home=tmp_path, KAFKA_BOOTSTRAP_SERVERS=kafka)
+
+    name = f"created-{uuid.uuid4().hex[:8]}"
+    stream_file = tmp_path / "stream.toml"
+    stream_file.write_text(SHIPPED["payments"].read_text().replace("[stream]\n", f'[stream]\ntopics = "{name}"\n', 1))
+    first = create("--partitions", "3")
+    assert first.returncode == 0, first.stderr
+    stream, connection = load(stream_file), Connection(kafka)
+    assert all(stream.topic(kind) in first.stdout for kind in TOPICS)
+    assert "3 partitions each" in first.stdout
+    assert checked_partitions(connection, stream) == 3
+    assert topics.stamps_appends(connection, stream.topic("events"), stream.topic("labels"))
+
+    again = create("--partitions", "8")
+    assert again.returncode == 0, again.stderr
+    assert f"All topics of {name} exist.\n3 partitions each" in again.stdout
+    replay = create("--replay")
+    assert replay.returncode == 2
+    assert "message.timestamp.type=LogAppendTime; a replay needs CreateTime" in replay.stderr
+    assert "omit --replay" in replay.stderr
+
+
+def test_without_alerts_the_command_says_whether_anything_was_scored(kafka: str, tmp_path: Path) -> None:
+    name = f"quiet-{uuid.uuid4().hex[:8]}"
+    stream_file = tmp_path / "stream.toml"
+    stream_file.write_text(SHIPPED["payments"].read_text().replace("[stream]\n", f'[stream]\ntopics = "{name}"\n', 1))
+    rig = Rig(kafka, tmp_path, topics=name)
+
+    def alerts(*words: str) -> subprocess.CompletedProcess[str]:
+        given = ("alerts", "--stream", str(stream_file), *words)
+        return unmask(*given, home=tmp_path, KAFKA_BOOTSTRAP_SERVERS=kafka)
+
+    ran = alerts()
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert f"no event of stream payments has been scored. Start the scorer with `unmask score --stream {stream_file}`" in ran.stderr
+    rig.send(20)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    n_alerts = len(alerts("--last", "100", "--json").stdout.splitlines())
+    if n_alerts == 0:
+        assert "20 events of stream payments were scored, and none was above the threshold" in alerts().stderr

@@ -73,7 +73,7 @@ def test_a_stream_file_that_is_none_is_told(content: bytes | None, says: str, tm
         (["reconcile", "--stream", "payments"], {"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port"),
         (["simulate", "--data", "{damaged}"], {}, "is not readable as Parquet"),
         (["demo", "--out", "{file}"], {}, "File exists"),
-        (["kafka", "start"], {}, "broker.json: Not a directory; make room or give rights"),
+        (["kafka", "start"], {}, "broker.json: Not a directory; free some space, fix its permissions"),
     ],
 )
 def test_the_command_line_tells_it_in_one_sentence(
@@ -141,7 +141,7 @@ def test_a_scorer_whose_pointer_to_the_last_model_is_damaged_says_so(tmp_path: P
 PREFECT_GOES_AWAY = """
 import asyncio, os, threading
 from pathlib import Path
-from flows import cli
+from flows.cli import entry, training
 
 host, port = os.environ["REAL_PREFECT"].split(":")
 way_out = asyncio.new_event_loop()
@@ -159,7 +159,7 @@ async def forward(reader, writer):
 proxy = way_out.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0))
 threading.Thread(target=way_out.run_forever, daemon=True).start()
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/api"
-cli._report_to_prefect()
+training.report_to_prefect()
 from prefect import flow
 
 def cut():
@@ -171,8 +171,8 @@ def cut():
 def work(stream):
     way_out.call_soon_threadsafe(cut)
 
-cli.app = lambda: cli._run_flow(work, Path("x"))
-cli.main()
+entry.app = lambda: training.run_flow(work, Path("x"))
+entry.main()
 """
 
 
@@ -186,11 +186,11 @@ def test_a_flow_whose_prefect_goes_away_says_so(servers: Servers, tmp_path: Path
 
 DEFECT = """
 import sys
-from flows import cli
+from flows.cli import entry
 def app():
     raise ZeroDivisionError("one by\\x1b[31m zero")
-cli.app, sys.argv = app, ["unmask", "reconcile"]
-cli.main()
+entry.app, sys.argv = app, ["unmask", "reconcile"]
+entry.main()
 """
 
 

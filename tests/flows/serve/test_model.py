@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.serve.service import ColumnsByName
+from flows.serve.model import ColumnsByName
 from models.table import Column
 from tests.pipelines.live.rig import payments_stream
 
