@@ -102,7 +102,7 @@ class _Lines:
     def _line(self) -> str:
         spent = f"{time.monotonic() - self._began_s:.0f} s"
         if not self._words and not self._share:
-            return f"  {self._title}: still running after {spent}"
+            return f"  {self._title}: still working after {spent}"
         details = f" ({self._words})" if self._words else ""
         return f"  {self._title}: {min(self._share, 1.0):.0%} done after {spent}{details}"
 
@@ -111,11 +111,9 @@ class _Page:
     """The progress artifact of the flow run that this is called in; nothing outside of one."""
 
     def __init__(self, title: str) -> None:
-        from prefect.context import FlowRunContext
-
         self._id: UUID | None = None
         self._sent_s = time.monotonic()
-        if FlowRunContext.get() is not None:
+        if _in_flow_run():
             from prefect.artifacts import create_progress_artifact
 
             made = create_progress_artifact(progress=0.0, description=title)
@@ -136,3 +134,12 @@ class _Page:
 
         assert self._id is not None
         update_progress_artifact(artifact_id=self._id, progress=100 * share)
+
+
+def _in_flow_run() -> bool:
+    # Importing Prefect here would fix its settings before the demo has started its server.
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None

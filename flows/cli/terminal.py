@@ -18,3 +18,5 @@ def show_log(level: int, form: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)
+    # On a busy machine it warns of each tenth of a second that it was held up.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

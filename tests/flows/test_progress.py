@@ -1,6 +1,8 @@
 """Off a terminal long work prints a line by time, whether it reports or not, and only the innermost work does."""
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,7 +22,7 @@ def test_work_that_reports_nothing_shows_that_it_goes_on(lines: Callable[[], lis
         time.sleep(0.3)
     said = lines()
     assert said
-    assert all(re.fullmatch(r"  audit: still running after \d+ s", line) for line in said)
+    assert all(re.fullmatch(r"  audit: still working after \d+ s", line) for line in said)
 
 
 def test_a_report_is_shown_by_time_and_not_by_its_share(lines: Callable[[], list[str]]) -> None:
@@ -46,3 +48,10 @@ def test_inner_work_takes_the_place_of_the_outer_until_it_ends(lines: Callable[[
     lines()
     time.sleep(0.2)
     assert lines() == []
+
+
+def test_progress_outside_of_a_flow_does_not_import_prefect() -> None:
+    # The demo shows progress before its Prefect server runs; an early import would fix the settings without it.
+    script = "import sys\nfrom flows import progress\nwith progress.shown('x') as report: report(0.5, '')\n"
+    script += "assert 'prefect' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
