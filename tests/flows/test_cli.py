@@ -29,7 +29,7 @@ def unmask(*words: str, home: Path, **environment: str) -> subprocess.CompletedP
     """Run the real command in a process of its own."""
     command = [sys.executable, "-m", "flows.cli", *words]
     env = {"UNMASK_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, env=env, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

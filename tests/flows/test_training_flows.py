@@ -295,10 +295,10 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     [
         (GOOD | {"as_of_ms": LATE}, r"the champion saw events up to .* \(as_of_ms\)"),
         (GOOD | {"encoder_as_of_ms": LATE}, r"the champion saw events up to .* \(encoder_as_of_ms\)"),
-        ({"encoder_as_of_ms": str(END_MS)}, "must say in its tag as_of_ms .*however: ''"),
-        ({"as_of_ms": str(END_MS)}, "must say in its tag encoder_as_of_ms .*however: ''"),
-        (GOOD | {"as_of_ms": "-5"}, "tag as_of_ms .*however: '-5'"),
-        (GOOD | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms .*however: 'yesterday'"),
+        ({"encoder_as_of_ms": str(END_MS)}, "tag as_of_ms of .* is ''; it must be a time"),
+        ({"as_of_ms": str(END_MS)}, "tag encoder_as_of_ms of .* is ''; it must be a time"),
+        (GOOD | {"as_of_ms": "-5"}, "tag as_of_ms of .* is '-5'"),
+        (GOOD | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms of .* is 'yesterday'"),
     ],
 )
 def test_a_backtest_refuses_a_champion_whose_head_or_encoder_may_have_seen_the_period(
