@@ -11,7 +11,7 @@ from flows.alone import alone
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
-from flows.streams import load
+from flows.streams.shipped import load
 from models.ship import registry
 from pipelines.lake.ingest import IngestCounts
 from pipelines.lake.ingest import ingest as ingest_stream

@@ -13,7 +13,7 @@ from flows.alone import alone
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
-from flows.streams import load
+from flows.streams.shipped import load
 from models import plots
 from models.fit.pretrain import PretrainConfig
 from models.fit.pretrain import pretrain as pretrain_encoder

@@ -107,8 +107,10 @@ class _Lines:
         spent = f"{time.monotonic() - self.began_s:.0f} s"
         if not self._words and not self._share:
             return f"  {self._title}: still working after {spent}"
+        if self._share >= 1.0:  # what comes after the last report is not counted
+            return f"  {self._title}: finishing, after {spent}"
         details = f" ({self._words})" if self._words else ""
-        return f"  {self._title}: {min(self._share, 1.0):.0%} done after {spent}{details}"
+        return f"  {self._title}: {self._share:.0%} done after {spent}{details}"
 
 
 class _Page:

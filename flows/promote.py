@@ -14,7 +14,7 @@ from flows.alone import alone
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
-from flows.streams import load
+from flows.streams.shipped import load
 from models.ship import artifact, registry
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError

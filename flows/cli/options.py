@@ -29,22 +29,22 @@ def stream_path(given: Path | None) -> Path:
         UnmaskError: neither is given.
         StreamFileError: the file does not exist or breaks a rule.
     """
-    from flows import streams
+    from flows.streams import shipped
 
     if given is None:
         raise UnmaskError(
             "--stream is missing: give a stream file or the name of a shipped stream "
-            f"({', '.join(streams.SHIPPED)}), or set UNMASK_STREAM"
+            f"({', '.join(shipped.SHIPPED)}), or set UNMASK_STREAM"
         )
-    streams.load(given)
-    return streams.path_of(given)
+    shipped.load(given)
+    return shipped.path_of(given)
 
 
 def stream_of(given: Path | None) -> "Stream":
     """The stream that `--stream` or UNMASK_STREAM names; raises as `stream_path`."""
-    from flows import streams
+    from flows.streams import shipped
 
-    return streams.load(stream_path(given))
+    return shipped.load(stream_path(given))
 
 
 def stream_words(given: Path | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.root import app
-from flows.streams import SHIPPED, load
+from flows.streams.shipped import SHIPPED, load
 from pipelines.contracts.stream import TOPICS
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection

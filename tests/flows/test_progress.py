@@ -35,6 +35,13 @@ def test_a_report_is_shown_by_time_and_not_by_its_share(lines: Callable[[], list
         assert re.fullmatch(r"  history: 45% done after \d+ s \(450,000 of 1,000,000 events\)", lines()[-1])
 
 
+def test_work_after_the_last_report_is_not_called_done(lines: Callable[[], list[str]]) -> None:
+    with progress.shown("finetune") as report:
+        report(1.0, "network 2 of 2")
+        time.sleep(0.3)
+    assert re.fullmatch(r"  finetune: finishing, after \d+ s", lines()[-1])
+
+
 def test_inner_work_takes_the_place_of_the_outer_until_it_ends(lines: Callable[[], list[str]]) -> None:
     with progress.shown("report"):
         with pytest.raises(ZeroDivisionError), progress.shown("backtest"):
