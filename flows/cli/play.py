@@ -24,7 +24,7 @@ def demo(
     rate: Annotated[float, typer.Option(min=1, help="Events per second in the live part.")] = 2_000.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of training.")] = 0,
 ) -> None:
-    """Run everything on this machine: Kafka, MLflow, Prefect, training, live scoring and the audit. About 5 minutes.
+    """Run everything on this machine: Kafka, MLflow, Prefect, training, live scoring and the audit. 2 to 5 minutes.
 
     [bold]Examples[/bold]
 
