@@ -10,7 +10,7 @@ from pipelines.contracts.messages import Alert
 
 
 def panel(alert: Alert) -> Panel:
-    """An alert for a person: who, how odd, which fields, and what would have made it ordinary."""
+    """The alert with its score, entities, unexpected fields, and the score if they had been as expected."""
     event_id, event_time = clean(alert.event_id), clean(alert.event_time)
     head = Text()
     head.append(f"score {alert.score:.3f}", style="bold red")
