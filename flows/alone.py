@@ -1,4 +1,4 @@
-"""One run of a flow and stream at a time, and no zombies: what a killed run left `Running` is closed by the next one.
+"""One run of a flow and stream at a time; a run that was killed is marked as crashed by the next one.
 
 The lock is the kernel's: it goes with its process, by SIGKILL and power cut too, so nothing has to expire before the
 next run. Prefect's own concurrency limit holds its slot for five minutes after such a death, and for ever where the
@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
 
 from flows.settings import Settings
-from pipelines.contracts.stream_file import load
+from flows.streams.shipped import load
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def alone(run: Callable[P, R]) -> Callable[P, R]:
-    """Put under `@flow`: a run that finds another one of the same flow and stream going ends at once as Cancelled."""
+    """Put under `@flow`: if another run of the same flow and stream is going, this one ends at once as Cancelled."""
     signature = inspect.signature(run)
 
     @wraps(run)
@@ -45,9 +45,7 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                words = (
-                    f"{run.__name__} of {stream.name} is already running (see {path}); the next run does what is left"
-                )
+                words = f"{run.__name__} of {stream.name} is already running (see {path}); wait for it, or stop it"
                 return cast(R, Cancelled(message=words))
             _close_zombie(held.read())
             held.seek(0)
@@ -83,7 +81,7 @@ def _close_zombie(left: str) -> None:
                 words = "its process was killed; found by the run after it"
                 client.set_flow_run_state(last["flow_run"], Crashed(message=words), force=True)
     except (ValueError, KeyError, TypeError, ObjectNotFound):
-        return  # no run before this one, or one that nobody knows any more
+        return  # no earlier run, or one that Prefect does not know
     except (HTTPError, PrefectException) as error:
         log.warning("a killed run may still show as running: %s: %s", type(error).__name__, error)
 

@@ -13,14 +13,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from flows import encoder, training_data
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
+from flows.streams.shipped import load
 from flows.training_data import TrainingData
 from models import baselines, plots
 from models.ship import artifact, registry
 from models.ship.registry import FoundRun
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
-from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
 from pipelines.lake.tables import Lake
 
@@ -30,6 +31,7 @@ class NothingToTestError(UnmaskError):
 
 
 @flow(name="backtest", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def backtest(
     stream: Path, since_ms: int, until_ms: int | None = None, truth: Path | None = None, seed: int = 0
@@ -110,7 +112,7 @@ def _figures(scores: Mapping[str, NDArray[np.floating]], label: NDArray[np.int8]
 
 
 def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], since_ms: int) -> None:
-    """Refuse to test what may have seen the test period: each tag must be a time, and not a later one.
+    """Refuse to test a model that may have seen the test period: each tag must be a time, and not a later one.
 
     Raises:
         NothingToTestError: a time is later, missing or no number.
@@ -119,14 +121,14 @@ def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], si
         said = tags.get(name, "")
         if not said.isdecimal():
             raise NothingToTestError(
-                f"{what} has the tag {name}={said!r}; it must be the time up to which it saw events, in ms since "
-                "1970: make it again (`unmask finetune`, `unmask promote`)"
+                f"tag {name} of {what} is {said!r}; it must be a time in ms since 1970, up to which it saw events. "
+                "Otherwise a test may include events of its training. Run `unmask finetune` and `unmask promote` again"
             )
         if int(said) > since_ms:
             raise NothingToTestError(
-                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would only "
-                "show what it remembers; give a later --since, or promote a model and encoder made with an earlier "
-                "--as-of"
+                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would "
+                "include events of its training; give a later --since, or promote a model and encoder trained with an "
+                "earlier --as-of"
             )
 
 

@@ -17,7 +17,7 @@ _DIGEST = f"{FOLDER}.digest"
 
 
 class NoEncoderError(UnmaskError):
-    """There is no encoder to go on with, or it is not the one that was made."""
+    """There is no encoder, or it does not match the tag of its run."""
 
 
 def find(settings: Settings, stream: Stream, *, run_id: str | None = None) -> FoundRun:
@@ -36,7 +36,7 @@ def find(settings: Settings, stream: Stream, *, run_id: str | None = None) -> Fo
         return found
     found = registry.find_run(run_id, tracking_uri=uri)
     if found is None or _DIGEST not in found.tags:
-        raise NoEncoderError(f"run {run_id} in MLflow at {uri} holds no complete encoder; name a finished pretrain run")
+        raise NoEncoderError(f"run {run_id} in MLflow at {uri} has no complete encoder; give a finished pretrain run")
     return found
 
 
@@ -48,7 +48,9 @@ def fetch(settings: Settings, run: FoundRun) -> Pretrained:
     """
     digest = run.tags.get(_DIGEST, "")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it becomes a folder's name
-        raise NoEncoderError(f"tag {_DIGEST} of run {run.run_id} must be a sha256, however: {digest!r}; pretrain again")
+        raise NoEncoderError(
+            f"tag {_DIGEST} of run {run.run_id} is {digest!r}; it must be a sha256. Run `unmask pretrain` again"
+        )
     folder = settings.home / "encoders" / digest
     if folder.is_dir():
         try:
@@ -61,5 +63,5 @@ def fetch(settings: Settings, run: FoundRun) -> Pretrained:
     except ArtifactError as error:
         shutil.rmtree(folder)
         raise NoEncoderError(
-            f"the encoder of run {run.run_id} is not the one that was made ({error}); run `unmask pretrain` again"
+            f"the encoder of run {run.run_id} does not match its tag ({error}); run `unmask pretrain` again"
         ) from error

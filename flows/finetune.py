@@ -13,7 +13,9 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from flows import encoder, gate, progress, training_data
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
+from flows.streams.shipped import load
 from flows.training_data import TrainingData
 from models import baselines, plots
 from models.errors import ModelError
@@ -24,10 +26,10 @@ from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.table import Table
 from pipelines.contracts.stream import Stream
-from pipelines.contracts.stream_file import load
 
 
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_run: str | None = None) -> int:
     """Fine-tune on what was known at `as_of_ms`; with no label at all the model is the masked surprise alone.

@@ -9,14 +9,16 @@ from prefect.artifacts import create_table_artifact
 from flows import progress
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
+from flows.streams.shipped import load
 from models.ship import registry
-from pipelines.contracts.stream_file import load
 from pipelines.lake.ingest import IngestCounts
 from pipelines.lake.ingest import ingest as ingest_stream
 
 
 @flow(name="ingest", retries=2, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def ingest(stream: Path) -> IngestCounts:
     """Read events, labels, scores and progress from where the lake stands to Kafka's ends as of now.

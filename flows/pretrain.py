@@ -11,16 +11,18 @@ from prefect.artifacts import create_link_artifact
 from flows import encoder, progress, training_data
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
+from flows.streams.shipped import load
 from models import plots
 from models.fit.pretrain import PretrainConfig
 from models.fit.pretrain import pretrain as pretrain_encoder
 from models.ship import registry
 from models.ship.pretrained import save_pretrained
-from pipelines.contracts.stream_file import load
 
 
 @flow(name="pretrain", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
     """Train the encoder on everything that had arrived by `as_of_ms`; goes on from a checkpoint if it was cut off.

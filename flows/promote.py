@@ -12,10 +12,11 @@ from prefect.artifacts import create_table_artifact
 from flows import gate
 from flows.alone import alone
 from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
+from flows.streams.shipped import load
 from models.ship import artifact, registry
 from pipelines.contracts.stream import Stream
-from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
 
 
@@ -45,6 +46,7 @@ class Decision:
 
 
 @flow(name="promote", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@retry_unless_mistaken
 @alone
 def promote(stream: Path, force: bool = False) -> Decision:
     """Judge what was measured of the challenger and move the champion alias to it if it may serve.

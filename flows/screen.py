@@ -1,4 +1,4 @@
-"""Text from outside on a terminal: event fields are an attacker's, and must neither steer it nor pass for our words."""
+"""Text from events on a terminal: an attacker may have chosen it; it must not control the screen or pass for ours."""
 
 import logging
 
@@ -6,7 +6,7 @@ from rich.markup import escape
 
 
 def clean(text: str, *, keep: str = "") -> str:
-    r"""Text in which each control, format, bidi-override or unassigned character is "�", but for those in `keep`.
+    r"""Replace each control, format, bidi-override or unassigned character by "�", except those in `keep`.
 
     >>> clean("a\x1b[31mb\u202ec"), clean("two\nlines", keep="\n")
     ('a�[31mb�c', 'two\nlines')
@@ -15,7 +15,7 @@ def clean(text: str, *, keep: str = "") -> str:
 
 
 def plain(text: object) -> str:
-    r"""The same for text among rich markup, whose brackets it takes no part in.
+    r"""As `clean`, for text inside rich markup: its brackets are escaped.
 
     >>> plain("[red]x\x07")
     '\\[red]x�'
@@ -24,7 +24,7 @@ def plain(text: object) -> str:
 
 
 def json_line(text: str) -> str:
-    r"""The same JSON with every unprintable character as an escape: JSON leaves DEL and C1 characters raw.
+    r"""Escape every unprintable character of a JSON text; JSON itself leaves DEL and C1 characters unescaped.
 
     >>> json_line('"a\x7f\x9b\u202e"')
     '"a\\u007f\\u009b\\u202e"'
@@ -38,7 +38,7 @@ def _escaped(character: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Log lines, clean: some hold what an event brought."""
+    """Log lines, cleaned: some contain values of events."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record), keep="\n\t")

@@ -21,7 +21,7 @@ from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
 
-# What may lie in a home that is tightened without asking; in a folder of other things that might surprise.
+# A home that holds only these is made private without asking; in a folder with other things that might surprise.
 OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba"}
 OURS |= {"promotions.jsonl", "defects.log"}
 
@@ -32,14 +32,14 @@ def registry_name(stream: Stream) -> str:
 
 
 class SettingsError(UnmaskError):
-    """A setting is missing or holds what it must not; says which and how to give it."""
+    """A setting is missing or has a wrong value; says which and how to set it."""
 
 
 class Settings(BaseSettings):
-    """Where things are. Servers not named are looked for among those started here (`unmask kafka|ui start`).
+    """Where things are. For a server that is not set, one started here is used (`unmask kafka|ui start`).
 
     Raises:
-        SettingsError: a variable holds what it must not.
+        SettingsError: a variable has a wrong value.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
             for e in error.errors():
                 name = str(e["loc"][0])
                 shape = shapes.get(name) or e.get("ctx", {}).get("expected", e["msg"])
-                said.append(f"{name} must be {shape}, however: {e['input']!r}")
+                said.append(f"{name} is {e['input']!r}; it must be {shape}")
             raise SettingsError("; ".join(said)) from None
         _keep_private(self.home)
 
@@ -92,7 +92,10 @@ class Settings(BaseSettings):
             return Connection(self.kafka, self._client_options())
         local = next(filter(None, map(kafka_server.find_broker, self.kafka_folders)), None)
         if local is None:
-            raise SettingsError("no Kafka: run `unmask kafka start`, or set KAFKA_BOOTSTRAP_SERVERS=host:port")
+            raise SettingsError(
+                "no Kafka server is set or running here; run `unmask kafka start`, or set "
+                "KAFKA_BOOTSTRAP_SERVERS=host:port"
+            )
         return Connection(local.bootstrap)
 
     def tracking_uri(self) -> str:
@@ -105,11 +108,14 @@ class Settings(BaseSettings):
             return self.mlflow
         local = servers.find_servers(self.ui_folder)
         if local is None:
-            raise SettingsError("no MLflow: run `unmask ui start`, or set MLFLOW_TRACKING_URI=http://host:port")
+            raise SettingsError(
+                "no MLflow server is set or running here; run `unmask ui start`, or set "
+                "MLFLOW_TRACKING_URI=http://host:port"
+            )
         return local.mlflow_uri
 
     def tracking_uri_or_nowhere(self) -> str:
-        """MLflow's address, or one that nobody answers at: a scorer starts without MLflow, on its last good copy."""
+        """MLflow's address, or one where nothing answers: a scorer can start without MLflow, on its local copy."""
         try:
             return self.tracking_uri()
         except SettingsError:
@@ -125,11 +131,14 @@ class Settings(BaseSettings):
         if api is None:
             local = servers.find_servers(self.ui_folder)
             if local is None:
-                raise SettingsError("no Prefect: run `unmask ui start`, or set PREFECT_API_URL=http://host:port/api")
+                raise SettingsError(
+                    "no Prefect server is set or running here; run `unmask ui start`, or set "
+                    "PREFECT_API_URL=http://host:port/api"
+                )
             api = local.prefect_api
         if not answers(api):
             raise SettingsError(
-                f"no Prefect answers at {api} within {PROBE_S:.0f} s: start it (`unmask ui start`) or set "
+                f"Prefect at {api} did not answer within {PROBE_S:.0f} s; start it (`unmask ui start`), or set "
                 "PREFECT_API_URL=http://host:port/api"
             )
         return {
@@ -147,7 +156,7 @@ class Settings(BaseSettings):
 
     @property
     def demo_kafka_folder(self) -> Path:
-        """The demo's broker has data of its own, forgotten by the next demo."""
+        """The demo's broker has data of its own, which the next demo deletes."""
         return self.home / "demo-kafka"
 
     @property
@@ -176,7 +185,7 @@ class Settings(BaseSettings):
         return self.home / "snapshots" / stream.topics
 
     def scorer_status(self, stream: Stream) -> Path:
-        """Where the running scorer says what it is doing."""
+        """The status file of the running scorer."""
         return self.home / "scorer" / f"{stream.topics}.json"
 
     def work_folder(self, stream: Stream, stage: str) -> Path:
@@ -204,8 +213,8 @@ class Settings(BaseSettings):
             )
         if not wants_login and (self.sasl_mechanism or self.sasl_username or password):
             raise SettingsError(
-                "KAFKA_SASL_MECHANISM, _USERNAME and _PASSWORD need KAFKA_SECURITY_PROTOCOL=SASL_SSL (or "
-                f"SASL_PLAINTEXT), however it is {self.security_protocol or 'not set'}: the login would not be used"
+                f"KAFKA_SECURITY_PROTOCOL is {self.security_protocol or 'not set'}; it must be SASL_SSL or "
+                "SASL_PLAINTEXT, otherwise KAFKA_SASL_MECHANISM, _USERNAME and _PASSWORD are not used"
             )
         if self.ssl_cafile:
             _read(self.ssl_cafile, "KAFKA_SSL_CAFILE")
@@ -229,15 +238,15 @@ def _read(path: Path, variable: str) -> str:
 
 
 def _keep_private(home: Path) -> None:
-    """Make the home for its owner alone; it holds events, models and their scores.
+    """Make the home readable by its owner only; it holds events, models and their scores.
 
     Raises:
-        SettingsError: it is no folder.
+        SettingsError: it is not a folder.
     """
-    with suppress(OSError):  # where it cannot be made, whoever writes there says so
+    with suppress(OSError):  # if it cannot be created, whoever writes there reports it
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not home.is_dir():
-        raise SettingsError(f"UNMASK_HOME={home} is no folder and cannot be made one; name another")
+        raise SettingsError(f"UNMASK_HOME={home} is not a folder and cannot be created; set another one")
     if (mode := home.stat().st_mode) & 0o077:
         if {entry.name for entry in home.iterdir()} <= OURS:
             with suppress(OSError):
@@ -248,4 +257,4 @@ def _keep_private(home: Path) -> None:
 
 @cache
 def _warn_once(home: Path, mode: str) -> None:
-    log.warning("others of this machine may look into UNMASK_HOME=%s (%s); run: chmod 700 %s", home, mode, home)
+    log.warning("other users of this machine can read UNMASK_HOME=%s (%s); run: chmod 700 %s", home, mode, home)

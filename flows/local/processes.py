@@ -20,6 +20,9 @@ from pipelines.errors import UnmaskError
 
 LOOPBACK = "127.0.0.1"
 
+# A busy machine can hold up a start for minutes: only a process that stands still is given up.
+SILENCE_S = 300.0
+
 # Variables that a program needs to run at all. None of them is a secret: a server must not get the login of Kafka, of a
 # registry or of a cloud from whoever started it.
 INHERITED = frozenset(
@@ -37,7 +40,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 class ServerError(UnmaskError):
-    """A local server did not start, did not answer in time, or could not be found."""
+    """A local server did not start, or ended."""
 
 
 @dataclass
@@ -75,19 +78,25 @@ class Process:
         """Whether the very process that was started still runs."""
         return self._living() is not None
 
-    def wait_until_up(self, is_up: Callable[[], bool], *, deadline_s: float) -> None:
-        """Wait until `is_up`; where it fails, the process is stopped.
+    def wait_until_up(self, is_up: Callable[[], bool], *, silence_s: float = SILENCE_S) -> None:
+        """Wait until `is_up`, for as long as the process lives and prints; if it fails, the process is stopped.
+
+        Args:
+            silence_s: give up when nothing was added to the log for this long.
 
         Raises:
-            ServerError: it ended or was not up in time; the end of its log is in the message.
+            ServerError: it ended, or it was silent for too long; the end of its log is in the message.
         """
-        deadline = time.monotonic() + deadline_s
+        size, printed_s = -1, time.monotonic()
         try:
             while not is_up():
                 if not self.is_running:
                     raise ServerError(self._what_went_wrong("ended instead of starting"))
-                if time.monotonic() > deadline:
-                    raise ServerError(self._what_went_wrong(f"was not up after {deadline_s:.0f} s"))
+                now_s, now_size = time.monotonic(), self.log.stat().st_size
+                if now_size != size:
+                    size, printed_s = now_size, now_s
+                if now_s - printed_s > silence_s:
+                    raise ServerError(self._what_went_wrong(f"is not up and printed nothing for {silence_s:.0f} s"))
                 time.sleep(0.1)
         except BaseException:
             self.stop()
@@ -99,6 +108,11 @@ class Process:
             log.seek(self.log_start)
             return log.read().decode(errors="replace")
 
+    def log_end(self) -> str:
+        """The last lines that it has printed, with the path of its log, for an error message."""
+        tail = "\n".join(self.printed().splitlines()[-15:])
+        return f"The end of its log ({self.log}):\n{tail}"
+
     def stop(self, *, patience_s: float = 8.0) -> None:
         """Ask the process and its children to end; after `patience_s` kill those that have not."""
         stop_all([self], patience_s=patience_s)
@@ -108,8 +122,7 @@ class Process:
         self._reap()
 
     def _what_went_wrong(self, what: str) -> str:
-        tail = "\n".join(self.printed().splitlines()[-15:])
-        return f"{self.name} {what}. The end of its log ({self.log}):\n{tail}"
+        return f"{self.name} {what}. {self.log_end()}"
 
     def _family(self) -> list[psutil.Process]:
         process = self._living()
@@ -143,13 +156,13 @@ def launch(
     address: str,
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `command` in its own session; whether it is up, `Process.wait_until_up` tells.
+    """Start `command` in its own session; `Process.wait_until_up` waits until it is ready.
 
     Args:
         name: stem of the state file and the log.
         command: program and arguments.
         folder: where the state file and the log go.
-        address: "host:port" that it was told to listen on.
+        address: "host:port" that it listens on.
         env: variables beside those of `INHERITED`; nothing else of this process's environment is passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,6 @@ from flows.extras import require
 from flows.local import processes
 from flows.local.processes import LOOPBACK, Process
 
-# The first start writes the database; on a busy machine that takes a while.
-DEADLINE_S = 180.0
-
 NO_CALLS_HOME = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,7 +54,7 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
 
     Raises:
         MissingExtraError: they are not installed.
-        ServerError: one of them was not up in time; both are stopped again.
+        ServerError: one of them did not start; both are stopped again.
     """
     require("flows")
     mlflow = processes.find("mlflow", folder)
@@ -71,7 +68,7 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
             prefect = _launch_prefect(folder)
             started.append((prefect, f"{prefect.url}/api/health"))
         for process, health in started:
-            process.wait_until_up(lambda health=health: _answers(health), deadline_s=DEADLINE_S)  # type: ignore[misc]
+            process.wait_until_up(lambda health=health: _answers(health))  # type: ignore[misc]
     except BaseException:
         processes.stop_all([process for process, _ in started])
         raise

@@ -191,7 +191,7 @@ def finetune(
                     report(found, k * steps + done)
                 if progress:
                     share = (k * steps + done) / (config.n_networks * steps)
-                    progress(share, f"finetune: network {k + 1} of {config.n_networks}, validation AP {ap:.4f}")
+                    progress(share, f"network {k + 1} of {config.n_networks}, validation AP {ap:.4f}")
         risk.load_state_dict(best)
         risks.append(risk.eval())
 

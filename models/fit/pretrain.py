@@ -175,7 +175,7 @@ def pretrain(
             if report:
                 report(metrics | {"seconds": time.monotonic() - began}, done)
             if progress:
-                progress(done / steps, f"pretrain: step {done} of {steps}, validation loss {found:.4f}")
+                progress(done / steps, f"step {done} of {steps}, validation loss {found:.4f}")
             if found < best_loss:
                 best, best_loss, best_step = weights_of(network), found, done
             if run:

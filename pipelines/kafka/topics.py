@@ -120,7 +120,9 @@ def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
         found = {t["name"]: str(t["topic_id"]) for t in admin.describe_topics(names) if not t["error_code"]}
     for name in names:
         if name not in found:
-            raise BrokerError(f"topic {name} does not exist; create it, or check the stream file's `topics`")
+            raise BrokerError(
+                f"topic {name} does not exist; run `unmask topics create`, or check `topics` in the stream file"
+            )
     return {name: topic_id for name, topic_id in found.items() if topic_id.strip("0-") not in ("", "None")}
 
 
@@ -182,7 +184,9 @@ def _partitions(connection: Connection, topics: Iterable[str]) -> list[Position]
         described = {t["name"]: t["partitions"] for t in admin.describe_topics(list(topics)) if not t["error_code"]}
     for topic in topics:
         if not described.get(topic):
-            raise BrokerError(f"topic {topic} does not exist; create it, or check the stream file's `topics`")
+            raise BrokerError(
+                f"topic {topic} does not exist; run `unmask topics create`, or check `topics` in the stream file"
+            )
     return [(topic, n) for topic in topics for n in sorted(p["partition_index"] for p in described[topic])]
 
 

@@ -42,21 +42,30 @@ class Played:
     wall_s: float = 0.0
 
 
-def create_stream_topics(connection: Connection, stream: Stream, *, n_partitions: int = 4, append_time: bool) -> None:
-    """Create those of the stream's topics that are missing; all keep what they hold for ever.
+def create_stream_topics(
+    connection: Connection, stream: Stream, *, n_partitions: int = 4, append_time: bool, replication: int = 1
+) -> list[str]:
+    """Create those of the stream's topics that do not exist, without a limit of time or size; returns their names.
 
     Args:
         append_time: the broker stamps events and labels on arrival (production); else their producer does (a replay).
+        replication: copies of each partition.
     """
+    there = topics.topic_names(connection)
     stamped = {"message.timestamp.type": "LogAppendTime"} if append_time else {
         "message.timestamp.type": "CreateTime",
         "message.timestamp.after.max.ms": str(2**63 - 1),  # a replay's clock may be ahead of the broker's
     }  # fmt: skip
     inputs = [stream.topic(kind) for kind in KIND_NAMES]
     others = [stream.topic(kind) for kind in TOPICS if kind not in KIND_NAMES and kind != "clock"]
-    topics.create_topics(connection, dict.fromkeys(inputs, n_partitions), config=KEEP_FOR_EVER | stamped)
-    topics.create_topics(connection, dict.fromkeys(others, n_partitions), config=KEEP_FOR_EVER)
-    topics.create_topics(connection, {stream.topic("clock"): 1}, config=KEEP_FOR_EVER)
+    clock = stream.topic("clock")
+    for wanted, config in (
+        (dict.fromkeys(inputs, n_partitions), KEEP_FOR_EVER | stamped),
+        (dict.fromkeys(others, n_partitions), KEEP_FOR_EVER),
+        ({clock: 1}, KEEP_FOR_EVER),
+    ):
+        topics.create_topics(connection, wanted, config=config, replication=replication)
+    return [name for name in (*inputs, *others, clock) if name not in there]
 
 
 class _Schedule(NamedTuple):

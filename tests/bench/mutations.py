@@ -103,17 +103,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "missing-column-is-column-0",
-        "flows/serve/service.py",
+        "flows/serve/model.py",
         "at.get(name, len(have))",
         "at.get(name, 0)",
-        ("tests/flows/test_columns.py",),
+        ("tests/flows/serve/test_model.py",),
     ),
     Mutation(
         "label-to-another-partition",
-        "flows/serve/follow.py",
+        "flows/serve/labels.py",
         'value, key, event["partition"])',
         "value, key, 0)",
-        ("tests/flows/serve/test_follow.py",),
+        ("tests/flows/serve/test_labels.py",),
     ),
     Mutation(
         "constant-in-per-day",

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from flows.cli.root import app
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -30,6 +33,14 @@ def test_compose_names_only_files_and_services_that_exist():
         if "build" in service:
             assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert set(service.get("depends_on", {})) <= set(services)
+
+
+def test_the_commands_of_unmask_in_compose_exist():
+    commands = [service.get("command", []) for service in yaml.safe_load(COMPOSE.read_text())["services"].values()]
+    ours = [command[1:] for command in commands if command[:1] == ["unmask"]]
+    assert ours
+    for words in ours:
+        assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
 
 
 def test_every_port_of_compose_is_bound_to_the_loopback():

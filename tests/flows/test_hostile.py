@@ -1,4 +1,4 @@
-"""Hostile surroundings: what is damaged, absent or hanging costs one sentence and the right exit code, in seconds."""
+"""Hostile surroundings: what is damaged, absent or hanging gives one sentence and the right exit code, in seconds."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from tests.pipelines.live.rig import STREAMS, few_payments
 NOBODY = "127.0.0.1:9"
 
 
-def told(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
+def message_of(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """What the command said: one sentence, no traceback."""
     assert ran.returncode == code, ran.stderr
     assert "Traceback" not in ran.stderr
@@ -34,18 +34,21 @@ def told(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port, several with commas between, however: 'junk'"),
-        ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
-        ({"MLFLOW_TRACKING_URI": "mlflow"}, "MLFLOW_TRACKING_URI must be http://host:port, however: 'mlflow'"),
+        (
+            {"KAFKA_BOOTSTRAP_SERVERS": "junk"},
+            "is 'junk'; it must be host:port, several with commas between",
+        ),
+        ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "it must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
+        ({"MLFLOW_TRACKING_URI": "mlflow"}, "MLFLOW_TRACKING_URI is 'mlflow'; it must be http://host:port"),
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "one of them is missing or empty"),
-        ({"KAFKA_SASL_USERNAME": "scorer"}, "the login would not be used"),
+        ({"KAFKA_SASL_USERNAME": "scorer"}, "otherwise KAFKA_SASL_MECHANISM, _USERNAME and _PASSWORD are not used"),
         ({"KAFKA_SASL_PASSWORD_FILE": "/nowhere"}, "KAFKA_SASL_PASSWORD_FILE=/nowhere cannot be read"),
         ({"KAFKA_SASL_PASSWORD_FILE": "/"}, "KAFKA_SASL_PASSWORD_FILE=/ cannot be read (Is a directory)"),
         ({"KAFKA_SSL_CAFILE": "/nowhere"}, "KAFKA_SSL_CAFILE=/nowhere cannot be read"),
-        ({"UNMASK_HOME": "/dev/null"}, "UNMASK_HOME=/dev/null is no folder"),
+        ({"UNMASK_HOME": "/dev/null"}, "UNMASK_HOME=/dev/null is not a folder"),
     ],
 )
-def test_a_bad_setting_is_told(
+def test_a_bad_setting_is_reported_with_its_value(
     variables: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"UNMASK_HOME": str(tmp_path), "KAFKA_BOOTSTRAP_SERVERS": NOBODY} | variables
@@ -59,7 +62,7 @@ def test_a_bad_setting_is_told(
 @pytest.mark.parametrize(
     ("content", "says"), [(None, "Is a directory"), ("#ä".encode("latin-1"), "is not UTF-8 (byte 1)")]
 )
-def test_a_stream_file_that_is_none_is_told(content: bytes | None, says: str, tmp_path: Path) -> None:
+def test_what_is_not_a_stream_file_is_reported(content: bytes | None, says: str, tmp_path: Path) -> None:
     path = tmp_path / "stream.toml"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(StreamFileError) as raised:
@@ -73,10 +76,10 @@ def test_a_stream_file_that_is_none_is_told(content: bytes | None, says: str, tm
         (["reconcile", "--stream", "payments"], {"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port"),
         (["simulate", "--data", "{damaged}"], {}, "is not readable as Parquet"),
         (["demo", "--out", "{file}"], {}, "File exists"),
-        (["kafka", "start"], {}, "broker.json: Not a directory; make room or give rights"),
+        (["kafka", "start"], {}, "broker.json: Not a directory; free some space, fix its permissions"),
     ],
 )
-def test_the_command_line_tells_it_in_one_sentence(
+def test_the_command_line_reports_it_in_one_sentence(
     words: list[str], variables: dict[str, str], says: str, tmp_path: Path
 ) -> None:
     damaged, file = tmp_path / "damaged", tmp_path / "file"
@@ -85,7 +88,7 @@ def test_the_command_line_tells_it_in_one_sentence(
     file.touch()
     (tmp_path / "kafka").touch()
     given = [word.format(damaged=damaged, file=file) for word in words]
-    assert says in told(unmask(*given, home=tmp_path, **variables))
+    assert says in message_of(unmask(*given, home=tmp_path, **variables))
 
 
 def test_state_files_cut_short_are_no_servers(tmp_path: Path) -> None:
@@ -102,13 +105,13 @@ def test_a_flow_without_prefect_says_so(flow: str, silent_server: str, tmp_path:
     api = f"{silent_server}/api" if flow == "ingest" else f"http://{NOBODY}/api"
     began = time.monotonic()
     ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
-    assert f"no Prefect answers at {api} within 3 s" in told(ran)
+    assert f"Prefect at {api} did not answer within 3 s" in message_of(ran)
     assert time.monotonic() - began < 120.0  # by default the clients go on for minutes
 
 
 def test_a_promotion_that_finds_a_silent_mlflow_says_so(servers: Servers, silent_server: str, tmp_path: Path) -> None:
     given = {"PREFECT_API_URL": servers.prefect_api, "MLFLOW_TRACKING_URI": silent_server}
-    said = told(unmask("promote", "--stream", "payments", home=tmp_path, **given))
+    said = message_of(unmask("promote", "--stream", "payments", home=tmp_path, **given))
     assert f"no MLflow answers at {silent_server} within 3 s" in said
 
 
@@ -134,14 +137,14 @@ def test_a_scorer_whose_pointer_to_the_last_model_is_damaged_says_so(tmp_path: P
     pointer.parent.mkdir()
     pointer.write_text('{"version": 1')
     given = {"KAFKA_BOOTSTRAP_SERVERS": NOBODY, "MLFLOW_TRACKING_URI": f"http://{NOBODY}"}
-    said = told(unmask("score", "--stream", "payments", "--from", "latest", home=tmp_path, **given))
+    said = message_of(unmask("score", "--stream", "payments", "--from", "latest", home=tmp_path, **given))
     assert f"{pointer}, which names the last good copy, is damaged" in said
 
 
 PREFECT_GOES_AWAY = """
 import asyncio, os, threading
 from pathlib import Path
-from flows import cli
+from flows.cli import entry, training
 
 host, port = os.environ["REAL_PREFECT"].split(":")
 way_out = asyncio.new_event_loop()
@@ -159,7 +162,7 @@ async def forward(reader, writer):
 proxy = way_out.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0))
 threading.Thread(target=way_out.run_forever, daemon=True).start()
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/api"
-cli._report_to_prefect()
+training.report_to_prefect()
 from prefect import flow
 
 def cut():
@@ -171,8 +174,8 @@ def cut():
 def work(stream):
     way_out.call_soon_threadsafe(cut)
 
-cli.app = lambda: cli._run_flow(work, Path("x"))
-cli.main()
+entry.app = lambda: training.run_flow(work, Path("x"))
+entry.main()
 """
 
 
@@ -181,16 +184,16 @@ def test_a_flow_whose_prefect_goes_away_says_so(servers: Servers, tmp_path: Path
     ran = subprocess.run(
         [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=170
     )
-    assert "stopped answering (ConnectError); run it again" in told(ran)
+    assert "stopped answering (ConnectError); run it again" in message_of(ran)
 
 
 DEFECT = """
 import sys
-from flows import cli
+from flows.cli import entry
 def app():
     raise ZeroDivisionError("one by\\x1b[31m zero")
-cli.app, sys.argv = app, ["unmask", "reconcile"]
-cli.main()
+entry.app, sys.argv = app, ["unmask", "reconcile"]
+entry.main()
 """
 
 
@@ -200,7 +203,7 @@ def test_our_own_defect_is_one_line_and_its_traceback_is_in_a_file(tmp_path: Pat
         return subprocess.run([sys.executable, "-c", DEFECT], capture_output=True, text=True, env=env, check=False)
 
     home = tmp_path / "home"
-    said = told(run(str(home)), code=4)
+    said = message_of(run(str(home)), code=4)
     assert "ZeroDivisionError: one by�[31m zero" in said
     assert f"its traceback is in {home}/defects.log" in said
     kept = (home / "defects.log").read_text()

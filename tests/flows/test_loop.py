@@ -82,7 +82,7 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     from flows.ingest import ingest
     from flows.pretrain import pretrain
     from flows.promote import promote
-    from flows.serve.service import champion, model_of
+    from flows.serve.model import champion, model_of
 
     stream_file = home / "logins.toml"
     topics = f"logins-{time.time_ns()}"
@@ -100,7 +100,7 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     scorer = processes.launch("scorer", command, folder=home, address="", env=dict(os.environ))
     status = settings.scorer_status(stream)
     try:
-        scorer.wait_until_up(lambda: status.exists() and json.loads(status.read_text())["caught_up"], deadline_s=60)
+        scorer.wait_until_up(lambda: status.exists() and json.loads(status.read_text())["caught_up"])
         send(connection, stream, logins(rng, N_LIVE, N_HISTORY, odd=N_ODD))
         deadline = time.monotonic() + 60
         while json.loads(status.read_text())["scored"] < N_LIVE:

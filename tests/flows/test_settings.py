@@ -47,7 +47,7 @@ def test_a_child_gets_no_secret_that_it_does_not_need(secrets: set[str], tmp_pat
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     child = processes.launch("child", command, folder=tmp_path, address="", env={"GIVEN": "yes"})
     try:
-        child.wait_until_up(lambda: "up" in child.printed(), deadline_s=30)
+        child.wait_until_up(lambda: "up" in child.printed())
         seen = psutil.Process(child.pid).environ()
         assert (seen["GIVEN"], seen["PATH"]) == ("yes", psutil.Process().environ()["PATH"])
         assert not secrets & seen.keys()

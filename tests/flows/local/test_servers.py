@@ -43,20 +43,27 @@ def test_a_server_left_alone_is_still_stopped(tmp_path: Path):
 def test_a_server_that_ends_at_once_says_so_with_the_end_of_its_log(tmp_path: Path):
     process = processes.launch("shell", ["sh", "-c", "echo no such database; exit 3"], folder=tmp_path, address="")
     with pytest.raises(ServerError, match=r"shell ended instead of starting.*\n.*no such database"):
-        process.wait_until_up(lambda: False, deadline_s=10.0)
+        process.wait_until_up(lambda: False, silence_s=10.0)
 
 
-def test_a_server_that_is_not_up_in_time_is_stopped(tmp_path: Path):
+def test_a_server_that_is_silent_for_too_long_is_stopped(tmp_path: Path):
     process = processes.launch("sleeper", ["sleep", "60"], folder=tmp_path, address="")
-    with pytest.raises(ServerError, match=r"sleeper was not up after 0 s"):
-        process.wait_until_up(lambda: False, deadline_s=0.2)
+    with pytest.raises(ServerError, match=r"sleeper is not up and printed nothing for 0 s"):
+        process.wait_until_up(lambda: False, silence_s=0.2)
     assert not process.is_running
+
+
+def test_a_server_that_goes_on_printing_is_waited_for(tmp_path: Path):
+    command = ["sh", "-c", "for i in 1 2 3 4 5 6; do echo migration $i; sleep 0.5; done; echo ready; sleep 60"]
+    process = processes.launch("slow", command, folder=tmp_path, address="")
+    process.wait_until_up(lambda: "ready" in process.printed(), silence_s=2.0)
+    process.stop()
 
 
 def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path: Path):
     command = ["sh", "-c", "trap '' TERM; echo ready; while true; do sleep 1; done"]
     process = processes.launch("stubborn", command, folder=tmp_path, address="")
-    process.wait_until_up(lambda: "ready" in process.printed(), deadline_s=10.0)
+    process.wait_until_up(lambda: "ready" in process.printed(), silence_s=10.0)
     process.stop(patience_s=0.3)
     assert not process.is_running
     assert processes.find("stubborn", tmp_path) is None

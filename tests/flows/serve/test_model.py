@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flows.serve.service import ColumnsByName
+from flows.serve.model import ColumnsByName
 from flows.training_data import columns_of
 from models.ship.artifact import load
 from models.table import Column

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.serve.service import StatusFile
+from flows.serve.status import StatusFile
 from tests.pipelines.live.scoring import Rig, running
 
 
@@ -35,7 +35,7 @@ import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
-from flows.serve.service import StatusFile
+from flows.serve.status import StatusFile
 from tests.pipelines.live.scoring import Rig, running
 folder = Path(sys.argv[2])
 rig = Rig(sys.argv[1], folder)

@@ -1,0 +1,5 @@
+"""The command line: one file for each group of commands"""
+
+from flows.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,109 @@
+"""`unmask score`, `alerts`, `label`: live scoring and what a fraud team sees of it."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import StreamOption, settings, stream_of, stream_words
+from flows.cli.terminal import err, out, show_log
+from flows.screen import json_line, plain
+from pipelines.errors import UnmaskError
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Live scoring")
+def score(
+    stream: StreamOption = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Where to begin on the first start: earliest or latest. Later starts continue where scoring stopped.",
+        ),
+    ] = None,
+    fault_at: Annotated[str | None, typer.Option(envvar="UNMASK_FAULT_AT", hidden=True)] = None,
+) -> None:
+    """Score events as they arrive, each exactly once, and publish scores and alerts. Runs until SIGTERM or Ctrl-C.
+
+    [bold]Example[/bold]  unmask score --stream payments --from latest
+    """
+    if start not in (None, "earliest", "latest"):
+        raise UnmaskError(f"--from is {start!r}; it must be earliest or latest")
+    spec = stream_of(stream)
+    show_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from flows.serve.service import serve
+    from pipelines import faults
+
+    fault = faults.kill_at(fault_at) if fault_at else faults.no_fault
+    serve(settings(), spec, start=start, fault=fault)  # type: ignore[arg-type]
+
+
+@app.command(rich_help_panel="Live scoring")
+def alerts(
+    stream: StreamOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep running and show new alerts.")] = False,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many past alerts to show first.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Show the newest alerts with their reasons. Without alerts, say whether anything was scored.
+
+    [bold]Examples[/bold]
+
+    unmask alerts --stream payments --follow
+
+    unmask alerts --stream payments --last 100 --json > alerts.jsonl
+    """
+    spec = stream_of(stream)
+    connection = settings().connection()
+    from flows.serve import alert_panel
+    from flows.serve import follow as following
+    from pipelines.contracts.messages import Alert, encode
+
+    def show(alert: Alert) -> None:
+        if as_json:
+            sys.stdout.write(json_line(encode(alert).decode()) + "\n")
+            sys.stdout.flush()
+        else:
+            out.print(alert_panel.panel(alert))
+
+    past, ends = following.past_alerts(connection, spec, last=last)
+    for alert in past:
+        show(alert)
+    if last and not past:
+        n_scored = following.count_scored(connection, spec)
+        err.print(
+            f"No alerts yet: {n_scored:,} events of stream {spec.name} were scored, and none was above the threshold."
+            if n_scored
+            else f"No alerts yet: no event of stream {spec.name} has been scored. Start the scorer with "
+            f"`unmask score {stream_words(stream)}`.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if follow:
+        for alert in following.new_alerts(connection, ends):
+            show(alert)
+
+
+@app.command(rich_help_panel="Live scoring")
+def label(
+    event_id: Annotated[str, typer.Argument(help="Id of the event, as the alert shows it.")],
+    value: Annotated[int, typer.Argument(min=0, max=1, metavar="0|1", help="1: fraud. 0: not fraud, or a correction.")],
+    stream: StreamOption = None,
+    source: Annotated[str, typer.Option(help="Who reports it.")] = "analyst",
+) -> None:
+    """Report whether an event was fraud. The label goes to the label topic of the stream.
+
+    [bold]Example[/bold]  unmask label 1236700 1 --stream handbook --source team-a
+    """
+    spec = stream_of(stream)
+    if spec.labels is None:
+        raise UnmaskError(f"stream {spec.name} has no labels; add a [labels] table to its stream file")
+    from flows.serve.labels import send_label
+
+    here = settings()
+    send_label(here.connection(), spec, here.lake(spec), event_id=event_id, label=value, source=source)
+    out.print(f"Sent label {value} of event {plain(event_id)} to {spec.topic('labels')}.")

@@ -1,0 +1,54 @@
+"""`unmask topics`: the topics of a stream."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import StreamOption, settings, stream_of
+from flows.cli.terminal import out
+from pipelines.errors import UnmaskError
+
+app = typer.Typer(help="Create the topics of a stream.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    stream: StreamOption = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each topic.")] = 4,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of each topic; not more than brokers.")] = 1,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="For a replay of past events, which brings its own clock.")
+    ] = False,
+) -> None:
+    """Create the topics of a stream that do not exist yet, and check those that do.
+
+    [bold]Examples[/bold]
+
+    unmask topics create --stream logins.toml --partitions 8
+
+    unmask topics create --stream payments --replay
+    """
+    from pipelines.kafka import topics
+    from pipelines.live.takeover import checked_partitions
+    from pipelines.play import producer
+
+    spec = stream_of(stream)
+    connection = settings().connection()
+    made = producer.create_stream_topics(
+        connection, spec, n_partitions=partitions, append_time=not replay, replication=replication
+    )
+    n_partitions = checked_partitions(connection, spec)
+    inputs = [spec.topic("events"), *([spec.topic("labels")] if spec.labels else [])]
+    if topics.stamps_appends(connection, *inputs) == replay:
+        now, wanted = ("LogAppendTime", "CreateTime") if replay else ("CreateTime", "LogAppendTime")
+        raise UnmaskError(
+            f"{' and '.join(inputs)} exist with message.timestamp.type={now}; "
+            f"{'a replay' if replay else 'live scoring'} needs {wanted}. Use other topics (`topics` in the stream "
+            f"file), or {'omit' if replay else 'add'} --replay if these are the right ones"
+        )
+    out.print(f"Created {', '.join(made)}." if made else f"All topics of {spec.topics} exist.", soft_wrap=True)
+    out.print(
+        f"{n_partitions} partitions each; the time of an event is "
+        f"{'the one its producer gives (a replay)' if replay else 'when it arrived at the broker'}.",
+        soft_wrap=True,
+    )

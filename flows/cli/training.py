@@ -1,0 +1,152 @@
+"""The Prefect flows as commands: ingest, pretrain, finetune, promote, backtest."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.options import AsOfOption, StreamOption, settings, stream_of, stream_path, stream_words, time_ms
+from flows.cli.terminal import out
+from flows.extras import require
+from pipelines.errors import UnmaskError
+
+app = typer.Typer()
+
+SeedOption = Annotated[int, typer.Option(help="Seed of weights, masks and batches.")]
+
+
+@app.command(rich_help_panel="Data")
+def ingest(stream: StreamOption = None) -> None:
+    """Copy what is new in Kafka to the lake, each record exactly once.
+
+    [bold]Example[/bold]  unmask ingest --stream payments
+    """
+    path = stream_path(stream)
+    report_to_prefect()
+    from flows.ingest import ingest as flow
+
+    counts = vars(run_flow(flow, path))
+    out.print("Added to the lake: " + ", ".join(f"{n:,} {name.removeprefix('n_')}" for name, n in counts.items()) + ".")
+
+
+@app.command(rich_help_panel="Models")
+def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: SeedOption = 0) -> None:
+    """Train the encoder on the events of the lake; needs no labels. An interrupted run resumes from its checkpoint.
+
+    [bold]Example[/bold]  unmask pretrain --stream handbook --as-of 2018-07-01
+    """
+    path, as_of_ms, spec = stream_path(stream), time_ms(as_of), stream_of(stream)
+    report_to_prefect()
+    from flows.pretrain import pretrain as flow
+
+    run_id = run_flow(flow, path, as_of_ms=as_of_ms, seed=seed)
+    _print(
+        f"The encoder is trained. It is in MLflow run {run_id}, experiment {spec.name}/pretrain at "
+        f"{settings().tracking_uri()}.",
+        f"Next: unmask finetune {stream_words(stream)}",
+    )
+
+
+@app.command(rich_help_panel="Models")
+def finetune(
+    stream: StreamOption = None,
+    as_of: AsOfOption = None,
+    seed: SeedOption = 0,
+    encoder_run: Annotated[
+        str | None, typer.Option(help="MLflow run whose encoder to use; default the newest finished pretrain run.")
+    ] = None,
+) -> None:
+    """Train the head on the labels known so far, if any; compare with baselines and register the model as challenger.
+
+    [bold]Examples[/bold]
+
+    unmask finetune --stream payments
+
+    unmask finetune --stream handbook --as-of 2018-07-01 --encoder-run 5f2c9e0d7a4b4c0f8d1e2b3a4c5d6e7f
+    """
+    path, as_of_ms, spec = stream_path(stream), time_ms(as_of), stream_of(stream)
+    report_to_prefect()
+    from flows.finetune import finetune as flow
+    from flows.settings import registry_name
+
+    version = run_flow(flow, path, as_of_ms=as_of_ms, seed=seed, encoder_run=encoder_run)
+    _print(
+        f"Version {version} of {registry_name(spec)} is the challenger. Its figures are in MLflow, experiment "
+        f"{spec.name}/finetune at {settings().tracking_uri()}.",
+        f"Next: unmask promote {stream_words(stream)}",
+    )
+
+
+@app.command(rich_help_panel="Models")
+def promote(
+    stream: StreamOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote the challenger even if a check fails.")] = False,
+) -> None:
+    """Check the challenger and make it the champion, the model that serves. Exit code 1 if a check fails.
+
+    [bold]Example[/bold]  unmask promote --stream payments
+    """
+    path = stream_path(stream)
+    report_to_prefect()
+    from flows.promote import promote as flow
+
+    decision = run_flow(flow, path, force=force)
+    _print(decision.words)
+    if decision.promoted:
+        _print(f"Next: unmask score {stream_words(stream)} --from latest")
+    raise typer.Exit(0 if decision.promoted else 1)
+
+
+@app.command(rich_help_panel="Models")
+def backtest(
+    stream: StreamOption = None,
+    since: Annotated[str, typer.Option(help="First day of the test period, e.g. 2018-07-01.")] = "",
+    until: Annotated[str | None, typer.Option(help="End of the test period; default the end of the lake.")] = None,
+) -> None:
+    """Compare the champion with baselines on all events of a period after its training.
+
+    [bold]Example[/bold]  unmask backtest --stream handbook --since 2018-07-01 --until 2018-07-08
+    """
+    path, since_ms, until_ms = stream_path(stream), time_ms(since), time_ms(until)
+    if since_ms is None:
+        raise UnmaskError("--since is missing: give the first day of the test period, e.g. --since 2018-07-01")
+    report_to_prefect()
+    from flows.backtest import backtest as flow
+
+    for name, figure in run_flow(flow, path, since_ms=since_ms, until_ms=until_ms).items():
+        out.print(f"{name.replace('_', ' '):40s} {figure:.4f}")
+
+
+def report_to_prefect() -> None:
+    """Let the flow that is imported next report to the Prefect server; before Prefect reads its settings."""
+    from flows.local import servers
+
+    require("flows")
+    os.environ.update(settings().prefect_environment())
+    os.environ.update(servers.NO_PREFECT_CONSOLE)
+
+
+def run_flow(flow: Any, path: Path, **options: Any) -> Any:
+    """Run a flow in this process, once; its run is on the Prefect page.
+
+    Raises:
+        UnmaskError: another run of it is going, or Prefect stopped answering.
+    """
+    from httpx import HTTPError
+    from prefect.exceptions import CancelledRun
+
+    try:
+        return flow.with_options(retries=0)(path, **options)
+    except CancelledRun as error:
+        raise UnmaskError(str(error)) from error
+    except HTTPError as error:
+        api = os.environ["PREFECT_API_URL"]
+        sys.stderr.write("\n")  # Prefect's own log message about it lacks the end of its line
+        raise UnmaskError(f"Prefect at {api} stopped answering ({type(error).__name__}); run it again") from error
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,43 @@
+"""An alert as a person sees it on a terminal."""
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from flows.screen import clean
+from pipelines.contracts.messages import Alert
+
+
+def panel(alert: Alert) -> Panel:
+    """The alert with its score, entities, unexpected fields, and the score if they had been as expected."""
+    event_id, event_time = clean(alert.event_id), clean(alert.event_time)
+    head = Text()
+    head.append(f"score {alert.score:.3f}", style="bold red")
+    head.append(f"  (threshold {alert.threshold:.3f})   event {event_id}   {event_time}\n")
+    head.append("   ".join(f"{clean(name)} {shown(value)}" for name, value in alert.entities.items()))
+    if alert.late_ms:
+        head.append(f"   {alert.late_ms / 1000:.0f} s late", style="yellow")
+    reasons = Table(box=None, pad_edge=False, header_style="bold")
+    reasons.add_column("field", overflow="fold")
+    for name in ("actual", "expected", "surprise", "score if expected"):
+        reasons.add_column(name, justify="right", no_wrap=True)
+    for r in alert.reasons:
+        cells = (clean(r.field), shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
+        reasons.add_row(*map(Text, cells))
+    foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {clean(alert.model[:12])}", style="dim")
+    title = Text(f"alert {clean(alert.alert_id[:12])}")
+    return Panel(Group(head, Text(), reasons, foot), title=title, title_align="left")
+
+
+def shown(value: float | str | None) -> str:
+    """A value for people.
+
+    >>> shown(1234.5678), shown(None), shown("online")
+    ('1,234.57', '–', 'online')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return clean(value)
+    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.3g}"

@@ -1,0 +1,48 @@
+"""Sending a label back: what a person found out about an event."""
+
+import time
+
+import msgspec
+import polars as pl
+
+from pipelines.contracts.messages import rfc3339
+from pipelines.contracts.stream import Stream
+from pipelines.errors import UnmaskError
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
+from pipelines.kafka.writer import Writer
+from pipelines.lake.tables import Lake
+
+
+class UnknownEventError(UnmaskError):
+    """The lake does not hold an event with that id."""
+
+
+def send_label(connection: Connection, stream: Stream, lake: Lake, *, event_id: str, label: int, source: str) -> None:
+    """Write the label record of an event that the lake holds.
+
+    Raises:
+        UnknownEventError: the lake does not hold the event (yet).
+    """
+    events = lake.read("events", columns=["partition", "event_id", "event_time_ms", *stream.entities])
+    event = next(events.filter(pl.col("event_id") == event_id).iter_rows(named=True), None)
+    if event is None:
+        raise UnknownEventError(
+            f"{stream.name}: event {event_id!r} is not in the lake; check the id, or run `unmask ingest` if it is new"
+        )
+    record = {
+        stream.event_id: _typed(stream, stream.event_id, event_id),
+        stream.event_time: event["event_time_ms"],
+        **{e: _typed(stream, e, event[e]) for e in stream.entities if event[e] is not None},
+        "label": label,
+        "labelled_at": rfc3339(int(time.time() * 1000)),
+        "source": source,
+    }
+    value, key = msgspec.json.encode(record), event[stream.key].encode()
+    with Writer(connection) as writer:
+        writer.send(Message(stream.topic("labels"), value, key, event["partition"]))
+        writer.flush()
+
+
+def _typed(stream: Stream, field: str, text: str) -> int | str:
+    return int(text) if stream.field(field).type == "int" else text

@@ -1,0 +1,106 @@
+"""The model that a scorer serves: found by alias or digest, and given the stream's features by name."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.settings import Settings, registry_name
+from models.errors import ModelError
+from models.score.explain import Explanation
+from models.ship import artifact, registry
+from models.ship.artifact import ServedModel
+from models.ship.manifest import ArtifactError
+from pipelines.contracts.stream import Stream
+from pipelines.lake.audit import NoModelError
+
+log = logging.getLogger(__name__)
+
+
+class ColumnsByName:
+    """A served model that takes the stream's features by name; a column that the stream lacks counts as missing.
+
+    Shapes: `score` and `explain` take the scorer's rows, (n, d) numbers and (n, c) category hashes.
+    """
+
+    def __init__(self, model: ServedModel, stream: Stream) -> None:
+        self.digest, self.threshold = model.digest, model.threshold
+        self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
+        self._model = model
+        wanted_numeric = [c.name for c in model.columns if c.kind == "numeric"]
+        wanted_categorical = [c.name for c in model.columns if c.kind == "categorical"]
+        self._numeric = _places(wanted_numeric, self.numeric_names)
+        self._categorical = _places(wanted_categorical, self.categorical_names)
+
+    @property
+    def missing(self) -> list[str]:
+        """Columns that the model was trained on and the stream does not have."""
+        have = {*self.numeric_names, *self.categorical_names}
+        return [c.name for c in self._model.columns if c.name not in have]
+
+    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
+        return self._model.score(*self._arranged(numeric, categorical))
+
+    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explanation]:
+        return self._model.explain(*self._arranged(numeric, categorical))
+
+    def _arranged(
+        self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+        # One more column holds what is missing: NaN or 0, picked by the last index.
+        masked = np.full((len(numeric), 1), np.nan)
+        unknown = np.zeros((len(categorical), 1), np.uint64)
+        return (
+            np.hstack([numeric, masked])[:, self._numeric],
+            np.hstack([categorical, unknown])[:, self._categorical],
+        )
+
+
+def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:
+    at = {name: i for i, name in enumerate(have)}
+    return np.array([at.get(name, len(have)) for name in wanted], np.int64)
+
+
+def champion(settings: Settings, stream: Stream) -> ColumnsByName:
+    """The champion through ONNX Runtime, from MLflow or, where that is down, the last good copy."""
+    name, cache = registry_name(stream), settings.model_cache
+    resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri_or_nowhere(), cache=cache)
+    if not resolved.registry_answered:
+        log.warning("MLflow does not answer; using the local copy of version %s", resolved.version)
+    served = _loaded(settings, name, resolved.digest)
+    model = ColumnsByName(served, stream)
+    if model.missing:
+        log.warning(
+            "the model uses columns that the stream does not have; they count as missing: %s",
+            ", ".join(model.missing),
+        )
+    log.info("model version %s, digest %s", resolved.version, resolved.digest[:12])
+    return model
+
+
+def model_of(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
+    """The model that a score names, from the cache or from MLflow.
+
+    Raises:
+        NoModelError: neither has it.
+    """
+    try:
+        return ColumnsByName(_loaded(settings, registry_name(stream), digest), stream)
+    except ModelError as error:
+        raise NoModelError(str(error)) from error
+
+
+def _loaded(settings: Settings, name: str, digest: str) -> ServedModel:
+    """The model from the cache; where that copy is damaged, it is fetched again."""
+    uri, cache = settings.tracking_uri_or_nowhere(), settings.model_cache
+    folder = registry.fetch(name, digest, tracking_uri=uri, cache=cache)
+    try:
+        return artifact.load(folder, expect=digest)
+    except ArtifactError:
+        if not registry.answers(uri):
+            raise
+        log.warning("the local copy of model %s is damaged; downloading it again", digest[:12])
+        shutil.rmtree(folder, ignore_errors=True)
+        return artifact.load(registry.fetch(name, digest, tracking_uri=uri, cache=cache), expect=digest)

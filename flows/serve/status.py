@@ -1,0 +1,56 @@
+"""The status file of a scorer: what it is doing, for health checks and the demo."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.live.health import Seldom
+from pipelines.live.scorer import Scorer
+
+log = logging.getLogger(__name__)
+
+
+class StatusFile:
+    """The file, written again and again; on a full or read-only disk it is not updated, and scoring goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failed = Seldom(log)
+        self.n_failed = 0
+
+    def write(self, scorer: Scorer) -> None:
+        """Replace the file; if that fails, warn and count."""
+        draft = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(status_of(scorer) | {"n_status_failed": self.n_failed}))
+            draft.replace(self._path)
+        except OSError as error:
+            self.n_failed += 1
+            self._failed.warning("the status file was not written: %s; scoring goes on", error)
+
+
+def status_of(scorer: Scorer) -> dict[str, Any]:
+    """The content of the file: health, counts since the first start, size of the state, model."""
+    published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
+    return {
+        "pid": os.getpid(),
+        "at": time.time(),
+        "health": scorer.health,
+        "caught_up": scorer.caught_up,
+        "model": scorer.model.digest,
+        "scored": sum(p.n_scored for p in published),
+        "refused": sum(p.n_refused for p in published),
+        "duplicates": sum(p.n_duplicates for p in published),
+        "shortened": sum(lane.n_shortened for lane in scorer.lanes),
+        "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
+        "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
+        "dormant": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_dormant, strict=True)),
+        "state_bytes": scorer.state.nbytes,
+        "remembered": scorer.state.remembered,
+        **asdict(scorer.counters),
+    }
