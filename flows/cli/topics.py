@@ -29,7 +29,7 @@ def create(
     unmask topics create --stream payments --replay
     """
     from pipelines.kafka import topics
-    from pipelines.live.takeover import checked_partitions
+    from pipelines.live.topic_checks import checked_partitions
     from pipelines.play import producer
 
     spec = stream_of(stream)
