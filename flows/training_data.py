@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from models.score.budget import Budget
 from models.table import Column, Table
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
@@ -50,3 +51,14 @@ def load(lake: Lake, stream: Stream, *, as_of_ms: int, min_rows: int = 1_000) ->
         )
     table = Table(columns_of(stream), rows.numeric, rows.categorical, rows.time_ms, rows.category_names)
     return TrainingData(table, rows.label, rows.known, rows.event_id, as_of_ms)
+
+
+def budget_of(stream: Stream) -> Budget:
+    """The stream file's alert budget in the models' words."""
+    cost = stream.budget.get("cost")
+    return Budget(
+        rate=stream.budget.get("rate"),
+        per_day=stream.budget.get("per_day"),
+        cost=(cost["missed"], cost["review"]) if cost else None,
+        fraud_rate=cost.get("fraud_rate") if cost else None,
+    )

@@ -1,0 +1,328 @@
+"""`unmask try`: history, model, scores and alerts of a file, through the contract, fold and scoring of live."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from flows import training_data
+from flows.offline.check import RuleBroken, by_rule
+from flows.offline.events import FileEvents
+from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.pretrain import MIN_SKILL, PretrainConfig, pretrain
+from models.ship import artifact
+from models.ship.artifact import ServedModel
+from models.table import Table
+from pipelines.contracts.contract import Event, EventContract
+from pipelines.contracts.messages import Alert, RecordSource, Score, rfc3339
+from pipelines.contracts.stream import Stream
+from pipelines.errors import UnmaskError
+from pipelines.kafka.port import Received
+from pipelines.lake.ingest import Intake
+from pipelines.lake.replay import ReplayedEvents, replay_rows
+from pipelines.lake.tables import Lake
+from pipelines.live.alerting import alert_of, features_of
+
+MIN_ROWS = 500  # to learn from
+MAX_EXPLAINED = 500
+OnShare = Callable[[float, str], None]
+
+
+class TooFewRowsError(UnmaskError):
+    """The file holds too few good rows to learn from, or none to score."""
+
+
+class _Steps:
+    """Says each step before it begins, and keeps how long it took."""
+
+    def __init__(self, progress: OnShare | None) -> None:
+        self._say = progress or (lambda share, words: None)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, first: float, last: float, words: str) -> Iterator[OnShare]:
+        """A step that leads from one share of the whole to another."""
+        began_s = time.monotonic()
+        self._say(first, words)
+        yield lambda share, told: self._say(first + share * (last - first), told)
+        self.seconds[words] = time.monotonic() - began_s
+
+
+@dataclass(frozen=True)
+class FieldLearned:
+    """A field that the encoder predicts: `gain` in nats over guessing by the field's own distribution."""
+
+    name: str
+    gain: float
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether its prediction is trusted."""
+        return self.gain > MIN_SKILL
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How the scores of the judged rows fit the labels.
+
+    Args:
+        frauds, rows: known frauds among the rows judged.
+        precision, recall: of the alerts.
+        average_precision, label_free: of the model, and of the score without labels.
+    """
+
+    frauds: int
+    rows: int
+    precision: float
+    recall: float
+    average_precision: float
+    label_free: float
+
+    @property
+    def prevalence(self) -> float:
+        """Average precision by chance."""
+        return self.frauds / self.rows
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What `try_file` found.
+
+    Args:
+        n_rows, n_accepted, n_duplicates: rows of the file.
+        refused: what the contract refused, by rule.
+        begin_ms, split_ms, end_ms: learned from [begin, split), scored [split, end].
+        n_learned: rows learned from, of which `n_known` had a label and `n_known_frauds` were frauds.
+        learned: what of each field can be predicted.
+        has_head: whether labels were enough for a fine-tuned model.
+        threshold: an event alerts above it.
+        time_ms, score, label: of the scored rows, in time order, **shape (n,)**; label -1 = not known.
+        alerts: the alerts explained, the highest score first, with the row of each in the file.
+        n_alerts: alerts in all.
+        row: row in the file of each scored row, **shape (n,)**.
+        figures: None without labels.
+        seconds: of each step.
+    """
+
+    stream: Stream
+    n_rows: int
+    n_accepted: int
+    n_duplicates: int
+    refused: tuple[RuleBroken, ...]
+    begin_ms: int
+    split_ms: int
+    end_ms: int
+    n_learned: int
+    n_known: int
+    n_known_frauds: int
+    learned: tuple[FieldLearned, ...]
+    has_head: bool
+    threshold: float
+    time_ms: NDArray[np.int64]
+    score: NDArray[np.float32]
+    label: NDArray[np.int8]
+    row: NDArray[np.int64]
+    alerts: tuple[tuple[int, Alert], ...]
+    n_alerts: int
+    figures: Figures | None
+    seconds: Mapping[str, float]
+
+    @property
+    def alert_rate(self) -> float:
+        """Share of the scored rows that alert."""
+        return self.n_alerts / max(len(self.score), 1)
+
+
+def try_file(
+    stream: Stream,
+    events: FileEvents,
+    *,
+    train_share: float = 0.7,
+    seed: int = 0,
+    progress: OnShare | None = None,
+) -> Tried:
+    """Learn from the first part of a file and score the rest.
+
+    Args:
+        stream: describes the events.
+        events: of the file, by rising time.
+        train_share: share of the rows, the first in time, that is learned from.
+        seed: of training.
+        progress: called with the share done and a word, from every step.
+
+    Raises:
+        TooFewRowsError: too few rows are good.
+    """
+    steps = _Steps(progress)
+    with TemporaryDirectory(prefix="unmask-try-") as folder:
+        lake = Lake(Path(folder) / "lake", stream)
+        with steps.step(0.0, 0.1, f"contract: {len(events):,} rows"):
+            fill(lake, stream, events)
+            refused = _refused(lake, events)
+            n_accepted = len(events) - sum(one.n_rows for one in refused)
+            split_ms = _split_ms(lake, events, train_share)
+        with steps.step(0.1, 0.25, f"history: features of {n_accepted:,} events"):
+            data = training_data.load(lake, stream, as_of_ms=split_ms, min_rows=MIN_ROWS // 2)
+            rows = replay_rows(lake, stream)
+        with steps.step(0.25, 0.6, f"encoder: learns from {len(data.table):,} events without labels") as report:
+            pretrained = pretrain(data.table, config=PretrainConfig(), seed=seed, progress=report)
+        with steps.step(0.6, 0.85, f"model: {int((data.label[data.known] == 1).sum()):,} known frauds") as report:
+            config = FinetuneConfig(budget=training_data.budget_of(stream))
+            model = finetune(
+                pretrained, data.table, label=data.label, known=data.known, config=config, seed=seed, progress=report
+            )
+            digest = artifact.save(model, Path(folder) / "model", lineage={"source": "unmask try"})
+            served = artifact.load(Path(folder) / "model", expect=digest)
+        later = np.flatnonzero(rows.time_ms >= split_ms)
+        with steps.step(0.85, 0.92, f"scores: {len(later):,} later events"):
+            score = served.score(rows.numeric[later], rows.categorical[later])
+            table = Table(data.table.columns, rows.numeric[later], rows.categorical[later], rows.time_ms[later], {})
+            label_free = pretrained.score(table)
+        alerting = np.flatnonzero(score > np.float32(served.threshold))
+        alerting = alerting[np.argsort(-score[alerting], kind="stable")]
+        explained = alerting[:MAX_EXPLAINED]
+        with steps.step(0.92, 1.0, f"alerts: {len(explained):,} explanations"):
+            alerts = tuple(_alerts(stream, events, served, rows, later[explained], score[explained]))
+    label = events.label[rows.offset[later]]
+    return Tried(
+        stream=stream,
+        n_rows=len(events),
+        n_accepted=n_accepted,
+        n_duplicates=len(rows.duplicates),
+        refused=tuple(refused),
+        begin_ms=int(rows.time_ms[0]),
+        split_ms=split_ms,
+        end_ms=int(rows.time_ms[-1]),
+        n_learned=len(data.table),
+        n_known=int(data.known.sum()),
+        n_known_frauds=int((data.label[data.known] == 1).sum()),
+        learned=_learned(pretrained.metrics),
+        has_head=bool(model.metrics["has_head"]),
+        threshold=served.threshold,
+        time_ms=rows.time_ms[later],
+        score=score,
+        label=label,
+        row=events.row[rows.offset[later]],
+        alerts=alerts,
+        n_alerts=len(alerting),
+        figures=_figures(score, label, label_free, served.threshold),
+        seconds=steps.seconds,
+    )
+
+
+def _refused(lake: Lake, events: FileEvents) -> list[RuleBroken]:
+    rows = lake.read("refused").filter(pl.col("topic") == events.stream.topic("events"))
+    found = rows.select("offset", "rule", "detail").iter_rows()
+    return by_rule(events.stream, ((int(events.row[offset]), rule, detail) for offset, rule, detail in found))
+
+
+def _split_ms(lake: Lake, events: FileEvents, train_share: float) -> int:
+    """The time of the first event that is scored."""
+    times = lake.read("events", columns=["event_time_ms"])["event_time_ms"].sort()
+    first = int(len(times) * train_share)
+    if first < MIN_ROWS or first >= len(times):
+        raise TooFewRowsError(
+            f"{len(times):,} of {len(events):,} rows keep the contract; {MIN_ROWS} to learn from, and some to score, "
+            "are needed: run `unmask check` to see why rows are refused, or give more rows"
+        )
+    return int(times[first])
+
+
+def fill(lake: Lake, stream: Stream, events: FileEvents) -> None:
+    """Bring the rows into a lake as the ingest would: one partition, an event arrives when it happens, the report of a
+    fraud when its label has matured. An event's offset is its place in `events`."""
+    intake, topic = Intake(stream, lake), stream.topic("events")
+    now_ms = int(time.time() * 1000)
+    arrivals = np.minimum(events.time_ms, now_ms)
+    records: list[Received] = []
+    for offset, (arrival_ms, (key, value)) in enumerate(zip(arrivals.tolist(), events.messages(), strict=True)):
+        records.append(Received(topic, 0, offset, arrival_ms, key, value))
+    if records:
+        intake.events(topic, records, {0: len(records) - 1})
+    if stream.labels is not None:
+        reports = list(_reports(stream, events, arrivals + stream.labels.maturity_ms))
+        if reports:
+            intake.labels(reports[0].topic, reports, {0: len(reports) - 1})
+
+
+def _reports(stream: Stream, events: FileEvents, at_ms: NDArray[np.int64]) -> Iterator[Received]:
+    topic = stream.topic("labels")
+    for offset, index in enumerate(np.flatnonzero(events.label == 1).tolist()):
+        key, value = events.report(index, int(at_ms[index]))
+        yield Received(topic, 0, offset, int(at_ms[index]), key, value)
+
+
+def _alerts(
+    stream: Stream,
+    events: FileEvents,
+    served: ServedModel,
+    rows: ReplayedEvents,
+    chosen: NDArray[np.int64],
+    score: NDArray[np.float32],
+) -> Iterator[tuple[int, Alert]]:
+    """The alerts of some replayed rows, as the scorer would publish them."""
+    contract, topic = EventContract(stream), stream.topic("events")
+    explained = served.explain(rows.numeric[chosen], rows.categorical[chosen])
+    messages = dict(_messages_at(events, rows.offset[chosen]))
+    for i, value, why in zip(chosen.tolist(), score.tolist(), explained, strict=False):
+        offset = int(rows.offset[i])
+        key, message = messages[offset]
+        event = contract.decode(message, key, int(rows.clock_ms[i]))
+        assert isinstance(event, Event)  # the lake took it
+        found = Score(
+            event_id=event.event_id,
+            score=float(f"{value:.9g}"),
+            alert=True,
+            model=served.digest,
+            source=RecordSource(topic, 0, offset),
+            event_time=rfc3339(event.time_ms),
+            arrival=rfc3339(int(rows.clock_ms[i])),
+            late_ms=int(rows.late_ms[i]),
+            out_of_order=False,
+            features_hash=f"{int(rows.hashes[i]):016x}",
+        )
+        features = features_of(stream, rows.numeric[i], event)
+        alert = alert_of(
+            found,
+            threshold=served.threshold,
+            event=event,
+            entity_names=stream.entities,
+            explained=why,
+            features=features,
+        )
+        yield int(events.row[offset]), alert
+
+
+def _messages_at(events: FileEvents, offsets: NDArray[np.int64]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+    chosen = replace(events, cells={name: [values[i] for i in offsets] for name, values in events.cells.items()})
+    yield from zip(offsets.tolist(), chosen.messages(), strict=True)
+
+
+def _learned(metrics: Mapping[str, float]) -> tuple[FieldLearned, ...]:
+    skill = {name.removeprefix("skill."): gain for name, gain in metrics.items() if name.startswith("skill.")}
+    return tuple(FieldLearned(name, gain) for name, gain in sorted(skill.items(), key=lambda one: -one[1]))
+
+
+def _figures(
+    score: NDArray[np.float32], label: NDArray[np.int8], label_free: NDArray[np.float32], threshold: float
+) -> Figures | None:
+    judged = label >= 0
+    fraud = label[judged] == 1
+    if not fraud.any() or fraud.all():
+        return None
+    alert = score[judged] > np.float32(threshold)
+    return Figures(
+        frauds=int(fraud.sum()),
+        rows=len(fraud),
+        precision=float(fraud[alert].mean()) if alert.any() else 0.0,
+        recall=float(alert[fraud].mean()),
+        average_precision=float(average_precision_score(fraud, score[judged])),
+        label_free=float(average_precision_score(fraud, label_free[judged])),
+    )
