@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.offline import commands as offline
 from flows.screen import Formatter, clean, json_line, plain
 from models.errors import ModelError
 from pipelines.errors import FencedError, UnmaskError
@@ -42,6 +43,7 @@ kafka_app = typer.Typer(help="A Kafka broker on this machine, for daily work.", 
 ui_app = typer.Typer(help="The MLflow and Prefect pages on this machine.", no_args_is_help=True)
 app.add_typer(kafka_app, name="kafka")
 app.add_typer(ui_app, name="ui")
+offline.add_to(app)
 
 out = Console()
 err = Console(stderr=True)

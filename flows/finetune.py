@@ -22,7 +22,6 @@ from models.fit.finetune import finetune as finetune_head
 from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.table import Table
-from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
 
 

@@ -64,10 +64,20 @@ def check(stream_file: Path, file: Path) -> Checked:
     except StreamFileError as error:
         return Checked(table.frame.height, 0, (), (str(error),), table.notes)
     refused, accepted = refusals(events)
+    problems, notes = findings(table, events, accepted)
+    return Checked(len(events), int(accepted.sum()), tuple(refused), tuple(problems), tuple(notes))
+
+
+def findings(table: TableFile, events: FileEvents, accepted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
+    """Problems and notes beside the refused rows.
+
+    Args:
+        accepted: which events keep the contract, **shape (n,)**.
+    """
+    stream = events.stream
     problems = [*_label_problems(stream, table), *_key_problems(events, accepted)]
     notes = [*table.notes, *_column_notes(stream, table, events), *_time_notes(stream, table, events)]
-    notes += _window_notes(stream, events, accepted)
-    return Checked(len(events), int(accepted.sum()), tuple(refused), tuple(problems), tuple(notes))
+    return problems, [*notes, *_window_notes(stream, events, accepted)]
 
 
 def refusals(events: FileEvents) -> tuple[list[RuleBroken], NDArray[np.bool_]]:
@@ -91,9 +101,7 @@ def by_rule(stream: Stream, found: Iterable[tuple[int, str, str]]) -> list[RuleB
         named = (rule, _field_of(detail, stream))
         counts[named] += 1
         first.setdefault(named, (row, cut(detail, SHOWN)))
-    return [
-        RuleBroken(rule, field, n, *first[rule, field], RULES[rule]) for (rule, field), n in counts.most_common()
-    ]
+    return [RuleBroken(rule, field, n, *first[rule, field], RULES[rule]) for (rule, field), n in counts.most_common()]
 
 
 def _field_of(detail: str, stream: Stream) -> str:
@@ -115,7 +123,7 @@ def _label_problems(stream: Stream, table: TableFile) -> Iterator[str]:
             "write 1 for fraud and 0 for not"
         )
     if not (found == 1).any():
-        yield f"label column {stream.labels.column}: no row is labelled as fraud; remove [labels] or name another column"
+        yield f"label column {stream.labels.column}: no row is labelled fraud; remove [labels] or name another column"
 
 
 def _key_problems(events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[str]:
@@ -124,8 +132,8 @@ def _key_problems(events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[s
     if (n_again := len(ids) - ids.n_unique()) > 0:
         again = ids.filter(ids.is_duplicated())[0]
         yield (
-            f"event id {stream.event_id}: {n_again:,} rows repeat an id (such as {again!r}); live, a repeated id within "
-            "duplicate_memory counts as the same event and gets no score of its own"
+            f"event id {stream.event_id}: {n_again:,} rows repeat an id (such as {again!r}); live, a repeated id "
+            "within duplicate_memory counts as the same event and gets no score of its own"
         )
     key = pl.Series(events.cells[stream.key], strict=False).filter(pl.Series(accepted))
     if len(key) >= 100 and key.n_unique() > 0.5 * len(key):
@@ -155,8 +163,8 @@ def _column_notes(stream: Stream, table: TableFile, events: FileEvents) -> Itera
         values = pl.Series(events.cells.get(name, []), strict=False).drop_nulls()
         if (n := values.n_unique()) > MAX_CATEGORY_VALUES:
             yield (
-                f"category {name}: {n:,} different values; the model knows the {MAX_CATEGORY_VALUES} most frequent ones "
-                "and treats all others as one"
+                f"category {name}: {n:,} different values; the model knows the {MAX_CATEGORY_VALUES} most frequent "
+                "ones and treats all others as one"
             )
 
 
@@ -166,11 +174,11 @@ def _time_notes(stream: Stream, table: TableFile, events: FileEvents) -> Iterato
         if not times.has_zone:
             yield f"event time {stream.event_time}: has no time zone and is taken as UTC; live events must name a zone"
         if not times.has_clock:
-            yield f"event time {stream.event_time}: days without a time of day; hour and windows below a day say nothing"
+            yield f"event time {stream.event_time}: has no time of day; the hour and windows below a day say nothing"
     if events.n_time_falls:
         yield (
-            f"event time {stream.event_time}: {events.n_time_falls:,} rows are earlier than the row above; here they are "
-            "sorted by time, live such an event is scored with its lateness"
+            f"event time {stream.event_time}: {events.n_time_falls:,} rows are earlier than the row above; here they "
+            "are sorted by time, live such an event is scored with its lateness"
         )
 
 
@@ -185,23 +193,26 @@ def _window_notes(stream: Stream, events: FileEvents, accepted: NDArray[np.bool_
         if not of_entity or entity not in events.cells:
             continue
         ids = pl.Series(events.cells[entity], strict=False).filter(pl.Series(accepted))
-        since = pl.DataFrame({"id": ids, "ms": times}).with_columns(pl.col("ms").diff().over("id").alias("since"))["since"]
+        since = pl.DataFrame({"id": ids, "ms": times}).with_columns(pl.col("ms").diff().over("id").alias("since"))[
+            "since"
+        ]
         for window_ms in sorted({f.window_ms for f in of_entity if f.window_ms is not None}):
             names = [f.name for f in of_entity if f.window_ms == window_ms]
+            window = f"window {span_words(window_ms)} of {entity}"
             within = float((since <= window_ms).sum()) / len(times)
             if window_ms > span_ms:
-                yield f"window {_span(window_ms)} of {entity}: is longer than the file ({_span(span_ms)}): {names[0]}, ..."
+                yield f"{window}: is longer than the file ({span_words(span_ms)}): {names[0]}, ..."
             elif within < 0.001:
                 yield (
-                    f"window {_span(window_ms)} of {entity}: only {within:.2%} of the events have an earlier one within "
-                    "it; it is worth its cost only if fraud comes in bursts"
+                    f"{window}: only {within:.2%} of the events have an earlier one within it; it is "
+                    "worth its cost only if fraud comes in bursts"
                 )
 
 
-def _span(ms: int) -> str:
+def span_words(ms: int) -> str:
     """A duration for people.
 
-    >>> _span(3_600_000), _span(7 * DAY_MS), _span(5_400_000)
+    >>> span_words(3_600_000), span_words(7 * DAY_MS), span_words(5_400_000)
     ('1 h', '7 d', '1.5 h')
     """
     for unit_ms, name in ((DAY_MS, "d"), (3_600_000, "h"), (60_000, "min")):

@@ -54,8 +54,9 @@ class FileEvents:
         """Key and value of each event's message, as Kafka would hold them."""
         names = list(self.cells)
         for values in zip(*self.cells.values(), strict=True):
-            yield self._key(dict(zip(names, values, strict=True))), _encode(
-                {name: value for name, value in zip(names, values, strict=True) if value is not None}
+            yield (
+                self._key(dict(zip(names, values, strict=True))),
+                _encode({name: value for name, value in zip(names, values, strict=True) if value is not None}),
             )
 
     def report(self, index: int, at_ms: int) -> tuple[bytes, bytes]:

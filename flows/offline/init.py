@@ -97,7 +97,7 @@ class _Draft:
         found = [f"{field}: {made.WORDS[field]}" for field in self.made]
         a_day = 0.005 * self.n_rows / max(self.span_ms / DAY_MS, 1e-9)
         found.append(
-            f"alert budget: half a percent of the events, which is about {a_day:,.1f} alerts a day; change it in [alerts]"
+            f"alert budget: 0.5 % of the events, which is about {a_day:,.1f} alerts a day; change it under [alerts]"
         )
         if self.roles.label is None:
             found.append("no column was recognised as a label (fraud or not); the model learns without, which is fine")
@@ -108,7 +108,7 @@ class _Draft:
         return "\n".join([*self._head(), *self._fields(), *self._labels(), *self._features(), *self._alerts(), ""])
 
     def _head(self) -> Iterator[str]:
-        yield f"# Guessed by `unmask init` from {self.table.path.name} ({self.n_rows:,} rows). Check what is said below,"
+        yield f"# Guessed by `unmask init` from {self.table.path.name} ({self.n_rows:,} rows). Check it and"
         yield "# change what is wrong, then run `unmask check` and `unmask try` with this file and your data."
         yield "[stream]"
         yield f'name = "{self.name}"  # letters, digits, _ and -; it names the Kafka topics'
@@ -119,8 +119,8 @@ class _Draft:
         yield ""
 
     def _fields(self) -> Iterator[str]:
-        yield "# What an event consists of. What is not listed is ignored; any field but id, time and key may be missing."
-        yield "# Bounds can be added: { type = \"number\", min = 0, max = 1e6 }. Events outside of them are refused."
+        yield "# What an event consists of. Other columns are ignored. Only id, time and key must be there."
+        yield '# Bounds can be added: { type = "number", min = 0, max = 1e6 }. Events outside of them are refused.'
         yield "[fields]"
         for field in self.made:
             kind = "time" if field == made.ROW_TIME else "text"
@@ -165,7 +165,9 @@ class _Draft:
 
     def _windows(self, *, longest: int = len(WINDOWS)) -> list[str]:
         """Windows of which the file covers at least three; days without a clock begin at a day."""
-        fit = [w for w in WINDOWS if duration_ms(w) * 3 <= self.span_ms and (self.has_clock or duration_ms(w) >= DAY_MS)]
+        fit = [
+            w for w in WINDOWS if duration_ms(w) * 3 <= self.span_ms and (self.has_clock or duration_ms(w) >= DAY_MS)
+        ]
         return (fit or (["1h"] if self.has_clock else ["1d"]))[:longest]
 
     def _features(self) -> Iterator[str]:
@@ -185,7 +187,9 @@ class _Draft:
         counted = [*others, *(c.name for c in self._categories()[: MAX_DISTINCT_COUNTS - len(others)])]
         for place, field in enumerate(counted):
             words = "how many different ones" if place == 0 else None
-            yield from _group(words, key, field, [w for w in windows if w in ("1h", "1d", "7d")] or windows, ["distinct"])
+            yield from _group(
+                words, key, field, [w for w in windows if w in ("1h", "1d", "7d")] or windows, ["distinct"]
+            )
         for entity in others:
             yield from _group(f"the same for each {entity}", entity, None, windows, ["count"])
             yield from _group(None, entity, None, [], ["since_last"])

@@ -20,4 +20,3 @@ WORDS = {
     ROW_TIME: "made from the row's number, one minute a row from 2020-01-01 on, because you asked for it",
     ALL_ROWS: "the same for all rows, because no column names somebody or something that comes back",
 }
-

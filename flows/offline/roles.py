@@ -15,7 +15,7 @@ MAX_ENTITIES = 3
 MAX_WORDS = 250  # different values of a category that the model tells apart
 MAX_CATEGORIES_PER_ROW = 0.2  # a text with more different values than this share of the rows is not a category
 WHO = ("customer", "client", "user", "account", "acct", "card", "cc", "pan", "member", "cardholder", "payer", "sender",
-       "orig", "iban", "employee", "subscriber", "login", "username", "person", "patient", "kunde", "konto")  # fmt: skip
+       "orig", "iban", "employee", "subscriber", "login", "username", "person", "kunde", "konto")  # fmt: skip
 WHAT = ("terminal", "merchant", "shop", "store", "device", "sensor", "machine", "station", "host", "server", "ip",
         "email", "phone", "payee", "receiver", "recipient", "beneficiary", "dest", "vendor", "supplier", "seller",
         "session", "node", "meter", "vehicle", "driver", "unit", "engine", "src", "dst", "source", "asset", "pump",
@@ -181,8 +181,10 @@ def _entities(columns: Sequence[Column]) -> list[Column]:
     if not found:
         return []
     # What has more values than the model has words for is worth more with a history than as a category.
-    many = [c for c in columns if c.kind == Kind.TEXT and MAX_WORDS < c.n_distinct and c.rows_a_value >= 10]
-    found += [c for c in many if c not in found and c.words and c.words[-1] not in CODES and not _describes(c, found[0])]
+    many = [c for c in columns if c.kind == Kind.TEXT and c.n_distinct > MAX_WORDS and c.rows_a_value >= 10]
+    found += [
+        c for c in many if c not in found and c.words and c.words[-1] not in CODES and not _describes(c, found[0])
+    ]
     return found[:MAX_ENTITIES]
 
 
@@ -242,4 +244,6 @@ def _mean(column: pl.Series) -> float:
 
 def _day(ms: object) -> str:
     assert isinstance(ms, int)
-    return str(np.datetime64(ms, "ms").astype("datetime64[D]" if ms % DAY_MS == 0 else "datetime64[m]")).replace("T", " ")
+    return str(np.datetime64(ms, "ms").astype("datetime64[D]" if ms % DAY_MS == 0 else "datetime64[m]")).replace(
+        "T", " "
+    )

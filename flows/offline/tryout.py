@@ -40,9 +40,10 @@ class TooFewRowsError(UnmaskError):
 
 
 class _Steps:
-    """Says each step before it begins, and keeps how long it took."""
+    """Announces each step before it begins, and keeps how long it took."""
 
-    def __init__(self, progress: OnShare | None) -> None:
+    def __init__(self, announce: Callable[[str], None] | None, progress: OnShare | None) -> None:
+        self._announce = announce or (lambda words: None)
         self._say = progress or (lambda share, words: None)
         self.seconds: dict[str, float] = {}
 
@@ -50,6 +51,7 @@ class _Steps:
     def step(self, first: float, last: float, words: str) -> Iterator[OnShare]:
         """A step that leads from one share of the whole to another."""
         began_s = time.monotonic()
+        self._announce(words)
         self._say(first, words)
         yield lambda share, told: self._say(first + share * (last - first), told)
         self.seconds[words] = time.monotonic() - began_s
@@ -96,7 +98,8 @@ class Tried:
     """What `try_file` found.
 
     Args:
-        n_rows, n_accepted, n_duplicates: rows of the file.
+        n_duplicates: rows that repeat an event id.
+        accepted: which rows of the file keep the contract, in the order of `FileEvents`, **shape (n,)**.
         refused: what the contract refused, by rule.
         begin_ms, split_ms, end_ms: learned from [begin, split), scored [split, end].
         n_learned: rows learned from, of which `n_known` had a label and `n_known_frauds` were frauds.
@@ -108,13 +111,13 @@ class Tried:
         n_alerts: alerts in all.
         row: row in the file of each scored row, **shape (n,)**.
         figures: None without labels.
+        new_share: share of the scored rows whose key was not seen in the part that was learned from.
         seconds: of each step.
     """
 
     stream: Stream
-    n_rows: int
-    n_accepted: int
     n_duplicates: int
+    accepted: NDArray[np.bool_]
     refused: tuple[RuleBroken, ...]
     begin_ms: int
     split_ms: int
@@ -132,6 +135,7 @@ class Tried:
     alerts: tuple[tuple[int, Alert], ...]
     n_alerts: int
     figures: Figures | None
+    new_share: float
     seconds: Mapping[str, float]
 
     @property
@@ -146,6 +150,7 @@ def try_file(
     *,
     train_share: float = 0.7,
     seed: int = 0,
+    announce: Callable[[str], None] | None = None,
     progress: OnShare | None = None,
 ) -> Tried:
     """Learn from the first part of a file and score the rest.
@@ -155,20 +160,20 @@ def try_file(
         events: of the file, by rising time.
         train_share: share of the rows, the first in time, that is learned from.
         seed: of training.
-        progress: called with the share done and a word, from every step.
+        announce: called with words about each step before it begins.
+        progress: called with the share of the whole that is done, and words.
 
     Raises:
         TooFewRowsError: too few rows are good.
     """
-    steps = _Steps(progress)
+    steps = _Steps(announce, progress)
     with TemporaryDirectory(prefix="unmask-try-") as folder:
         lake = Lake(Path(folder) / "lake", stream)
         with steps.step(0.0, 0.1, f"contract: {len(events):,} rows"):
             fill(lake, stream, events)
-            refused = _refused(lake, events)
-            n_accepted = len(events) - sum(one.n_rows for one in refused)
+            refused, accepted = _refused(lake, events)
             split_ms = _split_ms(lake, events, train_share)
-        with steps.step(0.1, 0.25, f"history: features of {n_accepted:,} events"):
+        with steps.step(0.1, 0.25, f"history: features of {accepted.sum():,} events"):
             data = training_data.load(lake, stream, as_of_ms=split_ms, min_rows=MIN_ROWS // 2)
             rows = replay_rows(lake, stream)
         with steps.step(0.25, 0.6, f"encoder: learns from {len(data.table):,} events without labels") as report:
@@ -193,8 +198,7 @@ def try_file(
     label = events.label[rows.offset[later]]
     return Tried(
         stream=stream,
-        n_rows=len(events),
-        n_accepted=n_accepted,
+        accepted=accepted,
         n_duplicates=len(rows.duplicates),
         refused=tuple(refused),
         begin_ms=int(rows.time_ms[0]),
@@ -213,14 +217,19 @@ def try_file(
         alerts=alerts,
         n_alerts=len(alerting),
         figures=_figures(score, label, label_free, served.threshold),
+        new_share=float((~np.isin(rows.key[later], rows.key[rows.time_ms < split_ms])).mean()),
         seconds=steps.seconds,
     )
 
 
-def _refused(lake: Lake, events: FileEvents) -> list[RuleBroken]:
+def _refused(lake: Lake, events: FileEvents) -> tuple[list[RuleBroken], NDArray[np.bool_]]:
+    """What the ingest refused by rule, and which events it took."""
     rows = lake.read("refused").filter(pl.col("topic") == events.stream.topic("events"))
+    accepted = np.ones(len(events), bool)
+    accepted[rows["offset"].to_numpy()] = False
     found = rows.select("offset", "rule", "detail").iter_rows()
-    return by_rule(events.stream, ((int(events.row[offset]), rule, detail) for offset, rule, detail in found))
+    broken = by_rule(events.stream, ((int(events.row[offset]), rule, detail) for offset, rule, detail in found))
+    return broken, accepted
 
 
 def _split_ms(lake: Lake, events: FileEvents, train_share: float) -> int:

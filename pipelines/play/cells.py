@@ -9,7 +9,21 @@ from pipelines.contracts.stream import DAY_MS, HOUR_MS
 MISSING_TEXTS = ("", "-", "--", "n/a", "null", "none", "nan", "<na>", "#n/a", "(null)", "\\n")
 MISSING_VALUES = (*MISSING_TEXTS, "na", "?", ".")  # of numbers and times: "NA" may be a country
 _POSITIVE = ("1", "1.0", "true", "t", "yes", "y", "fraud", "fraudulent", "anomaly", "anomalous", "attack", "outlier")
-_NEGATIVE = ("0", "0.0", "false", "f", "no", "n", "legit", "legitimate", "genuine", "normal", "ordinary", "ok", "benign")
+_NEGATIVE = (
+    "0",
+    "0.0",
+    "false",
+    "f",
+    "no",
+    "n",
+    "legit",
+    "legitimate",
+    "genuine",
+    "normal",
+    "ordinary",
+    "ok",
+    "benign",
+)
 _SIGNS = r"[\s'’€$£¥%]"
 _DECIMAL_COMMA = r"^[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+$"
 _THOUSAND_COMMA = r"^[-+]?\d{1,3}(,\d{3})+(\.\d+)?$"
