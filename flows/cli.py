@@ -68,7 +68,7 @@ AsOfOption = Annotated[
 @app.command()
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Replay this folder of Parquet files instead of a simulated stream.")
+        Path | None, typer.Option(help="Replay this folder of Parquet or CSV files instead of a simulated stream.")
     ] = None,
     stream: StreamOption = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Where summary.json, plots and logs go.")] = Path("demo"),
@@ -161,7 +161,7 @@ def ui_status() -> None:
 def simulate(
     stream: StreamOption = None,
     data: Annotated[
-        Path | None, typer.Option(help="Replay this folder of Parquet files instead of simulating.")
+        Path | None, typer.Option(help="Replay this folder of Parquet or CSV files instead of simulating.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option(help="Write the simulated stream to this folder as Parquet, not to Kafka.")

@@ -30,6 +30,7 @@ from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.lake import audit
 from pipelines.play import producer, simulate
+from pipelines.play.table_file import read_table
 
 N_PARTITIONS = 4
 BROKEN_SHARE, DUPLICATE_SHARE = 0.01, 0.005
@@ -47,7 +48,7 @@ class Demo:
     """One run of the demo.
 
     Args:
-        data: folder of Parquet files to replay; None simulates a payment stream.
+        data: folder of Parquet or CSV files to replay; None simulates a payment stream.
         stream_file: stream file; None takes the shipped one that fits.
         out: where summary.json and the run's stream file go.
         keep: leave the servers up.
@@ -411,10 +412,10 @@ def _label_delay_ms(stream: Stream) -> int:
 
 def _fitting_stream(folder: Path) -> Path:
     """The shipped stream file whose fields are all columns of the folder's Parquet files."""
-    files = sorted(folder.glob("*.parquet"))
+    files = simulate.past_files(folder)
     if not files:
-        raise UnmaskError(f"{folder} holds no .parquet files; give a folder of them with --data")
-    columns = set(pl.read_parquet_schema(files[0]))
+        raise UnmaskError(f"{folder} has no .parquet or .csv files; give a folder of them with --data")
+    columns = set(read_table(files[0]).frame.columns)
     for path in sorted(SHIPPED.glob("*.toml")):
         if {f.name for f in stream_file.load(path).fields} <= columns:
             return path

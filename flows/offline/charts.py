@@ -3,25 +3,27 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flows.offline.tryout import Tried
 from models.plots import FRAUD, LEGIT, MARK
 
 SIZE = (6.4, 3.0)
 N_BINS = 40
-_FONT = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5, "axes.titlesize": 10.5}
+_FONT: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5, "axes.titlesize": 10.5}
 
 
 def score_histogram(tried: Tried) -> str:
     """Events by score, on a logarithmic axis, with the threshold; frauds apart where they are known."""
     with _chart("score", "events (logarithmic)") as (figure, axes):
-        bins = np.linspace(0, 1, 51)
+        bins = np.linspace(0, 1, 51).tolist()
         fraud = tried.label == 1
         axes.hist(
             tried.score[~fraud], bins=bins, color=LEGIT, alpha=0.8, label="not fraud" if fraud.any() else "events"
@@ -30,6 +32,7 @@ def score_histogram(tried: Tried) -> str:
             axes.hist(tried.score[fraud], bins=bins, color=FRAUD, alpha=0.8, label="fraud")
         axes.axvline(tried.threshold, color=MARK, linestyle="--", linewidth=1.2, label="alert threshold")
         axes.set(xlim=(0, 1.005), yscale="log")
+        axes.set_ylim(bottom=0.8)
         axes.legend(frameon=False, loc="upper center", ncols=3)
     return _svg(figure)
 
@@ -52,7 +55,7 @@ def alerts_over_time(tried: Tried) -> str:
         locator = AutoDateLocator(maxticks=8)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if right.any():
             axes.legend(frameon=False, loc="upper right", ncols=2)
     return _svg(figure)

@@ -212,10 +212,11 @@ def _window_notes(stream: Stream, events: FileEvents, accepted: NDArray[np.bool_
 def span_words(ms: int) -> str:
     """A duration for people.
 
-    >>> span_words(3_600_000), span_words(7 * DAY_MS), span_words(5_400_000)
-    ('1 h', '7 d', '1.5 h')
+    >>> span_words(3_600_000), span_words(63 * DAY_MS), span_words(5_400_000)
+    ('1 hour', '63 days', '1.5 hours')
     """
-    for unit_ms, name in ((DAY_MS, "d"), (3_600_000, "h"), (60_000, "min")):
-        if ms >= unit_ms:
-            return f"{ms / unit_ms:.3g} {name}"
-    return f"{ms / 1000:.3g} s"
+    units = ((DAY_MS, "day"), (3_600_000, "hour"), (60_000, "minute"))
+    unit_ms, name = next((unit for unit in units if ms >= unit[0]), (1_000, "second"))
+    number = ms / unit_ms
+    shown = f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    return f"{shown} {name}" + ("" if shown == "1" else "s")

@@ -90,14 +90,14 @@ def events_of(stream: Stream, table: TableFile) -> FileEvents:
             )
     times = cells.times(columns[stream.event_time]).ms
     filled = times.fill_null(strategy="forward").fill_null(strategy="backward").fill_null(0)
-    order = filled.arg_sort(maintain_order=True) if not filled.is_sorted() else pl.Series(range(n), dtype=pl.UInt32)
-    values = {f.name: _values(f, columns[f.name].gather(order)) for f in stream.fields if f.name in columns}
     known = filled.to_numpy()
+    order = pl.Series(np.argsort(known, kind="stable"))
+    values = {f.name: _values(f, columns[f.name].gather(order)) for f in stream.fields if f.name in columns}
     truth = stream.labels.column if stream.labels else None
     return FileEvents(
         stream,
         values,
-        order.to_numpy().astype(np.int64) + 1,
+        order.to_numpy() + 1,
         known[order.to_numpy()],
         _label(table, truth).gather(order).to_numpy(),
         made=tuple(f.name for f in absent if f.name in made.MADE),

@@ -186,9 +186,12 @@ class _Draft:
                     yield from _group(None, key, column.name, short, ["sum", "max"])
         counted = [*others, *(c.name for c in self._categories()[: MAX_DISTINCT_COUNTS - len(others)])]
         for place, field in enumerate(counted):
-            words = "how many different ones" if place == 0 else None
             yield from _group(
-                words, key, field, [w for w in windows if w in ("1h", "1d", "7d")] or windows, ["distinct"]
+                "how many different ones" if place == 0 else None,
+                key,
+                field,
+                [w for w in windows if w in ("1h", "1d", "7d")] or windows,
+                ["distinct"],
             )
         for entity in others:
             yield from _group(f"the same for each {entity}", entity, None, windows, ["count"])
@@ -200,8 +203,8 @@ class _Draft:
             matured = duration_ms(self._maturity())
             long = [w for w in windows if duration_ms(w) >= DAY_MS and 2 * (duration_ms(w) + matured) <= self.span_ms]
             for place, entity in enumerate(self.entities if long else []):
-                words = "share of known frauds, once the labels have matured" if place == 0 else None
-                yield from _group(words, entity, None, long[-2:], ["fraud_rate"])
+                title = "share of known frauds, once the labels have matured" if place == 0 else None
+                yield from _group(title, entity, None, long[-2:], ["fraud_rate"])
 
     def _numbers(self) -> list[Column]:
         """Those with a history worth keeping, amounts first."""

@@ -1,5 +1,6 @@
 """The report of `unmask try`: one HTML page that needs nothing else."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -13,6 +14,7 @@ from pipelines.contracts.messages import Alert, Reason
 
 N_CARDS = 12
 N_LISTED = 100
+MAX_SHOWN = 48  # characters of a text in the tables of reasons
 _STYLE = """
 :root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe5ec; --blue: #0072b2; --red: #c2410c; --pale: #f5f8fb }
 * { box-sizing: border-box }
@@ -34,7 +36,7 @@ tr + tr td { border-top: 1px solid var(--line) } .n { text-align: right; font-va
 .card h3 span { margin-left: auto; font-weight: 400; color: var(--soft) } .card table { margin-top: 6px }
 .tag { background: var(--red); color: #fff; border-radius: 4px; padding: 0 6px; font-size: 12px; font-weight: 600 }
 .bar { display: inline-block; height: 9px; border-radius: 2px; background: var(--blue); min-width: 2px }
-.bar.off { background: #c3ccd6 } .odd { font-weight: 600 } td, h3 { overflow-wrap: anywhere }
+.bar.off { background: #c3ccd6 } td:first-child, th { white-space: nowrap } .card { overflow-x: auto }
 code { background: var(--pale); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; font-size: 13px }
 summary { cursor: pointer; color: var(--blue); margin: 12px 0 6px } li { margin: 4px 0 }
 """
@@ -134,8 +136,9 @@ def _alerts(tried: Tried) -> str:
     if not tried.alerts:
         return "<h2>Alerts</h2><p>No scored event is above the threshold.</p>"
     frauds = {int(row) for row, label in zip(tried.row, tried.label, strict=True) if label == 1}
-    cards = "".join(_card(tried, row, alert, row in frauds) for row, alert in tried.alerts[:N_CARDS])
-    rest = tried.alerts[N_CARDS:N_LISTED]
+    first = _varied(tried.alerts)
+    cards = "".join(_card(tried, row, alert, row in frauds) for row, alert in first)
+    rest = [one for one in tried.alerts if one not in first][:N_LISTED]
     more = ""
     if rest:
         lines = [
@@ -152,11 +155,33 @@ def _alerts(tried: Tried) -> str:
         table = _table(("row", "time (UTC)", tried.stream.key, "score", "reasons", ""), lines)
         more = f"<details><summary>The next {len(rest):,} alerts</summary>{table}</details>"
     return (
-        f"<h2>The highest alerts, with reasons</h2>"
-        '<p class="soft">For each field: what it is, what the model expected from the rest of the event and from the '
-        "past, how surprising that is (0 = as expected), and the score had it been as expected.</p>"
+        f"<h2>Alerts and their reasons</h2>{_leading(tried)}"
+        '<p class="soft">Below, the highest alerts of each kind. For each field: what it is, what the model expected '
+        "from the rest of the event and from the past, how surprising that is (0 = as expected), and the score had it been "
+        "as expected.</p>"
         f'<div class="cards">{cards}</div>{more}'
     )
+
+
+def _leading(tried: Tried) -> str:
+    """How many alerts each field leads."""
+    counts = Counter(_lead(alert) for _, alert in tried.alerts).most_common(8)
+    listed = ", ".join(f"<b>{_text(name)}</b> {n:,}" for name, n in counts)
+    return f"<p>By their strongest reason: {listed}.</p>"
+
+
+def _varied(alerts: Sequence[tuple[int, Alert]]) -> list[tuple[int, Alert]]:
+    """The highest alerts, taken in turn from each field that leads some."""
+    by_field: dict[str, list[tuple[int, Alert]]] = {}
+    for one in alerts:
+        by_field.setdefault(_lead(one[1]), []).append(one)
+    places = sorted((place, -one[1].score, one[0]) for group in by_field.values() for place, one in enumerate(group))
+    chosen = {row for _, _, row in places[:N_CARDS]}
+    return [one for one in alerts if one[0] in chosen]
+
+
+def _lead(alert: Alert) -> str:
+    return alert.reasons[0].field if alert.reasons else "none"
 
 
 def _card(tried: Tried, row: int, alert: Alert, is_fraud: bool) -> str:
@@ -262,7 +287,7 @@ def _value(value: float | str | None) -> str:
     if value is None:
         return "missing"
     if isinstance(value, str):
-        return value
+        return value if len(value) <= MAX_SHOWN else f"{value[: MAX_SHOWN - 1]}…"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
