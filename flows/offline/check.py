@@ -119,8 +119,8 @@ def _label_problems(stream: Stream, table: TableFile) -> Iterator[str]:
     if len(neither):
         values = ", ".join(f"{value!r}" for value in neither.unique(maintain_order=True)[:3])
         yield (
-            f"label column {stream.labels.column}: {len(neither):,} rows hold neither 0 nor 1 (such as {values}); "
-            "write 1 for fraud and 0 for not"
+            f"label column {stream.labels.column}: neither 0 nor 1 in {len(neither):,} of {len(column):,} rows "
+            f"(such as {values}); write 1 for fraud and 0 for not"
         )
     if not (found == 1).any():
         yield f"label column {stream.labels.column}: no row is labelled fraud; remove [labels] or name another column"
@@ -132,8 +132,8 @@ def _key_problems(events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[s
     if (n_again := len(ids) - ids.n_unique()) > 0:
         again = ids.filter(ids.is_duplicated())[0]
         yield (
-            f"event id {stream.event_id}: {n_again:,} rows repeat an id (such as {again!r}); live, a repeated id "
-            "within duplicate_memory counts as the same event and gets no score of its own"
+            f"event id {stream.event_id}: repeated in {n_again:,} of {len(ids):,} rows (such as {again!r}); live, a "
+            "repeated id within duplicate_memory counts as the same event and gets no score of its own"
         )
     key = pl.Series(events.cells[stream.key], strict=False).filter(pl.Series(accepted))
     if len(key) >= 100 and key.n_unique() > 0.5 * len(key):
@@ -177,8 +177,8 @@ def _time_notes(stream: Stream, table: TableFile, events: FileEvents) -> Iterato
             yield f"event time {stream.event_time}: has no time of day; the hour and windows below a day say nothing"
     if events.n_time_falls:
         yield (
-            f"event time {stream.event_time}: {events.n_time_falls:,} rows are earlier than the row above; here they "
-            "are sorted by time, live such an event is scored with its lateness"
+            f"event time {stream.event_time}: earlier than the row above in {events.n_time_falls:,} of {len(events):,} "
+            "rows; here they are sorted by time, live such an event is scored with its lateness"
         )
 
 

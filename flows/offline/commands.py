@@ -66,7 +66,10 @@ def check(stream: StreamArgument, file: FileArgument) -> None:
     for broken in found.refused:
         at = f" of {broken.field}" if broken.field else ""
         out.print(
-            clean(f"{broken.n_rows:,} rows are refused, {broken.rule}{at}: e.g. row {broken.row:,}: {broken.detail}")
+            clean(
+                f"refused, {broken.rule}{at}: {broken.n_rows:,} of {found.n_rows:,} rows, e.g. row {broken.row:,}: "
+                f"{broken.detail}"
+            )
         )
         out.print(f"  to fix it: {broken.fix}")
     for problem in found.problems:

@@ -157,8 +157,8 @@ def _alerts(tried: Tried) -> str:
     return (
         f"<h2>Alerts and their reasons</h2>{_leading(tried)}"
         '<p class="soft">Below, the highest alerts of each kind. For each field: what it is, what the model expected '
-        "from the rest of the event and from the past, how surprising that is (0 = as expected), and the score had it been "
-        "as expected.</p>"
+        "from the rest of the event and from the past, how surprising that is (0 = as expected), and the score had it "
+        "been as expected.</p>"
         f'<div class="cards">{cards}</div>{more}'
     )
 
@@ -219,7 +219,7 @@ def _learned(tried: Tried) -> str:
 
 def _refused(tried: Tried) -> str:
     again = (
-        f"<p>{tried.n_duplicates:,} rows repeat an event id and got no score of their own.</p>"
+        f"<p>Rows that repeat an event id, and got no score of their own: {tried.n_duplicates:,}.</p>"
         if tried.n_duplicates
         else ""
     )

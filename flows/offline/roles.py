@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from flows.offline.columns import Column, Kind
-from models.score.budget import DAY_MS
+from pipelines.contracts.stream import DAY_MS, RESERVED
 from pipelines.play import cells
 
 MAX_INPUTS = 80
@@ -93,12 +93,14 @@ def _place(column: Column, roles: Roles) -> None:
         omit("it holds lists, records or bytes; give plain columns instead")
     elif column.kind == Kind.TIME:
         omit("a second time; if it matters, add a column with the number of hours between the two")
-    elif column.n_distinct == 1:
-        omit(f"every row has the same value ({_shown(column)})")
+    elif column.name in RESERVED:
+        omit("its name is used by the lake; rename the column to use it")
     elif roles.label is not None and _ANSWER_WORDS & set(column.words):
         omit("it looks like the label under another name, and would tell the model the answer")
     elif roles.label is not None and _tells(column, roles.label):
         omit("each of its values decides the label alone, so it is probably written after the label is known")
+    elif column.n_distinct == 1:
+        omit(f"every row that has a value has the same one ({_shown(column)})")
     elif len(roles.numbers) + len(roles.categories) >= MAX_INPUTS:
         omit(f"there are {MAX_INPUTS} inputs already; exchange it for another one if it matters more")
     elif column.kind == Kind.NUMBER and not _is_code(column):

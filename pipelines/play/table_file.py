@@ -169,8 +169,10 @@ def _separator(lines: Sequence[str]) -> str:
     """The separator that gives the first lines the same number of cells, and the most of them."""
 
     def fit(separator: str) -> tuple[int, int]:
-        counts = [len(cells) for cells in csv.reader(lines, delimiter=separator)]
-        return sum(n == counts[0] for n in counts) * (counts[0] > 1), counts[0]
+        rows = list(csv.reader(lines, delimiter=separator))
+        n = len(rows[0])
+        # a quote inside a cell: the separator cut a quoted cell apart
+        return sum(len(row) == n and not any('"' in cell for cell in row) for row in rows) * (n > 1), n
 
     return max(_SEPARATORS, key=fit)
 
