@@ -10,6 +10,8 @@ from rich.console import Console
 from flows.screen import clean
 from pipelines.errors import UnmaskError
 
+MAX_THREADS = 2  # of torch
+
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -104,7 +106,9 @@ def try_(
     """
     if not 0.1 <= train_share <= 0.95:
         raise UnmaskError(f"--train-share is {train_share:g}; it must be between 0.1 and 0.95")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, before it is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads must not spin
+    import torch
+
     from flows import progress
     from flows.offline import report
     from flows.offline.check import findings
@@ -113,6 +117,7 @@ def try_(
     from pipelines.contracts.stream_file import load
     from pipelines.play.table_file import read_table
 
+    torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
     spec = load(stream)
     err.print(f"reading {file}")
     table = read_table(file)

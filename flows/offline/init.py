@@ -17,11 +17,12 @@ from pipelines.play.table_file import TableFile, field_name, read_table
 
 WINDOWS = ("10m", "1h", "1d", "7d", "30d")
 MIN_ROWS = 20
-MAX_NUMBERS_WITH_HISTORY = 4
+MAX_NUMBERS_WITH_HISTORY = 5
+ENOUGH_FOR_A_MEAN = 10  # events
 MAX_DISTINCT_COUNTS = 4
 _AMOUNTS = {"amount", "amt", "value", "price", "total", "sum", "cost", "betrag", "bytes", "kilobytes", "kb", "mb",
-            "volume", "size", "quantity", "qty", "balance", "duration", "distance"}  # fmt: skip
-_NEVER_NEGATIVE = _AMOUNTS - {"value", "total", "sum", "balance", "betrag", "amount", "amt"}
+            "volume", "size", "quantity", "qty", "duration"}  # fmt: skip
+_NEVER_NEGATIVE = _AMOUNTS - {"value", "total", "sum", "betrag", "amount", "amt"}
 _PLACES = {"lat", "latitude", "lon", "long", "lng", "longitude", "year", "x", "y"}
 
 
@@ -163,12 +164,19 @@ class _Draft:
             return "7d"
         return f"{eighth // DAY_MS}d" if eighth >= DAY_MS else f"{max(eighth // HOUR_MS, 1)}h"
 
-    def _windows(self, *, longest: int = len(WINDOWS)) -> list[str]:
+    def _windows(self) -> list[str]:
         """Windows of which the file covers at least three; days without a clock begin at a day."""
         fit = [
             w for w in WINDOWS if duration_ms(w) * 3 <= self.span_ms and (self.has_clock or duration_ms(w) >= DAY_MS)
         ]
-        return (fit or (["1h"] if self.has_clock else ["1d"]))[:longest]
+        return fit or (["1h"] if self.has_clock else ["1d"])
+
+    def _usual_window(self, windows: Sequence[str]) -> str:
+        """The shortest window in which an entity is seen often enough for a mean, else the longest up to a week."""
+        n_entities = self.roles.entities[0].n_distinct if self.roles.entities else 1
+        a_ms = self.n_rows / n_entities / self.span_ms
+        long = [w for w in windows if HOUR_MS <= duration_ms(w) <= 7 * DAY_MS] or list(windows[-1:])
+        return next((w for w in long if a_ms * duration_ms(w) >= ENOUGH_FOR_A_MEAN), long[-1])
 
     def _features(self) -> Iterator[str]:
         yield "# What is computed for each event from the past of its entities, up to but without the event itself."
@@ -176,10 +184,11 @@ class _Draft:
         windows = self._windows()
         yield from _group("how often, and how long ago", key, None, [*windows, "all"], ["count"])
         yield from _group(None, key, None, [], ["since_last"])
-        middle = "7d" if "7d" in windows else windows[-1]
+        usual = self._usual_window(windows)
         for column in self._numbers()[:MAX_NUMBERS_WITH_HISTORY]:
-            words = f"{column.name}: beside what is usual for this {key}"
-            yield from _group(words, key, column.name, [middle, "all"], ["mean", "std", "ratio", "zscore"])
+            words = f"{column.name}: beside what is usual " + ("" if key == made.ALL_ROWS else f"for this {key}")
+            stats = ["mean", "std", "zscore"] if _lowest(column) < 0 else ["mean", "std", "ratio", "zscore"]
+            yield from _group(words.strip(), key, column.name, [usual, "all"], stats)
             if _is_amount(column):
                 short = [w for w in windows if w in ("1h", "1d")]
                 if short:
@@ -198,7 +207,7 @@ class _Draft:
             yield from _group(None, entity, None, [], ["since_last"])
             yield from _group(None, entity, key, windows[-2:], ["distinct"])
             for column in self._numbers()[:1]:
-                yield from _group(None, entity, column.name, ["all"], ["mean", "ratio", "zscore"])
+                yield from _group(None, entity, column.name, ["all"], ["mean", "zscore"])
         if self.roles.label is not None:
             matured = duration_ms(self._maturity())
             long = [w for w in windows if duration_ms(w) >= DAY_MS and 2 * (duration_ms(w) + matured) <= self.span_ms]

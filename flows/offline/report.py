@@ -87,9 +87,13 @@ def _head(tried: Tried, file: str) -> str:
     return (
         f"<h1>Unmask tried {_text(file)}</h1>"
         f'<p class="soft">It learned from the first {tried.n_learned:,} events ({learned}) and scored the '
-        f"{len(tried.score):,} after them, to {_day(tried.end_ms)}, as the live scorer would have.</p>"
+        f"{len(tried.score):,} after them, to {_day(tried.end_ms)}, as the live scorer would have. It took {_took(tried)}.</p>"
         f'<p class="lead">{_text(headline(tried))}.</p>'
     )
+
+
+def _took(tried: Tried) -> str:
+    return span_words(round(1000 * sum(tried.seconds.values())))
 
 
 def _tiles(tried: Tried) -> str:

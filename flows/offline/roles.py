@@ -20,6 +20,9 @@ WHAT = ("terminal", "merchant", "shop", "store", "device", "sensor", "machine", 
         "email", "phone", "payee", "receiver", "recipient", "beneficiary", "dest", "vendor", "supplier", "seller",
         "session", "node", "meter", "vehicle", "driver", "unit", "engine", "src", "dst", "source", "asset", "pump",
         "page", "visitor", "household", "player", "partner", "airport", "airline")  # fmt: skip
+WHERE = ("origin", "location", "site", "city", "place", "area", "zone", "room", "line", "plant", "house", "building",
+         "channel", "branch", "office", "field", "farm", "tank", "process", "service", "app")  # fmt: skip
+CALENDAR = {"year", "month", "day", "hour", "minute", "second", "weekday", "dow", "week", "quarter"}
 CODES = {"code", "type", "class", "category", "status", "mcc", "zip", "zipcode", "postcode", "postal", "plz", "flag",
          "kind", "channel", "currency", "country", "gender", "sex", "region", "state", "month", "version"}  # fmt: skip
 LABELS = ("is_fraud", "isfraud", "fraud", "fraudulent", "fraud_flag", "tx_fraud", "is_anomaly", "anomaly", "is_attack",
@@ -99,6 +102,8 @@ def _place(column: Column, roles: Roles) -> None:
         omit("it looks like the label under another name, and would tell the model the answer")
     elif roles.label is not None and _tells(column, roles.label):
         omit("each of its values decides the label alone, so it is probably written after the label is known")
+    elif roles.time is not None and column.kind == Kind.NUMBER and len(column.words) == 1 and column.noun in CALENDAR:
+        omit("a part of the time, which the model knows already")
     elif column.n_distinct == 1:
         omit(f"every row that has a value has the same one ({_shown(column)})")
     elif len(roles.numbers) + len(roles.categories) >= MAX_INPUTS:
@@ -179,7 +184,7 @@ def _event_id(columns: Sequence[Column]) -> Column | None:
 def _entities(columns: Sequence[Column]) -> list[Column]:
     """The key first, then at most `MAX_ENTITIES` - 1 more."""
     ranked = sorted(((_entity_rank(column), column) for column in columns), key=lambda found: -found[0])
-    found = [column for rank, column in ranked if rank > 0][:MAX_ENTITIES]
+    found = [column for rank, column in ranked if rank >= 1][:MAX_ENTITIES] or [c for rank, c in ranked[:1] if rank > 0]
     if not found:
         return []
     # What has more values than the model has words for is worth more with a history than as a category.
@@ -191,24 +196,29 @@ def _entities(columns: Sequence[Column]) -> list[Column]:
 
 
 def _describes(column: Column, key: Column) -> bool:
-    """Nearly every value of the key comes with one value of the column; an age may change once."""
+    """Nearly every value of the key comes with one value of the column; a number, such as an age, may change a bit."""
     if column.n_distinct < 2 or column.kind not in (Kind.NUMBER, Kind.TEXT):
         return False
     pairs = pl.DataFrame({"key": key.text, "value": column.text}).drop_nulls()
     counts = pairs.group_by("key").agg(pl.len(), pl.col("value").n_unique().alias("n")).filter(pl.col("len") >= 3)
-    return counts.height > 0 and _mean(counts["n"] <= 1 + (column.kind == Kind.NUMBER)) >= 0.95
+    allowed = 1 + (counts["len"] * 0.02).clip(1) if column.kind == Kind.NUMBER else pl.Series([1])
+    return counts.height > 0 and _mean(counts["n"] <= allowed) >= 0.95
 
 
 def _entity_rank(column: Column) -> float:
     """How well a column names somebody who comes back; 0 = not at all."""
     plain = column.kind == Kind.TEXT or (column.kind == Kind.NUMBER and column.is_whole)
-    if not plain or column.n_missing > 0.05 * column.n_rows or column.n_distinct < 5 or column.rows_a_value < 3:
+    if not plain or column.n_missing > 0.05 * column.n_rows or column.n_distinct < 2 or column.rows_a_value < 3:
         return 0.0
+    if column.n_distinct < 5:  # too few for people, enough for places and machines
+        return 0.5 if column.noun in (*WHAT, *WHERE) and column.rows_a_value >= 100 else 0.0
     many = min(column.rows_a_value, 50.0) / 100 + min(column.n_distinct, 50) / 100
     if column.noun in WHO:
         return 3 + many
     if column.noun in WHAT:
         return 2 + many
+    if column.noun in WHERE and column.n_distinct <= 200:
+        return 0.5
     if column.says_id and not (column.words[-1] in CODES or column.n_distinct <= 50):
         return 1 + many
     return 0.0

@@ -169,16 +169,17 @@ def try_file(
     steps = _Steps(announce, progress)
     with TemporaryDirectory(prefix="unmask-try-") as folder:
         lake = Lake(Path(folder) / "lake", stream)
-        with steps.step(0.0, 0.1, f"contract: {len(events):,} rows"):
+        with steps.step(0.0, 0.1, f"checking {len(events):,} rows against the contract"):
             fill(lake, stream, events)
             refused, accepted = _refused(lake, events)
             split_ms = _split_ms(lake, events, train_share)
-        with steps.step(0.1, 0.25, f"history: features of {accepted.sum():,} events"):
+        with steps.step(0.1, 0.25, f"computing the features of {accepted.sum():,} events"):
             data = training_data.load(lake, stream, as_of_ms=split_ms, min_rows=MIN_ROWS // 2)
             rows = replay_rows(lake, stream)
-        with steps.step(0.25, 0.6, f"encoder: learns from {len(data.table):,} events without labels") as report:
+        with steps.step(0.25, 0.6, f"training the encoder on {len(data.table):,} events, without labels") as report:
             pretrained = pretrain(data.table, config=PretrainConfig(), seed=seed, progress=report)
-        with steps.step(0.6, 0.85, f"model: {int((data.label[data.known] == 1).sum()):,} known frauds") as report:
+        known_frauds = int((data.label[data.known] == 1).sum())
+        with steps.step(0.6, 0.85, f"training the model on {known_frauds:,} known frauds") as report:
             config = FinetuneConfig(budget=training_data.budget_of(stream))
             model = finetune(
                 pretrained, data.table, label=data.label, known=data.known, config=config, seed=seed, progress=report
@@ -186,14 +187,14 @@ def try_file(
             digest = artifact.save(model, Path(folder) / "model", lineage={"source": "unmask try"})
             served = artifact.load(Path(folder) / "model", expect=digest)
         later = np.flatnonzero(rows.time_ms >= split_ms)
-        with steps.step(0.85, 0.92, f"scores: {len(later):,} later events"):
+        with steps.step(0.85, 0.92, f"scoring {len(later):,} later events"):
             score = served.score(rows.numeric[later], rows.categorical[later])
             table = Table(data.table.columns, rows.numeric[later], rows.categorical[later], rows.time_ms[later], {})
             label_free = pretrained.score(table)
         alerting = np.flatnonzero(score > np.float32(served.threshold))
         alerting = alerting[np.argsort(-score[alerting], kind="stable")]
         explained = alerting[:MAX_EXPLAINED]
-        with steps.step(0.92, 1.0, f"alerts: {len(explained):,} explanations"):
+        with steps.step(0.92, 1.0, f"explaining {len(explained):,} alerts"):
             alerts = tuple(_alerts(stream, events, served, rows, later[explained], score[explained]))
     label = events.label[rows.offset[later]]
     return Tried(
@@ -206,7 +207,7 @@ def try_file(
         end_ms=int(rows.time_ms[-1]),
         n_learned=len(data.table),
         n_known=int(data.known.sum()),
-        n_known_frauds=int((data.label[data.known] == 1).sum()),
+        n_known_frauds=known_frauds,
         learned=_learned(pretrained.metrics),
         has_head=bool(model.metrics["has_head"]),
         threshold=served.threshold,
@@ -217,9 +218,15 @@ def try_file(
         alerts=alerts,
         n_alerts=len(alerting),
         figures=_figures(score, label, label_free, served.threshold),
-        new_share=float((~np.isin(rows.key[later], rows.key[rows.time_ms < split_ms])).mean()),
+        new_share=_new_share(events, rows.offset[rows.time_ms < split_ms], rows.offset[later]),
         seconds=steps.seconds,
     )
+
+
+def _new_share(events: FileEvents, learned: NDArray[np.int64], scored: NDArray[np.int64]) -> float:
+    """Share of the scored events whose key is not among those that were learned from."""
+    keys = pl.Series(events.cells[events.stream.key], strict=False)
+    return 1 - float(np.mean(keys.gather(scored).is_in(keys.gather(learned).unique().implode()).to_numpy()))
 
 
 def _refused(lake: Lake, events: FileEvents) -> tuple[list[RuleBroken], NDArray[np.bool_]]:

@@ -40,9 +40,9 @@ def hostile(n: int = N) -> pl.DataFrame:
     )
 
 
-def guessed(tmp_path: Path, frame: pl.DataFrame, **options: bool) -> tuple[Stream, Guess]:
+def guessed(tmp_path: Path, frame: pl.DataFrame, *, time_from_rows: bool = False) -> tuple[Stream, Guess]:
     frame.write_csv(tmp_path / "my payments.csv")
-    found = guess(tmp_path / "my payments.csv", **options)
+    found = guess(tmp_path / "my payments.csv", time_from_rows=time_from_rows)
     return parse(found.text), found
 
 

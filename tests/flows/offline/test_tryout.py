@@ -52,7 +52,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     said: list[str] = []
     stream, found = events(tmp_path_factory.mktemp("try"), logins())
     tried = try_file(stream, found, announce=said.append)
-    assert [words.split(":")[0] for words in said] == ["contract", "history", "encoder", "model", "scores", "alerts"]
+    steps = ["checking", "computing", "training", "training", "scoring", "explaining"]
+    assert [words.split(" ")[0] for words in said] == steps
     return tried
 
 
