@@ -182,7 +182,8 @@ class _Draft:
         yield "# What is computed for each event from the past of its entities, up to but without the event itself."
         key, others = self.entities[0], self.entities[1:]
         windows = self._windows()
-        yield from _group("how often, and how long ago", key, None, [*windows, "all"], ["count"])
+        # no count over "all": it only grows, so that later events lie outside of what was learned
+        yield from _group("how often, and how long ago", key, None, windows, ["count"])
         yield from _group(None, key, None, [], ["since_last"])
         usual = self._usual_window(windows)
         for column in self._numbers()[:MAX_NUMBERS_WITH_HISTORY]:

@@ -25,6 +25,7 @@ h1 { font-size: 25px; margin: 0 0 2px } h2 { font-size: 18px; margin: 34px 0 8px
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px }
 .tile { background: var(--pale); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px }
 .tile b { display: block; font-size: 23px; line-height: 1.25 } .tile span { color: var(--soft); font-size: 13px }
+p.warn { background: #fff4e5; border-left: 4px solid #e69f00; border-radius: 4px; padding: 8px 12px }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 18px; align-items: start }
 figure { margin: 0 } figcaption { font-weight: 600; font-size: 14px } figure svg { width: 100%; height: auto }
 table { border-collapse: collapse; width: 100%; font-size: 14px }
@@ -47,7 +48,8 @@ def headline(tried: Tried) -> str:
 
     Says how many of the scored events alert, and where labels exist how right that is.
     """
-    words = f"{tried.n_alerts:,} of {len(tried.score):,} scored events alert ({tried.alert_rate:.2%})"
+    beyond = f", the budget allows {tried.allowed_rate:.2%}" if tried.has_drifted else ""
+    words = f"{tried.n_alerts:,} of {len(tried.score):,} scored events alert ({tried.alert_rate:.2%}{beyond})"
     if tried.figures is None:
         return f"{words}; the file has no labels for them, so look at the reasons to judge"
     found = tried.figures
@@ -65,6 +67,7 @@ def page(tried: Tried, *, file: str, stream_file: str, notes: Sequence[str]) -> 
     """
     parts = [
         _head(tried, file),
+        _warning(tried),
         _tiles(tried),
         _charts(tried),
         _figures(tried, tried.figures) if tried.figures else "",
@@ -87,8 +90,20 @@ def _head(tried: Tried, file: str) -> str:
     return (
         f"<h1>Unmask tried {_text(file)}</h1>"
         f'<p class="soft">It learned from the first {tried.n_learned:,} events ({learned}) and scored the '
-        f"{len(tried.score):,} after them, to {_day(tried.end_ms)}, as the live scorer would have. It took {_took(tried)}.</p>"
+        f"{len(tried.score):,} after them, to {_day(tried.end_ms)}, as the live scorer would have. It took "
+        f"{_took(tried)}.</p>"
         f'<p class="lead">{_text(headline(tried))}.</p>'
+    )
+
+
+def _warning(tried: Tried) -> str:
+    if not tried.has_drifted:
+        return ""
+    return (
+        f'<p class="warn">{tried.alert_rate:.1%} of the scored events alert, where the budget allows '
+        f"{tried.allowed_rate:.1%}: the events have changed since the part that was learned from. Live, train again at "
+        "shorter intervals. Here, look at the first alerts only, or learn from more of the file: "
+        "<code>--train-share 0.9</code>.</p>"
     )
 
 

@@ -32,6 +32,7 @@ from pipelines.live.alerting import alert_of, features_of
 
 MIN_ROWS = 500  # to learn from
 MAX_EXPLAINED = 500
+DRIFTED, DRIFTED_BY = 2.0, 10  # times the alerts that were allowed, and as many more
 OnShare = Callable[[float, str], None]
 
 
@@ -111,6 +112,7 @@ class Tried:
         n_alerts: alerts in all.
         row: row in the file of each scored row, **shape (n,)**.
         figures: None without labels.
+        allowed_rate: share of alerts at the threshold when the model was made.
         new_share: share of the scored rows whose key was not seen in the part that was learned from.
         seconds: of each step.
     """
@@ -135,6 +137,7 @@ class Tried:
     alerts: tuple[tuple[int, Alert], ...]
     n_alerts: int
     figures: Figures | None
+    allowed_rate: float
     new_share: float
     seconds: Mapping[str, float]
 
@@ -142,6 +145,11 @@ class Tried:
     def alert_rate(self) -> float:
         """Share of the scored rows that alert."""
         return self.n_alerts / max(len(self.score), 1)
+
+    @property
+    def has_drifted(self) -> bool:
+        """More alerts than chance explains, by far: the later events differ from those that were learned from."""
+        return self.n_alerts > DRIFTED * self.allowed_rate * len(self.score) + DRIFTED_BY
 
 
 def try_file(
@@ -218,6 +226,7 @@ def try_file(
         alerts=alerts,
         n_alerts=len(alerting),
         figures=_figures(score, label, label_free, served.threshold),
+        allowed_rate=model.metrics["validation_alert_rate"],
         new_share=_new_share(events, rows.offset[rows.time_ms < split_ms], rows.offset[later]),
         seconds=steps.seconds,
     )

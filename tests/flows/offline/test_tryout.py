@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -134,3 +135,10 @@ def test_the_report_says_what_was_found(tried: Tried) -> None:
     assert re.fullmatch(
         r"[\d,]+ of [\d,]+ scored events alert \([\d.]+%\): \d+% of the alerts .* are found", report.headline(tried)
     )
+
+
+def test_more_alerts_than_the_budget_allows_are_a_warning_at_the_top(tried: Tried) -> None:
+    assert 'class="warn"' not in report.page(tried, file="a.csv", stream_file="a.toml", notes=[])
+    drifted = replace(tried, n_alerts=len(tried.score) // 3)
+    assert 'class="warn"' in report.page(drifted, file="a.csv", stream_file="a.toml", notes=[])
+    assert re.search(r"\(33\.\d+%, the budget allows", report.headline(drifted))
