@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from flows.offline.columns import Column, Kind
+from flows.offline.made import MADE
 from pipelines.contracts.stream import DAY_MS, RESERVED
 from pipelines.play import cells
 
@@ -96,8 +97,8 @@ def _place(column: Column, roles: Roles) -> None:
         omit("it holds lists, records or bytes; give plain columns instead")
     elif column.kind == Kind.TIME:
         omit("a second time; if it matters, add a column with the number of hours between the two")
-    elif column.name in RESERVED:
-        omit("its name is used by the lake; rename the column to use it")
+    elif column.name in RESERVED or column.name in MADE:
+        omit("Unmask uses this name itself; rename the column to use it")
     elif roles.label is not None and _ANSWER_WORDS & set(column.words):
         omit("it looks like the label under another name, and would tell the model the answer")
     elif roles.label is not None and _tells(column, roles.label):

@@ -156,3 +156,12 @@ def test_a_hostile_cell_or_name_stays_a_comment(tmp_path: Path) -> None:
     frame = frame.with_columns(pl.Series("items", ['a"\n[stream]', "b"] * (N // 2)))
     stream, _ = guessed(tmp_path, frame)
     assert "items" in stream.categories
+
+
+def test_names_that_unmask_uses_itself_do_not_clash(tmp_path: Path) -> None:
+    frame = hostile().select(
+        "Zeitpunkt", "items", event_id=pl.lit("same"), row_number=pl.lit("7"), hour="mcc", source="mcc", label="note"
+    )
+    stream, _ = guessed(tmp_path, frame)
+    assert stream.event_id == "row_number"
+    assert {f.name for f in stream.fields} == {"row_number", "Zeitpunkt", "all_rows", "items", "source_"}
