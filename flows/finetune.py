@@ -21,11 +21,9 @@ from models import baselines, plots
 from models.errors import ModelError
 from models.fit.finetune import FinetuneConfig
 from models.fit.finetune import finetune as finetune_head
-from models.score.budget import Budget
 from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.table import Table
-from pipelines.contracts.stream import Stream
 
 
 @flow(name="finetune", retries=1, retry_delay_seconds=10, validate_parameters=False)
@@ -67,7 +65,7 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
         registry.open_run(f"{spec.name}/finetune", tracking_uri=uri, run_name="finetune", tags=tags) as run,
         progress.shown("finetune") as report,
     ):
-        config = FinetuneConfig(budget=budget_of(spec))
+        config = FinetuneConfig(budget=training_data.budget_of(spec))
         run.log_params(vars(config) | {"rows": n, "labels_known": int(known.sum())})
         model = finetune_head(
             pretrained,
@@ -182,17 +180,6 @@ def _measure(
         cost=cost,
         comparisons=comparisons,
         not_compared={who: former.why for who, former in formers.items() if former.model is None},
-    )
-
-
-def budget_of(stream: Stream) -> Budget:
-    """The stream file's alert budget in the models' words."""
-    cost = stream.budget.get("cost")
-    return Budget(
-        rate=stream.budget.get("rate"),
-        per_day=stream.budget.get("per_day"),
-        cost=(cost["missed"], cost["review"]) if cost else None,
-        fraud_rate=cost.get("fraud_rate") if cost else None,
     )
 
 

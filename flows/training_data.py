@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flows import progress
+from models.score.budget import Budget
 from models.table import Column, PickedRows, Table
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
@@ -62,3 +63,14 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
     numeric, categorical = (PickedRows(m, found.rows) for m in (found.features.numeric, found.features.categorical))
     table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names)
     return TrainingData(table, found.label, found.known, found.event_id, as_of_ms, found.features.key)
+
+
+def budget_of(stream: Stream) -> Budget:
+    """The stream file's alert budget in the models' words."""
+    cost = stream.budget.get("cost")
+    return Budget(
+        rate=stream.budget.get("rate"),
+        per_day=stream.budget.get("per_day"),
+        cost=(cost["missed"], cost["review"]) if cost else None,
+        fraud_rate=cost.get("fraud_rate") if cost else None,
+    )

@@ -8,7 +8,7 @@ BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 PACKAGES = {
     "pipelines": ("contracts", "kafka", "features", "lake", "live", "play"),
     "models": ("net", "score", "fit", "ship", "ship/registry"),
-    "flows": ("streams", "local", "serve", "demo", "cli"),
+    "flows": ("streams", "local", "offline", "serve", "demo", "cli"),
 }
 
 

@@ -15,7 +15,7 @@ app = typer.Typer()
 @app.command(rich_help_panel="First steps")
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Replay the Parquet files of this folder instead of a simulated stream.")
+        Path | None, typer.Option(help="Replay the Parquet or CSV files of this folder instead of a simulated stream.")
     ] = None,
     stream: StreamOption = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for summary.json and logs.")] = Path("demo"),
@@ -46,7 +46,7 @@ def demo(
 def simulate(
     stream: StreamOption = None,
     data: Annotated[
-        Path | None, typer.Option(help="Replay the Parquet files of this folder instead of simulating.")
+        Path | None, typer.Option(help="Replay the Parquet or CSV files of this folder instead of simulating.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option(help="Write the simulated events to this folder as Parquet instead of to Kafka.")

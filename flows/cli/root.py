@@ -6,6 +6,7 @@ import typer
 
 from flows.cli import checks, live, play, servers, topics, training
 from flows.cli.terminal import out
+from flows.offline import commands as offline
 
 EXIT_CODES = """
 [bold]Exit codes[/bold]: 0 done · 1 a check does not hold · 2 you or a server must fix something (the message says what)
@@ -24,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# In the order in which a new user needs them. A group without a name adds its commands to the top level:
-# the commands of flows/offline/commands.py (init, check, try) go first.
+# In the order in which a new user needs them.
+offline.add_to(app)
 app.add_typer(play.app)
 app.add_typer(topics.app, name="topics", rich_help_panel="Data")
 app.add_typer(training.app)

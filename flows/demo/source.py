@@ -1,7 +1,6 @@
 """The events that a demo plays, the stream file that describes them, and which of them are played live."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipelines.contracts import stream_file
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.errors import StreamFileError, UnmaskError
 from pipelines.play import simulate
+from pipelines.play.table_file import read_table
 
 # The simulated stream: about 120,000 payments, of which the last days are played live.
 SIMULATED = {"n_customers": 1_500, "n_terminals": 2_200, "days": 40}
@@ -100,23 +100,14 @@ def _write_renamed(file: Path, target: Path) -> None:
 
 def _fitting_stream(folder: Path) -> Path:
     """The shipped stream file whose fields are all columns of the folder's files."""
-    columns = set(next(_schemas(folder), ()))
-    if not columns:
-        raise UnmaskError(f"{folder} holds no .parquet or .csv file; name a folder of them with --data")
+    files = simulate.past_files(folder)
+    if not files:
+        raise UnmaskError(f"{folder} has no .parquet or .csv file; give a folder of them with --data")
+    columns = set(read_table(files[0]).frame.columns)
     for path in shipped.SHIPPED.values():
         if {f.name for f in stream_file.load(path).fields} <= columns:
             return path
     raise StreamFileError(
         f"no shipped stream file fits {folder} (its columns: {', '.join(sorted(columns))}); "
-        "write one and name it with --stream"
+        "make one with `unmask init` and name it with --stream"
     )
-
-
-def _schemas(folder: Path) -> Iterator[list[str]]:
-    """Column names of the folder's files."""
-    for path in sorted([*folder.glob("*.parquet"), *folder.glob("*.csv")]):
-        try:
-            scan = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path, infer_schema=False)
-            yield scan.collect_schema().names()
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise StreamFileError(f"{path}: cannot be read ({error}); remove it from the folder") from error

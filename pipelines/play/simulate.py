@@ -1,4 +1,4 @@
-"""Past events to try out: a synthetic stream of card payments with fraud, or a folder of Parquet files."""
+"""Past events to try out: a synthetic stream of card payments with fraud, or a folder of Parquet and CSV files."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.stream import DAY_MS, HOUR_MS, Field, Stream
 from pipelines.errors import StreamFileError
+from pipelines.play import cells
+from pipelines.play.table_file import TableFile, read_table
 
 _COUNTRIES = np.array(["NL", "BE", "DE", "FR", "GB", "ES", "PL", "US"])
 _COUNTRY_SHARES = np.array([0.34, 0.2, 0.16, 0.1, 0.08, 0.05, 0.04, 0.03])
@@ -188,7 +190,9 @@ def _frame(rng: np.random.Generator, columns: Columns, town: _Town, seed: int, s
 
 
 def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
-    """Past events: every Parquet file of a folder, as one frame by rising event time.
+    """Past events: every Parquet and CSV file of a folder, as one frame by rising event time.
+
+    Columns go by their field names (`table_file.field_name`), so "card no" is the field card_no.
 
     Args:
         stream: says which columns there must be; the truth stands in `stream.labels.column` (0 or 1).
@@ -199,17 +203,16 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
     Raises:
         StreamFileError: a column is missing or has another type than the stream file names.
     """
-    paths = sorted(Path(folder).glob("*.parquet"))
+    paths = past_files(folder)
     if not paths:
-        raise StreamFileError(f"{folder}: there is no .parquet file; give the folder of past events")
+        raise StreamFileError(f"{folder}: there is no .parquet or .csv file; give the folder of past events")
     truth = [stream.labels.column] if stream.labels else []
     wanted = [f.name for f in stream.fields]
     parts = []
     for path in paths:
-        try:
-            there = pl.read_parquet_schema(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise StreamFileError(f"{path}: is not readable as Parquet ({error}); move it away") from error
+        table = read_table(path)
+        frame = table.frame if path.suffix == ".parquet" else _typed(stream, table)
+        there = frame.schema
         for name in (*wanted, *truth):
             if name not in there:
                 mend = (
@@ -222,7 +225,7 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
             _check_type(path.name, field, there[field.name])
         if truth and not (there[truth[0]].is_integer() or there[truth[0]] == pl.Boolean):
             raise StreamFileError(f"{path.name}: column {truth[0]} is {there[truth[0]]}, must be an integer 0 or 1")
-        part = pl.read_parquet(path, columns=[*wanted, *truth])
+        part = frame.select(*wanted, *truth)
         time = pl.col(stream.event_time)
         stamp = pl.Datetime("ms", "UTC")
         when = (
@@ -239,6 +242,42 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         raise StreamFileError(
             f"{folder}: column {truth[0]} holds something else than 0 and 1; mend it or name another column"
         )
+    return frame
+
+
+def past_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold past events."""
+    return sorted(path for path in Path(folder).glob("*") if path.suffix in (".parquet", ".csv"))
+
+
+def _typed(stream: Stream, table: TableFile) -> pl.DataFrame:
+    """A table of texts with the stream's fields as their types, and the truth as 0 and 1."""
+    readers = {"number": cells.numbers, "int": cells.wholes, "text": cells.texts, "category": cells.texts}
+    frame = table.frame
+    for field in stream.fields:
+        if field.name not in frame.columns:
+            continue
+        column = frame[field.name]
+        of_values = field.type not in ("text", "category")
+        read = cells.times(column).ms if field.type == "time" else readers[field.type](column)
+        wrong = (read.is_null() & ~cells.is_missing(column, of_values=of_values)).arg_true()
+        if len(wrong):
+            title = table.columns[field.name]
+            raise StreamFileError(
+                f"{table.path.name}: column {title} holds {column[wrong[0]]!r} (row {wrong[0] + 1}), "
+                f"the stream file says {field.type}; fix the cell, or change the type in the stream file"
+            )
+        frame = frame.with_columns(read.alias(field.name))
+    if stream.labels and stream.labels.column in frame.columns:
+        column = frame[stream.labels.column]
+        truth = cells.labels(column)
+        wrong = truth.is_null().arg_true()
+        if len(wrong):
+            raise StreamFileError(
+                f"{table.path.name}: column {stream.labels.column} holds {column[wrong[0]]!r} (row {wrong[0] + 1}); it "
+                "must be 0 or 1"
+            )
+        frame = frame.with_columns(truth.alias(stream.labels.column))
     return frame
 
 

@@ -15,7 +15,8 @@ from pipelines.contracts.stream import TOPICS
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.live.scorer import Scorer
-from pipelines.live.takeover import ScorerSetting, checked_partitions
+from pipelines.live.takeover import ScorerSetting
+from pipelines.live.topic_checks import checked_partitions
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.scoring import Rig, running

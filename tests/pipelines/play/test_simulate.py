@@ -116,10 +116,35 @@ def test_a_folder_that_does_not_fit_the_stream_file_is_told_with_the_mend(
 
 
 def test_an_empty_folder_is_told(tmp_path: Path, stream: Stream) -> None:
-    with pytest.raises(StreamFileError, match=r"there is no \.parquet file"):
+    with pytest.raises(StreamFileError, match=r"there is no \.parquet or \.csv file"):
         read_folder(stream, tmp_path)
 
 
 def test_a_first_day_may_be_any_day() -> None:
     frame = payments(seed=1, n_customers=20, n_terminals=30, days=3, start=datetime(2024, 2, 28, tzinfo=UTC))
     assert str(frame["time"].min()).startswith("2024-02-28")
+
+
+def test_a_csv_file_is_read_by_the_stream_files_types(tmp_path: Path, stream: Stream) -> None:
+    frame = few_payments()
+    frame.rename({"customer_id": "customer id"}).write_csv(tmp_path / "a.csv", separator=";")
+    read = read_folder(stream, tmp_path)
+    assert read.equals(frame.select(read.columns))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"amount": pl.lit("a lot")},
+            r"a.csv: column amount holds 'a lot' \(row 1\), the stream file says number; fix the cell",
+        ),
+        ({"label": pl.lit("maybe")}, r"column label holds 'maybe' \(row 1\); it must be 0 or 1"),
+    ],
+)
+def test_a_cell_of_a_csv_file_that_does_not_fit_is_named(
+    tmp_path: Path, stream: Stream, change: dict[str, pl.Expr], message: str
+) -> None:
+    few_payments().with_columns(**change).write_csv(tmp_path / "a.csv")
+    with pytest.raises(StreamFileError, match=message):
+        read_folder(stream, tmp_path)
