@@ -82,7 +82,7 @@ def by_name(tmp_path_factory: pytest.TempPathFactory) -> Candidate:
 
 # It is the stream that says how many columns there are; one that the model lacks is a masked cell.
 @pytest.mark.parametrize(
-    "check", sorted({*CHECKS} - {too_few_columns_are_refused}, key=CHECKS.index), ids=lambda check: check.__name__
+    "check", [check for check in CHECKS if check is not too_few_columns_are_refused], ids=lambda check: check.__name__
 )
 def test_a_model_by_name_passes_the_battery(
     by_name: Candidate, check: Callable[[Candidate, Path], None], tmp_path: Path
