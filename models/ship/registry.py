@@ -198,9 +198,10 @@ def open_run(
     Raises:
         RegistryError: MLflow does not answer, or refuses.
 
-    Example:
-        >>> with open_run("payments/pretrain", tracking_uri=uri, run_name="night") as run:  # doctest: +SKIP
-        ...     run.log_metrics({"loss": 0.31}, step=10)
+    Example::
+
+        with open_run("payments/pretrain", tracking_uri=uri, run_name="night") as run:
+            run.log_metrics({"loss": 0.31}, step=10)
     """
     with _asked(tracking_uri):
         client = _client(tracking_uri)

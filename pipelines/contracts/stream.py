@@ -87,6 +87,7 @@ class Stream(msgspec.Struct, frozen=True):
     """A kind of event, as its stream file describes it.
 
     Example:
+        >>> from pipelines.contracts.stream_file import parse
         >>> stream = parse('''
         ... [stream]
         ... name = "logins"
