@@ -20,8 +20,6 @@ from pipelines.errors import UnmaskError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Received
-from pipelines.kafka.reader import Reader
-from pipelines.kafka.writer import Writer
 from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ def alerts(connection: Connection, stream: Stream, *, follow: bool, last: int) -
     yield from sorted(kept, key=lambda a: a.arrival)[-last:] if last else ()
     if not follow:
         return
-    with Reader(connection, {position: end for position, (_, end) in spans.items()}) as reader:
+    with connection.reader({position: end for position, (_, end) in spans.items()}) as reader:
         while True:
             yield from readable(reader.poll(timeout_ms=500), Alert)
 
@@ -65,7 +63,7 @@ class Follower:
         names = [stream.topic("scores"), stream.topic("alerts")]
         self._alerts_topic = names[1]
         ends = {position: end for position, (_, end) in topics.bounds(connection, names).items()}
-        self._reader = Reader(connection, ends)
+        self._reader = connection.reader(ends)
         self._sent_s: dict[str, float] = {}
         self._read_s: dict[str, float] = {}
         self._stopping = threading.Event()
@@ -161,7 +159,7 @@ def send_label(connection: Connection, stream: Stream, lake: Lake, *, event_id: 
         "source": source,
     }
     value, key = msgspec.json.encode(record), event[stream.key].encode()
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         writer.send(Message(stream.topic("labels"), value, key, event["partition"]))
         writer.flush()
 

@@ -15,7 +15,6 @@ from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Shared
 from pipelines.kafka.port import Position, Received
-from pipelines.kafka.reader import Reader
 from pipelines.live.health import Busy, Seldom, Watch
 from pipelines.live.lane import Lane
 from pipelines.live.outbox import Put
@@ -111,7 +110,7 @@ class Scorer:
         if not self._live:
             clock = (self._clock_topic, 0)
             positions[clock] = topics.bounds(asked, [self._clock_topic])[clock][0]
-        self._reader = Reader(connection, positions)
+        self._reader = connection.reader(positions)
         self._held: set[Source] = set()
 
     @property

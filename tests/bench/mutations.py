@@ -69,17 +69,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "reader-never-releases",
-        "pipelines/kafka/reader.py",
+        "pipelines/kafka/kafka_python/reader.py",
         "if wanted == set(self._held):",
         "if wanted <= set(self._held):",
-        ("tests/pipelines/kafka/test_topics.py", "-k", "held"),
+        ("tests/pipelines/kafka/test_adapter.py", "-k", "held"),
     ),
     Mutation(
         "no-check-after-commit",
-        "pipelines/kafka/writer.py",
-        "            if not future.succeeded():",
-        "            if False:",
-        ("tests/pipelines/kafka/test_topics.py", "-k", "while_it_is_committed"),
+        "pipelines/kafka/kafka_python/transactions.py",
+        'futures):\n            raise BrokerError(f"{self._id}: the transaction was',
+        '[]):\n            raise BrokerError(f"{self._id}: the transaction was',
+        ("tests/pipelines/kafka/kafka_python/test_transactions.py", "-k", "while_it_is_committed"),
     ),
     Mutation(
         "inverted-gate",

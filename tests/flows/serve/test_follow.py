@@ -16,7 +16,6 @@ from pipelines.contracts.messages import Alert, Reason, RecordSource, decode, en
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.play.producer import create_stream_topics
@@ -71,7 +70,7 @@ def test_hostile_text_among_markup_and_in_json() -> None:
 def test_a_label_goes_to_the_partition_of_its_event(key: str, kafka: str, tmp_path: Path) -> None:
     connection, stream = Connection(kafka), payments_stream(f"label-{uuid.uuid4().hex[:8]}")
     create_stream_topics(connection, stream, n_partitions=4, append_time=False)
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         event = event_message("e1", key, START_MS)
         writer.send(Message(stream.topic("events"), event, key.encode(), timestamp_ms=START_MS))
         writer.flush()

@@ -19,7 +19,6 @@ from pipelines.errors import BrokerError, RestoreError
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Received
 from pipelines.kafka.topics import delete_topics
-from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import Findings, NoModelError, Outcomes, reconcile, skew_audit
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
@@ -90,7 +89,7 @@ class Topics:
         return RecordSource(self.stream.topic("events"), 0, offset)
 
     def _send(self, *messages: Message) -> None:
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for message in messages:
                 writer.send(message)
             writer.flush()

@@ -19,7 +19,6 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Received
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from pipelines.kafka.writer import Writer
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
 from tests.pipelines.live.kill_stream import stream_named
@@ -52,7 +51,7 @@ class Rig:
 
     def send(self, n: int) -> None:
         """Valid events, stored."""
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for _ in range(n):
                 card = f"c{self.n_sent % 7}"
                 event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
@@ -68,7 +67,7 @@ class Rig:
         self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
     ) -> None:
         """Any records of one key, stored."""
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for value in values:
                 writer.send(Message(self.stream.topic(kind), value, key, partition))
             writer.flush()

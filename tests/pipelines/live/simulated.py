@@ -15,7 +15,7 @@ from pipelines.errors import BrokerError, InternalError, TooLargeError
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State, items_of
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
 from pipelines.order import EVENT, LABEL, Frontier, Item, Key, Record, Source, by_kind, sources
@@ -79,7 +79,7 @@ class CrashError(Exception):
     """The process ends here."""
 
 
-class SimulatedWriter:
+class SimulatedWriter(TransactionalWriter):
     """The transactions of one lane in a world: all of one, or nothing of it."""
 
     def __init__(self, world: "World", partition: int) -> None:

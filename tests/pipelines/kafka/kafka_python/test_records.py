@@ -10,7 +10,7 @@ from kafka import TopicPartition
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record import MemoryRecords
 
-from pipelines.kafka import records
+from pipelines.kafka.kafka_python import records
 from pipelines.kafka.port import Received
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import (
