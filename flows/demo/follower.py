@@ -10,7 +10,6 @@ from pipelines.contracts.messages import Alert, Score
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.reader import Reader
 
 
 class Follower:
@@ -20,7 +19,7 @@ class Follower:
         names = [stream.topic("scores"), stream.topic("alerts")]
         self._alerts_topic = names[1]
         ends = {position: end for position, (_, end) in topics.bounds(connection, names).items()}
-        self._reader = Reader(connection, ends)
+        self._reader = connection.reader(ends)
         self._sent_s: dict[str, float] = {}
         self._read_s: dict[str, float] = {}
         self._stopping = threading.Event()

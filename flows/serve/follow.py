@@ -9,8 +9,8 @@ from pipelines.contracts.messages import Alert, Score, T, decode
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import progress, topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Position, Received
-from pipelines.kafka.reader import Reader
+from pipelines.kafka.port import Position
+from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[l
 
 def new_alerts(connection: Connection, starts: Mapping[Position, int]) -> Iterator[Alert]:
     """Alerts from these offsets on, as they come; does not end."""
-    with Reader(connection, starts) as reader:
+    with connection.reader(starts) as reader:
         while True:
             yield from readable(reader.poll(timeout_ms=500), Alert)
 

@@ -10,7 +10,6 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake.tables import Lake
 
 
@@ -39,7 +38,7 @@ def send_label(connection: Connection, stream: Stream, lake: Lake, *, event_id: 
         "source": source,
     }
     value, key = msgspec.json.encode(record), event[stream.key].encode()
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         writer.send(Message(stream.topic("labels"), value, key, event["partition"]))
         writer.flush()
 

@@ -6,8 +6,8 @@ from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Received
 from pipelines.kafka.topics import last_record, last_records
+from pipelines.record import Received
 
 
 def transactional_id(stream: Stream, partition: int) -> str:

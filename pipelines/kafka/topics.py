@@ -1,28 +1,13 @@
-"""Topics: making and describing them, how far they go, reading a part of them."""
+"""Topics: create and describe them, how far they go, read a part of them; with any client."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-from kafka.errors import (
-    TopicAlreadyExistsError,
-)
-from kafka.partitioner.default import murmur2
-from kafka.structs import OffsetAndMetadata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipelines.errors import BrokerError, LoginError
-from pipelines.kafka.connection import (
-    DELIVERY_MS,
-    REQUEST_MS,
-    Connection,
-    Shared,
-    client_errors,
-    opened,
-)
-from pipelines.kafka.port import Position, Received
-from pipelines.kafka.reader import Reader
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.kafka_python.partitioner import partition_of as partition_of
+from pipelines.kafka.port import Position, TopicFacts
+from pipelines.record import Received
 
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
@@ -36,8 +21,8 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
     until = time.monotonic() + deadline_s
     while True:
         try:
-            with _admin(connection, "asking who is there", opening_ms=1_000) as admin:
-                admin.describe_cluster()
+            with connection.asking(opening_ms=1_000) as admin:
+                admin.ping()
             return
         except LoginError:
             raise
@@ -52,89 +37,65 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
             time.sleep(0.1)
 
 
-@contextmanager
-def _admin(connection: Connection, doing: str, *, opening_ms: int = DELIVERY_MS) -> Iterator[KafkaAdminClient]:
-    """An admin client for one question: of its own, or the shared one; the client's errors in the block become ours."""
-
-    def make() -> KafkaAdminClient:
-        return opened(connection, KafkaAdminClient, opening_ms=opening_ms, request_timeout_ms=REQUEST_MS)
-
-    if isinstance(connection, Shared):
-        with connection.lock, client_errors(doing):
-            yield connection.client("admin", make)
-        return
-    admin = make()
-    try:
-        with client_errors(doing):
-            yield admin
-    finally:
-        with suppress(Exception):
-            admin.close()
-
-
 def create_topics(
     connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1
 ) -> None:
     """Create the topics that are not there yet: name -> number of partitions."""
-    with _admin(connection, f"topics {sorted(topics)} were not created") as admin:
+    with connection.asking() as admin:
         for name, n_partitions in topics.items():
-            with suppress(TopicAlreadyExistsError):
-                admin.create_topics(
-                    [NewTopic(name, n_partitions, replication, topic_configs=dict(config))], timeout_ms=10_000
-                )
-        until = time.monotonic() + 10
-        while missing := set(topics) - set(admin.list_topics()):
-            if time.monotonic() > until:
-                raise BrokerError(f"topics {sorted(missing)} did not appear within 10 s of being created")
-            time.sleep(0.05)
+            admin.create_topic(name, n_partitions, config=config, replication=replication)
+        _wait_until(
+            lambda: set(topics) <= admin.topic_names(),
+            f"topics {sorted(topics)} did not appear within 10 s of being created",
+        )
 
 
 def delete_topics(connection: Connection, topics: Iterable[str]) -> None:
     """Delete topics, and wait until they are gone."""
     names = set(topics)
-    with _admin(connection, f"topics {sorted(names)} were not deleted") as admin:
-        admin.delete_topics(list(names), timeout_ms=10_000)
-        until = time.monotonic() + 10
-        while left := names & set(admin.list_topics()):
-            if time.monotonic() > until:
-                raise BrokerError(f"topics {sorted(left)} were still there 10 s after being deleted")
-            time.sleep(0.05)
+    with connection.asking() as admin:
+        admin.delete_topics(names)
+        _wait_until(
+            lambda: not names & admin.topic_names(), f"topics {sorted(names)} still exist 10 s after being deleted"
+        )
 
 
 def topic_names(connection: Connection) -> set[str]:
     """Names of all topics."""
-    with _admin(connection, "no answer about topics") as admin:
-        return set(admin.list_topics())
+    with connection.asking() as admin:
+        return admin.topic_names()
 
 
 def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
-    """Kafka's own ids (KIP-516) of topics: a topic that was deleted and made anew has another one.
+    """Kafka's own ids (KIP-516) of topics: a topic that was deleted and recreated has another one.
 
     A broker that knows no ids gives none.
 
     Raises:
         BrokerError: a topic does not exist.
     """
-    names = list(topics)
-    with _admin(connection, "no answer about topics") as admin:
-        found = {t["name"]: str(t["topic_id"]) for t in admin.describe_topics(names) if not t["error_code"]}
-    for name in names:
-        if name not in found:
-            raise BrokerError(
-                f"topic {name} does not exist; run `unmask topics create`, or check `topics` in the stream file"
-            )
-    return {name: topic_id for name, topic_id in found.items() if topic_id.strip("0-") not in ("", "None")}
+    return {name: facts.id for name, facts in _described(connection, topics).items() if facts.id is not None}
 
 
 def add_partitions(connection: Connection, topics: Mapping[str, int]) -> None:
     """Give topics more partitions: name -> how many there shall be; returns once they are there."""
-    with _admin(connection, f"no partitions were added to {sorted(topics)}") as admin:
-        admin.create_partitions(dict(topics), timeout_ms=10_000)
-        until = time.monotonic() + 10
-        while any(len(t["partitions"]) < topics[t["name"]] for t in admin.describe_topics(list(topics))):
-            if time.monotonic() > until:
-                raise BrokerError(f"partitions of {sorted(topics)} did not appear within 10 s of being added")
-            time.sleep(0.05)
+    with connection.asking() as admin:
+        admin.create_partitions(topics)
+
+        def are_there() -> bool:
+            found = admin.describe(topics)
+            return all(name in found and len(found[name].partitions) >= n for name, n in topics.items())
+
+        _wait_until(are_there, f"partitions of {sorted(topics)} did not appear within 10 s of being added")
+
+
+def _wait_until(holds: Callable[[], bool], otherwise: str) -> None:
+    """Wait for what the broker does a moment after it was ordered."""
+    until = time.monotonic() + 10
+    while not holds():
+        if time.monotonic() > until:
+            raise BrokerError(otherwise)
+        time.sleep(0.05)
 
 
 def stamps_appends(connection: Connection, *topics: str) -> bool:
@@ -143,10 +104,9 @@ def stamps_appends(connection: Connection, *topics: str) -> bool:
     Raises:
         BrokerError: it does so for some of them only, or gives no answer.
     """
-    with _admin(connection, f"no answer about the settings of {', '.join(topics)}") as admin:
-        asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
-        settings = admin.describe_configs(asked, config_filter="all")["topic"]
-    stamped = {t: settings[t].get("message.timestamp.type", {}).get("value") == "LogAppendTime" for t in topics}
+    with connection.asking() as admin:
+        settings = admin.settings(topics)
+    stamped = {t: settings[t].get("message.timestamp.type") == "LogAppendTime" for t in topics}
     if len(set(stamped.values())) > 1:
         wrong = next(topic for topic, yes in stamped.items() if not yes)
         raise BrokerError(
@@ -155,19 +115,6 @@ def stamps_appends(connection: Connection, *topics: str) -> bool:
             "--add-config message.timestamp.type=LogAppendTime`"
         )
     return all(stamped.values())
-
-
-@contextmanager
-def _reader(connection: Connection, positions: Mapping[Position, int]) -> Iterator[Reader]:
-    """A reader for one question: of its own, or the shared one."""
-    if not isinstance(connection, Shared):
-        with Reader(connection, positions) as reader:
-            yield reader
-        return
-    with connection.lock:
-        shared = connection.client("reader", lambda: Reader(connection, {}))
-        shared.assign(positions)
-        yield shared
 
 
 def partitions_of(connection: Connection, topic: str) -> list[Position]:
@@ -180,22 +127,26 @@ def partitions_of(connection: Connection, topic: str) -> list[Position]:
 
 
 def _partitions(connection: Connection, topics: Iterable[str]) -> list[Position]:
-    with _admin(connection, "no answer about topics") as admin:
-        described = {t["name"]: t["partitions"] for t in admin.describe_topics(list(topics)) if not t["error_code"]}
-    for topic in topics:
-        if not described.get(topic):
+    return [(name, p) for name, facts in _described(connection, topics).items() for p in facts.partitions]
+
+
+def _described(connection: Connection, topics: Iterable[str]) -> dict[str, TopicFacts]:
+    names = list(topics)
+    with connection.asking() as admin:
+        found = admin.describe(names)
+    for name in names:
+        if name not in found:
             raise BrokerError(
-                f"topic {topic} does not exist; run `unmask topics create`, or check `topics` in the stream file"
+                f"topic {name} does not exist; run `unmask topics create`, or check `topics` in the stream file"
             )
-    return [(topic, n) for topic in topics for n in sorted(p["partition_index"] for p in described[topic])]
+    return {name: found[name] for name in names}
 
 
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
     """First offset kept and end offset (of what is committed) of every partition of the topics."""
-    tps = [TopicPartition(*p) for p in _partitions(connection, list(topics))]
-    with _reader(connection, {}) as reader, client_errors(f"no answer about offsets from {connection.bootstrap}"):
-        first, end = reader._consumer.beginning_offsets(tps), reader._consumer.end_offsets(tps)
-        return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in tps}
+    partitions = _partitions(connection, topics)
+    with connection.reading({}) as reader:
+        return reader.spans(partitions)
 
 
 def read_between(
@@ -209,7 +160,7 @@ def read_between(
     open_spans = {p: span for p, span in spans.items() if span[0] < span[1]}
     if not open_spans:
         return
-    with _reader(connection, {p: first for p, (first, _) in open_spans.items()}) as reader:
+    with connection.reading({p: first for p, (first, _) in open_spans.items()}) as reader:
         moved, before = time.monotonic(), -1
         while any(reader.position(p) < end for p, (_, end) in open_spans.items()):
             batch = [r for r in reader.poll(timeout_ms=200) if r.offset < open_spans[(r.topic, r.partition)][1]]
@@ -226,32 +177,13 @@ def read_between(
 
 def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
     """Commit a group's offsets: a hint for those who watch lag, never an authority."""
-    consumer = opened(
-        connection, KafkaConsumer, group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
-    )
-    try:
-        with client_errors(f"the offsets of group {group} were not noted"):
-            tps = {TopicPartition(*p): OffsetAndMetadata(offset, "", -1) for p, offset in positions.items()}
-            consumer.assign(list(tps))
-            consumer.commit(tps, timeout_ms=DELIVERY_MS)
-    finally:
-        with suppress(Exception):
-            consumer.close(autocommit=False)
+    connection.client.note_group(group, positions)
 
 
 def group_positions(connection: Connection, group: str) -> dict[Position, int]:
     """The offsets that `note_group` committed."""
-    with _admin(connection, f"no answer about group {group}") as admin:
-        return {(tp.topic, tp.partition): o.offset for tp, o in admin.list_group_offsets(group)[group].items()}
-
-
-def partition_of(key: bytes, n_partitions: int) -> int:
-    """Where the Java client's default partitioner puts a key (murmur2).
-
-    >>> partition_of(b"4711", 4)
-    2
-    """
-    return int((murmur2(key) & 0x7FFFFFFF) % n_partitions)
+    with connection.asking() as admin:
+        return admin.group_positions(group)
 
 
 def last_record(connection: Connection, topic: str, partition: int) -> Received | None:

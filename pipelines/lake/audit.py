@@ -19,11 +19,11 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, UnmaskError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Received
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.tables import Lake
 from pipelines.model import Model
+from pipelines.record import Received
 
 SCORE_TOLERANCE = 1e-5
 MAX_EXAMPLES = 20

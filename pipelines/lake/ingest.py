@@ -17,10 +17,11 @@ from pipelines.errors import LakeError
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Position, Received
+from pipelines.kafka.port import Position
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.tables import Lake
 from pipelines.order import EVENT, LABEL, Source, SourceClock
+from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 

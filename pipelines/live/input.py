@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 
 from pipelines.contracts.stream import Stream
-from pipelines.kafka.port import Position
-from pipelines.kafka.reader import Reader
+from pipelines.kafka.port import Position, Reader
 from pipelines.live.health import Busy
 from pipelines.live.marks import mark_of
 from pipelines.order import KIND_NAMES, Frontier, Merge, Source

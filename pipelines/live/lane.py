@@ -3,19 +3,16 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
 
 from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
-from pipelines.kafka.writer import TransactionalWriter
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.model import Model
@@ -31,14 +28,6 @@ class Shortening(IntEnum):
     WHOLE = 0
     SHORT = 1  # an alert without reasons and features, a dead letter without raw bytes
     LETTER = 2  # instead of the score a dead letter under the rule `unpublishable`
-
-
-class Transactions(Protocol):
-    """What a lane needs of a `TransactionalWriter`."""
-
-    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Lane:
     def __init__(self, setting: LaneSetting, partition: int) -> None:
         self._setting = setting
         self.partition = partition
-        self._writer: Transactions = self._open()
+        self._writer = self._open()
         self.progress: Progress | None = None
         self.outbox = Outbox()
         self._stopping = threading.Event()
@@ -203,8 +192,8 @@ class Lane:
         if progress is None or progress.owner != self._setting.owner:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
-    def _open(self) -> Transactions:
-        return TransactionalWriter(self._setting.connection, transactional_id(self._setting.stream, self.partition))
+    def _open(self) -> TransactionalWriter:
+        return self._setting.connection.transactional_writer(transactional_id(self._setting.stream, self.partition))
 
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)

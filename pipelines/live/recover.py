@@ -21,9 +21,8 @@ from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Position
+from pipelines.kafka.port import Message, Position, TransactionalWriter
 from pipelines.kafka.progress import progress_of, transactional_id
-from pipelines.kafka.writer import TransactionalWriter
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.rebuild import snapshot_from_lake
@@ -111,7 +110,7 @@ class Recovery:
         with ExitStack() as stack:
             writers = []
             for p in range(n_partitions):
-                writer = TransactionalWriter(self._connection, transactional_id(self._stream, p))
+                writer = self._connection.transactional_writer(transactional_id(self._stream, p))
                 stack.callback(writer.close)
                 writers.append(writer)
             yield writers[0]

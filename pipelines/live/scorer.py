@@ -9,7 +9,6 @@ from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Shared
-from pipelines.kafka.reader import Reader
 from pipelines.live.health import Watch
 from pipelines.live.input import Input, first_positions
 from pipelines.live.lanes import Lanes
@@ -82,7 +81,7 @@ class Scorer:
         clock = (stream.topic("clock"), 0)
         clock_from = None if live else topics.bounds(asked, [clock[0]])[clock][0]
         self._input = Input(
-            Reader(setting.connection, first_positions(stream, state.frontier, clock_from=clock_from)),
+            setting.connection.reader(first_positions(stream, state.frontier, clock_from=clock_from)),
             self._replica.merge,
             stream,
             live=live,

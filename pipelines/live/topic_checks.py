@@ -7,7 +7,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.reader import Reader
+from pipelines.kafka.port import Reader
 
 
 def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:

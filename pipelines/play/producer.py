@@ -16,9 +16,8 @@ from pipelines.contracts.contract import text_of
 from pipelines.contracts.stream import DAY_MS, TOPICS, Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Message, Writer
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from pipelines.kafka.writer import Writer
 from pipelines.live.marks import mark_bytes
 from pipelines.order import KIND_NAMES, Source, sources
 
@@ -130,7 +129,7 @@ class Replayer:
         end_ms = int(plan.stamp_ms[-1]) if n and until_ms is None else until_ms or 0
         size = BULK_RECORDS if rate is None else max(1, math.ceil(rate * LIVE_FLUSH_S))
         n_kind, n_broken, done = np.zeros(4, np.int64), Counter[str](), 0
-        with Writer(self._connection, linger_ms=_LINGER_MS) as writer:
+        with self._connection.writer(linger_ms=_LINGER_MS) as writer:
             for begin, messages in self._messages(frame, plan, breaker, size, label_delay_ms, n_broken):
                 if rate is not None:
                     time.sleep(max(0.0, began_s + int(n_kind[:_REPORT].sum()) / rate - time.monotonic()))
@@ -151,7 +150,7 @@ class Replayer:
 
     def finish(self) -> None:
         """Say that nothing comes any more: all that was sent can be scored."""
-        with Writer(self._connection, linger_ms=_LINGER_MS) as writer:
+        with self._connection.writer(linger_ms=_LINGER_MS) as writer:
             self._flush_and_mark(writer, None)
 
     def _flush_and_mark(self, writer: Writer, below_ms: int | None) -> None:

@@ -20,7 +20,7 @@ from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import Stream
 from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.live.lane import Lane, LaneSetting
@@ -33,7 +33,7 @@ from tests.pipelines.live.rig import START_MS, event_message, payments_stream
 STEP, MS_PER_EVENT = 2_000, 500
 
 
-class _Nowhere:
+class _Nowhere(TransactionalWriter):
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         list(messages)
 

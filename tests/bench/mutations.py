@@ -1,9 +1,10 @@
 """Plants faults in a copy of the code and demands that the tests named for each catch it.
 
 python -m tests.bench.mutations            all of them, about a quarter of an hour on 2 cores
-python -m tests.bench.mutations --only per-day
+python -m tests.bench.mutations --only constant-in-per-day
+python -m tests.bench.mutations --check    only whether each still applies; `make test` does this too
 
-Exit code 1 if a planted fault survives, 2 if the tests fail without one.
+Exit code 1 if a planted fault survives, 2 if the tests fail without one or a fault does not apply.
 """
 
 import argparse
@@ -21,7 +22,7 @@ PARTS = ("pipelines", "models", "flows", "tests", "docker", "pyproject.toml", "p
 
 
 class Mutation(NamedTuple):
-    """`old` stands exactly once in `file`; `tests` are pytest's arguments."""
+    """`old` stands exactly once in `file`; `tests` are pytest's arguments: a file, and perhaps "-k" and a word."""
 
     name: str
     file: str
@@ -68,17 +69,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "reader-never-releases",
-        "pipelines/kafka/reader.py",
+        "pipelines/kafka/kafka_python/reader.py",
         "if wanted == set(self._held):",
         "if wanted <= set(self._held):",
-        ("tests/pipelines/kafka/test_topics.py", "-k", "held"),
+        ("tests/pipelines/kafka/test_adapter.py", "-k", "held"),
     ),
     Mutation(
         "no-check-after-commit",
-        "pipelines/kafka/writer.py",
-        "            if not future.succeeded():",
-        "            if False:",
-        ("tests/pipelines/kafka/test_topics.py", "-k", "while_it_is_committed"),
+        "pipelines/kafka/kafka_python/transactions.py",
+        'futures):\n            raise BrokerError(f"{self._id}: the transaction was',
+        '[]):\n            raise BrokerError(f"{self._id}: the transaction was',
+        ("tests/pipelines/kafka/kafka_python/test_transactions.py", "-k", "while_it_is_committed"),
     ),
     Mutation(
         "inverted-gate",
@@ -160,12 +161,24 @@ def tests_pass(tree: Path, tests: tuple[str, ...], log: Path) -> bool:
     return code == 0
 
 
+def why_not(tree: Path, mutation: Mutation) -> str | None:
+    """Why a mutation does not apply to a tree, None where it does."""
+    path = tree / mutation.file
+    if not path.is_file():
+        return f"{mutation.name}: {mutation.file} does not exist"
+    n_found = path.read_text().count(mutation.old)
+    if n_found != 1:
+        return f"{mutation.name}: {mutation.file} contains {mutation.old!r} {n_found} times; it must be there once"
+    tests, *chosen = mutation.tests
+    if not (tree / tests).is_file() or not all(word in (tree / tests).read_text() for word in chosen[1:]):
+        return f"{mutation.name}: there is no test {' '.join(mutation.tests)}"
+    return None
+
+
 def planted(tree: Path, mutation: Mutation) -> str:
     """Plant a mutation in a tree; returns the text that was there."""
     path = tree / mutation.file
     text = path.read_text()
-    if text.count(mutation.old) != 1:
-        raise RuntimeError(f"{mutation.name}: its text stands {text.count(mutation.old)} times in {mutation.file}")
     path.write_text(text.replace(mutation.old, mutation.new))
     return text
 
@@ -175,8 +188,16 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=[m.name for m in MUTATIONS], help="this one; may be repeated"
     )
+    parser.add_argument("--check", action="store_true", help="plant nothing, say which do not apply")
     asked = parser.parse_args()
     chosen = [m for m in MUTATIONS if not asked.only or m.name in asked.only]
+    reasons = [reason for mutation in chosen if (reason := why_not(ROOT, mutation))]
+    if reasons:
+        print("\n".join(reasons))
+        sys.exit(2)
+    if asked.check:
+        print(f"{len(chosen)} mutations apply")
+        return
     folder = Path(tempfile.mkdtemp(prefix="unmask-mutations-"))
     tree = copied(folder)
     for tests in dict.fromkeys(m.tests for m in chosen):

@@ -16,12 +16,12 @@ os.environ.setdefault("POLARS_MAX_THREADS", "2")
 import polars as pl
 
 from pipelines.contracts.messages import Progress
-from pipelines.kafka.port import Received
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.order import EVENT, LABEL, Source, by_kind
 from pipelines.play.simulate import payments
+from pipelines.record import Received
 from tests.pipelines.live.rig import START, event_message, label_message, payments_stream
 
 

@@ -21,7 +21,6 @@ from pipelines.contracts.stream_file import load
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake import audit
 from pipelines.lake.feature_table import feature_table
 from pipelines.play import producer
@@ -63,7 +62,7 @@ def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> lis
 
 
 def send(connection: Connection, stream: Stream, events: list[dict[str, object]]) -> None:
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         for event in events:
             writer.send(Message(stream.topic("events"), json.dumps(event).encode(), str(event["user"]).encode()))
         writer.flush()

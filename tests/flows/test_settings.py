@@ -30,8 +30,8 @@ def test_a_login_reaches_the_client_under_names_that_it_knows(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     connection = Settings().connection()
-    assert connection.config() == {
-        "bootstrap_servers": ["one:9092", "two:9092"],
+    assert connection.bootstrap == "one:9092,two:9092"
+    assert connection.options == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-256",
         "sasl_plain_username": "scorer",
@@ -39,7 +39,7 @@ def test_a_login_reaches_the_client_under_names_that_it_knows(
         "ssl_cafile": str(certificate),
     }
     for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
-        assert connection.config().keys() <= client.DEFAULT_CONFIG.keys()
+        assert connection.options.keys() <= client.DEFAULT_CONFIG.keys()
     assert "hunter2" not in repr(connection) + repr(Settings())
 
 

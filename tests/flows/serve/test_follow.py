@@ -4,7 +4,7 @@ import pytest
 
 from flows.serve.follow import readable
 from pipelines.contracts.messages import RecordSource, Score, encode
-from pipelines.kafka.port import Received
+from pipelines.record import Received
 
 
 def test_what_is_no_message_of_ours_is_skipped_and_named(caplog: pytest.LogCaptureFixture) -> None:

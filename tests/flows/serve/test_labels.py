@@ -9,7 +9,6 @@ from flows.serve.labels import send_label
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.play.producer import create_stream_topics
@@ -20,7 +19,7 @@ from tests.pipelines.live.rig import START_MS, event_message, payments_stream
 def test_a_label_goes_to_the_partition_of_its_event(key: str, kafka: str, tmp_path: Path) -> None:
     connection, stream = Connection(kafka), payments_stream(f"label-{uuid.uuid4().hex[:8]}")
     create_stream_topics(connection, stream, n_partitions=4, append_time=False)
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         event = event_message("e1", key, START_MS)
         writer.send(Message(stream.topic("events"), event, key.encode(), timestamp_ms=START_MS))
         writer.flush()

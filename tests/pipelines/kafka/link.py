@@ -59,6 +59,10 @@ class Link:
         self._server = socket.create_server(("127.0.0.1", port))
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def is_cut(self) -> bool:
+        return self._cut
+
     def cut(self) -> None:
         """End every connection, and refuse new ones."""
         with self._lock:

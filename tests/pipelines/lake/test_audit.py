@@ -18,15 +18,15 @@ from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, RecordSource
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Received
+from pipelines.kafka.port import Message
 from pipelines.kafka.topics import delete_topics
-from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import Findings, NoModelError, Outcomes, reconcile, skew_audit
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
 from pipelines.play.producer import Replayer, create_stream_topics
+from pipelines.record import Received
 from tests.pipelines.live.rig import START_MS, Linear, event_message, few_payments, payments_stream
 
 
@@ -91,7 +91,7 @@ class Topics:
         return RecordSource(self.stream.topic("events"), 0, offset)
 
     def _send(self, *messages: Message) -> None:
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for message in messages:
                 writer.send(message)
             writer.flush()

@@ -15,7 +15,6 @@ from pipelines.errors import LakeError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake.ingest import IngestCounts, Intake, group_of, ingest
 from pipelines.lake.tables import Lake
 from pipelines.order import EVENT
@@ -40,7 +39,7 @@ def stream(connection: Connection) -> Stream:
 
 
 def send(connection: Connection, *messages: Message) -> None:
-    with Writer(connection) as writer:
+    with connection.writer() as writer:
         for message in messages:
             writer.send(message)
         writer.flush()

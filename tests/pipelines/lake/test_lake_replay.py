@@ -13,12 +13,12 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.features.state import State
-from pipelines.kafka.port import Received
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
 from pipelines.order import EVENT, LABEL, Mark, Merge, Source, sources
+from pipelines.record import Received
 from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 N_PARTITIONS = 3

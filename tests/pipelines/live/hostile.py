@@ -15,7 +15,6 @@ from kafka import KafkaProducer
 from flows.local.kafka_server import Broker, start_broker
 from pipelines.kafka import topics
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import reconcile
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
@@ -342,7 +341,7 @@ class Battery:
         self.rig = Rig(bootstrap, folder)
         self._run = Running(self.rig.scorer())
         self.outcomes: list[Outcome] = []
-        self._writer = Writer(self.rig.connection)
+        self._writer = self.rig.connection.writer()
         self._good = itertools.count()
         self._n_broken_labels = 0  # as counted by scorers that have ended
 

@@ -11,7 +11,6 @@ from typing import Any
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from pipelines.kafka.writer import Writer
 
 TICK_S = 0.02
 COUNTRIES = ("DE", "FR", "PL", "ES", "IT", "NL")
@@ -45,7 +44,7 @@ class Load(threading.Thread):
 
     def _run(self) -> None:
         started = time.time()
-        with Writer(self.connection, linger_ms=0) as writer:
+        with self.connection.writer(linger_ms=0) as writer:
             while not self.stopping.is_set():
                 now = time.time()
                 while self.n_events < (now - started) * self.per_s:

@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-import pipelines.live.scorer
 from pipelines.contracts.stream import Stream
 from pipelines.faults import kill_at, no_fault
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Position
-from pipelines.kafka.reader import ANSWER_MS, Reader
+from pipelines.kafka.kafka_python.opening import Server
+from pipelines.kafka.kafka_python.reader import KafkaPythonReader
+from pipelines.kafka.port import ANSWER_MS, Position, Reader
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting
 from tests.pipelines.live.kill_stream import stream_named
@@ -55,7 +55,7 @@ class Linear:
         return [Explained((), 0.0)] * len(numeric)
 
 
-class LateReader(Reader):
+class LateReader(KafkaPythonReader):
     """Reads one partition late for a moment of every second and says that there is nothing more in it.
 
     With a negative wait, what lies there comes out of turn, at whatever pace the machine goes. What was there at the
@@ -80,6 +80,13 @@ class LateReader(Reader):
         return {late}
 
 
+class LateConnection(Connection):
+    """A connection whose readers are late ones."""
+
+    def reader(self, positions: Mapping[Position, int], *, max_records: int = 5_000) -> Reader:
+        return LateReader(Server(self.bootstrap, self.options), positions, max_records=max_records)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", required=True)
@@ -96,14 +103,12 @@ def main() -> None:
     stream = stream_named(asked.stream)
     setting = ScorerSetting(
         stream,
-        Connection(asked.bootstrap),
+        Connection(asked.bootstrap) if asked.order_wait_ms >= 0 else LateConnection(asked.bootstrap),
         asked.snapshots,
         snapshot_every=timedelta(seconds=asked.snapshot_every_s),
         order_wait=timedelta(milliseconds=asked.order_wait_ms),
         fault=kill_at(asked.fault) if asked.fault else no_fault,
     )
-    if asked.order_wait_ms < 0:
-        pipelines.live.scorer.Reader = LateReader  # type: ignore[misc, attr-defined]
     scorer = Scorer(setting, Linear(stream), start="earliest")
     scorer.run(stop.is_set)
     print("stopped", scorer.counters, flush=True)

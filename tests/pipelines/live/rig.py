@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
-from pipelines.kafka.port import Received
 from pipelines.play.simulate import payments
+from pipelines.record import Received
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 START_MS = round(START.timestamp() * 1000)

@@ -18,13 +18,13 @@ from pipelines.errors import BrokerError
 from pipelines.faults import Fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Received
+from pipelines.kafka.port import Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from pipelines.kafka.writer import Writer
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
 from pipelines.order import EVENT, Source, SourceClock
+from pipelines.record import Received
 from tests.pipelines.live.kill_stream import stream_named
 from tests.pipelines.live.live_scorer import Linear
 
@@ -62,7 +62,7 @@ class Rig:
 
     def send(self, n: int) -> None:
         """Valid events, stored."""
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for _ in range(n):
                 card = f"c{self.n_sent % 7}"
                 event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
@@ -78,7 +78,7 @@ class Rig:
         self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
     ) -> None:
         """Any records of one key, stored."""
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for value in values:
                 writer.send(Message(self.stream.topic(kind), value, key, partition))
             writer.flush()

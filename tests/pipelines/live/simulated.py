@@ -16,10 +16,11 @@ from pipelines.errors import BrokerError, InternalError, TooLargeError
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Received
+from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Source, by_kind, sources
+from pipelines.record import Received
 from tests.pipelines.live.live_scorer import Linear
 
 START_MS = 1_700_000_000_000
@@ -80,7 +81,7 @@ class CrashError(Exception):
     """The process ends here."""
 
 
-class SimulatedWriter:
+class SimulatedWriter(TransactionalWriter):
     """The transactions of one lane in a world: all of one, or nothing of it."""
 
     def __init__(self, world: "World", partition: int) -> None:

@@ -3,96 +3,33 @@
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from flows.local.kafka_server import Broker, start_broker
-from pipelines.errors import BrokerError, FencedError
-from pipelines.kafka import topics
-from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
-from pipelines.kafka.topics import KEEP_FOR_EVER, last_record
-from pipelines.kafka.writer import TransactionalWriter
+from flows.local.kafka_server import Broker
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
+from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.kill_stream import stream_named
 from tests.pipelines.live.scoring import Rig, at_passage, broken_events, running
 
 
-@pytest.fixture(scope="module")
-def own_broker(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker that may be stopped and continued; only where the session's is a child process too."""
-    if broker.kind != "kafka":
-        pytest.skip("needs a broker of its own to stop for a while")
-    own = start_broker(tmp_path_factory.mktemp("own-kafka"), log=lambda line: None)
-    yield own
-    own.stop()
-
-
-def pid_of(own: Broker) -> int:
-    assert own.process is not None
-    return own.process.pid
-
-
 def stand_still(own: Broker, seconds: float) -> None:
     """SIGSTOP now, SIGCONT later."""
-    pid = pid_of(own)
+    assert own.process is not None
+    pid = own.process.pid
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(seconds, os.kill, (pid, signal.SIGCONT)).start()
 
 
-def test_a_record_that_expires_never_leaves_a_commit_that_looks_well(own_broker: Broker) -> None:
-    connection = Connection(own_broker.bootstrap)
-    topics.create_topics(connection, {"expiry": 1}, config=KEEP_FOR_EVER)
-    writer = TransactionalWriter(connection, "expiry")
-    writer.commit([Message("expiry", b"before", partition=0)])
-
-    def messages() -> Iterator[Message]:
-        yield Message("expiry", b"stored", partition=0)
-        time.sleep(0.5)  # it is sent, so the partition is in the transaction: what follows can only expire
-        stand_still(own_broker, 12.0)
-        yield Message("expiry", b"expired", partition=0)
-
-    with pytest.raises(BrokerError):
-        writer.commit(messages())
-    writer.close()
-    topics.wait_until_up(connection, deadline_s=30)
-    again = TransactionalWriter(connection, "expiry")
-    last = last_record(connection, "expiry", 0)
-    assert last is not None
-    assert last.value == b"before"
-    again.commit([Message("expiry", b"after", partition=0)])
-    again.close()
-
-
-def test_a_commit_whose_outcome_is_unknown_costs_no_event_and_doubles_none(own_broker: Broker, tmp_path: Path) -> None:
-    rig = Rig(own_broker.bootstrap, tmp_path)
+def test_a_commit_whose_outcome_is_unknown_costs_no_event_and_doubles_none(linked: Linked, tmp_path: Path) -> None:
+    rig = Rig(linked.broker.bootstrap, tmp_path)
     rig.send(50)
-    fault = at_passage("after_flush", 2, lambda: stand_still(own_broker, 11.0))
+    fault = at_passage("after_flush", 2, lambda: stand_still(linked.broker, 11.0))
     with running(rig.scorer(fault=fault)) as run:
         rig.wait_until_out()
         rig.send(50)
-        rig.wait_until_out(deadline_s=90)
+        rig.wait_until_out()
         assert sum(lane.n_rebuilt for lane in run.scorer.lanes) > 0
     assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(100))
-
-
-def test_an_older_writer_of_the_same_id_is_fenced(kafka: str) -> None:
-    connection = Connection(kafka)
-    topics.create_topics(connection, {"fencing": 1}, config=KEEP_FOR_EVER)
-    older = TransactionalWriter(connection, "fencing")
-    older.commit([Message("fencing", b"1", partition=0)])
-    newer = TransactionalWriter(connection, "fencing")
-    with pytest.raises(FencedError, match="another producer has taken over"):
-        older.commit([Message("fencing", b"2", partition=0)])
-    newer.commit([Message("fencing", b"3", partition=0)])
-    for writer in (older, newer):
-        writer.close()
-    last = last_record(connection, "fencing", 0)
-    assert last is not None
-    assert last.value == b"3"
 
 
 STREAM = stream_named("outbox")

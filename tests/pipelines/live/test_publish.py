@@ -20,7 +20,7 @@ from pipelines.contracts.messages import (
 )
 from pipelines.errors import BrokerError, FencedError, InternalError, RejectedError, TooLargeError
 from pipelines.kafka import topics
-from pipelines.kafka.writer import TransactionalWriter
+from pipelines.kafka.port import TransactionalWriter
 from pipelines.live.alerting import alert_of
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Put
@@ -224,7 +224,7 @@ def test_a_scorer_that_is_fenced_while_it_stops_ends_without_an_error(rig: Rig) 
         rig.wait_until_out()
         time.sleep(0.3)
         successors = [
-            TransactionalWriter(rig.connection, f"unmask.{rig.stream.topics}.{lane.partition}")
+            rig.connection.transactional_writer(f"unmask.{rig.stream.topics}.{lane.partition}")
             for lane in first.scorer.lanes
         ]
         rig.send(20)

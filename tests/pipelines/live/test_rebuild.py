@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.features.snapshot import Snapshot
-from pipelines.kafka.port import Received
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Source
+from pipelines.record import Received
 from tests.pipelines.live.simulated import N_PARTITIONS, World, event_of, label_of
 from tests.pipelines.live.test_replica import schedules, steps_of, take
 

@@ -22,7 +22,6 @@ from pipelines.kafka import topics
 from pipelines.kafka.port import Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import SkewAudit, reconcile, skew_audit
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
@@ -51,7 +50,7 @@ class Books(Rig):
 
     def send_labels(self, n: int) -> None:
         """Frauds reported among the events sent."""
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for i in range(n):
                 card = f"c{i % 7}"
                 label = {"id": f"e{i}", "at": int(time.time() * 1000), "card": card, "label": 1,
@@ -206,7 +205,7 @@ def test_scores_made_anew_are_counted_from_then_on(books: Books) -> None:
 def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
-    with Writer(books.connection) as writer:
+    with books.connection.writer() as writer:
         writer.send(Message(books.stream.topic("progress"), b"not ours", None, 1))
         writer.flush()
     with pytest.raises(RestoreError, match=r"progress \[1\], offset \d+, is no progress record .* `unmask recover`"):
@@ -293,7 +292,7 @@ class Older(Books):
         inputs = [self.stream.topic(kind) for kind in ("events", "labels")]
         topics.delete_topics(self.connection, inputs)
         topics.create_topics(self.connection, dict.fromkeys(inputs, N_PARTITIONS), config=KEEP_FOR_EVER)
-        with Writer(self.connection) as writer:
+        with self.connection.writer() as writer:
             for kind, records in written["records"].items():
                 for partition, stamp_ms, key, value in records:
                     value = value.replace("TOPICS", self.stream.name).replace(theirs, ours).encode()

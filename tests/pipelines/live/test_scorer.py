@@ -18,16 +18,15 @@ from pipelines.features.snapshot import KEPT, Snapshot
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Received
-from pipelines.kafka.reader import Reader
+from pipelines.kafka.port import Message, Reader
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from pipelines.kafka.writer import Writer
 from pipelines.lake.audit import reconcile
 from pipelines.live.marks import mark_bytes, mark_of
 from pipelines.live.scorer import Scorer
 from pipelines.live.snapshots import MAX_UNTOLD
 from pipelines.live.topic_checks import check_inputs, input_ids
 from pipelines.order import EVENT, Mark, Source
+from pipelines.record import Received
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, at_passage, running, until
 
@@ -119,7 +118,7 @@ def test_garbage_in_progress_stops_the_start_and_names_the_command(rig: Rig) -> 
     rig.send(10)
     with running(rig.scorer()):
         rig.wait_until_out()
-    with Writer(rig.connection) as writer:
+    with rig.connection.writer() as writer:
         writer.send(Message(rig.stream.topic("progress"), b"{}", None, 1))
         writer.flush()
     with pytest.raises(RestoreError, match=r"progress \[1\], offset \d+, is no progress record .* `unmask recover`"):

@@ -15,7 +15,6 @@ from pipelines.kafka import reader, topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Position
 from pipelines.kafka.progress import all_progress
-from pipelines.kafka.writer import Writer
 from pipelines.live.takeover import places_after
 from pipelines.order import EVENT, LABEL, Key, Source
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
@@ -77,7 +76,7 @@ def progress_topic(rig: Rig, n: int, *, told_at: int) -> None:
         next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, n_partitions=N_PARTITIONS,
         owner="", definition="", model="", origin={"events": labels, "labels": labels}, frontier=None, out_of_turn=[],
     )  # fmt: skip
-    with Writer(rig.connection) as writer:
+    with rig.connection.writer() as writer:
         for p in range(N_PARTITIONS):
             for i in range(n):
                 record = msgspec.structs.replace(
@@ -129,7 +128,7 @@ def test_what_a_recovery_told_again_is_read_though_a_later_frontier_does_not_rea
         out_of_turn=[[EVENT, 1, 50, 7, EVENT, 0, 3, 1]], retold=[0, 1],
     )  # fmt: skip
     later = msgspec.structs.replace(told, out_of_turn=[], frontier={"events": [10, 5], "labels": labels})
-    with Writer(rig.connection) as writer:
+    with rig.connection.writer() as writer:
         for record in (told, later):
             writer.send(Message(rig.stream.topic("progress"), encode(record), None, 0))
         writer.flush()

@@ -10,10 +10,10 @@ from pipelines.contracts.contract import EventContract, Label, LabelContract, Re
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Received
 from pipelines.live.marks import mark_of
 from pipelines.order import EVENT, LABEL, Source
 from pipelines.play.producer import Replayer, create_stream_topics
+from pipelines.record import Received
 from tests.pipelines.live.rig import START_MS, few_payments, payments_stream
 
 N_PARTITIONS = 3

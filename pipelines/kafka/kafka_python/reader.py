@@ -1,31 +1,30 @@
-"""A reader of assigned partitions: raw bytes, committed records only."""
+"""The reader of assigned partitions."""
 
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 
-from pipelines.kafka.connection import REQUEST_MS, Connection, client_errors, is_from_client, opened
-from pipelines.kafka.port import Position, Received
-from pipelines.kafka.records import read_past_unreadable
+from pipelines.kafka.kafka_python.errors import client_errors, is_from_client
+from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.records import read_past_unreadable
+from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, REQUEST_MS, Position, Reader
+from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
-FETCH_WAIT_MS = 20
 FETCH_BYTES = (1 << 20) + (1 << 16)  # a batch of the broker's default limit, and the beginning of the next one
-ANSWER_MS = 200  # the loop stands still while it waits for an answer about end offsets
 
 
-class Reader:
-    """Reads assigned partitions, raw bytes, committed records only; one thread at a time."""
+class KafkaPythonReader(Reader):
+    """A consumer without a group, whose parser of fetched batches is `records`."""
 
-    def __init__(self, connection: Connection, positions: Mapping[Position, int], *, max_records: int = 5_000) -> None:
+    def __init__(self, server: Server, positions: Mapping[Position, int], *, max_records: int) -> None:
+        self._server = server
         self._consumer = opened(
-            connection,
+            server,
             KafkaConsumer,
             group_id=None,
             enable_auto_commit=False,
@@ -41,7 +40,6 @@ class Reader:
         self.assign(positions)
 
     def assign(self, positions: Mapping[Position, int]) -> None:
-        """Read these partitions, from these offsets on, and no others."""
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
         with client_errors("reading does not begin"):
@@ -50,20 +48,11 @@ class Reader:
                 self._consumer.seek(self._partitions[position], offset)
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
-        """What has come since the last poll, in order within each partition; `unreadable` ones included.
-
-        Raises:
-            BrokerError: the position is not in the log any more (retention has passed it, or the topic was made anew).
-        """
         with client_errors("reading stopped, nothing was skipped"):
             batches = self._consumer.poll(timeout_ms=timeout_ms)
         return [record for batch in batches.values() for record in batch]
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        """End offset (control markers included) of every partition about which the broker answered in time.
-
-        Records of transactions still open are counted: a position reaches the end only when all are done.
-        """
         asked = set(self._partitions.values())
         while asked:
             try:
@@ -79,11 +68,13 @@ class Reader:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
         return {}
 
-    def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
-        """How many partitions a topic has now, as the broker says; None without an answer in time or without the topic.
+    def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:
+        asked = [TopicPartition(*p) for p in partitions]
+        with client_errors(f"no answer about offsets from {self._server.bootstrap}"):
+            first, end = self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)
+            return {(tp.topic, tp.partition): (first[tp], end[tp]) for tp in asked}
 
-        Stands still for `timeout_ms` at most. The topic is one of those read.
-        """
+    def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
         consumer = self._consumer
         try:
             consumer._net.run(consumer._manager.wait_for, consumer._cluster.request_update(), timeout_ms)
@@ -96,7 +87,6 @@ class Reader:
         return len(numbers) if numbers else None
 
     def position(self, position: Position) -> int:
-        """Next offset to read; moves past control markers too."""
         held = self._held.get(position)
         if held is not None:
             return held
@@ -104,7 +94,7 @@ class Reader:
             return int(self._consumer.position(self._partitions[position], timeout_ms=REQUEST_MS))
 
     def hold(self, positions: Iterable[Position]) -> None:
-        """Fetch nothing more of exactly these partitions; the others go on.
+        """Hold as the port says.
 
         The held ones are taken out of the assignment. kafka-python 3.0.12's own `pause` can lose a partition for good:
         what had been fetched is parked, and after `resume` it stays so while a drained fetch of another one lingers.
@@ -123,11 +113,3 @@ class Reader:
     def close(self) -> None:
         with suppress(Exception):
             self._consumer.close(autocommit=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

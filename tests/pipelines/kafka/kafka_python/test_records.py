@@ -10,8 +10,8 @@ from kafka import TopicPartition
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record import MemoryRecords
 
-from pipelines.kafka import records
-from pipelines.kafka.port import Received
+from pipelines.kafka.kafka_python import records
+from pipelines.record import Received
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import (
     ATTRIBUTES_AT,

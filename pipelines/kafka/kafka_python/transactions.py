@@ -1,12 +1,11 @@
-"""Writers whose failures cannot be overlooked: an idempotent one, and guarded transactions."""
+"""The writer of guarded transactions."""
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import (
@@ -18,78 +17,29 @@ from kafka.errors import (
 )
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
-from pipelines.kafka.connection import (
+from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
+from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.writer import send
+from pipelines.kafka.port import (
     DELIVERY_MS,
+    MAX_REQUEST_BYTES,
     REQUEST_MS,
     TRANSACTION_MS,
-    Connection,
-    broker_error,
-    client_errors,
-    is_from_client,
-    opened,
+    Message,
+    TransactionalWriter,
 )
-from pipelines.kafka.port import Message
-
-MAX_REQUEST_BYTES = 1 << 20  # of one record as it is sent, key and headers included: the broker's default too
 
 
-class Writer:
-    """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent."""
+class KafkaPythonTransactions(TransactionalWriter):
+    """Transactions with a guard, because kafka-python's commit is silent about a record that expired.
 
-    def __init__(self, connection: Connection, *, linger_ms: int = 5) -> None:
-        self._producer = opened(
-            connection,
-            KafkaProducer,
-            acks="all",
-            linger_ms=linger_ms,
-            batch_size=1 << 18,
-            max_request_size=MAX_REQUEST_BYTES,
-            request_timeout_ms=REQUEST_MS,
-            delivery_timeout_ms=60_000,
-        )
-        self._futures: list[Any] = []
-
-    def send(self, message: Message) -> None:
-        with client_errors(f"a record for {message.topic} was not sent"):
-            self._futures.append(_send(self._producer, message))
-
-    def flush(self, *, timeout_s: float = 60.0) -> list[tuple[str, int, int]]:
-        """Wait until everything sent is stored; returns (topic, partition, offset) of each record.
-
-        Raises:
-            RejectedError: the broker refuses a record for good.
-            BrokerError: a record was not stored.
-        """
-        futures, self._futures = self._futures, []
-        with client_errors("a record was not stored"):
-            self._producer.flush(timeout=timeout_s)
-            stored = [f.get(timeout=1) for f in futures]
-        return [(m.topic, m.partition, m.offset) for m in stored]
-
-    def close(self) -> None:
-        with suppress(Exception):
-            self._producer.close(timeout=5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class TransactionalWriter:
-    """One transactional id. Opening it fences and aborts whoever used the id before.
-
-    The guard (kafka-python's commit is silent about a record that expired): flush, check every record's future,
-    commit within a deadline, check every future again. After any error the writer is done: open a new one.
+    The guard: flush, check every record's future, commit within a deadline, check every future again.
     """
 
-    def __init__(self, connection: Connection, transactional_id: str) -> None:
+    def __init__(self, server: Server, transactional_id: str) -> None:
         self._id = transactional_id
         self._producer = opened(
-            connection,
+            server,
             KafkaProducer,
             transactional_id=transactional_id,
             acks="all",
@@ -109,36 +59,34 @@ class TransactionalWriter:
             raise
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
-        """Write all messages in one transaction, or none.
-
-        Raises:
-            FencedError: somebody else has opened the same id.
-            RejectedError: the broker refuses one of the messages for good.
-            BrokerError: the outcome is failure or unknown; read what is there before going on.
-        """
         futures: list[Any] = []
         try:
-            with self._errors():
-                self._producer.begin_transaction()
-            for message in messages:
-                with self._errors():
-                    futures.append(_send(self._producer, message))
-            until = time.monotonic() + DELIVERY_MS / 1000
-            with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
-                self._producer.flush(timeout=DELIVERY_MS / 1000)
-            for future in futures:
-                with suppress(KafkaError):
-                    future.get(timeout=max(0.0, until - time.monotonic()))
-            if not all(f.succeeded() for f in futures):
-                raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
+            self._send_all(messages, futures)
+            self._wait_until_stored(futures)
         except BrokerError as error:
             raise self._telling_most(error, futures) from error
         if before_commit is not None:
             before_commit()
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
+        if not all(future.succeeded() for future in futures):
+            raise BrokerError(f"{self._id}: the transaction was committed without a record")
+
+    def _send_all(self, messages: Iterable[Message], futures: list[Any]) -> None:
+        with self._errors():
+            self._producer.begin_transaction()
+        for message in messages:  # what makes them may raise errors of its own: they stay as they are
+            with self._errors():
+                futures.append(send(self._producer, message))
+
+    def _wait_until_stored(self, futures: Sequence[Any]) -> None:
+        until = time.monotonic() + DELIVERY_MS / 1000
+        with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
+            self._producer.flush(timeout=DELIVERY_MS / 1000)
         for future in futures:
-            if not future.succeeded():
-                raise BrokerError(f"{self._id}: the transaction was committed without a record")
+            with suppress(KafkaError):
+                future.get(timeout=max(0.0, until - time.monotonic()))
+        if not all(future.succeeded() for future in futures):
+            raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
 
     def _telling_most(self, error: BrokerError, futures: Sequence[Any]) -> BrokerError:
         """Why a transaction failed: one record that is refused for good takes the others with it."""
@@ -194,14 +142,3 @@ class TransactionalWriter:
         if isinstance(error, TransactionalIdAuthorizationFailedError):
             return RejectedError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
         return broker_error(self._id, error)
-
-
-def _send(producer: KafkaProducer, message: Message) -> Any:
-    return producer.send(
-        message.topic,
-        value=message.value,
-        key=message.key,
-        headers=list(message.headers),
-        partition=message.partition,
-        timestamp_ms=message.timestamp_ms,
-    )

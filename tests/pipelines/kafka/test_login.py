@@ -1,7 +1,8 @@
-"""Logins and TLS settings that do not fit are told by the name of what to check; unknown options are errors."""
+"""Logins and TLS settings that do not fit are reported by the name of what to check, whichever the adapter."""
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flows.local import processes
 from flows.local.kafka_server import Broker
 from flows.settings import Settings
-from pipelines.errors import BrokerError, LoginError, RejectedError
-from pipelines.kafka.connection import Connection, client_errors
-from pipelines.kafka.port import Message
-from pipelines.kafka.reader import Reader
-from pipelines.kafka.topics import create_topics, last_record, topic_names, wait_until_up
-from pipelines.kafka.writer import MAX_REQUEST_BYTES, TransactionalWriter, Writer
+from pipelines.errors import BrokerError, LoginError
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Adapter, Message
+from pipelines.kafka.topics import create_topics, topic_names, wait_until_up
+from tests.patience import wait_until
 from tests.pipelines.kafka.link import Listener, broker_with
 
 
@@ -85,14 +85,14 @@ def sasl(password: str = "right", *, protocol: str = "SASL_PLAINTEXT", mechanism
     }
 
 
-def test_a_login_that_fits_works_over_each_listener(secured: Secured) -> None:
+def test_a_login_that_fits_works_over_each_listener(secured: Secured, adapter: Adapter) -> None:
     topic = "by-login"
-    connection = Connection(secured.at("PLAINTEXT"))
+    connection = Connection(secured.at("PLAINTEXT"), adapter=adapter)
     create_topics(connection, {topic: 1}, config={})
     for protocol in ("SASL_PLAINTEXT", "SASL_SSL", "SSL"):
         options = sasl(protocol=protocol) if "SASL" in protocol else {"security_protocol": protocol}
         options |= {"ssl_cafile": str(secured.ca)} if "SSL" in protocol.split("_") else {}
-        with Writer(Connection(secured.at(protocol), options)) as writer:
+        with Connection(secured.at(protocol), options, adapter).writer() as writer:
             writer.send(Message(topic, protocol.encode(), partition=0))
             writer.flush()
 
@@ -111,22 +111,31 @@ def test_a_login_that_fits_works_over_each_listener(secured: Secured) -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_told_by_name(
-    secured: Secured, listener: str, options: dict[str, str], told: str
+    secured: Secured, adapter: Adapter, listener: str, options: dict[str, str], told: str
 ) -> None:
-    connection = Connection(secured.at(listener), options)
-    with pytest.raises(BrokerError, match=told) as seen:
-        wait_until_up(connection, deadline_s=1.5)
-    assert "right" not in str(seen.value)
-    assert "no Kafka answers" not in str(seen.value)
+    connection = Connection(secured.at(listener), options, adapter)
+    said = ""
+
+    def is_known() -> bool:
+        nonlocal said
+        try:
+            wait_until_up(connection, deadline_s=1.5)
+        except BrokerError as error:
+            said = str(error)
+        return "no Kafka answers" not in said  # a busy machine connects late; what is wrong shows only then
+
+    wait_until(is_known)
+    assert re.search(told, said), said
+    assert "right" not in said
 
 
-def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured) -> None:
-    connection = Connection(secured.at("SASL_PLAINTEXT"), sasl("wrong"))
+def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured, adapter: Adapter) -> None:
+    connection = Connection(secured.at("SASL_PLAINTEXT"), sasl("wrong"), adapter)
     for ask in (
         lambda: topic_names(connection),
-        lambda: Reader(connection, {("t", 0): 0}),
-        lambda: Writer(connection),
-        lambda: TransactionalWriter(connection, "t"),
+        lambda: connection.reader({("t", 0): 0}),
+        lambda: connection.writer(),
+        lambda: connection.transactional_writer("t"),
     ):
         with pytest.raises(LoginError, match="refuses the login"):
             ask()
@@ -135,20 +144,22 @@ def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured) 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"sasl_plain_usename": "ann"}, "sasl_plain_usename is no option of the Kafka client; sasl_plain_username is"),
-        ({"group_id": "x"}, "group_id is no option"),
+        ({"sasl_plain_usename": "ann"}, "sasl_plain_usename is not an option .* did you mean sasl_plain_username"),
+        ({"group_id": "x"}, "group_id is not an option"),
         ({"security_protocol": "TLS"}, "KAFKA_SECURITY_PROTOCOL is 'TLS'; it must be one of PLAINTEXT, SSL"),
         (sasl(mechanism="PLAN"), "KAFKA_SASL_MECHANISM is PLAN; with SASL_PLAINTEXT it must be one of"),
         ({"security_protocol": "SASL_SSL"}, "KAFKA_SASL_MECHANISM is None"),
         (sasl(""), "KAFKA_SASL_PASSWORD is missing; PLAIN needs it"),
         ({"sasl_plain_username": "ann"}, "KAFKA_SASL_USERNAME is set, but KAFKA_SECURITY_PROTOCOL is PLAINTEXT"),
         ({"ssl_cafile": "ca.pem"}, "KAFKA_SSL_CAFILE is set, but KAFKA_SECURITY_PROTOCOL is PLAINTEXT"),
-        ({"security_protocol": "SSL", "ssl_cafile": "no/ca.pem"}, "KAFKA_SSL_CAFILE names no/ca.pem, which is no file"),
+        ({"security_protocol": "SSL", "ssl_cafile": "no/ca.pem"}, "KAFKA_SSL_CAFILE is no/ca.pem, which is not a file"),
     ],
 )
-def test_an_option_that_is_unknown_missing_or_of_no_use_is_an_error_at_once(options: dict[str, str], told: str) -> None:
+def test_an_option_that_is_unknown_missing_or_of_no_use_is_an_error_at_once(
+    adapter: Adapter, options: dict[str, str], told: str
+) -> None:
     with pytest.raises(LoginError, match=told):
-        Connection("127.0.0.1:1", options)
+        Connection("127.0.0.1:1", options, adapter)
 
 
 def test_what_the_environment_names_reaches_the_broker(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,31 +176,3 @@ def test_what_the_environment_names_reaches_the_broker(secured: Secured, monkeyp
     monkeypatch.setenv("KAFKA_SASL_USERNAME", "bob")
     with pytest.raises(LoginError, match="KAFKA_SASL_USERNAME"):
         topic_names(Settings().connection())
-
-
-def test_our_own_defects_are_not_taken_for_the_brokers() -> None:
-    for error in (KeyError("ours"), AssertionError(), MemoryError(), ValueError()):
-        with pytest.raises(type(error)), client_errors("asking"):
-            raise error
-    with pytest.raises(BrokerError, match="asking: "), client_errors("asking"):
-        raise ConnectionResetError("gone")
-
-
-def test_what_is_refused_for_good_is_told_apart(kafka: str) -> None:
-    connection = Connection(kafka)
-    create_topics(connection, {"narrow": 1}, config={"max.message.bytes": "1000"})
-    writer = TransactionalWriter(connection, "narrow")
-    too_big = [Message("narrow", b"small", partition=0), Message("narrow", b"x" * 2_000, partition=0)]
-    with pytest.raises(RejectedError, match="MessageSizeTooLarge"):
-        writer.commit(too_big)
-    writer.close()
-    writer = TransactionalWriter(connection, "narrow")
-    with pytest.raises(RejectedError, match="MessageSizeTooLarge"):
-        writer.commit([Message("narrow", b"x" * MAX_REQUEST_BYTES, partition=0)])
-    writer.close()
-    writer = TransactionalWriter(connection, "narrow")
-    writer.commit([Message("narrow", b"fits", partition=0)])
-    writer.close()
-    last = last_record(connection, "narrow", 0)
-    assert last is not None
-    assert last.value == b"fits"

@@ -20,7 +20,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.util import decode_varint
 
-from pipelines.kafka.port import Received
+from pipelines.record import Received
 
 MAX_BATCH_BYTES = 64 << 20  # of one batch, decompressed
 _CHUNK_BYTES = 1 << 20

@@ -1,0 +1,1 @@
+"""The adapter for kafka-python: the only folder that imports it."""

@@ -1,0 +1,54 @@
+"""kafka-python's way to one Kafka."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.structs import OffsetAndMetadata
+
+from pipelines.kafka.kafka_python.admin import KafkaPythonAdmin
+from pipelines.kafka.kafka_python.errors import client_errors
+from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.options import check_options
+from pipelines.kafka.kafka_python.reader import KafkaPythonReader
+from pipelines.kafka.kafka_python.transactions import KafkaPythonTransactions
+from pipelines.kafka.kafka_python.writer import KafkaPythonWriter
+from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, Client, Position, Reader, TransactionalWriter, Writer
+
+
+class KafkaPython(Client):
+    """Opens clients of kafka-python.
+
+    Raises:
+        LoginError: an option is unknown, missing or unusable.
+    """
+
+    def __init__(self, bootstrap: str, options: Mapping[str, Any]) -> None:
+        check_options(options)
+        self._server = Server(bootstrap, options)
+
+    def reader(self, positions: Mapping[Position, int], *, max_records: int) -> Reader:
+        return KafkaPythonReader(self._server, positions, max_records=max_records)
+
+    def writer(self, *, linger_ms: int) -> Writer:
+        return KafkaPythonWriter(self._server, linger_ms=linger_ms)
+
+    def transactional_writer(self, transactional_id: str) -> TransactionalWriter:
+        return KafkaPythonTransactions(self._server, transactional_id)
+
+    def admin(self, *, opening_ms: int) -> Admin:
+        return KafkaPythonAdmin(self._server, opening_ms=opening_ms)
+
+    def note_group(self, group: str, positions: Mapping[Position, int]) -> None:
+        consumer = opened(
+            self._server, KafkaConsumer, group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
+        )
+        try:
+            with client_errors(f"the offsets of group {group} were not noted"):
+                offsets = {TopicPartition(*p): OffsetAndMetadata(offset, "", -1) for p, offset in positions.items()}
+                consumer.assign(list(offsets))
+                consumer.commit(offsets, timeout_ms=DELIVERY_MS)
+        finally:
+            with suppress(Exception):
+                consumer.close(autocommit=False)

@@ -1,0 +1,70 @@
+"""What kafka-python's errors mean: none but our own errors leave the adapter."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kafka import errors as client
+
+from pipelines.errors import BrokerError, LoginError, RejectedError, TooLargeError, UnmaskError
+
+# What these refuse is refused again, however often it is sent.
+_FOR_GOOD = (
+    client.InvalidRecordError,
+    client.InvalidTopicError,
+    client.InvalidTimestampError,
+    client.PolicyViolationError,
+    client.UnsupportedVersionError,
+    client.UnsupportedForMessageFormatError,
+    client.UnsupportedCompressionTypeError,
+    client.AuthorizationError,
+)
+
+
+@contextmanager
+def client_errors(doing: str) -> Iterator[None]:
+    """Turn what the client raises within the block into a `BrokerError` that begins with `doing`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_from_client(error):
+            raise
+        raise broker_error(doing, error) from error
+
+
+def broker_error(doing: str, error: BaseException) -> BrokerError:
+    """What an error of the client means to us."""
+    if told := login_error("Kafka", error):
+        return told
+    said = f"{doing}: {str(error) or type(error).__name__}"
+    if isinstance(error, client.AuthorizationError):
+        return RejectedError(f"{said}; grant this user the right on the topic or id that is named")
+    if isinstance(error, client.MessageSizeTooLargeError | client.RecordListTooLargeError):
+        return TooLargeError(f"{said}; raise its topic's max.message.bytes")
+    return RejectedError(said) if isinstance(error, _FOR_GOOD) else BrokerError(said)
+
+
+def is_from_client(error: BaseException) -> bool:
+    """Whether the client raised it, or the machine below it; what our own code raises is left alone."""
+    if isinstance(error, UnmaskError | MemoryError):
+        return False
+    if isinstance(error, client.KafkaError | OSError):
+        return True
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith("kafka.") for name in modules) and not modules[-1].startswith("pipelines.")
+
+
+def login_error(where: str, error: BaseException) -> LoginError | None:
+    """What an error says about login and TLS, None where it says nothing."""
+    said = str(error)
+    if isinstance(error, client.SaslAuthenticationFailedError):
+        return LoginError(f"{where} refuses the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+    if isinstance(error, client.UnsupportedSaslMechanismError):
+        return LoginError(f"{where} does not know this SASL mechanism; check KAFKA_SASL_MECHANISM")
+    if isinstance(error, client.IllegalSaslStateError):
+        return LoginError(f"{where} takes no login on this port; check KAFKA_SECURITY_PROTOCOL")
+    if "Hostname mismatch" in said or "IP address mismatch" in said:
+        return LoginError(f"{where} shows a certificate for another host name; check KAFKA_BOOTSTRAP_SERVERS")
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return LoginError(f"{where} shows a certificate that is not trusted; check KAFKA_SSL_CAFILE")
+    return None

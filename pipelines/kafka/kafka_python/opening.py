@@ -1,0 +1,155 @@
+"""How a client of kafka-python is opened, and what it means where that fails."""
+
+import socket
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from kafka import errors as client
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
+
+from pipelines.errors import BrokerError, LoginError
+from pipelines.kafka.kafka_python.errors import is_from_client, login_error
+
+OPENING_MS = 10_000
+
+
+class Server(NamedTuple):
+    """Where Kafka is, and the options for getting in."""
+
+    bootstrap: str
+    options: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> str:
+        return str(self.options.get("security_protocol", "PLAINTEXT"))
+
+    def config(self) -> dict[str, Any]:
+        return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
+
+
+class _Manager(KafkaConnectionManager):
+    """Keeps why connections failed: kafka-python only logs it, and says that it could not bootstrap.
+
+    A login or a certificate that does not fit ends the opening; other failures are tried again until its end.
+    """
+
+    last_error: Exception | None = None
+    was_connected = False
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        if self.last_error is not None and not self.bootstrapped and login_error("", self.last_error):
+            raise self.last_error
+        return super().get_connection(*args, **kwargs)
+
+    async def _build_transport(self, *args: Any, **kwargs: Any) -> Any:
+        """A transport that gives what it has read before it says that the other end has hung up."""
+        transport = await super()._build_transport(*args, **kwargs)
+        receive = transport._sock_recv
+
+        def data_first() -> tuple[bytes, Exception | None]:
+            data, error = receive()
+            return data, None if data else error
+
+        transport._sock_recv = data_first
+        return transport
+
+    async def _connect(self, node: Any, conn: Any, *args: Any, **kwargs: Any) -> None:
+        conn.init_future.add_both(self._note)
+        send = conn._send_request
+
+        def noting(request: Any, *args: Any, **kwargs: Any) -> Any:
+            future = send(request, *args, **kwargs)
+            if isinstance(request, SaslHandshakeRequest | SaslAuthenticateRequest):
+                future.add_callback(self._note_answer)
+            return future
+
+        conn._send_request = noting  # the broker hangs up right after it has refused a login
+        await super()._connect(node, conn, *args, **kwargs)
+
+    def _note_answer(self, answer: Any) -> None:
+        if answer.error_code:
+            self._note(client.for_code(answer.error_code)(answer))
+
+    def _note(self, outcome: Any) -> None:
+        if not isinstance(outcome, Exception):
+            self.was_connected = True
+        elif self.last_error is None or not login_error("", self.last_error):
+            self.last_error = outcome
+
+
+def opened(server: Server, kind: Any, *, opening_ms: int = OPENING_MS, **config: Any) -> Any:
+    """A client of `kind` (consumer, producer, admin), connected.
+
+    Raises:
+        LoginError: Kafka is there, but the login or the TLS settings do not fit.
+        BrokerError: Kafka does not answer.
+    """
+    made: list[Any] = []
+
+    def net_client(**configs: Any) -> Any:
+        net = NetworkSelector(**configs)
+        made.append(KafkaNetClient(net=net, manager=_Manager(net, **configs), **configs))
+        return made[0]
+
+    try:
+        return kind(kafka_client=net_client, bootstrap_timeout_ms=opening_ms, **server.config(), **config)
+    except Exception as error:
+        for unused in made:
+            with suppress(Exception):
+                unused.close()
+                unused._net.stop()
+        if not is_from_client(error):
+            raise
+        raise _not_opened(server, error, made[0]._manager if made else None) from error
+
+
+def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> BrokerError:
+    """Why a client could not be opened, in our words."""
+    where, protocol = f"Kafka at {server.bootstrap}", server.protocol
+    cause = error
+    if manager is not None and manager.last_error is not None and isinstance(error, client.KafkaTimeoutError):
+        cause = manager.last_error
+    found = login_error(where, cause) or _wrong_setting(server, where, cause)
+    if found is not None:
+        return found
+    if manager is not None and manager.was_connected and protocol in ("PLAINTEXT", "SSL"):
+        return BrokerError(
+            f"{where} closes the connection before it answers; if it demands a login, check KAFKA_SECURITY_PROTOCOL "
+            f"(now {protocol})"
+        )
+    return BrokerError(f"no Kafka answers at {server.bootstrap}")
+
+
+def _wrong_setting(server: Server, where: str, cause: Exception) -> LoginError | None:
+    """The setting that does not fit, None where it is none: TLS on one side only, or what the client refuses."""
+    if isinstance(cause, client.KafkaConfigurationError | ValueError):
+        return LoginError(f"the Kafka client refuses its settings: {cause}")
+    now = f"check KAFKA_SECURITY_PROTOCOL (now {server.protocol})"
+    if "SSL" not in server.protocol.split("_"):
+        if not isinstance(cause, OSError) and speaks_tls(server.bootstrap):
+            return LoginError(f"{where} speaks TLS on this port; {now}")
+    elif "Handshake failed" in str(cause):
+        if speaks_tls(server.bootstrap):
+            return LoginError(f"{where} breaks off the TLS handshake ({cause}); check KAFKA_SSL_CAFILE")
+        return LoginError(f"{where} does not speak TLS on this port; {now}")
+    return None
+
+
+def speaks_tls(bootstrap: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether the first server named answers a TLS handshake, whatever its certificate."""
+    host, _, port = bootstrap.split(",")[0].rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except (OSError, ValueError) as error:
+        return "ALERT" in str(getattr(error, "reason", ""))
