@@ -11,8 +11,9 @@ import pytest
 
 from pipelines.contracts.messages import Progress, encode
 from pipelines.errors import BrokerError
-from pipelines.kafka import reader, topics
+from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
+from pipelines.kafka.kafka_python import admin, client, reader
 from pipelines.kafka.port import Message, Position
 from pipelines.kafka.progress import all_progress
 from pipelines.live.takeover import places_after
@@ -42,8 +43,8 @@ def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
     rig.send(64)
     with running(rig.scorer()):
         rig.wait_until_out()
-    admins = Counted(monkeypatch, "KafkaAdminClient", topics)
-    consumers = Counted(monkeypatch, "KafkaConsumer", topics, reader)
+    admins = Counted(monkeypatch, "KafkaAdminClient", admin)
+    consumers = Counted(monkeypatch, "KafkaConsumer", reader, client)
     since_s = time.monotonic()
     scorer = rig.scorer()
     took_s = time.monotonic() - since_s
