@@ -166,4 +166,4 @@ def test_names_that_unmask_uses_itself_do_not_clash(tmp_path: Path) -> None:
     )
     stream, _ = guessed(tmp_path, frame)
     assert stream.event_id == "row_number"
-    assert {f.name for f in stream.fields} == {"row_number", "Zeitpunkt", "all_rows", "items", "source_"}
+    assert {f.name for f in stream.fields} == {"row_number", "Zeitpunkt", "items", "source_"}
