@@ -10,12 +10,12 @@ from flows.offline import made
 from flows.offline.columns import Column, columns_of
 from flows.offline.roles import Roles, roles_of
 from pipelines.contracts.stream import DAY_MS, HOUR_MS
-from pipelines.contracts.stream_file import duration_ms, parse
+from pipelines.contracts.stream_file import parse
 from pipelines.errors import StreamFileError
 from pipelines.play import cells
 from pipelines.play.table_file import TableFile, field_name, read_table
 
-WINDOWS = ("10m", "1h", "1d", "7d", "30d")
+WINDOWS = {"10m": 600_000, "1h": HOUR_MS, "1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
 MIN_ROWS = 20
 MAX_NUMBERS_WITH_HISTORY = 5
 ENOUGH_FOR_A_MEAN = 10  # events
@@ -153,30 +153,28 @@ class _Draft:
             return
         yield "# Labels arrive late; what is not reported within `maturity` after the event counts as ordinary."
         yield "[labels]"
-        yield f'maturity = "{self._maturity()}"'
+        hours = self._maturity_ms() // HOUR_MS
+        yield f'maturity = "{f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"}"'
         yield f'column = "{self.roles.label.name}"  # in files of past events; live labels have a topic of their own'
         yield ""
 
-    def _maturity(self) -> str:
-        """A week, or an eighth of a shorter period."""
+    def _maturity_ms(self) -> int:
+        """A week, or about an eighth of a shorter period."""
         eighth = self.span_ms // 8
-        if eighth >= 6 * DAY_MS:
-            return "7d"
-        return f"{eighth // DAY_MS}d" if eighth >= DAY_MS else f"{max(eighth // HOUR_MS, 1)}h"
+        unit_ms = DAY_MS if eighth >= DAY_MS else HOUR_MS
+        return 7 * DAY_MS if eighth >= 6 * DAY_MS else max(eighth // unit_ms, 1) * unit_ms
 
     def _windows(self) -> list[str]:
         """Windows of which the file covers at least three; days without a clock begin at a day."""
-        fit = [
-            w for w in WINDOWS if duration_ms(w) * 3 <= self.span_ms and (self.has_clock or duration_ms(w) >= DAY_MS)
-        ]
+        fit = [w for w in WINDOWS if WINDOWS[w] * 3 <= self.span_ms and (self.has_clock or WINDOWS[w] >= DAY_MS)]
         return fit or (["1h"] if self.has_clock else ["1d"])
 
     def _usual_window(self, windows: Sequence[str]) -> str:
         """The shortest window in which an entity is seen often enough for a mean, else the longest up to a week."""
         n_entities = self.roles.entities[0].n_distinct if self.roles.entities else 1
         a_ms = self.n_rows / n_entities / self.span_ms
-        long = [w for w in windows if HOUR_MS <= duration_ms(w) <= 7 * DAY_MS] or list(windows[-1:])
-        return next((w for w in long if a_ms * duration_ms(w) >= ENOUGH_FOR_A_MEAN), long[-1])
+        long = [w for w in windows if HOUR_MS <= WINDOWS[w] <= 7 * DAY_MS] or list(windows[-1:])
+        return next((w for w in long if a_ms * WINDOWS[w] >= ENOUGH_FOR_A_MEAN), long[-1])
 
     def _features(self) -> Iterator[str]:
         yield "# What is computed for each event from the past of its entities, up to but without the event itself."
@@ -210,8 +208,8 @@ class _Draft:
             for column in self._numbers()[:1]:
                 yield from _group(None, entity, column.name, ["all"], ["mean", "zscore"])
         if self.roles.label is not None:
-            matured = duration_ms(self._maturity())
-            long = [w for w in windows if duration_ms(w) >= DAY_MS and 2 * (duration_ms(w) + matured) <= self.span_ms]
+            matured = self._maturity_ms()
+            long = [w for w in windows if WINDOWS[w] >= DAY_MS and 2 * (WINDOWS[w] + matured) <= self.span_ms]
             for place, entity in enumerate(self.entities if long else []):
                 title = "share of known frauds, once the labels have matured" if place == 0 else None
                 yield from _group(title, entity, None, long[-2:], ["fraud_rate"])

@@ -25,7 +25,7 @@ h1 { font-size: 25px; margin: 0 0 2px } h2 { font-size: 18px; margin: 34px 0 8px
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px }
 .tile { background: var(--pale); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px }
 .tile b { display: block; font-size: 23px; line-height: 1.25 } .tile span { color: var(--soft); font-size: 13px }
-p.warn { background: #fff4e5; border-left: 4px solid #e69f00; border-radius: 4px; padding: 8px 12px }
+p.warn { background: #fff4e5; border-left: 4px solid #e69f00; border-radius: 4px; padding: 8px 12px; margin: 0 0 14px }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 18px; align-items: start }
 figure { margin: 0 } figcaption { font-weight: 600; font-size: 14px } figure svg { width: 100%; height: auto }
 table { border-collapse: collapse; width: 100%; font-size: 14px }
@@ -37,7 +37,7 @@ tr + tr td { border-top: 1px solid var(--line) } .n { text-align: right; font-va
 .card h3 span { margin-left: auto; font-weight: 400; color: var(--soft) } .card table { margin-top: 6px }
 .tag { background: var(--red); color: #fff; border-radius: 4px; padding: 0 6px; font-size: 12px; font-weight: 600 }
 .bar { display: inline-block; height: 9px; border-radius: 2px; background: var(--blue); min-width: 2px }
-.bar.off { background: #c3ccd6 } td:first-child, th { white-space: nowrap } .card { overflow-x: auto }
+.bar.off { background: #c3ccd6 } td:first-child { white-space: nowrap } .card { overflow-x: auto }
 code { background: var(--pale); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; font-size: 13px }
 summary { cursor: pointer; color: var(--blue); margin: 12px 0 6px } li { margin: 4px 0 }
 """

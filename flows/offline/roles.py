@@ -202,7 +202,7 @@ def _describes(column: Column, key: Column) -> bool:
         return False
     pairs = pl.DataFrame({"key": key.text, "value": column.text}).drop_nulls()
     counts = pairs.group_by("key").agg(pl.len(), pl.col("value").n_unique().alias("n")).filter(pl.col("len") >= 3)
-    allowed = 1 + (counts["len"] * 0.02).clip(1) if column.kind == Kind.NUMBER else pl.Series([1])
+    allowed = 1 + (counts["len"] * 0.02).clip(1, 5) if column.kind == Kind.NUMBER else pl.Series([1])
     return counts.height > 0 and _mean(counts["n"] <= allowed) >= 0.95
 
 
