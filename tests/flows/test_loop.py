@@ -37,8 +37,11 @@ def home(tmp_path: Path, kafka: str, servers: Servers, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
     monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "WARNING")
-    yield tmp_path
-    drain_prefect()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: servers.prefect_api}):  # another test may have imported Prefect before
+        yield tmp_path
+        drain_prefect()
 
 
 def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> list[dict[str, object]]:

@@ -75,7 +75,9 @@ def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
     monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    # Prefect reads its settings when it is imported
+    # Prefect reads its settings when it is imported, here or before by another test
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows import backtest as backtest_flow
     from flows import finetune as finetune_flow
     from flows import pretrain as pretrain_flow
@@ -88,14 +90,15 @@ def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
         "FinetuneConfig",
         lambda budget: FinetuneConfig(budget=budget, n_networks=1, min_steps=60, max_steps=60, batch=256, negatives=4),
     )
-    yield Unmask(
-        tmp_path,
-        pretrain_flow.pretrain.with_options(retries=0),
-        finetune_flow.finetune.with_options(retries=0),
-        promote_flow.promote.with_options(retries=0),
-        backtest_flow.backtest.with_options(retries=0),
-    )
-    drain_prefect()
+    with temporary_settings({PREFECT_API_URL: servers.prefect_api}):
+        yield Unmask(
+            tmp_path,
+            pretrain_flow.pretrain.with_options(retries=0),
+            finetune_flow.finetune.with_options(retries=0),
+            promote_flow.promote.with_options(retries=0),
+            backtest_flow.backtest.with_options(retries=0),
+        )
+        drain_prefect()
 
 
 def purchases_file(home: Path) -> Path:
@@ -257,7 +260,7 @@ def test_an_encoder_that_was_altered_in_mlflow_or_here_is_not_taken(unmask: Unma
     assert (copy / "pretrained.safetensors").read_bytes() == whole
     (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
     client.log_artifact(run_id, str(altered), "encoder")
-    with pytest.raises(NoEncoderError, match=r"is not the one that was made .*`unmask pretrain` again"):
+    with pytest.raises(NoEncoderError, match=r"does not match its tag .*`unmask pretrain` again"):
         unmask.finetune(path, as_of_ms=END_MS)
     assert not copy.exists()
 
