@@ -90,7 +90,9 @@ class Demo:
         return Settings().connection()
 
     def _events(self) -> Source:
-        doing = f"reading {self._data}" if self._data else f"simulating card payments of {source.SIMULATED['days']} days"
+        doing = (
+            f"reading {self._data}" if self._data else f"simulating card payments of {source.SIMULATED['days']} days"
+        )
         with self._steps.step("Events", doing) as step:
             events = source.read(data=self._data, given=self._given, target=self._stream_file, seed=self._seed)
             step.outcome = (
@@ -173,7 +175,9 @@ class Demo:
 
             version = finetune.with_options(retries=0)(file, as_of_ms=as_of_ms, seed=self._seed)
             step.outcome = f"Version {version} of the model is the challenger (MLflow experiment {name}/finetune)."
-        with self._steps.step("Promote", "checking the challenger and making it the champion, the model that serves") as step:
+        with self._steps.step(
+            "Promote", "checking the challenger and making it the champion, the model that serves"
+        ) as step:
             from flows.promote import promote
 
             words = promote.with_options(retries=0)(file, force=True).words
@@ -239,7 +243,9 @@ class Demo:
             pl.col(stream.labels.column).alias("label"),
         ]
         events.frame.select(columns).write_parquet(truth)
-        with self._steps.step("Backtest", "training baselines on the history and comparing them on the live events") as step:
+        with self._steps.step(
+            "Backtest", "training baselines on the history and comparing them on the live events"
+        ) as step:
             from flows.backtest import backtest
 
             found = backtest.with_options(retries=0)(

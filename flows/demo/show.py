@@ -50,18 +50,24 @@ def verdict(console: Console, figures: Figures) -> None:
 def groups(figures: Figures) -> Iterator[tuple[str, list[Row]]]:
     """Title and rows of each group, rounded and with units."""
     books, live, quality, skew = figures.books, figures.live, figures.quality, figures.skew
-    yield "Events", [
-        ("sent", f"{live.n_sent:,}"),
-        ("scored", f"{books.n_scored:,}"),
-        ("refused (broken on purpose)", f"{books.n_refused:,}"),
-        ("duplicates (sent twice on purpose)", f"{books.n_duplicates:,}"),
-        ("out of order", f"{sum(s.out_of_order for s in live.scores.values()):,}"),
-    ]
-    yield "Speed", [
-        ("throughput", f"{live.n_sent / live.scoring_s:,.0f} events/s"),
-        ("latency, median", _duration(live.latency_ms["p50"])),
-        ("latency, 99 % of events within", _duration(live.latency_ms["p99"])),
-    ]
+    yield (
+        "Events",
+        [
+            ("sent", f"{live.n_sent:,}"),
+            ("scored", f"{books.n_scored:,}"),
+            ("refused (broken on purpose)", f"{books.n_refused:,}"),
+            ("duplicates (sent twice on purpose)", f"{books.n_duplicates:,}"),
+            ("out of order", f"{sum(s.out_of_order for s in live.scores.values()):,}"),
+        ],
+    )
+    yield (
+        "Speed",
+        [
+            ("throughput", f"{live.n_sent / live.scoring_s:,.0f} events/s"),
+            ("latency, median", _duration(live.latency_ms["p50"])),
+            ("latency, 99 % of events within", _duration(live.latency_ms["p99"])),
+        ],
+    )
     rows = [("alerts", f"{len(live.alerts):,}"), ("share of scored events", _share(len(live.alerts), books.n_scored))]
     if quality is not None:
         rows += [
@@ -70,20 +76,30 @@ def groups(figures: Figures) -> Iterator[tuple[str, list[Row]]]:
         ]
     yield "Alerts", rows
     if quality is not None:
-        yield "Average precision (1 is perfect)", [
-            ("live scores", f"{quality.average_precision:.2f}"),
-            *([("on the validation period", f"{figures.validation_ap:.2f}")] if figures.validation_ap is not None else []),
-            *(
-                (f"backtest: {name.removesuffix('_average_precision').replace('_', ' ')}", f"{figure:.2f}")
-                for name, figure in figures.backtest.items()
-                if name.endswith("_average_precision")
-            ),
-        ]
-    yield "Live against offline", [
-        ("scores with equal features", f"{skew.equal:,} of {skew.checked:,}"),
-        ("scores recomputed", f"{skew.n_model_checked:,}"),
-        ("largest difference of a score", f"{skew.worst_score_difference:.0e}"),
-    ]
+        yield (
+            "Average precision (1 is perfect)",
+            [
+                ("live scores", f"{quality.average_precision:.2f}"),
+                *(
+                    [("on the validation period", f"{figures.validation_ap:.2f}")]
+                    if figures.validation_ap is not None
+                    else []
+                ),
+                *(
+                    (f"backtest: {name.removesuffix('_average_precision').replace('_', ' ')}", f"{figure:.2f}")
+                    for name, figure in figures.backtest.items()
+                    if name.endswith("_average_precision")
+                ),
+            ],
+        )
+    yield (
+        "Live against offline",
+        [
+            ("scores with equal features", f"{skew.equal:,} of {skew.checked:,}"),
+            ("scores recomputed", f"{skew.n_model_checked:,}"),
+            ("largest difference of a score", f"{skew.worst_score_difference:.0e}"),
+        ],
+    )
 
 
 def _duration(ms: float) -> str:

@@ -18,9 +18,7 @@ FAST = {"p50": 40.0, "p99": 300.0}
 
 
 def figures(**changed: object) -> Figures:
-    live = LiveRun(
-        scores={}, alerts=[], n_sent=31_483, rate=2_000.0, sending_s=15.7, scoring_s=15.9, latency_ms=FAST
-    )
+    live = LiveRun(scores={}, alerts=[], n_sent=31_483, rate=2_000.0, sending_s=15.7, scoring_s=15.9, latency_ms=FAST)
     books = Reconciliation(31_483, 31_014, 310, 159, pending=0, n_scored_since=31_014)
     skew = SkewAudit(31_014, 31_014, 1e-8, [ModelCheck("abc", 31_014, 31_014, 0)])
     quality = Quality(n_frauds=4, precision=0.61, recall=0.4, average_precision=0.36)
@@ -59,7 +57,10 @@ def test_a_missing_event_and_a_different_score_are_named() -> None:
     found = figures(books=books, skew=skew)
     assert not found.holds
     said = found.verdict()
-    assert "31,483 events were sent, 31,482 are accounted for (31,013 scored, 310 refused, 159 duplicates): 1 missing" in said
+    assert (
+        "31,483 events were sent, 31,482 are accounted for (31,013 scored, 310 refused, 159 duplicates): 1 missing"
+        in said
+    )
     assert "31,012 have equal features, 31,013 were recomputed and 1 of those differ" in said
     assert "doubled" not in said
 
@@ -72,7 +73,10 @@ def test_a_gap_between_validation_and_live_is_explained_by_labels_that_arrive_la
     (said,) = figures(validation_ap=0.61).explanations(source())
     assert "0.61 on the validation period and is 0.36 live. Labels arrive 7 days after their events" in said
     # Of four frauds, those of b and c have no fraud whose label had arrived.
-    assert "for 50% of the live frauds, no earlier fraud of the same customer_id or terminal_id was known at that time" in said
+    assert (
+        "for 50% of the live frauds, no earlier fraud of the same customer_id or terminal_id was known at that time"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
