@@ -31,7 +31,7 @@ def kill_at(spec: str) -> Fault:
     """
     point, _, count = spec.partition(":")
     if point not in POINTS:
-        raise ValueError(f"a fault's point must be one of {', '.join(POINTS)}, however: {point!r}")
+        raise ValueError(f"the fault point is {point!r}; it must be one of {', '.join(POINTS)}")
     left = [int(count or 1)]
 
     def fault(passed: str) -> None:

@@ -15,17 +15,17 @@ from pipelines.contracts.stream import Field, Stream
 
 RULES: Mapping[str, str] = {
     "bad_json": "send one JSON object in UTF-8 per message",
-    "wrong_type": "send the field with the type that the stream file names",
-    "missing_field": "send the field; the stream file demands it",
+    "wrong_type": "send the field with the type given in the stream file",
+    "missing_field": "send the field; the stream file requires it",
     "not_finite": "send a finite number, or omit the field",
     "out_of_range": "send a value within the field's min and max, or change them in the stream file",
     "too_long": "shorten the text, or raise the field's max_length in the stream file",
     "too_big": "shorten the message, or raise max_message_bytes in the stream file",
     "future_timestamp": "correct the sender's clock; the event time is ahead of its arrival",
-    "wrong_key": "send the message under the id of its first entity as the Kafka key",
-    "unreadable_record": "send records that a plain Kafka client can read; this one was skipped by its offset",
-    "unpublishable": "raise max.message.bytes of the scores topic: it takes not even the shortest score of this event",
-    "duplicate": "nothing to fix: this event id has been scored already",
+    "wrong_key": "set the Kafka key of the message to the id of its first entity",
+    "unreadable_record": "send records that a standard Kafka client can read; this record was skipped",
+    "unpublishable": "raise max.message.bytes of the scores topic; the score of this event is larger than it allows",
+    "duplicate": "nothing to fix: this event id has already been scored",
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -130,7 +130,7 @@ class _Decoding:
         if not value:
             raise _RefusedError("bad_json", "the message is empty")
         if len(value) > self.stream.max_message_bytes:
-            raise _RefusedError("too_big", f"{len(value)} bytes, at most {self.stream.max_message_bytes}")
+            raise _RefusedError("too_big", f"message has {len(value)} bytes, at most {self.stream.max_message_bytes}")
         try:
             return self._strict.decode(value), False
         except msgspec.ValidationError as error:
@@ -156,7 +156,7 @@ class _Decoding:
         expected = (ids[0] or "").encode()
         if key != expected:
             shown = None if key is None else key[:64].decode(errors="replace")
-            raise _RefusedError("wrong_key", f"key is {shown!r}, {self.stream.key} is {ids[0]!r}")
+            raise _RefusedError("wrong_key", f"the key is {shown!r}, but {self.stream.key} is {ids[0]!r}")
         return ids
 
     def _time_ms(self, message: Any, name: str, latest_ms: int | None) -> int:
@@ -165,10 +165,10 @@ class _Decoding:
             _missing(name)
         if isinstance(value, datetime):
             if value.tzinfo is None:
-                raise _RefusedError("wrong_type", f"{name} has no time zone; end it with Z or an offset")
+                raise _RefusedError("wrong_type", f"{name} has no time zone; append Z or an offset such as +01:00")
             value = (value - EPOCH) // _MS
         if not 0 <= value <= _MAX_TIME_MS:
-            raise _RefusedError("out_of_range", f"{name} is {value} ms since 1970, must lie in 1970-2200")
+            raise _RefusedError("out_of_range", f"{name} is {value} ms since 1970; it must be between 1970 and 2200")
         if latest_ms is not None and value > latest_ms:
             ahead = (value - latest_ms + self.stream.future_tolerance_ms) / 1000
             raise _RefusedError("future_timestamp", f"{name} is {ahead:.0f} s ahead of its arrival")
@@ -194,7 +194,7 @@ class EventContract(_Decoding):
         ... ''')
         >>> contract = EventContract(stream)
         >>> contract.decode(b'{"id":"1","at":"2026-01-01T00:00:00Z","user":"ann","bytes":-5}', b"ann", 2**42)
-        Refusal(rule='out_of_range', detail='bytes is -5.0, must lie in 0 .. 1e+15')
+        Refusal(rule='out_of_range', detail='bytes is -5.0; it must be between 0 and 1e+15')
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -240,7 +240,7 @@ class LabelContract(_Decoding):
             if message.label is None:
                 _missing("label")
             if message.label not in (0, 1):
-                raise _RefusedError("out_of_range", f"label is {message.label}, must be 0 or 1")
+                raise _RefusedError("out_of_range", f"label is {message.label}; it must be 0 or 1")
             source = _bounded_text(Field("source", "text"), message.source) or _missing("source")
         except _RefusedError as error:
             return error.refusal
@@ -259,7 +259,9 @@ def _bounded_number(field: Field, value: float | None) -> float:
     if not math.isfinite(value):
         raise _RefusedError("not_finite", f"{field.name} is {value}")
     if not field.min <= value <= field.max:
-        raise _RefusedError("out_of_range", f"{field.name} is {value}, must lie in {field.min:g} .. {field.max:g}")
+        raise _RefusedError(
+            "out_of_range", f"{field.name} is {value}; it must be between {field.min:g} and {field.max:g}"
+        )
     return float(value)
 
 
@@ -274,7 +276,7 @@ def _bounded_text(field: Field, value: str | int | bool | None) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _RefusedError("bad_json", f"{field.name} holds half a surrogate pair") from None
+        raise _RefusedError("bad_json", f"{field.name} contains an unpaired surrogate") from None
     return text
 
 

@@ -79,7 +79,7 @@ def fault_of(
     stat, field, window_ms = feature.stat, feature.field, feature.window_ms
     takes_value = stat in VALUE_STATS
     if stat not in STATS:
-        return FeatureFault("stats", stat, "is not a statistic", f"known are {', '.join(STATS)}", STATS)
+        return FeatureFault("stats", stat, "is not a statistic", f"known names: {', '.join(STATS)}", STATS)
     if feature.entity not in entities:
         fix = f"it must be one of the stream's entities: {', '.join(entities)}"
         return FeatureFault("entity", feature.entity, "is not an entity", fix, entities)
@@ -93,7 +93,7 @@ def fault_of(
         fix = f"it must be a category or another entity for distinct: {_list(others)}"
         return FeatureFault("field", field, "cannot be counted", fix, others)
     if not takes_value and stat != "distinct" and field is not None:
-        return FeatureFault("field", field, "is not used", f"{stat} takes no field")
+        return FeatureFault("field", field, "is not used", f"{stat} does not take a field")
     if stat == "since_last" and window_ms is not None:
         return FeatureFault("windows", f"{window_ms}ms", "is not used", "since_last takes no window")
     if stat != "since_last" and window_ms is None and stat not in ALL_TIME_STATS:

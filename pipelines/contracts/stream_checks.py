@@ -161,9 +161,9 @@ class StreamChecks:
                 fix = "only the event time can be of type time; send an age as a number"
                 self.problems.add((*path, "type"), "is 'time'", fix, value="time")
             if name in RESERVED and name not in ids and not self._is_unsure(_IDS_OF_THE_LAKE.get(name, "")):
-                self.problems.add(path, "is a name that the lake uses for a column of its own", "rename the field")
+                self.problems.add(path, "is the name of a column that the lake adds", "rename the field")
             if name in ("hour", "weekday"):
-                self.problems.add(path, "is a name that is computed from the event time", "rename the field")
+                self.problems.add(path, "is the name of a feature computed from the event time", "rename the field")
         if (
             self.fields
             and not self.problems.at(())
@@ -185,7 +185,7 @@ class StreamChecks:
             if (self._raw(at) or {}).get("stats") == []:
                 self.problems.add((*at, "stats"), "is empty", f"list at least one of {', '.join(STATS)}")
         if len(self.features) > MAX_FEATURES:
-            fix = f"at most {MAX_FEATURES:,} are possible, for each takes memory for every entity; use fewer windows"
+            fix = f"at most {MAX_FEATURES:,} are possible, because each needs memory per entity; use fewer windows"
             self.problems.add(("features",), f"has {len(self.features):,} features", fix)
 
     def _check_names(self, at: Path, table: FeaturesTable) -> None:

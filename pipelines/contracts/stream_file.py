@@ -14,10 +14,10 @@ from pipelines.errors import Problem, StreamFileError
 __all__ = ["duration_ms", "load", "parse"]
 
 _SYNTAX_FIXES = {
-    "Invalid value": 'texts need quotes, as in name = "payments"',
-    "Expected '=' after a key": "a name with spaces or other signs needs quotes",
-    "Cannot overwrite a value": "a key stands twice in its table; remove one",
-    "Cannot declare": "a table stands twice; join the two",
+    "Invalid value": 'text needs quotes, as in name = "payments"',
+    "Expected '=' after a key": "a name with spaces or special characters needs quotes",
+    "Cannot overwrite a value": "the key occurs twice in its table; remove one",
+    "Cannot declare": "the table occurs twice; merge the two",
     "Unescaped '\\'": r"write \\, or use single quotes",
 }
 

@@ -116,10 +116,10 @@ TopicName = Annotated[
     str,
     Meta(pattern="^[a-zA-Z0-9_-]{1,100}$", description="must be 1-100 letters, digits, _ or - (it names Kafka topics)"),
 ]
-Text = Annotated[str, Meta(min_length=1, description="must be a text in quotes")]
+Text = Annotated[str, Meta(min_length=1, description="must be text in quotes")]
 Flag = Annotated[bool, Meta(description="must be true or false")]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300, description="must be a finite number")]
-Positive = Annotated[float, Meta(gt=0, le=1e300, description="must be a number above 0")]
+Positive = Annotated[float, Meta(gt=0, le=1e300, description="must be a number greater than 0")]
 Share = Annotated[float, Meta(gt=0, lt=1, description="must be a share of events between 0 and 1, such as 0.005")]
 Day = Annotated[date, Meta(description="must be a day such as 2018-07-01, without quotes (UTC)")]
 Length = Annotated[int, Meta(ge=1, le=1_000_000, description="must be a whole number from 1 to 1,000,000")]
@@ -245,7 +245,7 @@ class Problems:
         """Record that the last key of `path` is not one of the known ones."""
         key = path[-1]
         what = f"is not a known {'key' if len(path) > 1 else 'table'}"
-        self.add(path, what, suggesting(key, known, f"known are {', '.join(known)}"), value=key)
+        self.add(path, what, suggesting(key, known, f"known names: {', '.join(known)}"), value=key)
         self._meant.add((*path[:-1], meant_by(key, known)))
 
     def at(self, path: Path) -> bool:
@@ -293,8 +293,8 @@ def meant_by(word: Any, known: Iterable[str]) -> str:
 def suggesting(word: Any, known: Iterable[str], fix: str) -> str:
     """`fix`, after the question whether a known word was meant.
 
-    >>> suggesting("windws", ["windows", "stats"], "known are windows, stats")
-    "did you mean 'windows'? Known are windows, stats"
+    >>> suggesting("windws", ["windows", "stats"], "known names: windows, stats")
+    "did you mean 'windows'? Known names: windows, stats"
     """
     meant = meant_by(word, known)
     return f"did you mean {meant!r}? {fix[:1].upper()}{fix[1:]}" if meant and meant != word else fix

@@ -70,7 +70,7 @@ class Pieces:
 
     def blocks(self) -> Iterator[memoryview]:
         """The bytes, some at a time and none of them copied."""
-        assert not isinstance(self._source, _Stored), "what is in a file need not be written again"
+        assert not isinstance(self._source, _Stored), "an array that is stored in a file cannot be written again"
         for array in self._source:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             for start in range(0, len(flat), _BLOCK):
@@ -90,7 +90,7 @@ class _Stored(NamedTuple):
             while left:
                 n_read = file.readinto(left[:_BLOCK])
                 if not n_read:
-                    raise RestoreError(f"{self.path.name} was cut while it was read; delete it")
+                    raise RestoreError(f"{self.path.name} was truncated while it was read; delete it")
                 left = left[n_read:]
 
 
@@ -161,7 +161,7 @@ def _head(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, Pieces]
     if line != _NAME + b"%d" % FORMAT:
         raise RestoreError(
             f"{path.name} was written by another version of Unmask (snapshot format {line[len(_NAME) :].decode()!r}, "
-            f"this one reads {FORMAT}); an older snapshot or the input is used"
+            f"this version reads {FORMAT}); an older snapshot or the input is used"
         )
     file.seek(len(line) + 1)
     (n_head,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
@@ -184,12 +184,12 @@ def _is_format_1(start: bytes) -> bool:
 
 def _of_format_1(path: Path) -> RestoreError:
     return RestoreError(
-        f"{path.name} was written by an older version of Unmask (snapshot format 1, this one reads {FORMAT}); "
+        f"{path.name} was written by an older version of Unmask (snapshot format 1, this version reads {FORMAT}); "
         "the state is rebuilt from the input"
     )
 
 
 def _damaged(path: Path) -> RestoreError:
     return RestoreError(
-        f"{path.name} is damaged (its sha256 does not match); delete it, an older one or the input is used"
+        f"{path.name} is damaged (its sha256 does not match); delete it; an older snapshot or the input is used"
     )

@@ -165,7 +165,7 @@ class State:
         for source, item in {item.source: item for item in items}.items():  # the last of each
             offset = item.record.offset
             assert offset >= self.frontier[source], (
-                f"{source} was folded to {self.frontier[source]}, then came {offset}"
+                f"{source} was folded up to {self.frontier[source]}, but the next record has offset {offset}"
             )
             self.frontier[source] = offset + 1
             self.arrivals[source] = item.arrival_ms
@@ -178,7 +178,7 @@ class State:
             InternalError: a step is half done; what it folded already would come back as duplicates of itself.
         """
         if self._steps_begun:
-            raise InternalError("a step of the fold failed or is still going on, no snapshot can be taken of it")
+            raise InternalError("a state update failed or is still running; no snapshot can be taken")
         arrays = {f"windows/{name}": array for name, array in self.windows.snapshot().items()}
         arrays["seen"] = self._seen.snapshot(self.clock_ms)
         arrays["reported"] = self._reported.snapshot(self.clock_ms)
@@ -208,7 +208,7 @@ class State:
         state = cls(stream, meta["n_partitions"], id_key=bytes.fromhex(meta["id_key"]))
         if meta["definition"] != state.digest:
             raise RestoreError(
-                "the snapshot was made under other fields or features; delete it, the input is read again"
+                "the snapshot was made with different fields or features; delete it, then the input is read again"
             )
         state.windows = Windows.restore(
             state.plan, {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}

@@ -139,8 +139,8 @@ class Windows:
         digest = arrays["digest"].tobytes().hex()
         if digest != plan.digest:
             raise RestoreError(
-                f"the snapshot must be of feature definition {plan.digest[:12]}, however: {digest[:12]}; "
-                "rebuild the state from the input, or go back to the stream file it was taken with"
+                f"the snapshot has feature definition {digest[:12]}; it must be {plan.digest[:12]}; "
+                "rebuild the state from the input, or restore the stream file that the snapshot was taken with"
             )
         windows = cls(plan)
         clock = arrays["clock_ms"].whole()
@@ -170,17 +170,17 @@ class Windows:
         for name, column, shape, kind in zip(FoldInput._fields, columns, shapes, types, strict=True):
             if column.shape != shape or column.dtype != kind:
                 raise ValueError(
-                    f"{name} must be {np.dtype(kind)} {shape}, however: {column.dtype} {column.shape}; "
-                    "build the batch with the plan's own columns"
+                    f"{name} is {column.dtype} {column.shape}; it must be {np.dtype(kind)} {shape}; "
+                    "build the batch from the columns of the plan"
                 )
         clock = batch.clock_ms
         if n and (np.any(clock[1:] < clock[:-1]) or (self.clock_ms is not None and clock[0] < self.clock_ms)):
             raise ValueError(
-                f"clock_ms must not run backwards, however: it does after {self.clock_ms}; "
-                "fold items in the one order, with their effective time"
+                f"clock_ms decreases after {self.clock_ms}; it must not; "
+                "fold items in the order of their effective time"
             )
         if n and (abs(int(batch.time_ms.min())) > _FARTHEST_MS or abs(int(batch.time_ms.max())) > _FARTHEST_MS):
-            raise ValueError("time_ms must be within 2^53 ms of 1970; let the contract refuse such events")
+            raise ValueError("time_ms is more than 2^53 ms away from 1970; let the contract refuse such events")
         return FoldInput._make(np.ascontiguousarray(column) for column in columns)
 
 

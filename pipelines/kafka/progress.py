@@ -43,12 +43,12 @@ def progress_of(record: Received) -> Progress:
         progress = decode(record.value, Progress)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RestoreError(
-            f"{named} is no progress record of Unmask ({error}): somebody else wrote to this topic; see to that, then "
+            f"{named} is not a progress record of Unmask ({error}): another program wrote to this topic; stop it, then "
             "run `unmask recover`"
         ) from error
     if progress.format > PROGRESS_FORMAT:
         raise RestoreError(
-            f"{named} has format {progress.format}, this version of Unmask knows formats up to {PROGRESS_FORMAT}: it "
-            "was written by a newer version of Unmask; run that version"
+            f"{named} has format {progress.format}, but this version of Unmask reads formats up to {PROGRESS_FORMAT}: "
+            "it was written by a newer version of Unmask; run that version"
         )
     return progress

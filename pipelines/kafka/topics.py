@@ -110,8 +110,8 @@ def stamps_appends(connection: Connection, *topics: str) -> bool:
     if len(set(stamped.values())) > 1:
         wrong = next(topic for topic, yes in stamped.items() if not yes)
         raise BrokerError(
-            f"{wrong} must have message.timestamp.type=LogAppendTime, as the stream's other inputs have: one record "
-            f"stamped years ahead would hold up all after it; set it with `kafka-configs.sh --alter --topic {wrong} "
+            f"{wrong} must have message.timestamp.type=LogAppendTime, like the stream's other inputs: one record with "
+            f"a far future timestamp would block all records after it; run `kafka-configs.sh --alter --topic {wrong} "
             "--add-config message.timestamp.type=LogAppendTime`"
         )
     return all(stamped.values())
@@ -171,7 +171,7 @@ def read_between(
                 moved, before = time.monotonic(), total
             elif time.monotonic() - moved > stall_s:
                 raise BrokerError(
-                    f"nothing came from {connection.bootstrap} for {stall_s:g} s while records are missing"
+                    f"{connection.bootstrap} sent no records for {stall_s:g} s, although more are expected"
                 )
 
 

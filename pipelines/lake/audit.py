@@ -223,12 +223,12 @@ class Reconciliation:
         """The books in words: one line for the sum, then one for each kind of problem.
 
         >>> print(Reconciliation(9, 5, 2, 1, 0, missing=[(0, 7)], n_problems={"missing": 1}).words())
-        9 events = 5 scored + 2 refused + 1 duplicates; 0 more are not scored yet
+        9 events = 5 scored + 2 refused + 1 duplicates; 0 are not scored yet
         1 missing, first (partition, offset): (0, 7)
         """
         lines = [
             f"{self.n_events:,} events = {self.n_scored:,} scored + {self.n_refused:,} refused + "
-            f"{self.n_duplicates:,} duplicates; {self.pending:,} more are not scored yet"
+            f"{self.n_duplicates:,} duplicates; {self.pending:,} are not scored yet"
         ]
         for kind, n in self.n_problems.items():
             if n:
@@ -473,7 +473,7 @@ def _last_progress(connection: Connection, stream: Stream, partition: int) -> Pr
     progress = read_progress(connection, stream, partition)
     if progress is None:
         raise BrokerError(
-            f"{stream.topic('progress')} [{partition}] holds no progress record: nothing has been scored yet; "
+            f"{stream.topic('progress')} [{partition}] has no progress record: nothing has been scored yet; "
             "start the scorer first"
         )
     return progress

@@ -101,7 +101,7 @@ def feature_table(
             draft.replace(path)
     except OSError as error:
         raise LakeError(
-            f"the feature table in {folder} cannot be written ({error}); free space there, or set UNMASK_HOME to a "
+            f"the feature table in {folder} cannot be written ({error}); free disk space, or set UNMASK_HOME to a "
             "larger disk"
         ) from error
     made = _open(path, key)
@@ -120,7 +120,7 @@ def _open(path: Path, key: str) -> FeatureTable | None:
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         if any((path / name).stat().st_size != size for name, size in manifest["files"].items()):
-            log.warning("the feature table %s is damaged; it is made again", path)
+            log.warning("the feature table %s is damaged; it is rebuilt", path)
             return None
         columns = {name: _mapped(path / f"{name}.npy") for name in _columns(0, 0)}
         event_ids = pa.ipc.open_file(pa.memory_map(str(path / _EVENT_IDS))).read_all()["event_id"]
@@ -221,7 +221,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process makes a feature table in %s; waiting for it", folder)
+            log.info("another process is building a feature table in %s; waiting for it", folder)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
 

@@ -100,12 +100,12 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
     topic, partition = position
     if at < first:
         raise LakeError(
-            f"{topic} [{partition}] begins at {first}, the lake ends at {at}: {first - at} records are gone from "
-            "Kafka; keep the input at least as long as the ingest may lag (retention.ms), and begin a new lake"
+            f"{topic} [{partition}] starts at offset {first}, but the lake ends at {at}: Kafka has deleted "
+            f"{first - at} records; raise retention.ms above the longest lag of the ingest, and start a new lake"
         )
     if at > end:
         raise LakeError(
-            f"{topic} [{partition}] ends at {end}, the lake is at {at} already: the topic was made anew; "
+            f"{topic} [{partition}] ends at offset {end}, but the lake is at {at}: the topic was recreated; "
             "run `unmask recover`"
         )
     return at
@@ -188,7 +188,7 @@ class Intake:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self.counts.n_unreadable += 1
                 why = record.unreadable or error
-                log.warning("%s [%d] offset %d is passed: %s", record.topic, record.partition, record.offset, why)
+                log.warning("%s [%d], offset %d, is skipped: %s", record.topic, record.partition, record.offset, why)
 
     def _decoded(self, kind: int, topic: str, records: Sequence[Received], through: dict[int, int]) -> Block:
         """The accepted records; the refused ones are written before.

@@ -167,7 +167,7 @@ class Lake:
             self._sync(table, delta.version())
             return new.height
         raise LakeError(
-            f"{self.folder / table}: {_ATTEMPTS} attempts lost against other writers; let one ingest run at a time"
+            f"{self.folder / table}: {_ATTEMPTS} commits failed because of other writers; run one ingest at a time"
         )
 
     def read(self, table: str, *, columns: list[str] | None = None, where: pc.Expression | None = None) -> pl.DataFrame:
@@ -267,8 +267,8 @@ class Lake:
         noted, ours = delta.transaction_version(_app_topic_id(topic)), self._topic_ids.get(topic)
         if noted is not None and ours is not None and noted != ours:
             raise LakeError(
-                f"{self.folder / table} was filled from another topic of the name {topic}, which was deleted and made "
-                "anew since; run `unmask recover`"
+                f"{self.folder / table} was filled from another topic named {topic}, which has since been deleted and "
+                "recreated; run `unmask recover`"
             )
 
     def _first_marks(self, delta: DeltaTable, topic: str) -> list[Transaction]:
@@ -287,19 +287,19 @@ class Lake:
             return None
         except (DeltaError, OSError) as error:
             raise LakeError(
-                f"{self.folder / table} is no table of ours ({type(error).__name__}: {error}); move it away"
+                f"{self.folder / table} is not a table of Unmask ({type(error).__name__}: {error}); move it away"
             ) from error
         if (written := _or(delta.transaction_version(_APP_FORMAT), 1)) > FORMAT:
             raise LakeError(
-                f"{self.folder / table} has format {written}, this version of Unmask knows formats up to {FORMAT}: it "
-                "was written by a newer version of Unmask; run that version"
+                f"{self.folder / table} has format {written}, but this version of Unmask reads formats up to {FORMAT}: "
+                "it was written by a newer version of Unmask; run that version"
             )
         ours = {field.name: field.type for field in Schema.from_arrow(self._arrow(table)).fields}
         for field in delta.schema().fields:  # delta-rs would cast without a word where it can
             if field.name in ours and field.type != ours[field.name]:
                 raise LakeError(
                     f"{self.folder / table}: {field.name} was written as {field.type}, now it is {ours[field.name]}; "
-                    "give the stream new topics (`topics = ...` in the stream file): its lake begins anew with them"
+                    "give the stream new topics (`topics = ...` in the stream file), which start a new lake"
                 )
         return delta
 
@@ -338,7 +338,7 @@ def _shapes(stream: Stream) -> dict[str, _Shape]:
     for name in (*stream.entities, *stream.numbers, *stream.categories):
         if name in label:
             raise LakeError(
-                f"the field {name} of stream {stream.name} has the name of a column of the lake; rename the field"
+                f"the field {name} of stream {stream.name} has the same name as a column of the lake; rename the field"
             )
     entities: _Types = dict.fromkeys(stream.entities, text)
     cells: _Types = {**entities, **dict.fromkeys(stream.numbers, real), **dict.fromkeys(stream.categories, text)}

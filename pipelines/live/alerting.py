@@ -76,9 +76,7 @@ def without_scores(block: Block) -> Block:
     return block.with_refusals(
         scored,
         (
-            Refusal(
-                "unpublishable", f"the scores topic takes no score of event {cut(name, SHORT_TEXT)}: it is too large"
-            )
+            Refusal("unpublishable", f"the score of event {cut(name, SHORT_TEXT)} is too large for the scores topic")
             for name in block.event_id[scored]
         ),
     )

@@ -67,8 +67,8 @@ class Watch:
         name, worst = _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
         if worst is not None and worst.for_s >= self._deadline_s:
             raise BrokerError(
-                f"{name}: nothing moved for {worst.for_s:.0f} s ({worst.busy.why}); nothing is lost, mend that and "
-                "start the scorer again"
+                f"{name}: no progress for {worst.for_s:.0f} s ({worst.busy.why}); nothing is lost; fix this and start "
+                "the scorer again"
             )
 
 
@@ -90,6 +90,6 @@ class Seldom:
         if now_s < self._due_s:
             self._n_held_back += 1
             return
-        more = f" (and {self._n_held_back} times since the last such warning)" if self._n_held_back else ""
+        more = f" ({self._n_held_back} similar warnings suppressed)" if self._n_held_back else ""
         self._log.warning(text + more, *values)
         self._due_s, self._n_held_back = now_s + self._every_s, 0

@@ -99,12 +99,12 @@ class Input:
         """What there is to read and to ask, for the health check; of a replay, nothing."""
         if not self.live:
             return {}
-        busy = {"asking where the partitions end": Busy(self._n_answers, "Kafka does not answer")}
+        busy = {"requesting the end offsets": Busy(self._n_answers, "Kafka does not answer")}
         for source, end in self._ends.items():
             position = self._positions[source]
             at = self.reader.position(position)
             if at < end and source not in self.held:
-                why = f"it ends at {end}, nothing comes after {at} (is a transaction of its sender open?)"
+                why = f"it ends at offset {end}, but no records arrive after {at} (is a producer's transaction open?)"
                 busy["reading {} [{}]".format(*position)] = Busy(at, why, is_fatal=False)
         return busy
 

@@ -107,7 +107,7 @@ class Lane:
             self.was_stopping = self._stopping.is_set()
             self.failure = error
             is_ours = isinstance(error, UnmaskError)
-            log.error("lane %d stops: %s", self.partition, error, exc_info=None if is_ours else error)
+            log.error("partition %d: publishing failed: %s", self.partition, error, exc_info=None if is_ours else error)
 
     def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
         """Commit a batch in one transaction, or in several smaller ones; False: what is left must be taken again."""
@@ -139,14 +139,14 @@ class Lane:
         if not len(batch.rows) or shortening == Shortening.LETTER:
             raise error
         offset = batch.rows.offset[0]
-        log.warning("lane %d: what is published about offset %d is shortened: %s", self.partition, offset, error)
+        log.warning("partition %d: the message about offset %d is shortened: %s", self.partition, offset, error)
         return self._publish(batch, Shortening(shortening + 1))
 
     def _rebuild(self, error: BrokerError) -> None:
         """Open a new producer and let the last committed progress record say what is out."""
         self.n_rebuilt += 1
         self.trouble = str(error)
-        log.warning("lane %d: %s; rebuilding", self.partition, error)
+        log.warning("partition %d: %s; opening a new producer", self.partition, error)
         fenced, wait_s = isinstance(error, FencedError), 0.1
         until = time.monotonic() + self._setting.stall_deadline_s
         while True:
@@ -166,11 +166,11 @@ class Lane:
                 if time.monotonic() > until:
                     raise BrokerError(
                         f"partition {self.partition}: nothing could be published for "
-                        f"{self._setting.stall_deadline_s:g} s ({again}); nothing is lost, start the scorer again once "
-                        "Kafka takes records"
+                        f"{self._setting.stall_deadline_s:g} s ({again}); nothing is lost; start the scorer again when "
+                        "Kafka accepts records"
                     ) from again
                 self.trouble = str(again)
-                log.warning("lane %d: %s; trying again", self.partition, again)
+                log.warning("partition %d: %s; retrying", self.partition, again)
                 self._stopping.wait(wait_s)
                 wait_s = min(2 * wait_s, 5.0)
                 continue

@@ -39,9 +39,7 @@ class Lanes(list[Lane]):
     def busy(self) -> dict[str, Busy]:
         """Lanes with something to publish, for the health check."""
         return {
-            f"partition {lane.partition} publishes": Busy(
-                lane.n_commits, lane.trouble or "the commit does not come back"
-            )
+            f"publishing partition {lane.partition}": Busy(lane.n_commits, lane.trouble or "the commit does not return")
             for lane in self
             if len(lane.outbox)
         }
@@ -52,7 +50,7 @@ class Lanes(list[Lane]):
             if lane.failure is not None:
                 raise lane.failure
             if lane.is_dead:
-                raise InternalError(f"the thread of partition {lane.partition} has ended without being stopped")
+                raise InternalError(f"the thread of partition {lane.partition} ended unexpectedly")
 
     def release(self) -> None:
         """Publish what is in the outboxes, then close every lane; all together take no longer than one."""
@@ -66,7 +64,7 @@ class Lanes(list[Lane]):
         failures = []
         for lane in self:
             if isinstance(lane.failure, FencedError) and lane.was_stopping:
-                log.warning("partition %d: another scorer has taken over; it publishes the rest", lane.partition)
+                log.warning("partition %d: another scorer has taken over and publishes the rest", lane.partition)
             elif lane.failure is not None:
                 failures.append(lane.failure)
         return failures

@@ -67,9 +67,9 @@ def snapshot_from_lake(
             at = min(first[source], reaches)  # between them there is nothing but the log's own markers
         if at < first[source] or (source.kind == EVENT and at > progress[source.partition].next_offset):
             raise RestoreError(
-                f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}] begins at {first[source]}, however "
-                f"records from {at} on are needed after the last event that is out: no state can be built that agrees "
-                "with what was published"
+                f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}] starts at offset {first[source]}, but "
+                f"the records from {at} on are needed to continue after the last published event: no state can be "
+                "built that agrees with what was published"
             )
         state.frontier[source] = at
         arrival = folded.filter(mine & (pl.col("offset") < at))["arrival_ms"].max()

@@ -171,7 +171,7 @@ class Recovery:
             except RestoreError as error:
                 if "newer version" in str(error):
                     raise
-                progress[p], garbled[p] = None, str(error).partition("; see to that")[0]
+                progress[p], garbled[p] = None, str(error).partition("; stop it")[0]
             for batch in topics.read_between(
                 self._connection, {(topic, p): topics.bounds(self._connection, [topic])[topic, p]}
             ):
@@ -254,8 +254,8 @@ class Recovery:
             )
         except (LakeError, RestoreError) as error:
             raise RestoreError(
-                f"{error}. The lake cannot give the state; to go on with what Kafka keeps, move {self._lake.folder} "
-                "away and run `unmask recover` again"
+                f"{error}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "
+                f"move {self._lake.folder} away and run `unmask recover` again"
             ) from error
 
     def _told(self) -> list[list[int]]:

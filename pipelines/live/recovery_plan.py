@@ -108,7 +108,7 @@ class RecoveryPlan:
     def words(self, records_per_s: float) -> list[tuple[str, str]]:
         """For people: titles and sentences."""
         seconds = f"about {self.n_records / records_per_s:,.0f} s" if records_per_s else "not measured: no events"
-        at = f" at {records_per_s:,.0f} a second, measured now" if records_per_s else ""
+        at = f" at {records_per_s:,.0f} per second, as just measured" if records_per_s else ""
         return [
             ("what happened", self.found),
             ("kept", self.kept),
@@ -142,7 +142,7 @@ def _garbled(facts: Facts) -> RecoveryPlan | None:
     return RecoveryPlan(
         "garbled",
         f"{next(iter(facts.garbled[p] for p in good))}",
-        "everything; the newest progress record of Unmask is written again",
+        "everything; the newest valid progress record is written again",
         "nothing",
         "nothing",
         progress={p: [msgspec.structs.replace(record, out_of_turn=[])] for p, record in good.items()},
@@ -195,21 +195,19 @@ def _emptied(facts: Facts) -> RecoveryPlan | None:
         ]
     else:
         records[empty[0]][0] = msgspec.structs.replace(records[empty[0]][0], n_out_of_turn=n_flagged)
-    lost = "where scoring began, if not at the first event that was published"
+    lost = "the offset where scoring started, if it was not the first published event"
     if n_flagged and not facts.told:
-        lost += (
-            f"; where {n_flagged:,} events were folded that came out of turn: features near them may come out otherwise"
-        )
+        lost += f"; the order of {n_flagged:,} events that arrived out of turn: features near them may differ"
     named = ", ".join(map(str, empty))
     garbled = "; ".join(facts.garbled[p] for p in empty if p in facts.garbled)
     return RecoveryPlan(
         "emptied",
         garbled
-        or f"{facts.stream.topic('progress')} has no record of partitions {named} though scores were published: it was "
-        "emptied",
-        "every score and dead letter; progress is made again from them",
+        or f"{facts.stream.topic('progress')} has no record of partitions {named}, although scores were published: it "
+        "was emptied",
+        "every score and dead letter; the progress records are rebuilt from them",
         lost,
-        "nothing that has a score or a dead letter; in a partition without any, every event that Kafka keeps",
+        "nothing that has a score or a dead letter; in a partition without any, every event that Kafka has",
         n_records=sum(out.n_scored + out.n_refused + out.n_duplicates for out in facts.published.values()),
         progress=records,
     )
@@ -232,8 +230,8 @@ def _remade(facts: Facts) -> RecoveryPlan | None:
     n = facts.n_partitions
     if n < max(facts.counts.values()):
         raise RestoreError(
-            f"{words}; it has {n} partitions, the other topics of {stream.topics} have up to "
-            f"{max(facts.counts.values())}: give the events as many, then run `unmask recover` again"
+            f"{words}; it has {n} partitions, but other topics of {stream.topics} have "
+            f"{max(facts.counts.values())}: add partitions to the events topic, then run `unmask recover` again"
         )
     records, n_again = {}, 0
     for p in range(n):
@@ -251,11 +249,11 @@ def _remade(facts: Facts) -> RecoveryPlan | None:
     return RecoveryPlan(
         "remade",
         words,
-        "everything that was published (audits leave it out from now on); snapshots and the lake, under another name",
-        "what the old topic's records had told about entities: their history begins with what Kafka holds now",
+        "everything that was published (later audits ignore it); snapshots and the lake, under another name",
+        "the history of entities from the old topic: it starts over with the records that Kafka has now",
         f"every event of the new topic: {n_again:,}"
         if "events" in remade
-        else f"nothing; {what} only were made anew, the events go on where they were",
+        else f"nothing; only {what} were recreated, the events continue where they were",
         n_records=facts.n_input,
         progress=records,
         add_partitions={kind: n for kind, count in facts.counts.items() if count < n},
@@ -287,9 +285,9 @@ def _widened(facts: Facts) -> RecoveryPlan | None:
     told = next((record.n_partitions for record in known.values()), min(facts.counts.values()))
     return RecoveryPlan(
         "widened",
-        f"partitions were added: the stream had {told}, its events have {n} now",
-        "everything; what the other topics lack is created",
-        "a repeated event id is not known again where its key has moved to another partition",
+        f"partitions were added: the stream had {told}, its events topic now has {n}",
+        "everything; the missing partitions of the other topics are created",
+        "duplicates are not recognised if their key has moved to another partition",
         f"nothing; the new partitions are scored from their beginning: {n_new:,} events",
         n_records=n_new,
         progress=records,
@@ -309,10 +307,10 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
         "redefined",
         words,
         "every score and dead letter" + ("" if lake_anew else ", the lake"),
-        "nothing; the skew audit compares only what is scored from now on. Snapshots"
+        "nothing; the skew audit compares only scores from now on. Snapshots"
         + (f" and the lake (it lacks {', '.join(facts.fields_joined)})" if lake_anew else "")
-        + " are renamed and made anew",
-        "nothing; what was published is folded again under the new features",
+        + " are renamed and rebuilt",
+        "nothing; the state is rebuilt with the new features",
         n_records=facts.n_input,
         progress={
             p: [
@@ -335,13 +333,13 @@ def _headless(facts: Facts) -> RecoveryPlan | None:
     gone = head_is_gone(facts.stream, origin, facts.spans)
     if not gone:
         return None
-    found = f"{gone}, and no snapshot fits"
+    found = f"{gone}, and no snapshot can be used"
     if facts.lake_ends and all(facts.lake_ends.get(s, 0) >= facts.spans[s][0] for s in origin):
         return RecoveryPlan(
             "headless",
             found,
-            "everything; the state is made from the lake",
-            "nothing, if the lake began where the scorer did; else what happened before",
+            "everything; the state is rebuilt from the lake",
+            "nothing, if the lake starts where scoring started; otherwise the history before the lake",
             "nothing",
             n_records=sum(facts.lake_ends.values()),
             aside=("snapshots",),
@@ -351,10 +349,10 @@ def _headless(facts: Facts) -> RecoveryPlan | None:
     new_origin = by_kind({s: span[0] for s, span in facts.spans.items()}, facts.n_partitions)
     return RecoveryPlan(
         "forgotten",
-        f"{found}, and the lake does not have what Kafka has deleted",
+        f"{found}, and the lake does not have the records that Kafka has deleted",
         "every score and dead letter; snapshots and the lake, under another name",
-        "what happened before the records that Kafka keeps: entities' history begins there"
-        + (f"; {n_lost:,} events that nobody scored are gone, `unmask reconcile` will name them" if n_lost else ""),
+        "the history of entities before the first record that Kafka has"
+        + (f"; {n_lost:,} events were deleted before scoring, `unmask reconcile` lists them" if n_lost else ""),
         "nothing",
         n_records=facts.n_input,
         progress={
@@ -391,9 +389,9 @@ def _unlike_lake(facts: Facts) -> RecoveryPlan | None:
             ]  # fmt: skip
     return RecoveryPlan(
         "unlike_lake",
-        f"{named} was deleted and made anew since the lake was filled from it",
-        "the lake's rows; it reads the new topic from its beginning",
-        "what only the deleted topic held" + ("; audits count scores from now on" if records else ""),
+        f"{named} was deleted and recreated since the lake was filled from it",
+        "the rows of the lake; the new topic is read from its beginning",
+        "records that only the deleted topic had" + ("; audits count scores from now on" if records else ""),
         "nothing",
         progress=records,
     )

@@ -157,7 +157,7 @@ class Scorer:
     def _note_catching_up(self) -> None:
         if not self._caught_up and self._input.has_caught_up():
             self._caught_up = True
-            log.info("caught up with %d records", self.counters.n_folded)
+            log.info("caught up after %d records", self.counters.n_folded)
             self._snapshots.caught_up()
 
     def _look(self) -> None:

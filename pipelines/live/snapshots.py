@@ -64,8 +64,6 @@ class SnapshotSchedule:
             self._store.write(snapshot)
         except Exception as error:
             self._replica.counters.n_snapshots_failed += 1
-            self._failed.warning(
-                "a snapshot was not written: %s; scoring goes on, a restart reads more of the input again", error
-            )
+            self._failed.warning("a snapshot was not written: %s; scoring continues, but a restart takes longer", error)
         else:
             self._replica.counters.n_snapshots += 1

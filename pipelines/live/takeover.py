@@ -136,7 +136,7 @@ class TakeOver:
         for path, snapshot in store.newest_first():
             try:
                 if is_ahead(snapshot.frontier, progress):
-                    log.info("snapshot %s is ahead of what was published: dropped, another order may follow", path.name)
+                    log.info("snapshot %s is ahead of the published progress: it is deleted", path.name)
                     with suppress(OSError):
                         path.unlink()
                     continue
@@ -148,7 +148,7 @@ class TakeOver:
             return state
         origin = from_kinds(progress[0].origin)
         if why := head_is_gone(self.setting.stream, origin, self.bounds):
-            raise RestoreError(f"{why}, and no snapshot fits; run `unmask recover`")
+            raise RestoreError(f"{why}, and no snapshot can be used; run `unmask recover`")
         blank.frontier = origin
         blank.topic_ids = self.topic_ids
         return blank
@@ -166,13 +166,13 @@ class TakeOver:
         named = f"{self.setting.stream.topic('progress')} [{partition}]"
         if self._was_published(partition):
             raise RestoreError(
-                f"{named} has no progress record though scores were published: it was emptied, and starting anew would "
-                "score events twice; run `unmask recover`"
+                f"{named} has no progress record, although scores were published: it was emptied, and starting over "
+                "would score events twice; run `unmask recover`"
             )
         if start is None:
             raise RestoreError(
-                f"{named} has no progress record: nothing was scored yet; say where to begin with --from earliest or "
-                "--from latest"
+                f"{named} has no progress record: nothing has been scored yet; choose where to start with "
+                "--from earliest or --from latest"
             )
         first, end = self.bounds[Source(EVENT, partition)]
         return first_progress(
@@ -235,24 +235,22 @@ def what_changed(
     if before.next_offset > end:
         return Change(
             "remade",
-            f"{stream.topic('events')} [{partition}] ends at {end}, though it was scored up to {before.next_offset}: "
-            "the topic was made anew",
+            f"{stream.topic('events')} [{partition}] ends at offset {end}, but it was scored up to "
+            f"{before.next_offset}: the topic was recreated",
         )
     if before.n_partitions > n_partitions:
-        return Change(
-            "remade", f"{stream.topic('events')} had {before.n_partitions} partitions and has {n_partitions} now"
-        )
+        return Change("remade", f"{stream.topic('events')} had {before.n_partitions} partitions, now {n_partitions}")
     if before.n_partitions < n_partitions:
         return Change(
             "widened",
-            f"the stream had {before.n_partitions} partitions when it was scored last, now {n_partitions}: events of "
-            "one key may lie in two partitions",
+            f"the stream had {before.n_partitions} partitions when it was last scored, now {n_partitions}: events with "
+            "the same key may be in two partitions",
         )
     if before.definition != definition:
         return Change(
             "redefined",
-            "the features are not those that were scored last (the fields or features in the stream file changed, or "
-            "this version of Unmask computes them otherwise); put the stream file back if that was not meant",
+            "the features have changed since the last run (fields or features in the stream file were changed, or this "
+            "version of Unmask computes them differently); restore the stream file if this was not intended",
         )
     return None
 
@@ -292,9 +290,9 @@ def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_id
     """Why the stream's input does not go on where a snapshot ends, None where it does."""
     told = snapshot.meta.get("topic_ids", {})
     if any(topic_ids.get(kind, topic_id) != topic_id for kind, topic_id in told.items()):
-        return "was made from topics that are not there any more"
+        return "was made from topics that no longer exist"
     if any(offset < bounds[s][0] for s, offset in snapshot.frontier.items()):
-        return "is older than the input kept"
+        return "is older than the input that Kafka has"
     return None
 
 
@@ -304,7 +302,7 @@ def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple
         kept = bounds[source][0]
         if kept > first:
             named = f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}]"
-            return f"{named} begins at {kept}, its first {kept - first} records are gone"
+            return f"{named} starts at offset {kept}: its first {kept - first} records were deleted"
     return None
 
 

@@ -31,7 +31,7 @@ def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]
 
 
 def remade_words(topic: str, told: str, now: str) -> str:
-    return f"{topic} was deleted and made anew since it was scored last (its id was {told}, now {now})"
+    return f"{topic} was deleted and recreated since it was last scored (its id was {told}, now {now})"
 
 
 def checked_partitions(connection: Connection, stream: Stream) -> int:
@@ -39,13 +39,13 @@ def checked_partitions(connection: Connection, stream: Stream) -> int:
     counts = partition_counts(connection, stream)
     if counts["events"] > min(counts.values()):
         raise BrokerError(
-            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; if "
-            "partitions were added, run `unmask recover`"
+            f"the topics of {stream.topics} have different numbers of partitions: {counts}; all must have as many as "
+            "the events topic; if partitions were added, run `unmask recover`"
         )
     if len(set(counts.values())) != 1:
         raise BrokerError(
-            f"the topics of {stream.topics} must have as many partitions as its events, however: {counts}; add "
-            "partitions to the events, or make the other topics anew"
+            f"the topics of {stream.topics} have different numbers of partitions: {counts}; all must have as many as "
+            "the events topic; add partitions to it, or recreate the other topics"
         )
     return counts["events"]
 
@@ -66,7 +66,7 @@ def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
     live = topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
     if not live and stream.topic("clock") not in topics.topic_names(connection):
         raise BrokerError(
-            f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which brings its "
+            f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which has its "
             f"own clock in {stream.topic('clock')}, does not need it)"
         )
     return live
@@ -105,6 +105,6 @@ class TopicChecks:
             if n is not None and n != self._n_partitions:
                 raise BrokerError(
                     f"{topic} had {self._n_partitions} partitions when this scorer started, now it has {n}; nothing in "
-                    "the old ones is lost, and all that was read from them is published, but the new ones are not "
-                    "read: stop whoever writes to them, then run `unmask recover`, which takes them in"
+                    "the old partitions is lost, but the new ones are not read: stop the producers that write to them, "
+                    "then run `unmask recover`, which adds them"
                 )

@@ -49,7 +49,7 @@ def payments(*, seed: int, n_customers: int, n_terminals: int, days: int, start:
         (['event_id', 'time', 'customer_id'], True)
     """
     if start.tzinfo is None:
-        raise ValueError("start must have a time zone, e.g. datetime(2026, 1, 1, tzinfo=UTC)")
+        raise ValueError("start has no time zone; give one, e.g. datetime(2026, 1, 1, tzinfo=UTC)")
     rng = np.random.default_rng(seed)
     town = _Town(rng, n_customers, n_terminals)
     usual = _usual(rng, town, days)
@@ -205,7 +205,7 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
     """
     paths = past_files(folder)
     if not paths:
-        raise StreamFileError(f"{folder}: there is no .parquet or .csv file; give the folder of past events")
+        raise StreamFileError(f"{folder} has no .parquet or .csv file; give the folder of past events")
     truth = [stream.labels.column] if stream.labels else []
     wanted = [f.name for f in stream.fields]
     parts = []
@@ -215,16 +215,16 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         there = frame.schema
         for name in (*wanted, *truth):
             if name not in there:
-                mend = (
+                fix = (
                     "add the truth (0 or 1), or name its column in [labels] of the stream file"
                     if name in truth
-                    else "add the column, or take the field out of the stream file"
+                    else "add the column, or remove the field from the stream file"
                 )
-                raise StreamFileError(f"{path.name}: column {name} is missing; {mend} (there are: {', '.join(there)})")
+                raise StreamFileError(f"{path.name}: column {name} is missing; {fix} (columns: {', '.join(there)})")
         for field in stream.fields:
             _check_type(path.name, field, there[field.name])
         if truth and not (there[truth[0]].is_integer() or there[truth[0]] == pl.Boolean):
-            raise StreamFileError(f"{path.name}: column {truth[0]} is {there[truth[0]]}, must be an integer 0 or 1")
+            raise StreamFileError(f"{path.name}: column {truth[0]} is {there[truth[0]]}; it must be an integer, 0 or 1")
         part = frame.select(*wanted, *truth)
         time = pl.col(stream.event_time)
         stamp = pl.Datetime("ms", "UTC")
@@ -237,10 +237,10 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
     frame = pl.concat(parts, how="vertical_relaxed").sort(stream.event_time, maintain_order=True)
     for name in (stream.event_id, stream.event_time, stream.key, *truth):
         if n_missing := frame[name].null_count():
-            raise StreamFileError(f"{folder}: column {name} is missing in {n_missing} rows; fill it or drop the rows")
+            raise StreamFileError(f"{folder}: column {name} is null in {n_missing} rows; fill it or drop the rows")
     if truth and not frame[truth[0]].is_in([0, 1]).all():
         raise StreamFileError(
-            f"{folder}: column {truth[0]} holds something else than 0 and 1; mend it or name another column"
+            f"{folder}: column {truth[0]} has values other than 0 and 1; fix them or name another column"
         )
     return frame
 
@@ -264,8 +264,8 @@ def _typed(stream: Stream, table: TableFile) -> pl.DataFrame:
         if len(wrong):
             title = table.columns[field.name]
             raise StreamFileError(
-                f"{table.path.name}: column {title} holds {column[wrong[0]]!r} (row {wrong[0] + 1}), "
-                f"the stream file says {field.type}; fix the cell, or change the type in the stream file"
+                f"{table.path.name}: column {title} has {column[wrong[0]]!r} in row {wrong[0] + 1}, but its type in "
+                f"the stream file is {field.type}; fix the cell, or change the type in the stream file"
             )
         frame = frame.with_columns(read.alias(field.name))
     if stream.labels and stream.labels.column in frame.columns:
@@ -274,7 +274,7 @@ def _typed(stream: Stream, table: TableFile) -> pl.DataFrame:
         wrong = truth.is_null().arg_true()
         if len(wrong):
             raise StreamFileError(
-                f"{table.path.name}: column {stream.labels.column} holds {column[wrong[0]]!r} (row {wrong[0] + 1}); it "
+                f"{table.path.name}: column {stream.labels.column} has {column[wrong[0]]!r} in row {wrong[0] + 1}; it "
                 "must be 0 or 1"
             )
         frame = frame.with_columns(truth.alias(stream.labels.column))
@@ -290,9 +290,11 @@ def _check_type(file: str, field: Field, got: pl.DataType) -> None:
         "time": got.is_integer() or (isinstance(got, pl.Datetime) and got.time_zone is not None),
     }
     if not fits[field.type]:
-        mend = (
-            "give it a time zone (UTC), or milliseconds since 1970 as integers"
+        fix = (
+            "add a time zone (UTC), or use integers: milliseconds since 1970"
             if field.type == "time"
             else "cast the column, or change the type in the stream file"
         )
-        raise StreamFileError(f"{file}: column {field.name} is {got}, the stream file says {field.type}; {mend}")
+        raise StreamFileError(
+            f"{file}: column {field.name} is {got}, but its type in the stream file is {field.type}; {fix}"
+        )

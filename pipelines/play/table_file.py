@@ -101,7 +101,7 @@ def read_table(path: Path) -> TableFile:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError) as error:
-            raise TableFileError(f"{path}: is a damaged gzip file ({error})") from error
+            raise TableFileError(f"{path}: is a damaged gzip file ({error}); compress it again") from error
     for mark, words in _NOT_A_TABLE:
         if data.startswith(mark):
             raise TableFileError(f"{path}: {words}")
@@ -112,7 +112,7 @@ def _parquet(path: Path, data: bytes) -> TableFile:
     try:
         frame = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise TableFileError(f"{path}: is not readable as Parquet ({error})") from error
+        raise TableFileError(f"{path}: cannot be read as Parquet ({error})") from error
     return _named(path, frame, [])
 
 
@@ -128,11 +128,10 @@ def _csv(path: Path, data: bytes) -> TableFile:
         separator = _separator(lines[:20])
         header = next(csv.reader(lines, delimiter=separator))
     except csv.Error as error:
-        raise TableFileError(f"{path}: is not readable as CSV ({error})") from error
+        raise TableFileError(f"{path}: cannot be read as CSV ({error})") from error
     if any(_VALUE.fullmatch(cell) for cell in header):
         raise TableFileError(
-            f"{path}: the first line must name the columns, but it holds values ({lines[0].strip()[:80]}); add a "
-            "header line"
+            f"{path}: the first line has values ({lines[0].strip()[:80]}) instead of column names; add a header line"
         )
     _check_width(path, len(header))
     extra: Literal["raise", "ignore"]
@@ -143,8 +142,8 @@ def _csv(path: Path, data: bytes) -> TableFile:
         except pl.exceptions.PolarsError as error:
             if extra == "ignore":
                 words = str(error).splitlines()[0]
-                raise TableFileError(f"{path}: is not readable as CSV ({words})") from error
-            notes.append(f"some lines have more cells than the header ({len(header)}); the surplus was omitted")
+                raise TableFileError(f"{path}: cannot be read as CSV ({words})") from error
+            notes.append(f"some lines have more cells than the header ({len(header)}); the extra cells were skipped")
     return _named(path, frame.rename(dict(zip(frame.columns, _distinct(header), strict=True))), notes)
 
 
@@ -155,7 +154,7 @@ def _decoded(path: Path, data: bytes) -> tuple[str, list[str]]:
                 return data.decode(encoding), []
             except UnicodeDecodeError as error:
                 raise TableFileError(
-                    f"{path}: begins as {encoding} but is not (byte {error.start}); save it as UTF-8"
+                    f"{path}: has the byte-order mark of {encoding}, but byte {error.start} is wrong; save it as UTF-8"
                 ) from error
     if b"\x00" in data[:1000]:
         raise TableFileError(f"{path}: is not text; give a CSV or Parquet file")
@@ -191,7 +190,7 @@ def _distinct(header: Sequence[str]) -> list[str]:
 def _named(path: Path, frame: pl.DataFrame, notes: list[str]) -> TableFile:
     _check_width(path, frame.width)
     if frame.is_empty():
-        raise TableFileError(f"{path}: holds no rows")
+        raise TableFileError(f"{path}: has no rows")
     names = field_names(frame.columns)
     return TableFile(path, frame.rename({column: name for name, column in names.items()}), names, tuple(notes))
 
@@ -199,6 +198,6 @@ def _named(path: Path, frame: pl.DataFrame, notes: list[str]) -> TableFile:
 def _check_width(path: Path, width: int) -> None:
     if width > MAX_COLUMNS:
         raise TableFileError(
-            f"{path}: has {width:,} columns, at most {MAX_COLUMNS} can be handled; keep the columns that a person "
-            "would look at"
+            f"{path}: has {width:,} columns, at most {MAX_COLUMNS} are supported; keep the columns that describe the "
+            "event"
         )

@@ -74,7 +74,7 @@ def test_what_is_not_a_stream_file_is_reported(content: bytes | None, says: str,
     ("words", "variables", "says"),
     [
         (["reconcile", "--stream", "payments"], {"KAFKA_BOOTSTRAP_SERVERS": "junk"}, "must be host:port"),
-        (["simulate", "--data", "{damaged}"], {}, "is not readable as Parquet"),
+        (["simulate", "--data", "{damaged}"], {}, "cannot be read as Parquet"),
         (["demo", "--out", "{file}"], {}, "File exists"),
         (["kafka", "start"], {}, "broker.json: Not a directory; free some space, fix its permissions"),
     ],

@@ -45,7 +45,7 @@ class KafkaPython(Client):
             self._server, KafkaConsumer, group_id=group, enable_auto_commit=False, request_timeout_ms=REQUEST_MS
         )
         try:
-            with client_errors(f"the offsets of group {group} were not noted"):
+            with client_errors(f"the offsets of group {group} were not committed"):
                 offsets = {TopicPartition(*p): OffsetAndMetadata(offset, "", -1) for p, offset in positions.items()}
                 consumer.assign(list(offsets))
                 consumer.commit(offsets, timeout_ms=DELIVERY_MS)

@@ -38,9 +38,9 @@ def broker_error(doing: str, error: BaseException) -> BrokerError:
         return told
     said = f"{doing}: {str(error) or type(error).__name__}"
     if isinstance(error, client.AuthorizationError):
-        return RejectedError(f"{said}; grant this user the right on the topic or id that is named")
+        return RejectedError(f"{said}; grant this user the permission on the named topic or id")
     if isinstance(error, client.MessageSizeTooLargeError | client.RecordListTooLargeError):
-        return TooLargeError(f"{said}; raise its topic's max.message.bytes")
+        return TooLargeError(f"{said}; raise max.message.bytes of its topic")
     return RejectedError(said) if isinstance(error, _FOR_GOOD) else BrokerError(said)
 
 
@@ -58,13 +58,13 @@ def login_error(where: str, error: BaseException) -> LoginError | None:
     """What an error says about login and TLS, None where it says nothing."""
     said = str(error)
     if isinstance(error, client.SaslAuthenticationFailedError):
-        return LoginError(f"{where} refuses the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+        return LoginError(f"{where} rejects the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
     if isinstance(error, client.UnsupportedSaslMechanismError):
-        return LoginError(f"{where} does not know this SASL mechanism; check KAFKA_SASL_MECHANISM")
+        return LoginError(f"{where} does not support this SASL mechanism; check KAFKA_SASL_MECHANISM")
     if isinstance(error, client.IllegalSaslStateError):
-        return LoginError(f"{where} takes no login on this port; check KAFKA_SECURITY_PROTOCOL")
+        return LoginError(f"{where} does not accept a login on this port; check KAFKA_SECURITY_PROTOCOL")
     if "Hostname mismatch" in said or "IP address mismatch" in said:
-        return LoginError(f"{where} shows a certificate for another host name; check KAFKA_BOOTSTRAP_SERVERS")
+        return LoginError(f"{where} presents a certificate for another host name; check KAFKA_BOOTSTRAP_SERVERS")
     if "CERTIFICATE_VERIFY_FAILED" in said:
-        return LoginError(f"{where} shows a certificate that is not trusted; check KAFKA_SSL_CAFILE")
+        return LoginError(f"{where} presents a certificate that is not trusted; check KAFKA_SSL_CAFILE")
     return None

@@ -119,7 +119,7 @@ def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> B
         return found
     if manager is not None and manager.was_connected and protocol in ("PLAINTEXT", "SSL"):
         return BrokerError(
-            f"{where} closes the connection before it answers; if it demands a login, check KAFKA_SECURITY_PROTOCOL "
+            f"{where} closes the connection before it answers; if it requires a login, check KAFKA_SECURITY_PROTOCOL "
             f"(now {protocol})"
         )
     return BrokerError(f"no Kafka answers at {server.bootstrap}")
@@ -128,15 +128,15 @@ def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> B
 def _wrong_setting(server: Server, where: str, cause: Exception) -> LoginError | None:
     """The setting that does not fit, None where it is none: TLS on one side only, or what the client refuses."""
     if isinstance(cause, client.KafkaConfigurationError | ValueError):
-        return LoginError(f"the Kafka client refuses its settings: {cause}")
+        return LoginError(f"the Kafka client rejects its settings: {cause}")
     now = f"check KAFKA_SECURITY_PROTOCOL (now {server.protocol})"
     if "SSL" not in server.protocol.split("_"):
         if not isinstance(cause, OSError) and speaks_tls(server.bootstrap):
-            return LoginError(f"{where} speaks TLS on this port; {now}")
+            return LoginError(f"{where} uses TLS on this port; {now}")
     elif "Handshake failed" in str(cause):
         if speaks_tls(server.bootstrap):
-            return LoginError(f"{where} breaks off the TLS handshake ({cause}); check KAFKA_SSL_CAFILE")
-        return LoginError(f"{where} does not speak TLS on this port; {now}")
+            return LoginError(f"{where} aborts the TLS handshake ({cause}); check KAFKA_SSL_CAFILE")
+        return LoginError(f"{where} does not use TLS on this port; {now}")
     return None
 
 

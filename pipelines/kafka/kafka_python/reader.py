@@ -42,13 +42,13 @@ class KafkaPythonReader(Reader):
     def assign(self, positions: Mapping[Position, int]) -> None:
         self._partitions = {position: TopicPartition(*position) for position in positions}
         self._held: dict[Position, int] = {}
-        with client_errors("reading does not begin"):
+        with client_errors("reading could not be started"):
             self._consumer.assign(list(self._partitions.values()))
             for position, offset in positions.items():
                 self._consumer.seek(self._partitions[position], offset)
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
-        with client_errors("reading stopped, nothing was skipped"):
+        with client_errors("reading failed, nothing was skipped"):
             batches = self._consumer.poll(timeout_ms=timeout_ms)
         return [record for batch in batches.values() for record in batch]
 
@@ -90,7 +90,7 @@ class KafkaPythonReader(Reader):
         held = self._held.get(position)
         if held is not None:
             return held
-        with client_errors("the position is not known"):
+        with client_errors("the read position is unknown"):
             return int(self._consumer.position(self._partitions[position], timeout_ms=REQUEST_MS))
 
     def hold(self, positions: Iterable[Position]) -> None:
@@ -104,7 +104,7 @@ class KafkaPythonReader(Reader):
             return
         offsets = {p: self.position(p) for p in self._partitions}
         self._held = {p: offsets[p] for p in wanted}
-        with client_errors("reading does not go on"):
+        with client_errors("reading could not be continued"):
             self._consumer.assign([tp for p, tp in self._partitions.items() if p not in wanted])
             for p, tp in self._partitions.items():
                 if p not in wanted:

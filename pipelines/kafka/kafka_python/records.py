@@ -83,7 +83,7 @@ def _slices(buffer: memoryview) -> Iterator[tuple[int, memoryview, int | None]]:
     while at + 12 <= len(buffer):
         base, length = struct.unpack_from(">qi", buffer, at)
         if length < _LEAST_LENGTH:
-            raise CorruptRecordError(f"the batch at offset {base} says that it has {length} bytes: the log is damaged")
+            raise CorruptRecordError(f"the batch at offset {base} has length {length}: the log is damaged")
         end = at + 12 + length
         if end > len(buffer):
             return
@@ -95,7 +95,7 @@ def _slices(buffer: memoryview) -> Iterator[tuple[int, memoryview, int | None]]:
 def _damage(raw: memoryview) -> str | None:
     """What is wrong with a batch as a whole; of one without damage, the header can be trusted."""
     if len(raw) < _HEADER_BYTES or raw[_MAGIC_AT] != 2:
-        return "its batch has no known format"
+        return "the format of its batch is unknown"
     if not DefaultRecordBatch(raw).validate_crc():
         return "the checksum of its batch is wrong"
     return None
@@ -140,7 +140,7 @@ def _records(batch: DefaultRecordBatch, data: bytes) -> Iterator[_ParsedRecord]:
             if length < 0 or at > len(data) or not next_offset <= offset < end_offset:
                 raise ValueError
         except (IndexError, ValueError):
-            yield from _all_unreadable(next_offset, end_offset, "the bytes of its batch do not add up to records")
+            yield from _all_unreadable(next_offset, end_offset, "its batch is damaged: the record lengths do not match")
             return
         next_offset = offset + 1
         try:
@@ -148,7 +148,7 @@ def _records(batch: DefaultRecordBatch, data: bytes) -> Iterator[_ParsedRecord]:
         except UnicodeDecodeError:
             yield offset, 0, None, None, "the name of a header is not UTF-8"
         except (IndexError, ValueError):
-            yield offset, 0, None, None, "its bytes do not add up to a record"
+            yield offset, 0, None, None, "the record is damaged: the field lengths do not match"
         else:
             yield offset, first_stamp + stamp_delta if append_stamp is None else append_stamp, key, value, None
 
@@ -188,7 +188,7 @@ def _legacy_records(raw: memoryview) -> Iterator[_ParsedRecord] | None:
     except MemoryError:
         raise
     except Exception:
-        return _all_unreadable(batch.base_offset, batch.base_offset + 1, "its batch of an old format does not unpack")
+        return _all_unreadable(batch.base_offset, batch.base_offset + 1, "its old-format batch cannot be decoded")
     return iter(records)
 
 
@@ -200,7 +200,7 @@ def _decompressed(codec: int, data: bytes) -> bytes:
     if codec == DefaultRecordBatch.CODEC_NONE:
         return data
     if codec not in _CODECS:
-        raise _UnreadableError(f"its batch is compressed in an unknown way (codec {codec})")
+        raise _UnreadableError(f"its batch is compressed with an unknown codec ({codec})")
     try:
         out = bytearray()
         for chunk in _CODECS[codec](data):
@@ -210,12 +210,12 @@ def _decompressed(codec: int, data: bytes) -> bytes:
     except (_UnreadableError, MemoryError):
         raise
     except Exception as error:
-        raise _UnreadableError("its batch does not decompress") from error
+        raise _UnreadableError("its batch cannot be decompressed") from error
 
 
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MAX_BATCH_BYTES:
-        raise _UnreadableError(f"its batch has more than {MAX_BATCH_BYTES >> 20} MiB once decompressed")
+        raise _UnreadableError(f"its batch is larger than {MAX_BATCH_BYTES >> 20} MiB after decompression")
 
 
 def _gzip(data: bytes) -> Iterator[bytes]:

@@ -69,7 +69,7 @@ class KafkaPythonTransactions(TransactionalWriter):
             before_commit()
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
         if not all(future.succeeded() for future in futures):
-            raise BrokerError(f"{self._id}: the transaction was committed without a record")
+            raise BrokerError(f"{self._id}: the transaction was committed, but a record is missing from it")
 
     def _send_all(self, messages: Iterable[Message], futures: list[Any]) -> None:
         with self._errors():

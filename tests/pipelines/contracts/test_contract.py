@@ -69,7 +69,7 @@ def test_a_good_event_is_decoded_whole() -> None:
         ({"shop": 7}, "wrong_type", "shop: Expected `str | null`, got `int`"),
         ({"at": "2023-11-14T22:13:20"}, "wrong_type", "at has no time zone"),
         ({"at": "yesterday"}, "wrong_type", "at: Invalid RFC3339"),
-        ({"amount": -0.001}, "out_of_range", "amount is -0.001, must lie in 0 .. 100"),
+        ({"amount": -0.001}, "out_of_range", "amount is -0.001; it must be between 0 and 100"),
         ({"amount": 100.001}, "out_of_range", "amount is 100.001"),
         ({"at": -1}, "out_of_range", "at is -1 ms since 1970"),
         ({"pieces": 10**23}, "out_of_range", "pieces"),

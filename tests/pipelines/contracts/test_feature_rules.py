@@ -23,7 +23,7 @@ def fault(feature: Feature, *, has_labels: bool = False) -> str:
 @pytest.mark.parametrize(
     ("feature", "said"),
     [
-        (customer("median", field="amount"), "stats is 'median', which is not a statistic; known are count, since_la"),
+        (customer("median", field="amount"), "stats is 'median', which is not a statistic; known names: count, sin"),
         (Feature("x", "count", "card", None, HOUR_MS), "entity is 'card', which is not an entity; it must be one of"),
         (customer("sum", field="country"), "field is 'country', which is not a number; it must be a field of type in"),
         (customer("sum"), "field is missing; it must be a field of type int"),

@@ -100,13 +100,13 @@ def test_a_login_that_fits_works_over_each_listener(secured: Secured, adapter: A
 @pytest.mark.parametrize(
     ("listener", "options", "told"),
     [
-        ("SASL_PLAINTEXT", sasl("wrong"), "refuses the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"),
+        ("SASL_PLAINTEXT", sasl("wrong"), "rejects the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"),
         ("SASL_PLAINTEXT", sasl(mechanism="SCRAM-SHA-512"), "check KAFKA_SASL_MECHANISM"),
-        ("SASL_PLAINTEXT", {}, r"if it demands a login, check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
-        ("PLAINTEXT", sasl(), "takes no login on this port; check KAFKA_SECURITY_PROTOCOL"),
-        ("SSL", {}, r"speaks TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
-        ("SASL_SSL", sasl(), r"speaks TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now SASL_PLAINTEXT\)"),
-        ("PLAINTEXT", {"security_protocol": "SSL"}, r"does not speak TLS on this port; .* \(now SSL\)"),
+        ("SASL_PLAINTEXT", {}, r"if it requires a login, check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
+        ("PLAINTEXT", sasl(), "does not accept a login on this port; check KAFKA_SECURITY_PROTOCOL"),
+        ("SSL", {}, r"uses TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now PLAINTEXT\)"),
+        ("SASL_SSL", sasl(), r"uses TLS on this port; check KAFKA_SECURITY_PROTOCOL \(now SASL_PLAINTEXT\)"),
+        ("PLAINTEXT", {"security_protocol": "SSL"}, r"does not use TLS on this port; .* \(now SSL\)"),
         ("SSL", {"security_protocol": "SSL"}, "a certificate that is not trusted; check KAFKA_SSL_CAFILE"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured, 
         lambda: connection.writer(),
         lambda: connection.transactional_writer("t"),
     ):
-        with pytest.raises(LoginError, match="refuses the login"):
+        with pytest.raises(LoginError, match="rejects the login"):
             ask()
 
 

@@ -212,7 +212,7 @@ def test_a_longer_topic_of_the_same_name_stops_the_ingest(
     topics.delete_topics(connection, [stream.topic("events")])
     create_stream_topics(connection, stream, n_partitions=2, append_time=False)
     send(connection, *(event(stream, f"n{i}", START_MS + i) for i in range(3)))
-    with pytest.raises(LakeError, match=r"filled from another topic of the name .*events, .* `unmask recover`"):
+    with pytest.raises(LakeError, match=r"filled from another topic named .*events, .* `unmask recover`"):
         ingest(connection, stream, Lake(tmp_path, stream))
 
 
@@ -220,6 +220,6 @@ def test_a_topic_that_was_made_anew_stops_the_ingest(connection: Connection, str
     lake = Lake(tmp_path, stream)
     lake.append("events", lake.frame("events", []), topic=stream.topic("events"), through={0: 41})
     with pytest.raises(
-        LakeError, match="ends at 0, the lake is at 42 already: the topic was made anew; run `unmask recover`"
+        LakeError, match="ends at offset 0, but the lake is at 42: the topic was recreated; run `unmask recover`"
     ):
         ingest(connection, stream, lake)

@@ -116,7 +116,7 @@ def test_rows_of_a_topic_that_was_made_anew_do_not_join_those_of_the_old_one(tmp
     lake.append("events", rows(lake, 0, 2, 4), topic=TOPIC, through={0: 3})
     lake.bind({TOPIC: first})
     late = Lake(tmp_path, stream)
-    with pytest.raises(LakeError, match=r"filled from another topic of the name p.events, .* run `unmask recover`"):
+    with pytest.raises(LakeError, match=r"filled from another topic named p.events, .* run `unmask recover`"):
         late.bind({TOPIC: second})
     with pytest.raises(LakeError, match="filled from another topic"):
         late.append("events", rows(late, 0, 4, 9), topic=TOPIC, through={0: 8})

@@ -21,7 +21,7 @@ def test_work_that_does_not_get_on_turns_red_and_then_raises() -> None:
         seen.look({"lane 0": Busy(7, "no room"), "lane 1": Busy(now_s, "")}, float(now_s))
     assert seen.health.startswith("stalled since 20")
     assert seen.health.endswith("lane 0: no room")
-    with pytest.raises(BrokerError, match=r"lane 0: nothing moved for 5 s \(no room\); nothing is lost"):
+    with pytest.raises(BrokerError, match=r"lane 0: no progress for 5 s \(no room\); nothing is lost"):
         seen.check()
     seen.look({"lane 0": Busy(8, "no room")}, 6.0)
     assert seen.health == "ok"
@@ -56,4 +56,4 @@ def test_a_warning_that_repeats_itself_is_counted(caplog: pytest.LogCaptureFixtu
         seldom.warning("no %s", "room")
     seldom._due_s = -1.0
     seldom.warning("no %s", "room")
-    assert [r.message for r in caplog.records] == ["no room", "no room (and 2 times since the last such warning)"]
+    assert [r.message for r in caplog.records] == ["no room", "no room (2 similar warnings suppressed)"]

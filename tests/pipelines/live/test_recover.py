@@ -117,9 +117,9 @@ def test_events_made_anew_begin_new_books(books: Books) -> None:
     books.score_and_ingest()
     books.remake("events")
     books.send(n_new)
-    with pytest.raises(RestoreError, match=r"made anew .* run `unmask recover`"):
+    with pytest.raises(RestoreError, match=r"recreated .* run `unmask recover`"):
         books.scorer()
-    with pytest.raises(UnmaskError, match=r"made anew.* run `unmask recover`"):
+    with pytest.raises(UnmaskError, match=r"recreated.* run `unmask recover`"):
         ingest(books.connection, books.stream, books.lake)
     found = books.recover()
     assert found.name == "remade"
@@ -137,7 +137,7 @@ def test_labels_made_anew_score_no_event_again(books: Books) -> None:
     books.score_and_ingest()
     books.remake("labels")
     books.send_labels(3)
-    with pytest.raises(RestoreError, match=r"labels was deleted and made anew .* run `unmask recover`"):
+    with pytest.raises(RestoreError, match=r"labels was deleted and recreated .* run `unmask recover`"):
         books.scorer()
     assert "labels only" in books.recover().scored_again
     books.send(20)
@@ -151,7 +151,7 @@ def test_partitions_that_were_added_are_scored_from_their_beginning(books: Books
     books.score_and_ingest()
     topics.add_partitions(books.connection, {books.stream.topic("events"): N_PARTITIONS + 1})
     books.send(60)
-    with pytest.raises(BrokerError, match=r"as many partitions as its events, .* run `unmask recover`"):
+    with pytest.raises(BrokerError, match=r"different numbers of partitions: .* run `unmask recover`"):
         books.scorer()
     assert books.recover().name == "widened"
     with running(books.scorer()) as run:
@@ -192,7 +192,7 @@ def test_scores_made_anew_are_counted_from_then_on(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
     books.remake("scores")
-    with pytest.raises(UnmaskError, match=r"made anew.* run `unmask recover`"):
+    with pytest.raises(UnmaskError, match=r"recreated.* run `unmask recover`"):
         ingest(books.connection, books.stream, books.lake)
     assert books.recover().name == "unlike_lake"
     books.send(20)
@@ -208,7 +208,7 @@ def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:
     with books.connection.writer() as writer:
         writer.send(Message(books.stream.topic("progress"), b"not ours", None, 1))
         writer.flush()
-    with pytest.raises(RestoreError, match=r"progress \[1\], offset \d+, is no progress record .* `unmask recover`"):
+    with pytest.raises(RestoreError, match=r"progress \[1\], offset \d+, is not a progress record .* `unmask recover`"):
         books.scorer()
     assert books.recover().name == "garbled"
     books.send(20)
@@ -220,7 +220,7 @@ def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> Non
     books.send(60)
     books.score_and_ingest()
     books.stream = parse(TEXT.format(name=books.stream.name).replace('"sum", ', ""))
-    with pytest.raises(RestoreError, match=r"the features are not those that were scored last .* `unmask recover`"):
+    with pytest.raises(RestoreError, match=r"the features have changed since the last run .* `unmask recover`"):
         books.scorer()
     assert books.recover().name == "redefined"
     books.send(25)
@@ -252,7 +252,7 @@ def test_without_snapshots_and_the_beginning_the_state_comes_from_the_lake(books
     books.send(20)  # not scored when everything is lost, and not in the lake
     spoil_snapshots_and_head(books)
     with pytest.raises(
-        RestoreError, match=r"its first \d+ records are gone, and no snapshot fits; run `unmask recover"
+        RestoreError, match=r"its first \d+ records were deleted, and no snapshot can be used; run `unmask recover"
     ):
         books.scorer()
     assert books.recover().from_lake
@@ -328,7 +328,7 @@ def test_data_of_version_0_1_0_is_taken_over_where_the_features_are_the_same(kaf
 
 def test_data_of_version_0_1_0_goes_on_by_the_command_where_they_are_not(kafka: str, tmp_path: Path) -> None:
     books = Older(kafka, tmp_path, definition="0" * 64)
-    with pytest.raises(RestoreError, match=r"this version of Unmask computes them otherwise.* run `unmask recover`"):
+    with pytest.raises(RestoreError, match=r"this version of Unmask computes them differently.* run `unmask recover`"):
         books.scorer()
     assert books.recover().name == "redefined"
     books.send(20)
@@ -366,7 +366,7 @@ def test_the_command_tells_and_does_nothing_without_yes(books: Books, tmp_path: 
 
     told = unmask("recover")
     assert told.returncode == 1, told.stderr
-    for words in ("what happened", "made anew", "kept", "lost", "every event of the new topic: 10", "records are read"):
+    for words in ("what happened", "recreated", "kept", "lost", "every event of the new topic: 10", "records are read"):
         assert words in told.stdout
     assert books.recovery.plan() is not None
     done = unmask("recover", "--yes")
@@ -445,7 +445,7 @@ def test_labels_made_anew_leave_the_events_books_where_they_are() -> None:
 def test_a_remade_topic_with_fewer_partitions_has_no_way_on_but_more_of_them() -> None:
     one = {s: span for s, span in SPANS.items() if s.partition == 0}
     counts = dict.fromkeys(KINDS, 2) | {"events": 1}
-    with pytest.raises(RestoreError, match="give the events as many"):
+    with pytest.raises(RestoreError, match="add partitions to the events topic"):
         plan(facts(topic_ids={"events": "other"}, counts=counts, spans=one))
 
 

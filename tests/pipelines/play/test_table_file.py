@@ -50,11 +50,11 @@ def test_surplus_cells_are_omitted_and_noted(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "is empty; give a CSV file with a header line"),
-        (b"a,b\n", "holds no rows"),
-        (b"1,2.5\n3,4\n", "the first line must name the columns, but it holds values"),
+        (b"a,b\n", "has no rows"),
+        (b"1,2.5\n3,4\n", r"the first line has values \(1,2.5\) instead of column names"),
         (b"PK\x03\x04....", "is an Excel or zip file; save the table as CSV"),
         (b'{"a": 1}\n', "is JSON; give a CSV or Parquet file"),
-        (b"PAR1....", "is not readable as Parquet"),
+        (b"PAR1....", "cannot be read as Parquet"),
         (b"\x1f\x8b....", "is a damaged gzip file"),
         (b"a\x00b\x00c", "is not text"),
         (

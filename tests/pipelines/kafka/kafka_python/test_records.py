@@ -110,7 +110,7 @@ def test_a_payload_cut_short_costs_its_batch(codec: int) -> None:
 
 @pytest.mark.parametrize(
     ("at", "why"),
-    [(1, "add up to records"), (2, "add up to a record"), (6, "add up to a record"), (0, "add up to records")],
+    [(1, "record lengths"), (2, "field lengths"), (6, "field lengths"), (0, "record lengths")],
 )
 def test_bytes_that_are_no_record_are_refused(at: int, why: str) -> None:
     sound = batches.record_bytes(0, Raw(b"value", b"key"))

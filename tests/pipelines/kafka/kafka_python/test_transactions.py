@@ -30,5 +30,5 @@ def test_a_record_that_fails_while_it_is_committed_is_reported(kafka: str, monke
 
     monkeypatch.setattr(writer._producer, "send", remembered)
     monkeypatch.setattr(writer._producer, "commit_transaction", commit_transaction)
-    with writer, pytest.raises(BrokerError, match="committed without a record"):
+    with writer, pytest.raises(BrokerError, match="a record is missing from it"):
         writer.commit([Message(topic, b"x", partition=0), Message(topic, b"y", partition=0)])
