@@ -1,4 +1,4 @@
-"""Fault injection for tests: scorer and ingest call `fault(point)` at critical points; a test kills the process there."""
+"""Fault injection for tests: scorer and ingest call `fault(point)` at critical points, where a test can kill them."""
 
 import os
 import signal

@@ -6,7 +6,7 @@ not on its cut into batches, nor on when a snapshot was taken. An entry costs 40
 included; a log is cut into segments of about an eighth of what counts, which go as a whole once nothing of them does.
 What is written is never changed, so that a snapshot copies nothing, and no table ever grows.
 
-Ids are 128-bit hashes under a key that is drawn at random for each state, so nobody can make two of them collide.
+Ids are 128-bit hashes under a key that is drawn at random for each state, so collisions cannot be forced.
 Among n remembered ids the odds that chance does are about n^2 / 2^129: 1.5e-25 for ten million.
 """
 

@@ -59,7 +59,9 @@ class State:
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
         self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, where the broker has any
-        self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
+        self.places: list[
+            list[int]
+        ] = []  # [kind, partition, offset, place...] of out-of-turn records that are not in a progress record yet
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
         self._reported = Reports(max(self.plan.idle_ms, default=DAY_MS), stream.duplicate_memory_ids)
         self._steps_begun = 0
