@@ -1,4 +1,4 @@
-"""A log of hashed event ids, bounded in time and number: the ground of `duplicates` and `reports`.
+"""A log of hashed event ids, bounded in time and number: the base of `duplicates` and `reports`.
 
 Both memories are logs of (id, clock, value) in the one order, bounded in time and in number: an entry counts as
 long as it is not older than the memory and not more than so many came after it. That depends on nothing but the log:

@@ -1,4 +1,4 @@
-"""The compiled fold: one entity column's state in flat words, moved forward one item at a time.
+"""The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
 An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
 one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
