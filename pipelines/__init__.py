@@ -1,1 +1,1 @@
-"""The data plane: from bytes on Kafka to scored, explained alerts. Knows no torch, MLflow or Prefect."""
+"""The data plane: from bytes in Kafka to scored, explained alerts. Independent of torch, MLflow and Prefect."""

@@ -1,13 +1,13 @@
-"""Every error a user can cause, as one tree; all others are our own bugs.
+"""All errors that a user can cause, as one tree. Any other error is a bug in Unmask.
 
 UnmaskError
 ├── StreamFileError      the stream file is wrong: line, value and fix are in the message
-├── BrokerError          Kafka cannot be reached, or a topic is not as it must be
+├── BrokerError          Kafka cannot be reached, or a topic is misconfigured
 │   ├── FencedError      another scorer has taken over this partition
-│   ├── LoginError       Kafka is there, but the login or the TLS settings do not fit
-│   └── RejectedError    the broker refuses a record for good: sending it again cures nothing
-│       └── TooLargeError    it is larger than its topic or the client takes: a shorter one may go out
-├── LakeError            a table is missing or was written by something else
+│   ├── LoginError       Kafka answers, but the login or the TLS settings are wrong
+│   └── RejectedError    the broker rejects a record permanently: a retry does not help
+│       └── TooLargeError    the record exceeds the limit of its topic or the client: a shorter one may succeed
+├── LakeError            a table is missing or was written by another program
 └── RestoreError         no state can be built that agrees with what was already published
 """
 
@@ -23,9 +23,9 @@ class Problem(NamedTuple):
     """One mistake in a stream file.
 
     Args:
-        line: 1-based; 0 where it is about the whole file.
-        where: the key, e.g. "fields.amount.max"; "" where it is about the whole file.
-        value: what stands there, as text; "" where nothing does.
+        line: 1-based line number; 0 if the problem concerns the whole file.
+        where: the key, e.g. "fields.amount.max"; "" if the problem concerns the whole file.
+        value: the value of the key, as text; "" if there is none.
         problem: what is wrong, as a predicate of `where`.
         fix: what to do.
     """
@@ -50,7 +50,7 @@ class StreamFileError(UnmaskError):
 
 
 class BrokerError(UnmaskError):
-    """Kafka cannot be reached, or a topic is not as it must be."""
+    """Kafka cannot be reached, or a topic is misconfigured."""
 
 
 class FencedError(BrokerError):
@@ -58,15 +58,15 @@ class FencedError(BrokerError):
 
 
 class LoginError(BrokerError):
-    """Kafka is there, but the login or the TLS settings do not fit; trying again cures nothing."""
+    """Kafka answers, but the login or the TLS settings are wrong. A retry does not help."""
 
 
 class RejectedError(BrokerError):
-    """The broker refuses a record for good (too large, not allowed): sending it again cures nothing."""
+    """The broker rejects a record permanently (too large, not allowed). A retry does not help."""
 
 
 class TooLargeError(RejectedError):
-    """A record is larger than its topic (max.message.bytes) or the client takes."""
+    """A record is larger than its topic (max.message.bytes) or the client allows."""
 
 
 class LakeError(UnmaskError):
@@ -78,4 +78,4 @@ class RestoreError(UnmaskError):
 
 
 class InternalError(Exception):
-    """Our own defect: what must never happen did. Nothing is written any more; exit code 4."""
+    """A bug in Unmask: an invariant was violated. Nothing more is written; exit code 4."""

@@ -1,4 +1,4 @@
-"""Crash as a test input: scorer and ingest call `fault(point)` at their seams; a test makes one of them a SIGKILL."""
+"""Fault injection for tests: scorer and ingest call `fault(point)` at critical points, where a test can kill them."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ Fault = Callable[[str], None]
 
 
 def no_fault(point: str) -> None:
-    """What runs in production: nothing."""
+    """The fault used in production: does nothing."""
 
 
 def kill_at(spec: str) -> Fault:
-    """A fault that SIGKILLs this process at the nth passage of a point: "after_flush:3".
+    """A fault that sends SIGKILL to this process when a point is passed for the nth time, e.g. "after_flush:3".
 
     Raises:
         ValueError: the point is not one of `POINTS`.

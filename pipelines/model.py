@@ -1,4 +1,4 @@
-"""What the scorer needs of a model."""
+"""The interface of a model, as the scorer uses it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Explained(Protocol):
-    """Why a model gave its score; each of `reasons` has the attributes of `Reason`."""
+    """The explanation of a score; each of `reasons` has the attributes of `Reason`."""
 
     @property
     def reasons(self) -> Sequence[Any]: ...
@@ -18,7 +18,7 @@ class Explained(Protocol):
 
 
 class Model(Protocol):
-    """What the scorer needs of a model; scores lie in [0, 1], high = anomalous."""
+    """A model; scores are in [0, 1], high means anomalous."""
 
     digest: str
     threshold: float

@@ -1,7 +1,7 @@
-"""The one order: events and labels of all partitions, merged by arrival into one sequence that anybody can find again.
+"""The one order: events and labels of all partitions, merged by arrival into one reproducible sequence.
 
-The order is (effective time, labels before events, partition, offset). Effective time is the arrival (a record's time,
-kept from running backwards by a running maximum per partition), for a label plus `label_lag`.
+Records are sorted by (effective time, labels before events, partition, offset). The effective time of an event is its
+arrival: the running maximum of the record timestamps of its partition. That of a label is its arrival plus `label_lag`.
 """
 
 import math
@@ -14,7 +14,7 @@ from pipelines.record import Received
 LABEL, EVENT = 0, 1
 KIND_NAMES = ("labels", "events")
 _FOREVER = math.inf
-_RECORD_BYTES = 460  # what a record in hand takes beside its key and its value
+_RECORD_BYTES = 460  # memory of a buffered record, without its key and value
 
 
 class Source(NamedTuple):
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A place in the one order. `seq` is 0 for what came in turn, n for the nth folded late behind this place."""
+    """A place in the one order. `seq` is 0 for a record in turn, n for the nth late record folded after this place."""
 
     effective_ms: int
     kind: int
@@ -35,7 +35,7 @@ class Key(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A record at its place; `out_of_turn` says that its natural place had already passed."""
+    """A record with its place. `out_of_turn`: it came after its natural place was passed, so it has a later one."""
 
     key: Key
     source: Source
@@ -45,28 +45,28 @@ class Item(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Memory that it takes while it waits, roughly."""
+        """Approximate memory of the item while it is buffered."""
         return _RECORD_BYTES + len(self.record.key or b"") + len(self.record.value or b"")
 
 
-Frontier = Mapping[Source, int]  # next offset to fold, per source
-Places = Mapping[tuple[int, int, int], Key]  # (kind, partition, offset) -> the place where it was folded
+Frontier = Mapping[Source, int]  # how far the input has been folded: the next offset to fold, per source
+Places = Mapping[tuple[int, int, int], Key]  # (kind, partition, offset) -> place where the record was folded
 
 
 class Mark(NamedTuple):
-    """A replay's clock: nothing stamped below `below_ms` comes after these end offsets."""
+    """The clock of a replay: no record after these end offsets has a timestamp below `below_ms`."""
 
     below_ms: float
     ends: Frontier
 
 
 class SourceClock:
-    """The places of one source's records, which come in the order of their offsets.
+    """Assigns places to the records of one source, which must be given in the order of their offsets.
 
     Args:
-        source: where they come from.
+        source: the source of the records.
         lag_ms: delay from a record's arrival to its effect, ms.
-        arrival_ms: running maximum of record time so far, ms.
+        arrival_ms: running maximum of the record timestamps so far, ms.
 
     Example:
         >>> clock = SourceClock(Source(EVENT, 0))
@@ -79,7 +79,7 @@ class SourceClock:
         self.source, self.lag_ms, self.arrival_ms = source, lag_ms, arrival_ms
 
     def item(self, record: Received) -> Item:
-        """The record at its natural place; its arrival is its time, kept from running backwards."""
+        """The record at its natural place. Its arrival is the running maximum of the timestamps."""
         if record.timestamp_ms > self.arrival_ms:
             self.arrival_ms = record.timestamp_ms
         kind, partition = self.source
@@ -88,15 +88,15 @@ class SourceClock:
 
 
 class _Queue(SourceClock):
-    """What one source has in hand, and how far its time is known."""
+    """The buffered records of one source, and a lower bound for the timestamps still to come."""
 
     def __init__(self, source: Source, *, lag_ms: int, arrival_ms: int, position: int) -> None:
         super().__init__(source, lag_ms=lag_ms, arrival_ms=arrival_ms)
         self.items: deque[Item] = deque()
         self.n_bytes = 0
         self.position = position
-        self.bound_ms: float = -_FOREVER  # nothing stamped below this will still come
-        self.held_back_ms: float = -_FOREVER  # the bound that the others have been waiting at
+        self.bound_ms: float = -_FOREVER  # no later record has a timestamp below this
+        self.held_back_ms: float = -_FOREVER  # the bound at which the other sources have been waiting
         self.waited_ms = 0.0
         self.waived = False
 
@@ -106,19 +106,19 @@ class _Queue(SourceClock):
 
 
 class Merge:
-    """Merges sources into the one order, releasing what lies strictly below every source's bound.
+    """Merges sources into the one order. Releases records that are strictly below the bound of every source.
 
-    Time is an argument (`asked_ms`, `now_ms`): the caller's clock, never read here.
+    The clock is never read here: time is an argument (`asked_ms`, `now_ms`).
 
     Args:
         frontier: the sources, with the next offset of each.
         label_lag_ms: delay from a label's arrival to its effect, ms.
-        arrivals: running maximum of record time per source so far, ms; for a restore.
+        arrivals: running maximum of the record timestamps per source so far, ms; for a restore.
         last: the last place already folded; for a restore.
-        places: where records that came out of turn were folded before.
-        folded_first: a frontier that is known to have been folded before everything beyond it.
-        order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
-        order_stall_ms: how long a partition that is behind or without a leader is waited for, ms.
+        places: where out-of-turn records were folded before.
+        folded_first: a frontier; all records before it are released before any record beyond it.
+        order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
+        order_stall_ms: how long to wait for a partition that is behind or has no leader, ms.
     """
 
     def __init__(
@@ -149,12 +149,12 @@ class Merge:
 
     @property
     def n_waiting(self) -> int:
-        """Records in hand that are not released yet."""
+        """Number of buffered records that are not released yet."""
         return sum(len(q.items) for q in self._queues.values())
 
     @property
     def n_bytes(self) -> int:
-        """What those take in memory, roughly."""
+        """Approximate memory of the buffered records."""
         return sum(q.n_bytes for q in self._queues.values())
 
     @property
@@ -163,7 +163,7 @@ class Merge:
         return self._last
 
     def add(self, source: Source, records: Iterable[Received]) -> None:
-        """Take records of a source in hand, in the order of their offsets."""
+        """Buffer records of a source, in the order of their offsets."""
         queue = self._queues[source]
         for record in records:
             if record.offset < queue.position:
@@ -176,9 +176,9 @@ class Merge:
             queue.n_bytes += item.n_bytes
 
     def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
-        """The broker answered, to a question of `asked_ms`, that `source` ends at `end`; we have read to `position`.
+        """Record the broker's answer: asked at `asked_ms`, `source` ends at `end` and has been read up to `position`.
 
-        Only a live stream (record time = append time) bounds an idle partition by the moment of asking.
+        Only in a live stream (record time = append time) is an idle partition bounded by the time of the request.
         """
         queue = self._queues[source]
         queue.position = max(queue.position, position)
@@ -186,11 +186,11 @@ class Merge:
             queue.bound_ms = max(queue.bound_ms, asked_ms - self._order_wait_ms)
 
     def mark(self, mark: Mark) -> None:
-        """Take a replay's clock mark; marks come in rising time."""
+        """Add a clock mark of a replay; marks must be in ascending time."""
         self._marks.append(mark)
 
     def tick(self, now_ms: float) -> None:
-        """Count the time that sources keep the others waiting; a step counts 1 s at most (we may have stood still)."""
+        """Count how long sources keep the others waiting. A step counts at most 1 s, in case of a pause."""
         step = 0.0 if self._ticked_ms is None else min(max(now_ms - self._ticked_ms, 0.0), 1_000.0)
         self._ticked_ms = now_ms
         if self._prefix is not None or not self.n_waiting:
@@ -205,7 +205,7 @@ class Merge:
             queue.waived = queue.waited_ms > self._order_stall_ms
 
     def hoards(self, limit: int) -> set[Source]:
-        """Sources with more than `limit` bytes in hand that others hold back: reading on can wait, memory cannot."""
+        """Sources with more than `limit` buffered bytes that wait for other sources. Do not read these further."""
         full = {s for s, q in self._queues.items() if q.n_bytes > limit}
         if not full:
             return full
@@ -214,7 +214,7 @@ class Merge:
         return {s for s in full if self._queues[s].effective_bound_ms > least}
 
     def release(self) -> list[Item]:
-        """Everything that can no longer be preceded, in the one order."""
+        """All records that no later record can precede, in the one order."""
         self._reach_marks()
         if self._prefix is not None:
             items = self._take(self._least(), self._prefix)
@@ -225,7 +225,7 @@ class Merge:
         return self._take(self._least(), None)
 
     def _reach_marks(self) -> None:
-        """A mark counts for a source once its end offset is in hand."""
+        """Apply marks. A mark counts for a source once the source has been read up to the end offset of the mark."""
         while self._marks:
             mark = self._marks[0]
             reached = True
@@ -239,7 +239,7 @@ class Merge:
             self._marks.popleft()
 
     def _least(self) -> float:
-        """Below this nothing can come any more; of a prefix: nothing that belongs to it."""
+        """The time below which no record can come any more; with a prefix, no record of the prefix."""
         if self._prefix is None:
             awaited = [q for q in self._queues.values() if not q.waived]
         else:
@@ -276,13 +276,13 @@ class Merge:
 
 
 def sources(n_partitions: int, *, labels: bool) -> list[Source]:
-    """All sources of a stream: its event partitions and, where it has labels, its label partitions."""
+    """All sources of a stream: its event partitions and, if it has labels, its label partitions."""
     kinds: Sequence[int] = (LABEL, EVENT) if labels else (EVENT,)
     return [Source(kind, p) for kind in kinds for p in range(n_partitions)]
 
 
 def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[int]]:
-    """{"events": [..], "labels": [..]} of a mapping by source; JSON's form of a frontier.
+    """A mapping by source as {"events": [..], "labels": [..]}, the JSON form of a frontier.
 
     >>> by_kind({Source(EVENT, 0): 3, Source(EVENT, 1): 5}, 2)
     {'events': [3, 5]}
@@ -295,7 +295,7 @@ def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[i
 
 
 def from_kinds(frontier: Mapping[Any, Sequence[int]]) -> dict[Source, int]:
-    """The frontier that `by_kind` wrote.
+    """The frontier in the JSON form of `by_kind`.
 
     >>> from_kinds({"events": [3]})
     {Source(kind=1, partition=0): 3}

@@ -12,4 +12,4 @@ class Received(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    unreadable: str | None = None  # why nobody can read it: then key and value are None, the time stamp is 0
+    unreadable: str | None = None  # why the record cannot be read; then key and value are None and the timestamp is 0

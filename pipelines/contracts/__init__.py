@@ -1,1 +1,1 @@
-"""What an event, a label and everything published look like, and what breaks a rule."""
+"""Schemas of events, labels and published messages, and the rules that events must keep."""

@@ -1,4 +1,4 @@
-"""The block: records of events and labels, column by column, from their decoding to their publication."""
+"""The block: records of events and labels, column by column, from decoding to publication."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipelines.contracts.contract import Refusal
 from pipelines.order import EVENT
 
-# Memory of a text or of bytes beside their characters, of a refusal, and of a Python int, measured.
+# Measured memory of a str or bytes object without its characters, and of a refusal.
 _TEXT_BYTES, _REFUSAL_BYTES = 58, 136
 _NO_DUPLICATE = -1
 
@@ -19,27 +19,27 @@ _NO_DUPLICATE = -1
 class Block:
     """n records in the one order. Every column is an array whose first dimension is n.
 
-    Where a record is refused, its decoded columns are blank: "" and None, 0, NaN. A label has no numbers and no
-    categories, an event no label. The columns that the fold fills are blank in every row but those of scored events.
+    If a record is refused, its decoded columns are blank: "" or None, 0, NaN. A label has no numbers and no
+    categories, an event has no label. The fold (the update of the state) fills columns of scored events only.
 
-    Shapes: (n,), but `entity_*` (n, number of entities), `numbers` (n, number of numbers), `category_*`
+    Shapes: (n,), except `entity_*` (n, number of entities), `numbers` (n, number of numbers), `category_*`
     (n, number of categories), `numeric` (n, number of numeric columns), or (n, 0) before the fold.
     """
 
-    # Where the record lies, and its place.
+    # Position of the record in Kafka, and its place in the one order.
     kind: NDArray[np.int8]
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
     arrival_ms: NDArray[np.int64]
-    clock_ms: NDArray[np.int64]  # effective time; of a record that came out of turn, that of its place
+    clock_ms: NDArray[np.int64]  # effective time; for an out-of-turn record, that of its place
     out_of_turn: NDArray[np.bool_]
-    # As it came: bytes or None.
+    # Raw: bytes or None.
     key: NDArray[np.object_]
     value: NDArray[np.object_]
     # Decoded.
-    refusal: NDArray[np.object_]  # None where the record is accepted
+    refusal: NDArray[np.object_]  # None if the record is accepted
     event_id: NDArray[np.object_]
-    time_ms: NDArray[np.int64]  # of the event; of a label, that of its event
+    time_ms: NDArray[np.int64]  # event time; for a label, that of its event
     entity_texts: NDArray[np.object_]
     entity_hashes: NDArray[np.uint64]  # 0 = missing
     numbers: NDArray[np.float64]  # NaN = missing
@@ -50,14 +50,14 @@ class Block:
     label_source: NDArray[np.object_]
     has_unknown_fields: NDArray[np.bool_]
     # Folded.
-    duplicate_of: NDArray[np.int64]  # offset of the original, -1 where there is none
+    duplicate_of: NDArray[np.int64]  # offset of the original event, -1 if not a duplicate
     late_ms: NDArray[np.int64]
     numeric: NDArray[np.float64]  # the model's numeric columns
     features_hash: NDArray[np.uint64]
 
     @classmethod
     def blank(cls, n: int, *, n_entities: int, n_numbers: int, n_categories: int) -> Self:
-        """n records of which nothing is known yet; the columns may be written into."""
+        """A block of n blank records; the columns may be written into."""
         return cls(
             kind=np.full(n, EVENT, np.int8),
             partition=np.zeros(n, np.int32),
@@ -94,33 +94,33 @@ class Block:
 
     @property
     def is_accepted(self) -> NDArray[np.bool_]:
-        """Which records keep the contract; shape (n,)."""
+        """Mask of the records that keep the contract; shape (n,)."""
         return np.fromiter((refusal is None for refusal in self.refusal.tolist()), np.bool_, len(self))
 
     @property
     def is_duplicate(self) -> NDArray[np.bool_]:
-        """Of a folded block: which events repeat one that is remembered; shape (n,)."""
+        """Mask of the events that are duplicates, in a folded block; shape (n,)."""
         return self.duplicate_of != _NO_DUPLICATE
 
     @property
     def is_scored(self) -> NDArray[np.bool_]:
-        """Of a folded block: which events have features; shape (n,)."""
+        """Mask of the events that have features, in a folded block; shape (n,)."""
         return self.is_event & self.is_accepted & ~self.is_duplicate
 
     def take(self, rows: NDArray[Any] | slice) -> Self:
-        """Some rows: a slice, a mask or indices. A slice shares memory with this block."""
+        """Select rows by a slice, a mask or indices. A slice shares memory with this block."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
     @classmethod
     def concat(cls, blocks: Sequence[Self]) -> Self:
-        """The rows of at least one block, one block after the other."""
+        """Concatenate one or more blocks."""
         filled = [block for block in blocks if len(block)] or blocks[:1]
         if len(filled) == 1:
             return filled[0]
         return cls(**{name: np.concatenate([getattr(block, name) for block in filled]) for name in _COLUMNS})
 
     def with_refusals(self, rows: NDArray[np.bool_], refusals: Iterable[Refusal]) -> Self:
-        """The same block with the rows of a mask refused; their other columns stay as they are."""
+        """A copy of the block in which the rows of a mask are refused; their other columns are unchanged."""
         refusal = self.refusal.copy()
         for row, refused in zip(np.flatnonzero(rows).tolist(), refusals, strict=True):
             refusal[row] = refused
@@ -128,7 +128,7 @@ class Block:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the columns take with the texts in them, roughly."""
+        """Approximate memory of the columns, including their texts."""
         n = sum(getattr(self, name).nbytes for name in _COLUMNS)
         for column in (self.key, self.value, self.event_id, self.entity_texts, self.category_texts, self.label_source):
             texts = list(filter(None, column.ravel().tolist()))

@@ -1,4 +1,4 @@
-"""The contract: raw bytes become an event, a label, or a refusal with the broken rule's name."""
+"""The contract: decodes raw bytes to an event, a label, or a refusal with the name of the broken rule."""
 
 import math
 import re
@@ -35,7 +35,7 @@ _AT_FIELD = re.compile(r"`\$\.([^`]*)`")
 
 
 class Event(NamedTuple):
-    """An accepted event as its message says; a missing text is None, a missing number NaN."""
+    """An accepted event; a missing text is None, a missing number NaN."""
 
     event_id: str
     time_ms: int
@@ -46,7 +46,7 @@ class Event(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A report that an event was fraud (1), or that it was not after all (0)."""
+    """A report that an event was fraud (1) or was not fraud (0)."""
 
     event_id: str
     time_ms: int
@@ -57,7 +57,7 @@ class Label(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a message was not accepted: the rule's name, what was seen, how to fix it."""
+    """Why a message was not accepted: the name of the rule, the offending value, how to fix it."""
 
     rule: str
     detail: str
@@ -83,7 +83,7 @@ def hash64(text: str) -> int:
 
 
 def hashes_of(texts: Sequence[str | None]) -> NDArray[np.uint64]:
-    """`hash64` of every text, 0 where it is missing; shape (n,).
+    """`hash64` of every text, 0 if it is missing; shape (n,).
 
     >>> hashes_of(["4711", None]).tolist() == [hash64("4711"), 0]
     True
@@ -93,7 +93,7 @@ def hashes_of(texts: Sequence[str | None]) -> NDArray[np.uint64]:
 
 
 def text_of(value: str | int | bool) -> str:
-    """The one text form of an id or category: 7 and "7" are the same customer."""
+    """The canonical text of an id or category: 7 and "7" are the same customer."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else str(value)
@@ -109,7 +109,7 @@ _JSON_TYPES: Mapping[str, Any] = {
 
 
 def _decoders(name: str, types: Mapping[str, Any]) -> tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]:
-    """A strict decoder (an unknown field fails) and one that ignores unknown fields."""
+    """A strict decoder (fails on unknown fields) and one that ignores unknown fields."""
     columns = [(field, kind | None, None) for field, kind in types.items()]
     strict = msgspec.defstruct(name, columns, forbid_unknown_fields=True, gc=False)
     lenient = msgspec.defstruct(name, columns, gc=False)
@@ -117,7 +117,7 @@ def _decoders(name: str, types: Mapping[str, Any]) -> tuple[msgspec.json.Decoder
 
 
 class _Decoding:
-    """What events and labels share: size, JSON, types, ids, time, key."""
+    """Decoding steps common to events and labels: size, JSON, types, ids, time, key."""
 
     def __init__(self, stream: Stream, name: str, types: Mapping[str, Any]) -> None:
         self.stream = stream
@@ -126,7 +126,7 @@ class _Decoding:
         self._entity_fields = tuple(stream.field(e) for e in stream.entities)
 
     def _message(self, value: bytes | None) -> tuple[Any, bool]:
-        """The message's fields, and whether it has more than the stream file names."""
+        """The fields of the message, and whether it has fields that the stream file does not name."""
         if not value:
             raise _RefusedError("bad_json", "the message is empty")
         if len(value) > self.stream.max_message_bytes:

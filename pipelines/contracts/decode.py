@@ -1,4 +1,4 @@
-"""Records in the one order -> a block."""
+"""Decodes records in the one order to a block."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ class Decoder:
         self._events, self._labels = EventContract(stream), LabelContract(stream)
 
     def block(self, items: Sequence[Item]) -> Block:
-        """The records of some items, accepted or refused."""
+        """The records of the items as a block, accepted or refused."""
         stream = self._stream
         block = Block.blank(
             len(items),
@@ -83,16 +83,16 @@ class Decoder:
 
 
 class _Columns:
-    """Values of accepted records, column by column: no tuple of a row stays alive, which would cost the collector."""
+    """Values of accepted records, column by column. Keeping row tuples alive would slow the garbage collector."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.event_ids: list[str] = []
         self.times_ms: list[int] = []
-        self.entity_texts: list[str | None] = []  # row by row, as all that have several columns
+        self.entity_texts: list[str | None] = []  # row by row, like all attributes with several columns
 
     def into(self, block: Block) -> None:
-        """Write the columns into their rows of a block."""
+        """Write the columns to their rows of a block."""
         if self.rows:
             self._write(block, slice(None) if len(self.rows) == len(block) else self.rows)
 
@@ -152,7 +152,7 @@ class _LabelColumns(_Columns):
 def _write_texts(
     texts: NDArray[np.object_], hashes: NDArray[np.uint64], at: slice | list[int], cells: list[str | None]
 ) -> None:
-    """Texts, given row by row, and their hashes."""
+    """Write texts, given row by row, and their hashes."""
     width = texts.shape[1]
     for column in range(width):
         of_column = cells[column::width]

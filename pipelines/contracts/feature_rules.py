@@ -1,4 +1,4 @@
-"""Which window features can be computed, and how a window is cut into panes."""
+"""Rules for window features, and the division of a window into panes (equal parts with one sum each)."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ class FeatureFault(NamedTuple):
     """Why a feature cannot be computed.
 
     Args:
-        key: the key of the stream file's [[features]] that is wrong.
-        value: what it has; None where nothing is given.
+        key: the wrong key of [[features]] in the stream file.
+        value: its value; None if it is missing.
         problem: what is wrong with the value, as a predicate.
         fix: what to do.
-        known: what would be right there, where that can be listed.
+        known: the valid values, if they can be listed.
     """
 
     key: str
@@ -30,22 +30,22 @@ class FeatureFault(NamedTuple):
 
 
 class WindowError(ValueError):
-    """A window cannot be cut into panes of whole milliseconds; the message says which size can."""
+    """A window cannot be divided into panes of whole milliseconds; the message suggests a size that can."""
 
 
 @dataclass(frozen=True)
 class Panes:
-    """How a window is cut: `count` panes of `width_ms`."""
+    """The division of a window: `count` panes of `width_ms`."""
 
     count: int
     width_ms: int
 
     @classmethod
     def of(cls, window_ms: int) -> Self:
-        """Cut a window: 12 panes up to 1 h, 24 up to 1 d, 28 up to 7 d, else 30; fewer where these do not divide it.
+        """Divide a window: 12 panes up to 1 h, 24 up to 1 d, 28 up to 7 d, else 30; fewer if these do not divide it.
 
         Raises:
-            WindowError: fewer than half of them would be needed.
+            WindowError: it can be divided only into fewer than half as many panes.
 
         Example:
             >>> Panes.of(3_600_000), Panes.of(2 * 86_400_000)
@@ -67,13 +67,13 @@ def fault_of(
     hashed: Collection[str],
     has_labels: bool,
 ) -> FeatureFault | None:
-    """Why `feature` cannot be computed, or None where it can.
+    """Why `feature` cannot be computed, or None if it can.
 
     Args:
-        feature: the feature; one with an unknown statistic is at fault too.
+        feature: the feature; its statistic may be unknown.
         entities: names of the stream's entities.
         numbers: names of the fields that are numbers.
-        hashed: names of what `distinct` can count: categories and entities.
+        hashed: names of the fields that `distinct` can count: categories and entities.
         has_labels: whether the stream has a [labels] table.
     """
     stat, field, window_ms = feature.stat, feature.field, feature.window_ms

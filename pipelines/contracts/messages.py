@@ -1,4 +1,4 @@
-"""What the scorer publishes: scores, alerts, dead letters and progress. JSON values with CloudEvents 1.0 headers."""
+"""Messages that the scorer publishes: scores, alerts, dead letters and progress. JSON with CloudEvents 1.0 headers."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class RecordSource(msgspec.Struct, frozen=True):
-    """Where the event lies in Kafka."""
+    """Position of the event in Kafka."""
 
     topic: str
     partition: int
@@ -41,7 +41,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One odd field: what it is, what was expected, and the score had it been as expected."""
+    """One unusual field: its value, the expected value, and the score if it had the expected value."""
 
     field: str
     actual: float | str | None
@@ -64,8 +64,8 @@ class Alert(Score, frozen=True, kw_only=True):
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """A message of `<stream>.refused`: an event that broke a rule, or the duplicate of one already scored.
 
-    `fix` says how to fix the event (formats 1 and 2 called it `mend`; a reader of those takes either name).
-    `key_bytes` and `key_sha256` are of the event's whole key where the message's own key is only its beginning.
+    `fix` says how to fix the event (named `mend` in formats 1 and 2; readers of those accept both names).
+    `key_bytes` and `key_sha256` describe the whole key of the event if the key of the message is only its beginning.
     """
 
     rule: str
@@ -81,14 +81,17 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of `<stream>.progress`: what is out, per partition. The authority on a restart.
+    """A message of `<stream>.progress`: what has been published, per partition. It is authoritative on a restart.
 
-    `frontier` is what a restart folds before everything else, of every partition; `origin` where folding began; `start`
-    the first offset that this stream's scorers answer for; `out_of_turn` the places [kind, partition, offset, place...]
-    that this lane had not told before; `topic_ids` Kafka's ids (KIP-516) of the input topics by kind, so that a topic
-    made anew is known; `definition_start` the first offset scored under `definition`; `outcomes_from` the first offsets
-    of this partition's scores and refused that belong to these books, by kind; `retold` the offsets [from, to) of the
-    progress records in which `unmask recover` told places again. `format` 1 is what version 0.1.0 wrote.
+    - `start`: the first offset that is scored.
+    - `origin`: the offsets where folding started, of every source.
+    - `frontier`: the offsets up to which a restart folds before everything else, of every source.
+    - `out_of_turn`: places [kind, partition, offset, place...] that this lane had not recorded before.
+    - `topic_ids`: Kafka's ids (KIP-516) of the input topics by kind; they reveal a recreated topic.
+    - `definition_start`: the first offset scored under `definition`.
+    - `outcomes_from`: the first offsets of this partition's scores and refused that count since a recovery, by kind.
+    - `retold`: the offsets [from, to) of the progress records in which `unmask recover` recorded places again.
+    - `format`: 1 was written by version 0.1.0.
     """
 
     next_offset: int
@@ -116,19 +119,19 @@ MESSAGE_FORMATS = {"scores": 2, "alerts": 2, "refused": 3}
 
 
 def encode(value: msgspec.Struct) -> bytes:
-    """JSON of a message."""
+    """Encode a message as JSON."""
     return _encoder.encode(value)
 
 
 def decode(value: bytes | None, kind: type[T]) -> T:
-    """A message of a kind from its JSON."""
+    """Decode a message of a kind from JSON."""
     return msgspec.json.decode(value or b"", type=kind)
 
 
 def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
     """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and the format of this kind.
 
-    A reader that knows formats up to n skips a message whose `ce_formatversion` is higher; without the header it is 1.
+    A reader that supports formats up to n skips messages with a higher `ce_formatversion`. Without the header it is 1.
     """
     return [
         ("ce_specversion", b"1.0"),
@@ -150,12 +153,12 @@ def rfc3339(time_ms: int) -> str:
 
 
 def key_of(key: bytes | None) -> bytes | None:
-    """The Kafka key of what goes out about an event: its own, or the first `MAX_KEY_BYTES` of a longer one."""
+    """The Kafka key of the messages about an event: its own, or the first `MAX_KEY_BYTES` of a longer one."""
     return key[:MAX_KEY_BYTES] if key else key
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
-    """The text, or the beginning of a longer one with its length and hash.
+    """The text; if it is too long, its beginning, length and hash.
 
     >>> cut("abcdef", 6), cut("abcdefg", 6)
     ('abcdef', 'abcdef... (7 characters, sha256 7d1a54127b222502)')
@@ -175,7 +178,7 @@ def refused_of(
     duplicate_of: int | None = None,
     short: bool = False,
 ) -> Refused:
-    """The dead letter of a refused event or a duplicate, bounded in size; `short` leaves the raw bytes out."""
+    """The dead letter of a refused event or a duplicate, bounded in size; `short` omits the raw bytes."""
     raw, is_cut = raw or b"", key is not None and len(key) > MAX_KEY_BYTES
     return Refused(
         rule=refusal.rule,

@@ -1,4 +1,4 @@
-"""A stream: what one kind of event looks like, and what is to be computed from it."""
+"""A stream: the schema of one kind of event, and the features computed from it."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -36,7 +36,7 @@ RESERVED = frozenset(
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One field of an event: its type and the bounds that the contract holds it to."""
+    """One field of an event: its type and the bounds that the contract checks."""
 
     name: str
     type: str
@@ -47,7 +47,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Feature(msgspec.Struct, frozen=True):
-    """One number computed for an event; `window_ms` None means the entity's whole past."""
+    """One feature of an event; `window_ms` None means the entity's whole past."""
 
     name: str
     stat: str
@@ -57,7 +57,7 @@ class Feature(msgspec.Struct, frozen=True):
 
 
 class InputColumn(msgspec.Struct, frozen=True):
-    """One model input; `models.table.Column` has the same fields in the same order and says what they mean."""
+    """One model input; `models.table.Column` has the same fields in the same order and documents them."""
 
     name: str
     kind: Literal["numeric", "categorical"]
@@ -66,9 +66,9 @@ class InputColumn(msgspec.Struct, frozen=True):
 
 
 class Labels(msgspec.Struct, frozen=True):
-    """How labels arrive: they count `maturity_ms` after the event, and act `lag_ms` after their arrival.
+    """How labels arrive: they are final `maturity_ms` after the event, and take effect `lag_ms` after their arrival.
 
-    `column` names the truth (0 or 1) in a folder of past events; live events never carry it.
+    `column` is the column of the truth (0 or 1) in a folder of past events; live events never have it.
     """
 
     maturity_ms: int
@@ -77,14 +77,14 @@ class Labels(msgspec.Struct, frozen=True):
 
 
 class LivePeriod(msgspec.Struct, frozen=True):
-    """Which part of a folder of past events is played live in a demo: [live_from_ms, live_until_ms), event time."""
+    """The part of a folder of past events that a demo replays live: [live_from_ms, live_until_ms), event time."""
 
     live_from_ms: int
     live_until_ms: int
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """A kind of event, as its stream file describes it.
+    """A kind of event, as described by its stream file.
 
     Example:
         >>> from pipelines.contracts.stream_file import parse
@@ -126,7 +126,7 @@ class Stream(msgspec.Struct, frozen=True):
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:
-        """The field called `name`; KeyError where there is none."""
+        """The field named `name`; KeyError if there is none."""
         for field in self.fields:
             if field.name == name:
                 return field
@@ -145,22 +145,22 @@ class Stream(msgspec.Struct, frozen=True):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Fields that are numbers of the event itself."""
+        """Numeric fields of the event itself."""
         return tuple(f.name for f in self.fields if f.type in ("int", "number") and f.name not in self._ids)
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Fields that are categories; they are the categorical columns too."""
+        """Categorical fields; also the categorical columns."""
         return tuple(f.name for f in self.fields if f.type == "category")
 
     @property
     def hashed(self) -> tuple[str, ...]:
-        """What `distinct` can count: categories, then entities."""
+        """Fields that `distinct` can count: categories, then entities."""
         return (*self.categories, *self.entities)
 
     @property
     def numeric_columns(self) -> tuple[str, ...]:
-        """Names of the numeric features, in the order of the score's feature row."""
+        """Names of the numeric features, in the order of the feature row."""
         return (*self.numbers, "hour", "weekday", *(f.name for f in self.features))
 
     @property

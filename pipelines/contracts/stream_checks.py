@@ -1,4 +1,4 @@
-"""What must hold between the tables of a stream file, and the stream it then describes."""
+"""Checks across the tables of a stream file, and the stream that a valid file describes."""
 
 import re
 from collections.abc import Sequence
@@ -36,14 +36,14 @@ from pipelines.contracts.stream_tables import (
 from pipelines.contracts.toml_lines import Path
 
 MAX_FEATURES = 1_000
-_IDS_OF_THE_LAKE = {"event_id": "event_id", "event_time_ms": "event_time"}  # these two may be called so
-_ENTITY, _FIELD = "?entity", "?field"  # stand for a name that is missing or whose own mistake is reported
+_IDS_OF_THE_LAKE = {"event_id": "event_id", "event_time_ms": "event_time"}  # these two may have reserved names
+_ENTITY, _FIELD = "?entity", "?field"  # placeholders for a name that is missing or whose problem is already reported
 
 
 class StreamChecks:
-    """What the structs cannot say by themselves: what must be there, and what refers to something else.
+    """Checks that the structs cannot express: required keys and references to other keys.
 
-    A mistake is reported where it was made: what only follows from it is not reported again.
+    A mistake is reported where it was made; its consequences are not reported again.
     """
 
     def __init__(self, document: Document, raw: dict[str, Any], problems: Problems) -> None:
@@ -51,7 +51,7 @@ class StreamChecks:
         self.head = document.stream or StreamTable()
         self.fields = document.fields
         self.features: dict[str, Feature] = {}
-        self._group_of: dict[str, int] = {}  # of each feature: its place among [[features]]
+        self._group_of: dict[str, int] = {}  # of each feature: its index in [[features]]
 
     def run(self) -> None:
         """Record every problem."""
@@ -114,7 +114,7 @@ class StreamChecks:
             self.problems.add(("stream", "entities"), "is empty", "list at least one field; the first is the Kafka key")
 
     def _check_reference(self, path: Path, name: str | None, types: Sequence[str]) -> None:
-        """A name must be that of a field of one of these types."""
+        """Check that a name is that of a field of one of these types."""
         if name is None or not self.fields:
             return
         demand = f"it must be a field of type {' or '.join(types)} under [fields]"
@@ -189,7 +189,7 @@ class StreamChecks:
             self.problems.add(("features",), f"has {len(self.features):,} features", fix)
 
     def _check_names(self, at: Path, table: FeaturesTable) -> None:
-        """The entity and the field, whatever the statistics are."""
+        """Check the entity and the field, regardless of the statistics."""
         if table.entity and (fault := self._fault_of(at, Feature("", "since_last", table.entity))):
             self._add_fault(at, fault, fault.value)
         if table.field and self.fields and table.field not in self.fields:
@@ -228,7 +228,7 @@ class StreamChecks:
         self.problems.add(path, said, suggesting(value, known, fault.fix), value=value)
 
     def _fault_of(self, at: Path, feature: Feature) -> FeatureFault | None:
-        """Why a feature cannot be computed, unless that follows from a mistake that is reported already."""
+        """Why a feature cannot be computed, unless that follows from a mistake that is already reported."""
         entity, field = str(feature.entity), feature.field
         entities, numbers = list(self.head.entities), self._numbers()
         hashed = [*self._categories(), *entities]
@@ -242,11 +242,11 @@ class StreamChecks:
         return fault_of(feature, entities=entities, numbers=numbers, hashed=hashed, has_labels=has_labels)
 
     def _is_unsure_of(self, field: str) -> bool:
-        """Whether it cannot be said what a field is: its name, its type, or that it is no entity."""
+        """Whether the role of a field is unknown: its name, its type, or whether it is an entity."""
         return field not in self.fields or self.fields[field].type is None or self._is_unsure("entities")
 
     def _is_unsure(self, key: str) -> bool:
-        """Whether a key of [stream] does not say what it was meant to."""
+        """Whether a key of [stream] has a problem, so that its value is unknown."""
         return self.document.stream is None or self.problems.at(("stream", key))
 
     def _numbers(self) -> list[str]:
@@ -290,7 +290,7 @@ class StreamChecks:
             fix = "it must be a later day"
             self.problems.add(("replay", "live_until"), said, fix, value=str(replay.live_until))
 
-    # --- what is missing
+    # --- missing keys
 
     def _require(self, path: Path, key: str, example: str) -> None:
         table = self._raw(path)
@@ -298,7 +298,7 @@ class StreamChecks:
             self.problems.add((*path, key), "is missing", f"add {key} = {example}")
 
     def _raw(self, path: Path) -> dict[str, Any] | None:
-        """The table at `path` as the file has it; None where there is none."""
+        """The raw table at `path` of the file; None if there is none."""
         found: Any = self.raw
         for key in path:
             if isinstance(found, list) and isinstance(key, int):

@@ -1,4 +1,4 @@
-"""The stream file (TOML): reads it, checks it, and reports every mistake at once."""
+"""Reads and checks the stream file (TOML). All mistakes are reported at once."""
 
 import re
 import tomllib
@@ -26,7 +26,7 @@ def load(path: Path) -> Stream:
     """Read a stream file: TOML in UTF-8, with or without a byte-order mark.
 
     Raises:
-        StreamFileError: the file cannot be read or breaks a rule; `problems` has every mistake with line and fix.
+        StreamFileError: the file cannot be read or breaks a rule; `problems` lists every mistake with line and fix.
     """
     try:
         raw = Path(path).read_bytes()
@@ -50,7 +50,7 @@ def parse(text: str, *, where: str = "stream file") -> Stream:
     """Parse the text of a stream file; `where` names it in errors.
 
     Raises:
-        StreamFileError: it breaks a rule; `problems` has every mistake with line and fix.
+        StreamFileError: it breaks a rule; `problems` lists every mistake with line and fix.
     """
     text = text.removeprefix("\ufeff")
     try:

@@ -1,4 +1,4 @@
-"""The tables of a stream file as typed structs; reading them collects every mistake of structure."""
+"""The tables of a stream file as typed structs; reading them collects all structural mistakes."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from pipelines.errors import Problem
 T = TypeVar("T", bound=Struct)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 3_660 * _UNIT_MS["d"]
-# What people write who come from elsewhere.
+# Common names from other tools, mapped to ours.
 _ALSO_CALLED = {
     "string": "text", "str": "text", "varchar": "text", "float": "number", "double": "number", "decimal": "number",
     "integer": "int", "long": "int", "bool": "category", "boolean": "category", "enum": "category",
@@ -31,7 +31,7 @@ _ALSO_CALLED = {
 
 
 def duration_ms(text: Any) -> int:
-    """Milliseconds of a duration such as "5m", "12h" or "7d", of at most 3,660 days.
+    """Milliseconds of a duration such as "5m", "12h" or "7d"; at most 3,660 days.
 
     Raises:
         ValueError: it is not a duration, or it is too long.
@@ -49,11 +49,11 @@ def duration_ms(text: Any) -> int:
 
 
 class _Word(str):
-    """A text that must have a certain form."""
+    """A text with a required format."""
 
     @classmethod
     def read(cls, raw: Any) -> Self:
-        """The word; ValueError says what it must be."""
+        """Read the word; a ValueError says what it must be."""
         raise NotImplementedError
 
 
@@ -71,7 +71,7 @@ class Duration(_Word):
 
 
 class Window(_Word):
-    """A duration, or "all": the whole past."""
+    """A duration, or "all" for the whole past."""
 
     @classmethod
     def read(cls, raw: Any) -> Self:
@@ -89,7 +89,7 @@ class Window(_Word):
 
 
 class _Choice(_Word):
-    """One of a list."""
+    """One of a list of words."""
 
     known: tuple[str, ...] = ()
 
@@ -101,13 +101,13 @@ class _Choice(_Word):
 
 
 class FieldType(_Choice):
-    """What a field holds."""
+    """The type of a field."""
 
     known = FIELD_TYPES
 
 
 class Stat(_Choice):
-    """What a feature computes."""
+    """The statistic of a feature."""
 
     known = STATS
 
@@ -170,7 +170,7 @@ class FeaturesTable(Struct, kw_only=True):
 
 
 class CostTable(Struct, kw_only=True):
-    """What a missed fraud and a review cost; `fraud_rate` is believed for as long as no fraud is known."""
+    """Costs of a missed fraud and of a review; `fraud_rate` is assumed as long as no fraud is known."""
 
     missed: Positive | None = None
     review: Positive | None = None
@@ -199,7 +199,7 @@ class ReplayTable(Struct, kw_only=True):
 
 
 class Document(Struct, kw_only=True):
-    """A whole stream file. A key that is missing or broken has its default; the problem is on record."""
+    """A whole stream file. A missing or invalid key has its default; the problem is recorded."""
 
     stream: StreamTable | None = None
     fields: dict[str, FieldTable] = {}
@@ -209,7 +209,7 @@ class Document(Struct, kw_only=True):
     replay: ReplayTable | None = None
 
 
-# What a value of such a kind must look like.
+# The required form of a value of each kind.
 TABLES: Mapping[Any, str] = {
     FieldTable: 'must be a table such as { type = "number", min = 0 }',
     BudgetTable: "must be one of { rate = 0.005 }, { per_day = 50 }, { cost = { missed = 100, review = 5 } }",
@@ -227,7 +227,7 @@ class Problems:
     """The problems found so far, each with its line.
 
     Args:
-        lines: of `pipelines.contracts.toml_lines.lines_of`.
+        lines: line numbers from `pipelines.contracts.toml_lines.lines_of`.
     """
 
     def __init__(self, lines: Mapping[Path, int]) -> None:
@@ -236,20 +236,20 @@ class Problems:
         self._meant: set[Path] = set()
 
     def add(self, path: Path, problem: str, fix: str, *, value: Any = None) -> None:
-        """Record what is wrong at `path`; the same problem is recorded once."""
+        """Record a problem at `path`; the same problem is recorded only once."""
         line = next((self._lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._lines), 0)
         text = "" if value is None else shown(value)
         self._found.setdefault((path, problem), Problem(line, name_of(path), text, problem, fix))
 
     def add_unknown(self, path: Path, known: Collection[str]) -> None:
-        """Record that the last key of `path` is not one of the known ones."""
+        """Record that the last key of `path` is unknown."""
         key = path[-1]
         what = f"is not a known {'key' if len(path) > 1 else 'table'}"
         self.add(path, what, suggesting(key, known, f"known names: {', '.join(known)}"), value=key)
         self._meant.add((*path[:-1], meant_by(key, known)))
 
     def at(self, path: Path) -> bool:
-        """Whether there is a problem at `path` or below it, or an unknown key that was probably meant to be it."""
+        """Whether there is a problem at or below `path`, or an unknown key that is probably a misspelling of it."""
         return path in self._meant or any(found[: len(path)] == path for found, _ in self._found)
 
     def sorted(self) -> list[Problem]:
@@ -258,7 +258,7 @@ class Problems:
 
 
 def name_of(path: Path) -> str:
-    """How a message names a place.
+    """The name of a path in messages.
 
     >>> name_of(("features", 1, "stats", 0)), name_of(("fields", "amount", "max"))
     ('features.#2.stats', 'fields.amount.max')
@@ -269,7 +269,7 @@ def name_of(path: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, shortened.
+    """A value as text for a message, shortened.
 
     >>> shown("a"), shown(True), shown([1, "b"])
     ("'a'", 'true', '[1, "b"]')
@@ -291,7 +291,7 @@ def meant_by(word: Any, known: Iterable[str]) -> str:
 
 
 def suggesting(word: Any, known: Iterable[str], fix: str) -> str:
-    """`fix`, after the question whether a known word was meant.
+    """`fix`, preceded by a suggestion if a similar known word exists.
 
     >>> suggesting("windws", ["windows", "stats"], "known names: windows, stats")
     "did you mean 'windows'? Known names: windows, stats"
@@ -301,7 +301,7 @@ def suggesting(word: Any, known: Iterable[str], fix: str) -> str:
 
 
 def read_document(raw: dict[str, Any], problems: Problems) -> Document:
-    """A parsed TOML document as structs; what is broken is recorded and has its default."""
+    """A parsed TOML document as structs; invalid values are recorded and have their default."""
     return _read_table(raw, Document, (), problems)
 
 
@@ -310,8 +310,8 @@ class _BrokenError(Exception):
 
 
 def _read(raw: Any, hint: Any, path: Path, problems: Problems) -> Any:
-    """The value at `path` as the annotation `hint` wants it."""
-    if get_origin(hint) in (Union, UnionType):  # "... | None", and TOML has no null
+    """The value at `path`, converted to the type `hint`."""
+    if get_origin(hint) in (Union, UnionType):  # "... | None": TOML has no null
         hint = get_args(hint)[0]
     if get_origin(hint) is list:
         return _read_list(raw, get_args(hint)[0], path, problems)
@@ -348,7 +348,7 @@ def _read_list(raw: Any, hint: Any, path: Path, problems: Problems) -> list[Any]
             items.append(_read(item, hint, (*path, place), problems))
         except _BrokenError:
             if hint is FeaturesTable:
-                items.append(FeaturesTable())  # those after it keep their place
+                items.append(FeaturesTable())  # so that later items keep their index
     return items
 
 
@@ -356,7 +356,7 @@ def _read_fields(raw: Any, path: Path, problems: Problems) -> dict[str, FieldTab
     _must_be(dict, raw, "must be a table: [fields]", path, problems)
     fields = {}
     for name, table in raw.items():
-        fields[name] = FieldTable()  # a broken field is a field still, of unknown type
+        fields[name] = FieldTable()  # an invalid field still counts as a field, of unknown type
         with suppress(_BrokenError):
             fields[name] = _read_table(table, FieldTable, (*path, name), problems)
     return fields

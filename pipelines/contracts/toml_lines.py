@@ -1,4 +1,4 @@
-"""Where in a TOML text each key, table and list item stands; `tomllib` does not say."""
+"""Line numbers of the keys, tables and list items in a TOML text; `tomllib` does not report them."""
 
 import re
 import tomllib
@@ -25,10 +25,10 @@ class _Token(NamedTuple):
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """The line (1-based) of everything in a TOML document that `tomllib` accepts.
+    """The line number (1-based) of everything in a TOML document that `tomllib` accepts.
 
     Returns:
-        The line by path: keys and the places in lists, e.g. `("features", 0, "stats", 1)`.
+        Line number by path; a path consists of keys and list indices, e.g. `("features", 0, "stats", 1)`.
 
     Example:
         >>> lines_of('[a]\\nb = [\\n  1,\\n  { c = 2 },\\n]')
@@ -115,7 +115,7 @@ class _Scanner:
                 self._next += 1
 
     def _skip_to_item(self, closing: str) -> bool:
-        """Whether another item follows before the bracket closes; the bracket is taken."""
+        """Whether another item follows before the closing bracket; the bracket is consumed."""
         while self._peek() in ("\n", ","):
             self._next += 1
         if self._peek() == closing:

@@ -1,4 +1,4 @@
-"""A log of hashed event ids, bounded in time and number: the ground of `duplicates` and `reports`.
+"""A log of hashed event ids, bounded in time and number: the base of `duplicates` and `reports`.
 
 Both memories are logs of (id, clock, value) in the one order, bounded in time and in number: an entry counts as
 long as it is not older than the memory and not more than so many came after it. That depends on nothing but the log:
@@ -6,7 +6,7 @@ not on its cut into batches, nor on when a snapshot was taken. An entry costs 40
 included; a log is cut into segments of about an eighth of what counts, which go as a whole once nothing of them does.
 What is written is never changed, so that a snapshot copies nothing, and no table ever grows.
 
-Ids are 128-bit hashes under a key that is drawn at random for each state, so nobody can make two of them collide.
+Ids are 128-bit hashes under a key that is drawn at random for each state, so collisions cannot be forced.
 Among n remembered ids the odds that chance does are about n^2 / 2^129: 1.5e-25 for ten million.
 """
 

@@ -1,4 +1,4 @@
-"""The compiled fold: one entity column's state in flat words, moved forward one item at a time.
+"""The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
 An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
 one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
@@ -39,7 +39,7 @@ def _record(*names: str) -> np.dtype[np.void]:
 
 
 # Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; a
-# count's in half words. An accumulator that nobody asked for has offset -1. Ranges exclude their last.
+# count's in half words. An unused accumulator has offset -1. Ranges exclude their last.
 WINDOW = _record(
     "base", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
     "first_number", "last_number", "first_distinct", "last_distinct",

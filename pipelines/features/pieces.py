@@ -40,7 +40,7 @@ class Pieces:
 
     @classmethod
     def of(cls, *arrays: NDArray[Any]) -> Self:
-        """Arrays (at least one) that nobody changes any more, alike but for their lengths."""
+        """Join one or more arrays that differ only in length; they must not be changed later."""
         return cls((sum(len(a) for a in arrays), *arrays[0].shape[1:]), arrays[0].dtype, arrays)
 
     @property

@@ -86,8 +86,8 @@ class FeaturePlan:
             numbers: names of the columns of `FoldInput.numbers`.
             hashed: names of the columns of `FoldInput.hashed`.
             maturity_ms: how long after its event a label counts; needed by fraud_rate and fraud_count.
-            lifetime_ms: after how long without an event an entity's all-time features begin anew; where its windows
-                reach back further, they do so with them.
+            lifetime_ms: time without an event after which an entity's all-time features start over; at least its
+                longest window.
 
         Raises:
             StreamFileError: a feature cannot be computed; says which, why and how to fix it.

@@ -1,4 +1,4 @@
-"""The fold: accepted events and labels, in the one order, become feature rows. Moves forward, never back."""
+"""The fold: updates the state with accepted events and labels in the one order, and computes feature rows."""
 
 import hashlib
 import json
@@ -59,7 +59,8 @@ class State:
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
         self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, where the broker has any
-        self.places: list[list[int]] = []  # [kind, partition, offset, place...] folded out of turn and not told yet
+        # [kind, partition, offset, place...] of out-of-turn records that are not in a progress record yet
+        self.places: list[list[int]] = []
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
         self._reported = Reports(max(self.plan.idle_ms, default=DAY_MS), stream.duplicate_memory_ids)
         self._steps_begun = 0
@@ -81,13 +82,13 @@ class State:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """What moves the state as a whole or not at all: after an exception inside, it is half done for good."""
+        """A state update. After an exception inside, the state is incomplete and no snapshot can be taken."""
         self._steps_begun += 1
         yield
         self._steps_begun -= 1
 
     def fold(self, block: Block) -> Block:
-        """Fold the records that come next in the one order; refused ones move nothing.
+        """Update the state with the next records in the one order; refused records do not change it.
 
         Returns:
             The same records, with `duplicate_of`, `late_ms`, `numeric` and `features_hash` of the events among them.
@@ -159,7 +160,7 @@ class State:
         return late_ms
 
     def passed(self, items: Sequence[Item]) -> None:
-        """Note that records, accepted or refused, have had their place."""
+        """Move the frontier past records, accepted or refused."""
         if not items:
             return
         for source, item in {item.source: item for item in items}.items():  # the last of each

@@ -1,8 +1,7 @@
 """Window features: one compiled definition for replay and live.
 
-Cost and memory per entity are bounded, and an event's features depend only on what is before it in the one
-order, bit for bit: not on how that was cut into batches, nor on when the state was
-saved, restored or swept.
+Cost and memory per entity are bounded. An event's features depend only on the records before it in the one order, bit
+for bit: not on the division into batches, nor on when the state was saved, restored or swept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,7 +130,7 @@ class Windows:
 
     @classmethod
     def restore(cls, plan: FeaturePlan, arrays: Mapping[str, Pieces]) -> Self:
-        """The state a snapshot was taken of: what it folds is bit-equal to never having stopped.
+        """Restore the state of a snapshot; later results are bit-equal to those without the restart.
 
         Raises:
             RestoreError: the snapshot was taken under another definition of the features.

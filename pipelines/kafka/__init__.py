@@ -1,1 +1,1 @@
-"""Kafka, the only folder with a client of it: a port, an adapter, topics, progress records."""
+"""Access to Kafka: the client interface (port) and its adapters, topics, progress records."""

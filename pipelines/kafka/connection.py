@@ -1,4 +1,4 @@
-"""Where Kafka is, and with which library it is reached: everything that reads or writes opens its client here."""
+"""Connection settings of Kafka. All readers, writers and admin clients are opened here."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from pipelines.kafka.port import DELIVERY_MS, Adapter, Admin, Client, Position, 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where Kafka is. `options` (security_protocol, sasl_*, ssl_*) go to the client and never show in a repr.
+    """Address of Kafka. `options` (security_protocol, sasl_*, ssl_*) go to the client and never appear in a repr.
 
     Raises:
         LoginError: an option is unknown, missing or unusable.
@@ -25,15 +25,15 @@ class Connection:
     adapter: Adapter = field(default=KafkaPython, repr=False)
 
     def __post_init__(self) -> None:
-        _ = self.client  # it checks the options
+        _ = self.client  # checks the options
 
     @cached_property
     def client(self) -> Client:
-        """The library's way to this Kafka."""
+        """The client of the adapter's library."""
         return self.adapter(self.bootstrap, self.options)
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int = 5_000) -> Reader:
-        """A reader of these partitions from these offsets on."""
+        """A reader of these partitions, starting at these offsets."""
         return self.client.reader(positions, max_records=max_records)
 
     def writer(self, *, linger_ms: int = 5) -> Writer:
@@ -41,28 +41,28 @@ class Connection:
         return self.client.writer(linger_ms=linger_ms)
 
     def transactional_writer(self, transactional_id: str) -> TransactionalWriter:
-        """The writer of a transactional id; whoever used the id before is fenced."""
+        """The writer of a transactional id; fences the previous producer of the id."""
         return self.client.transactional_writer(transactional_id)
 
     @contextmanager
     def asking(self, *, opening_ms: int = DELIVERY_MS) -> Iterator[Admin]:
-        """An admin for one question."""
+        """An admin client for one request."""
         with self.client.admin(opening_ms=opening_ms) as admin:
             yield admin
 
     @contextmanager
     def reading(self, positions: Mapping[Position, int]) -> Iterator[Reader]:
-        """A reader for one question."""
+        """A reader for one request."""
         with self.reader(positions) as reader:
             yield reader
 
 
 @dataclass(frozen=True)
 class Shared(Connection):
-    """A connection whose questions share one admin and one reader, as a take-over asks many; use `with`.
+    """A connection whose requests share one admin client and one reader, for a take-over with many requests.
 
-    Readers and writers that are opened under it still have clients of their own. Several threads may ask: one waits for
-    the other, from the first to the last record of what it reads.
+    Use it with `with`. Readers and writers that are opened from it still have their own clients. It is thread-safe:
+    a lock is held for the whole request, until its last record is read.
     """
 
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)

@@ -1,4 +1,4 @@
-"""What the product needs of a Kafka client, and the values that go in and out: each adapter implements this."""
+"""The port: the interface of a Kafka client that every adapter implements, and its value types."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -9,14 +9,14 @@ from pipelines.record import Received
 # request < delivery < transaction: a record gives up before its transaction does.
 REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
 FETCH_WAIT_MS = 20
-ANSWER_MS = 200  # the scorer's loop stands still while it waits for an answer about end offsets
-MAX_REQUEST_BYTES = 1 << 20  # of one record as it is sent, key and headers included: the broker's default too
+ANSWER_MS = 200  # the scorer's loop is blocked while it waits for end offsets
+MAX_REQUEST_BYTES = 1 << 20  # of one record, including key and headers; also the default of the broker
 
 Position = tuple[str, int]  # topic, partition
 
 
 class Message(NamedTuple):
-    """What is to be written. `partition` None lets the key decide (murmur2, as the Java client does)."""
+    """A record to write. If `partition` is None, the key determines it (murmur2, like the Java client)."""
 
     topic: str
     value: bytes | None
@@ -27,17 +27,17 @@ class Message(NamedTuple):
 
 
 class TopicFacts(NamedTuple):
-    """A topic that exists: Kafka's id of it (KIP-516; None from a broker without ids), and its partitions."""
+    """An existing topic: its id (KIP-516; None if the broker does not support ids) and its partitions."""
 
     id: str | None
     partitions: tuple[int, ...]
 
 
 class Closing(Protocol):
-    """Something that is closed at the end of a `with` block."""
+    """A resource that is closed at the end of a `with` block."""
 
     def close(self) -> None:
-        """Close quietly."""
+        """Close without raising."""
 
     def __enter__(self) -> Self:
         return self
@@ -49,13 +49,13 @@ class Closing(Protocol):
 
 
 class Reader(Closing, Protocol):
-    """Reads assigned partitions: raw bytes, committed records only. For one thread at a time."""
+    """Reads assigned partitions: raw bytes, committed records only. Not thread-safe."""
 
     def assign(self, positions: Mapping[Position, int]) -> None:
-        """Read these partitions, from these offsets on, and no others."""
+        """Read only these partitions, starting at these offsets."""
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
-        """Records that arrived since the last poll, in order within each partition; `unreadable` ones included.
+        """Records that arrived since the last poll, in order within each partition; includes unreadable records.
 
         Raises:
             BrokerError: the position is no longer in the log (retention removed it, or the topic was recreated).
@@ -63,14 +63,14 @@ class Reader(Closing, Protocol):
         ...
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        """End offset (control markers included) of every assigned partition about which the broker answered in time.
+        """End offset (including control markers) of each assigned partition for which the broker answered in time.
 
-        Records of open transactions count: a position reaches the end only when all of them are finished.
+        Records of open transactions count: a position reaches the end only after these transactions are finished.
         """
         ...
 
     def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:
-        """First offset kept, and end offset of what is committed, of any partitions.
+        """First available offset and end offset of the committed records, of any partitions.
 
         Raises:
             BrokerError: no answer.
@@ -78,35 +78,35 @@ class Reader(Closing, Protocol):
         ...
 
     def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
-        """Number of partitions of one of the topics read, as the broker says now; None without an answer in time."""
+        """Current number of partitions of a topic that is being read; None if the broker does not answer in time."""
         ...
 
     def position(self, position: Position) -> int:
-        """Next offset to read; moves past control markers too."""
+        """Next offset to read; also moves past control markers."""
         ...
 
     def hold(self, positions: Iterable[Position]) -> None:
-        """Fetch nothing more of exactly these partitions; the others go on."""
+        """Pause exactly these partitions; all others are fetched."""
 
 
 class Writer(Closing, Protocol):
-    """An idempotent producer whose failures cannot be overlooked: `flush` checks every record sent."""
+    """An idempotent producer; `flush` reports the failure of any record."""
 
     def send(self, message: Message) -> None:
-        """Hand a record over to be sent in the background."""
+        """Queue a record, which is sent in the background."""
 
     def flush(self, *, timeout_s: float = 60.0) -> list[tuple[str, int, int]]:
-        """Wait until everything sent is stored; returns (topic, partition, offset) of each record.
+        """Wait until all records are stored; returns (topic, partition, offset) of each.
 
         Raises:
-            RejectedError: the broker refuses a record for good.
+            RejectedError: the broker rejects a record permanently.
             BrokerError: a record was not stored.
         """
         ...
 
 
 class TransactionalWriter(Closing, Protocol):
-    """One transactional id. Opening it fences whoever used the id before, and aborts what that one left open.
+    """The producer of one transactional id. Opening it fences the previous producer and aborts its open transaction.
 
     After any error the writer is unusable: open a new one.
     """
@@ -116,25 +116,25 @@ class TransactionalWriter(Closing, Protocol):
 
         Raises:
             FencedError: another producer opened the same id.
-            RejectedError: the broker refuses one of the messages for good.
-            BrokerError: the outcome is failure or unknown; read what is there before going on.
+            RejectedError: the broker rejects one of the messages permanently.
+            BrokerError: the transaction failed or its outcome is unknown; read the topic before continuing.
         """
 
 
 class Admin(Closing, Protocol):
-    """Questions and orders about topics and groups. Every method raises BrokerError without an answer."""
+    """Administration of topics and groups. Every method raises BrokerError if the broker does not answer."""
 
     def ping(self) -> None:
-        """Return once the broker answers."""
+        """Return when the broker answers."""
 
     def create_topic(self, name: str, n_partitions: int, *, config: Mapping[str, str], replication: int) -> None:
-        """Order a topic, which appears a moment later; no error where the name exists."""
+        """Create a topic, which appears a moment later; no error if it exists."""
 
     def delete_topics(self, names: Iterable[str]) -> None:
-        """Order topics to be deleted; they are gone a moment later."""
+        """Delete topics; they disappear a moment later."""
 
     def create_partitions(self, counts: Mapping[str, int]) -> None:
-        """Order more partitions: topic -> how many there shall be. They appear a moment later."""
+        """Add partitions: topic -> new number of partitions. They appear a moment later."""
 
     def topic_names(self) -> set[str]:
         """Names of all topics."""
@@ -145,23 +145,22 @@ class Admin(Closing, Protocol):
         ...
 
     def settings(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Every setting of each topic, defaults included."""
+        """All settings of each topic, including defaults."""
         ...
 
     def group_positions(self, group: str) -> dict[Position, int]:
-        """The offsets a group committed."""
+        """The committed offsets of a group."""
         ...
 
 
 class Client(Protocol):
-    """One library's way to one Kafka.
+    """Opens readers, writers and admin clients of one library for one Kafka.
 
-    Whatever it opens raises LoginError where login or TLS settings do not fit, and BrokerError where Kafka does not
-    answer.
+    Every method raises LoginError if the login or the TLS settings are wrong, and BrokerError if Kafka does not answer.
     """
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int) -> Reader:
-        """A reader of these partitions from these offsets on; a poll gives `max_records` at most."""
+        """A reader of these partitions, starting at these offsets; a poll returns at most `max_records`."""
         ...
 
     def writer(self, *, linger_ms: int) -> Writer:
@@ -173,7 +172,7 @@ class Client(Protocol):
         ...
 
     def admin(self, *, opening_ms: int) -> Admin:
-        """An admin; opening it gives up after `opening_ms`."""
+        """An admin client; opening it times out after `opening_ms`."""
         ...
 
     def note_group(self, group: str, positions: Mapping[Position, int]) -> None:

@@ -1,4 +1,4 @@
-"""The progress records of a stream: what is out, per partition."""
+"""The progress records of a stream: what has been published, per partition."""
 
 import msgspec
 
@@ -11,32 +11,32 @@ from pipelines.record import Received
 
 
 def transactional_id(stream: Stream, partition: int) -> str:
-    """Whoever opens a producer under a partition's id fences the one before."""
+    """The transactional id of a partition. A producer that opens it fences the previous one."""
     return f"unmask.{stream.topics}.{partition}"
 
 
 def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:
-    """The last committed progress record of every partition, None where there is none yet."""
+    """The last committed progress record of every partition; None if there is none yet."""
     positions = {p: (stream.topic("progress"), p) for p in range(n_partitions)}
     found = last_records(connection, positions.values())
     return {p: progress_of(found[at]) if at in found else None for p, at in positions.items()}
 
 
 def read_progress(connection: Connection, stream: Stream, partition: int) -> Progress | None:
-    """The last committed progress record of a partition, None where there is none yet.
+    """The last committed progress record of a partition; None if there is none yet.
 
     Raises:
-        RestoreError: it is none of ours, or of a version of Unmask that came later.
+        RestoreError: it was not written by Unmask, or by a newer version.
     """
     record = last_record(connection, stream.topic("progress"), partition)
     return None if record is None else progress_of(record)
 
 
 def progress_of(record: Received) -> Progress:
-    """The progress record in a Kafka record.
+    """Decode the progress record in a Kafka record.
 
     Raises:
-        RestoreError: it is none of ours, or of a version of Unmask that came later.
+        RestoreError: it was not written by Unmask, or by a newer version.
     """
     named = f"{record.topic} [{record.partition}], offset {record.offset},"
     try:

@@ -1,4 +1,4 @@
-"""Topics: create and describe them, how far they go, read a part of them; with any client."""
+"""Topics: create, describe and delete them, find their offsets, read ranges; with any client."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
 def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
-    """Return once the broker answers.
+    """Return when the broker answers.
 
     Raises:
         BrokerError: no answer within `deadline_s`.
@@ -40,7 +40,7 @@ def wait_until_up(connection: Connection, *, deadline_s: float = 10.0) -> None:
 def create_topics(
     connection: Connection, topics: Mapping[str, int], *, config: Mapping[str, str], replication: int = 1
 ) -> None:
-    """Create the topics that are not there yet: name -> number of partitions."""
+    """Create the topics that do not exist yet: name -> number of partitions."""
     with connection.asking() as admin:
         for name, n_partitions in topics.items():
             admin.create_topic(name, n_partitions, config=config, replication=replication)
@@ -51,7 +51,7 @@ def create_topics(
 
 
 def delete_topics(connection: Connection, topics: Iterable[str]) -> None:
-    """Delete topics, and wait until they are gone."""
+    """Delete topics and wait until they are gone."""
     names = set(topics)
     with connection.asking() as admin:
         admin.delete_topics(names)
@@ -67,9 +67,9 @@ def topic_names(connection: Connection) -> set[str]:
 
 
 def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
-    """Kafka's own ids (KIP-516) of topics: a topic that was deleted and recreated has another one.
+    """Kafka's ids (KIP-516) of topics: a topic that was deleted and recreated has a new id.
 
-    A broker that knows no ids gives none.
+    Empty if the broker does not support ids.
 
     Raises:
         BrokerError: a topic does not exist.
@@ -78,7 +78,7 @@ def topic_ids(connection: Connection, topics: Iterable[str]) -> dict[str, str]:
 
 
 def add_partitions(connection: Connection, topics: Mapping[str, int]) -> None:
-    """Give topics more partitions: name -> how many there shall be; returns once they are there."""
+    """Add partitions to topics: name -> new number of partitions; returns when they exist."""
     with connection.asking() as admin:
         admin.create_partitions(topics)
 
@@ -90,7 +90,7 @@ def add_partitions(connection: Connection, topics: Mapping[str, int]) -> None:
 
 
 def _wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    """Wait for what the broker does a moment after it was ordered."""
+    """Wait until the broker has completed a request, which it does a moment later."""
     until = time.monotonic() + 10
     while not holds():
         if time.monotonic() > until:
@@ -102,7 +102,7 @@ def stamps_appends(connection: Connection, *topics: str) -> bool:
     """Whether the broker stamps the topics' records on arrival (message.timestamp.type=LogAppendTime).
 
     Raises:
-        BrokerError: it does so for some of them only, or gives no answer.
+        BrokerError: the topics differ, or the broker does not answer.
     """
     with connection.asking() as admin:
         settings = admin.settings(topics)
@@ -121,7 +121,7 @@ def partitions_of(connection: Connection, topic: str) -> list[Position]:
     """The topic's partitions.
 
     Raises:
-        BrokerError: there is no such topic.
+        BrokerError: the topic does not exist.
     """
     return _partitions(connection, [topic])
 
@@ -143,7 +143,7 @@ def _described(connection: Connection, topics: Iterable[str]) -> dict[str, Topic
 
 
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
-    """First offset kept and end offset (of what is committed) of every partition of the topics."""
+    """First available offset and end offset (of committed records) of every partition of the topics."""
     partitions = _partitions(connection, topics)
     with connection.reading({}) as reader:
         return reader.spans(partitions)
@@ -152,10 +152,10 @@ def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tupl
 def read_between(
     connection: Connection, spans: Mapping[Position, tuple[int, int]], *, stall_s: float = 30.0
 ) -> Iterator[list[Received]]:
-    """Batches of every committed record with first <= offset < end, per partition.
+    """Yield batches of the committed records with first <= offset < end, per partition.
 
     Raises:
-        BrokerError: nothing came for `stall_s` seconds while records are missing.
+        BrokerError: no records came for `stall_s` seconds although more are expected.
     """
     open_spans = {p: span for p, span in spans.items() if span[0] < span[1]}
     if not open_spans:
@@ -176,7 +176,7 @@ def read_between(
 
 
 def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
-    """Commit a group's offsets: a hint for those who watch lag, never an authority."""
+    """Commit a group's offsets. They are only for lag monitoring, never authoritative."""
     connection.client.note_group(group, positions)
 
 
@@ -187,14 +187,14 @@ def group_positions(connection: Connection, group: str) -> dict[Position, int]:
 
 
 def last_record(connection: Connection, topic: str, partition: int) -> Received | None:
-    """The last committed record of a partition, None where there is none."""
+    """The last committed record of a partition; None if there is none."""
     return last_records(connection, [(topic, partition)]).get((topic, partition))
 
 
 def last_records(connection: Connection, positions: Iterable[Position]) -> dict[Position, Received]:
-    """The last committed record of each partition that has any.
+    """The last committed record of each partition that has one.
 
-    Control markers and aborted records take offsets too, so it steps back wider and wider.
+    Control markers and aborted records occupy offsets too, so the range is widened backwards until a record is found.
     """
     wanted = set(positions)
     spans = {p: span for p, span in bounds(connection, {topic for topic, _ in wanted}).items() if p in wanted}

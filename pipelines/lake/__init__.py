@@ -1,1 +1,1 @@
-"""Delta tables of what went through Kafka, the replay of their rows, the audits."""
+"""Delta tables of all records in Kafka, the replay of their rows, and the audits."""

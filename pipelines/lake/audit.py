@@ -35,7 +35,7 @@ Place = tuple[int, int]  # partition, offset
 
 @dataclass(frozen=True)
 class Skew:
-    """A score that is not what the lake gives; None where the lake lacks its event, or the model is not to be had."""
+    """A score that differs from the lake; None if the lake lacks its event, or the model is not available."""
 
     partition: int
     offset: int
@@ -47,14 +47,14 @@ class Skew:
 
 
 class NoModelError(UnmaskError):
-    """The model of some scores cannot be had; the message says why."""
+    """The model of some scores is not available; the message says why."""
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """The scores of one model: of `n_scores`, `n_checked` were computed again and `n_differs` of those differ.
+    """The scores of one model: of `n_scores`, `n_checked` were recomputed and `n_differs` of those differ.
 
-    `why_not` says why the model could not be had; then none was computed again.
+    `why_not` says why the model is not available; then none was recomputed.
     """
 
     digest: str
@@ -66,9 +66,9 @@ class ModelCheck:
 
 @dataclass(frozen=True)
 class SkewAudit:
-    """Every published score against the features and the score made again from the lake.
+    """Comparison of every published score with features and score recomputed from the lake.
 
-    Of `checked` scores `equal` have the features of the lake; `models` tells, by model, which were computed again.
+    Of `checked` scores, `equal` have the features of the lake; `models` has the recomputed scores by model.
     """
 
     checked: int
@@ -79,17 +79,17 @@ class SkewAudit:
 
     @property
     def n_model_checked(self) -> int:
-        """Scores computed again by the model that they name."""
+        """Number of scores recomputed with the model that they name."""
         return sum(m.n_checked for m in self.models)
 
     @property
     def n_score_differs(self) -> int:
-        """Scores that came out differently, by more than 1e-5."""
+        """Number of scores that differ by more than 1e-5."""
         return sum(m.n_differs for m in self.models)
 
     @property
     def holds(self) -> bool:
-        """There are scores, and every one was computed again, from equal features, and came out the same."""
+        """Whether there are scores, and all were recomputed from equal features with the same result."""
         return 0 < self.checked == self.equal == self.n_model_checked and self.n_score_differs == 0
 
 
@@ -186,12 +186,12 @@ def _score_again(
 class Reconciliation:
     """`events = scored + refused + duplicates`, offset by offset, from each partition's start to its progress.
 
-    `missing` events have no record, `doubled` ones more than one, `stray` records no event. `mismatched` records tell
-    of another event than the one at their offset: another event id, or for a dead letter other bytes. `unreadable` are
-    records (partition, offset in the topic of scores or refused) that are none of ours. `unscored_duplicates` name an
-    original that was not scored. Of each kind the first `MAX_PLACES` are named; `n_problems` counts them all. `pending`
-    events lie beyond the progress: the scorer has not come to them yet. `since` is where each partition's present
-    feature definition begins, `n_scored_since` how many of the scores lie there: those a skew audit can compare.
+    `missing` events have no record, `doubled` ones have several, `stray` records have no event. `mismatched` records
+    belong to another event than the one at their offset: another event id, or other bytes for a dead letter.
+    `unreadable` records (partition, offset in the scores or refused topic) were not written by Unmask.
+    `unscored_duplicates` name an original that was not scored. The first `MAX_PLACES` of each kind are listed;
+    `n_problems` counts all. `pending` events are beyond the progress and not scored yet. `since` is the first offset
+    of the current features per partition; the `n_scored_since` scores from there can be compared in a skew audit.
     """
 
     n_events: int
@@ -211,7 +211,7 @@ class Reconciliation:
 
     @property
     def holds(self) -> bool:
-        """Nothing is lost, doubled or strange; pending events are neither."""
+        """Whether there is no problem; pending events are not a problem."""
         return not any(self.n_problems.values())
 
     @property
@@ -220,7 +220,7 @@ class Reconciliation:
         return self.holds and not self.pending
 
     def words(self) -> str:
-        """The books in words: one line for the sum, then one for each kind of problem.
+        """The result as text: one line for the sum, then one for each kind of problem.
 
         >>> print(Reconciliation(9, 5, 2, 1, 0, missing=[(0, 7)], n_problems={"missing": 1}).words())
         9 events = 5 scored + 2 refused + 1 duplicates; 0 are not scored yet
@@ -247,7 +247,7 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         RestoreError: a partition's progress cannot be read.
     """
     events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
-    # Progress first: every outcome below it is in the topics by then; what comes later lies beyond it and is left away.
+    # Read the progress first: all outcomes before it are then in the topics; later ones are skipped.
     progress = {
         p: _last_progress(connection, stream, p) for _, p in topics.partitions_of(connection, stream.topic("progress"))
     }

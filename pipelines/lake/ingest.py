@@ -1,4 +1,4 @@
-"""The ingest: what has come to Kafka goes into the lake, each record once."""
+"""The ingest: appends the records in Kafka to the lake, each record once."""
 
 import hashlib
 import logging
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass
 class IngestCounts:
-    """Rows that one ingest wrote; `n_unreadable` messages of scores and progress are none of ours and were passed."""
+    """Rows that one ingest wrote; `n_unreadable` foreign messages in scores and progress were skipped."""
 
     n_events: int = 0
     n_labels: int = 0
@@ -65,7 +65,7 @@ def ingest(
         progress: called with the number of records done and the number there are to do.
 
     Raises:
-        LakeError: Kafka no longer has what the lake misses, or a topic was made anew.
+        LakeError: Kafka has deleted records that the lake lacks, or a topic was recreated.
         BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
     inputs = ["events", "labels"] if stream.labels else ["events"]
@@ -112,7 +112,7 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
 
 
 def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[Position, int]:
-    """For a lake that is new: where the scores and places of the present books begin, if others went before them."""
+    """For a new lake: the first offsets of scores and places that count since the last recovery."""
     begin: dict[Position, int] = {}
     for topic, p in topics.partitions_of(connection, stream.topic("progress")):
         if (topic, p) not in at and (told := read_progress(connection, stream, p)):
@@ -181,7 +181,7 @@ class Intake:
         )
 
     def _ours(self, records: Sequence[Received], decoder: msgspec.json.Decoder[T]) -> Iterator[tuple[Received, T]]:
-        """The messages that a scorer wrote; whatever else somebody put there is passed."""
+        """The messages that a scorer wrote; messages of other programs are skipped."""
         for record in records:
             try:
                 yield record, decoder.decode(record.value or b"")

@@ -163,7 +163,7 @@ def placed(
 def _taking_effect(
     lake: Lake, table: str, columns: list[str] | None, told: pl.DataFrame, during: Span, lag_ms: int
 ) -> pl.DataFrame:
-    """Rows that take effect during a span: those of their own arrival, and those that were told to."""
+    """Rows that take effect during a span, by their arrival or by a recorded place."""
     arrival, place = pc.field("arrival_ms"), ["partition", "offset"]
     in_turn = (arrival >= during.from_ms - lag_ms) & (arrival < during.until_ms - lag_ms)
     rows = lake.read(table, columns=columns, where=in_turn).join(told, on=place, how="anti", maintain_order="left")

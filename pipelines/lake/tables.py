@@ -21,7 +21,7 @@ FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")
 _FILLED_FROM = (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress"))
 _ATTEMPTS = 20
-_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}  # pyarrow's own keep gigabytes of a wide table in hand
+_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}  # pyarrow's own buffers gigabytes of a wide table
 _APP_FORMAT = "unmask/format"
 _Types = dict[str, type[pl.DataType]]
 _ARROW = {
@@ -45,8 +45,8 @@ class _Shape(NamedTuple):
 class Lake:
     """Delta tables of one stream, in a folder named after its topics.
 
-    A record enters a table once, whoever writes and whenever it dies: every append carries, per partition, the last
-    offset it covers as a Delta app transaction, and leaves away what an earlier append covered.
+    A record enters a table once, even with several writers and after a crash: every append stores, per partition, the
+    last offset that it covers as a Delta app transaction, and skips records that an earlier append covered.
 
     Args:
         root: folder of all lakes.
@@ -87,7 +87,7 @@ class Lake:
         return [] if delta is None else [field.name for field in delta.schema().fields]
 
     def reset(self, table: str, topic: str, through: Mapping[int, int], topic_id: str | None) -> None:
-        """Note other offsets for a topic that was made anew, in a table that may hold rows of both: scores, places."""
+        """Store other offsets for a recreated topic, in a table that may have rows of both topics: scores, places."""
         delta = self._open_or_create(table)
         marks = [Transaction(_app(topic, p), last) for p, last in through.items()]
         if topic_id is not None:
@@ -117,7 +117,7 @@ class Lake:
     ) -> int:
         """Append rows made from the records of `topic` up to the offsets `through` (partition -> last offset).
 
-        One commit for all partitions, on disk when this returns. What is in the table already is left away.
+        One commit for all partitions, on disk when this returns. Rows that are already in the table are skipped.
 
         Args:
             table: one of `TABLES`.
@@ -159,7 +159,7 @@ class Lake:
                     commit_properties=CommitProperties(app_transactions=marks),
                 )
             except CommitFailedError:
-                continue  # another writer was first; what it covered is left away in the next try
+                continue  # another writer was first; the next attempt skips the records that it covered
             except (DeltaError, OSError) as error:
                 raise LakeError(
                     f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})"

@@ -1,1 +1,1 @@
-"""The live scorer: from the merged input to published scores, and its take-over and recovery."""
+"""The live scorer: from the merged input to published scores, with take-over and recovery."""

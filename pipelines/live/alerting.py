@@ -1,4 +1,4 @@
-"""From a folded block to what is published about it: scores, alerts and dead letters. Pure."""
+"""Builds the messages about a folded block: scores, alerts and dead letters. No input or output."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,18 +29,18 @@ from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Message
 from pipelines.model import Explained, Model
 
-Cell = float | str | None  # of an event's features, for people to read; None where it is missing
+Cell = float | str | None  # a feature value in readable form; None if missing
 
 
 class Outcomes(NamedTuple):
-    """What goes out about a block: one score or one dead letter for each event, and the alerts."""
+    """The messages about a block: one score or one dead letter for each event, and the alerts."""
 
     messages: list[Message]
     n_alerts: int
 
 
 def outcomes_of(block: Block, stream: Stream, model: Model, *, short: bool = False) -> Outcomes:
-    """Score a folded block of events and encode what is to be published about it.
+    """Score a folded block of events and encode the messages about it.
 
     Args:
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
@@ -71,7 +71,7 @@ def outcomes_of(block: Block, stream: Stream, model: Model, *, short: bool = Fal
 
 
 def without_scores(block: Block) -> Block:
-    """The same block with dead letters in the place of scores, for a topic that takes no score of these events."""
+    """A copy of the block with dead letters instead of scores, for events whose scores exceed the topic's limit."""
     scored = block.is_scored
     return block.with_refusals(
         scored,
@@ -93,8 +93,8 @@ def alert_of(
 ) -> Alert:
     """The alert of a score over the threshold, bounded in size; `short` omits reasons and features.
 
-    `features` are the event's model inputs by name, categories as text. A model knows no text of a category that it
-    was not trained on: the event has it.
+    `features` are the event's model inputs by name, categories as text. The text of a category comes from the event,
+    because the model does not know categories that it was not trained on.
     """
     named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
     limit = SHORT_TEXT if short else MAX_TEXT
@@ -146,7 +146,7 @@ def _scores(
     for event_id, value, alert, partition, offset, time_ms, arrival_ms, late_ms, out_of_turn, features_hash in rows:
         yield Score(
             event_id=event_id,
-            score=float(f"{value:.9g}"),  # nine digits keep a float32 whole
+            score=float(f"{value:.9g}"),  # nine digits represent a float32 exactly
             alert=alert,
             model=model.digest,
             source=RecordSource(topic, partition, offset),

@@ -1,4 +1,4 @@
-"""What stands still: a scorer that does nothing must say so, then end. Silence is the worst failure."""
+"""Health checks: a scorer that makes no progress reports it, then ends."""
 
 import logging
 import time
@@ -12,9 +12,9 @@ MAX_STEP_S = 1.0
 
 
 class Busy(NamedTuple):
-    """Something with work to do: `moved` changes whenever it gets on, `why` says what may keep it from it.
+    """A component with work to do: `moved` changes whenever it makes progress, `why` names the possible obstacle.
 
-    Where that may be somebody else's doing, `is_fatal` is False: health turns red, the scorer goes on.
+    If the cause may be outside of the scorer, `is_fatal` is False: health turns red, but the scorer continues.
     """
 
     moved: Hashable
@@ -28,13 +28,13 @@ class _Stood(NamedTuple):
 
 
 class Watch:
-    """Notices work that does not get on.
+    """Detects work that makes no progress.
 
-    Time in which this process did not run itself (stopped, asleep) does not count: a step counts `MAX_STEP_S` at most.
+    Time during which this process was itself suspended does not count: a step counts at most `MAX_STEP_S`.
 
     Args:
-        red_after_s: from then on `health` says so, s.
-        deadline_s: from then on `check` raises, s.
+        red_after_s: time without progress after which `health` reports it, s.
+        deadline_s: time without progress after which `check` raises, s.
     """
 
     def __init__(self, *, red_after_s: float, deadline_s: float) -> None:
@@ -43,7 +43,7 @@ class Watch:
         self._looked_s: float | None = None
 
     def look(self, busy: Mapping[str, Busy], now_s: float) -> None:
-        """Take note of everything that has work to do now, by name; `now_s` is a clock that never runs backwards."""
+        """Record the components that have work to do now, by name; `now_s` is from a monotonic clock."""
         step_s = 0.0 if self._looked_s is None else min(now_s - self._looked_s, MAX_STEP_S)
         self._looked_s = now_s
         stood = {}
@@ -55,7 +55,7 @@ class Watch:
 
     @property
     def health(self) -> str:
-        """ "ok", or since when what has been standing still, and why."""
+        """ "ok", or which component makes no progress, since when and why."""
         name, worst = _worst(self._stood)
         if worst is None or worst.for_s < self._red_after_s:
             return "ok"
@@ -63,7 +63,7 @@ class Watch:
         return f"stalled since {since}: {name}: {worst.busy.why}"
 
     def check(self) -> None:
-        """Raises BrokerError where something has stood still for too long."""
+        """Raise BrokerError if a component has made no progress until the deadline."""
         name, worst = _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
         if worst is not None and worst.for_s >= self._deadline_s:
             raise BrokerError(
@@ -77,7 +77,7 @@ def _worst(stood: Mapping[str, _Stood]) -> tuple[str, _Stood | None]:
 
 
 class Seldom:
-    """A warning that repeats itself once a minute at most, with the number of times it was held back."""
+    """A warning that is logged at most once a minute, with the number of suppressed repetitions."""
 
     def __init__(self, log: logging.Logger, *, every_s: float = 60.0) -> None:
         self._log, self._every_s = log, every_s

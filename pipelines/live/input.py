@@ -1,4 +1,4 @@
-"""The input of a replica: reads its partitions into the merge, holds those far ahead, asks where they end."""
+"""The input of a replica: reads partitions into the merge, pauses those far ahead, requests end offsets."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,17 +11,17 @@ from pipelines.live.marks import mark_of
 from pipelines.order import KIND_NAMES, Frontier, Merge, Source
 
 ASK_EVERY_MS = 20
-MIN_IN_HAND = 1 << 20  # bytes of each partition: about what one fetch brings
+MIN_IN_HAND = 1 << 20  # bytes per partition, about the size of one fetch
 
 
 class Input:
     """Moves records from the reader into the merge.
 
     Args:
-        reader: reads the partitions of `ends` from where the merge stands, and of a replay the clock topic.
-        live: records are stamped by the broker; a replay (False) brings its own clock.
-        ends: where each source to read ended when the scorer started.
-        max_bytes: how much may be in hand of all partitions together.
+        reader: reads the partitions of `ends` from the position of the merge; in a replay, also the clock topic.
+        live: the broker sets the timestamps; a replay (False) has its own clock.
+        ends: end offset of each source at the start of the scorer.
+        max_bytes: limit of buffered records of all partitions together.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Input:
         return sorted({topic for topic, _ in self._positions.values()})
 
     def read(self, *, before: Callable[[], None]) -> int:
-        """Take what has come in hand, calling `before` where there is anything; returns the number of records."""
+        """Move arrived records to the merge and return their number; `before` is called first if there are any."""
         received, n_read = self.reader.poll(), 0
         if received:
             before()
@@ -67,20 +67,20 @@ class Input:
         return n_read
 
     def hold_hoards(self) -> None:
-        """Hold partitions that are far ahead of the others, until half of what they have in hand is folded."""
+        """Pause partitions that are far ahead of the others, until half of their buffered records are folded."""
         limit = self._max_source_bytes
         self.held = self._merge.hoards(limit) | (self.held & self._merge.hoards(limit // 2))
         self.reader.hold(self._positions[source] for source in self.held)
 
     def ask(self, *, count_stalls: bool) -> None:
-        """Ask the broker where the partitions end; the answer holds for the moment the question was sent.
+        """Request the end offsets of the partitions; the answer is valid for the time of the request.
 
-        With `count_stalls` the time that partitions keep the others waiting counts towards giving them up.
+        With `count_stalls`, the time that partitions keep the others waiting counts towards ignoring them.
         """
         now_ms = time.time() * 1000
         if now_ms - self._asked_ms >= ASK_EVERY_MS:
             self._asked_ms = now_ms
-            # A replay's marks say how far time has come: only our own positions are news there.
+            # In a replay the clock marks bound the time, so only the read positions are needed.
             ends = self.reader.ends() if self.live else dict.fromkeys(self._by_position, 0)
             self._n_answers += bool(ends)
             for position, end in ends.items():
@@ -92,11 +92,11 @@ class Input:
             self._merge.tick(time.time() * 1000)
 
     def has_caught_up(self) -> bool:
-        """Whether everything that was in Kafka at the start has been read."""
+        """Whether all records that were in Kafka at the start have been read."""
         return all(self.reader.position(self._positions[source]) >= end for source, end in self._first_ends.items())
 
     def busy(self) -> dict[str, Busy]:
-        """What there is to read and to ask, for the health check; of a replay, nothing."""
+        """Pending reads and requests, for the health check; empty in a replay."""
         if not self.live:
             return {}
         busy = {"requesting the end offsets": Busy(self._n_answers, "Kafka does not answer")}
@@ -110,11 +110,11 @@ class Input:
 
 
 def positions_of(stream: Stream, sources: Iterable[Source]) -> dict[Source, Position]:
-    """Where the records of each source lie in Kafka."""
+    """Topic and partition of each source."""
     return {source: (stream.topic(KIND_NAMES[source.kind]), source.partition) for source in sources}
 
 
 def first_positions(stream: Stream, frontier: Mapping[Source, int], *, clock_from: int | None) -> dict[Position, int]:
-    """From which offsets on to read; `clock_from` is that of a replay's clock topic."""
+    """Offsets to start reading at; `clock_from` is the one of a replay's clock topic."""
     positions = {position: frontier[source] for source, position in positions_of(stream, frontier).items()}
     return positions if clock_from is None else positions | {(stream.topic("clock"), 0): clock_from}

@@ -1,4 +1,4 @@
-"""A lane: the outbox of one partition, and the guarded transactions that empty it."""
+"""A lane: the writer of one partition, which publishes its outbox in transactions."""
 
 import logging
 import threading
@@ -19,20 +19,20 @@ from pipelines.model import Model
 
 log = logging.getLogger(__name__)
 
-CLAIM_S = 10.0  # how long a new owner may take from fencing us to claiming the partition
+CLAIM_S = 10.0  # maximum time between a new owner's fencing and its claim of the partition
 
 
 class Shortening(IntEnum):
-    """What becomes of a row that the broker refuses for its size, one step after the other."""
+    """Steps to shorten the message of a row that the broker rejects for its size."""
 
     WHOLE = 0
     SHORT = 1  # an alert without reasons and features, a dead letter without raw bytes
-    LETTER = 2  # instead of the score a dead letter under the rule `unpublishable`
+    LETTER = 2  # a dead letter with the rule `unpublishable` instead of the score
 
 
 @dataclass(frozen=True)
 class LaneSetting:
-    """What all lanes of a scorer share."""
+    """Settings that all lanes of a scorer share."""
 
     connection: Connection
     stream: Stream
@@ -46,12 +46,12 @@ class LaneSetting:
 class Lane:
     """Publishes one partition's outbox: scores, alerts, dead letters and progress, in one transaction per batch.
 
-    The progress record is the authority: after a failed or doubtful transaction the lane opens a new producer (which
-    aborts what was open), reads how far the last committed record says it came, and goes on from the outbox. Once it is
-    stopping it opens none: that would fence the scorer which has taken over meanwhile.
+    The progress record is authoritative: after a transaction that failed or has an unknown outcome, the lane opens a
+    new producer (which aborts an open transaction), reads the last committed progress record and continues from the
+    outbox. While it is stopping it opens no producer: that would fence a scorer that has taken over meanwhile.
 
-    What the broker refuses for its size is split until the row is found; that one goes out shortened (`Shortening`).
-    What it refuses for another reason, or refuses even then, ends the lane, and with it the scorer.
+    A batch that the broker rejects for its size is split until the row is found, which is then published in a shorter
+    form (`Shortening`). Any other rejection ends the lane, and with it the scorer.
     """
 
     def __init__(self, setting: LaneSetting, partition: int) -> None:
@@ -63,7 +63,7 @@ class Lane:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
-        self.was_stopping = False  # when it failed
+        self.was_stopping = False  # time of the failure
         self.trouble = ""  # why the last transaction failed, until one succeeds
         self.n_commits = 0
         self.n_alerts = 0
@@ -72,26 +72,26 @@ class Lane:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the thread has ended though nobody asked it to."""
+        """Whether the thread ended without being asked to stop."""
         return self._thread is not None and not self._thread.is_alive() and not self._stopping.is_set()
 
     def claim(self, progress: Progress) -> None:
-        """Write a progress record that says who owns the partition from now on."""
+        """Write a progress record that names the new owner of the partition."""
         self._writer.commit([self._progress_message(progress)])
         self.progress = progress
 
     def start(self) -> None:
-        """Publish from a thread of its own until `stop`."""
+        """Publish in a separate thread until `stop`."""
         self._thread = threading.Thread(target=self._run, name=f"lane-{self.partition}", daemon=True)
         self._thread.start()
 
     def ask_to_stop(self) -> None:
-        """Let the thread publish what is in the outbox, then end."""
+        """Let the thread publish the rest of the outbox, then end."""
         self._stopping.set()
         self.outbox.wake()
 
     def stop(self, *, deadline_s: float = 10.0) -> None:
-        """Publish what is in the outbox, then close."""
+        """Publish the rest of the outbox, then close."""
         self.ask_to_stop()
         if self._thread:
             self._thread.join(deadline_s)
@@ -110,7 +110,7 @@ class Lane:
             log.error("partition %d: publishing failed: %s", self.partition, error, exc_info=None if is_ours else error)
 
     def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
-        """Commit a batch in one transaction, or in several smaller ones; False: what is left must be taken again."""
+        """Commit a batch in one or several transactions; False if the rest must be taken from the outbox again."""
         messages, progress, n_alerts = self._messages(batch, shortening)
         fault = self._setting.fault
         try:
@@ -143,7 +143,7 @@ class Lane:
         return self._publish(batch, Shortening(shortening + 1))
 
     def _rebuild(self, error: BrokerError) -> None:
-        """Open a new producer and let the last committed progress record say what is out."""
+        """Open a new producer and read from the last committed progress record what has been published."""
         self.n_rebuilt += 1
         self.trouble = str(error)
         log.warning("partition %d: %s; opening a new producer", self.partition, error)
@@ -179,9 +179,9 @@ class Lane:
             return
 
     def _wait_for_a_claim(self) -> None:
-        """A transaction that timed out looks like fencing; the last progress record tells them apart.
+        """Wait for the claim of a new owner: a transaction that timed out looks like fencing.
 
-        Whoever fenced us claims the partition within seconds: opening a producer before would fence it in turn.
+        A new owner claims the partition within seconds. Opening a producer before that would fence the new owner.
         """
         until = time.monotonic() + CLAIM_S
         while time.monotonic() < until and not self._stopping.is_set():

@@ -1,4 +1,4 @@
-"""The lanes of a scorer, one for each partition that it owns."""
+"""The lanes of a scorer, one per partition that it owns."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Lanes(list[Lane]):
 
     @property
     def n_bytes(self) -> int:
-        """Memory of what waits in the outboxes."""
+        """Memory of the outboxes."""
         return sum(lane.outbox.n_bytes for lane in self)
 
     @property
@@ -27,12 +27,12 @@ class Lanes(list[Lane]):
         return {lane.partition: lane.progress for lane in self if lane.progress}
 
     def start(self) -> None:
-        """Let every lane publish from a thread of its own."""
+        """Start the thread of every lane."""
         for lane in self:
             lane.start()
 
     def put(self, puts: Sequence[Put]) -> None:
-        """Give every lane what one fold left for it."""
+        """Give every lane its put of one fold."""
         for lane, put in zip(self, puts, strict=True):
             lane.outbox.put(put)
 
@@ -45,7 +45,7 @@ class Lanes(list[Lane]):
         }
 
     def raise_failure(self) -> None:
-        """Raise what a lane failed with, or InternalError where its thread has ended."""
+        """Raise the failure of a lane, or InternalError if its thread ended unexpectedly."""
         for lane in self:
             if lane.failure is not None:
                 raise lane.failure
@@ -53,14 +53,14 @@ class Lanes(list[Lane]):
                 raise InternalError(f"the thread of partition {lane.partition} ended unexpectedly")
 
     def release(self) -> None:
-        """Publish what is in the outboxes, then close every lane; all together take no longer than one."""
+        """Publish the rest of the outboxes and close all lanes in parallel."""
         if self:
             with ThreadPoolExecutor(len(self)) as pool:
                 list(pool.map(Lane.stop, self))
 
     @property
     def failures(self) -> list[BaseException]:
-        """Of released lanes: what they failed with, but for those that a successor fenced while they stopped."""
+        """Failures of released lanes, except those fenced by a successor while they stopped."""
         failures = []
         for lane in self:
             if isinstance(lane.failure, FencedError) and lane.was_stopping:

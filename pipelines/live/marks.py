@@ -1,4 +1,4 @@
-"""The messages of a replay's clock topic."""
+"""Messages of the clock topic of a replay."""
 
 import logging
 from typing import Literal
@@ -14,14 +14,14 @@ _InputName = Literal["events", "labels"]
 
 
 class _MarkJson(msgspec.Struct):
-    """`below_ms` null is the end of time."""
+    """A clock mark in JSON; `below_ms` null means the end of time."""
 
     below_ms: float | None
     ends: dict[_InputName, list[int]]
 
 
 def mark_of(record: Received) -> Mark | None:
-    """A clock mark, or None (with a warning) where the record is not one: the next mark says how far time has come."""
+    """Decode a clock mark; None with a warning if the record is not one (the next mark makes up for it)."""
     try:
         mark = msgspec.json.decode(record.value or b"", type=_MarkJson)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -34,5 +34,5 @@ def mark_of(record: Received) -> Mark | None:
 
 
 def mark_bytes(below_ms: int | None, ends: Frontier, n_partitions: int) -> bytes:
-    """The message of a clock mark; `below_ms` None is the end of time."""
+    """Encode a clock mark; `below_ms` None means the end of time."""
     return msgspec.json.encode({"below_ms": below_ms, "ends": by_kind(ends, n_partitions)})

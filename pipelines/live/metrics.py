@@ -1,11 +1,11 @@
-"""Counters of a scorer, for its status and for operators."""
+"""Counters of a scorer, for its status file and for operators."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class ScorerCounters:
-    """What a scorer has done since it started."""
+    """Counters since the start of the scorer."""
 
     n_read: int = 0
     n_folded: int = 0

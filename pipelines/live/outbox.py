@@ -1,4 +1,4 @@
-"""The outbox: what the fold has left for one partition and the lane has not published yet."""
+"""The outbox: folded events of one partition that its lane has not published yet."""
 
 import threading
 from collections import deque
@@ -14,12 +14,12 @@ from pipelines.contracts.messages import Progress
 
 MAX_ROWS = 1_000
 IDLE_S = 0.25
-_PLACE_BYTES = 256  # what a place takes in memory, measured
+_PLACE_BYTES = 256  # measured memory of a place
 
 
 @dataclass(frozen=True)
 class Put:
-    """What one fold left for a partition: its events, every place told with them, and how far the fold had come."""
+    """The result of one fold for a partition: its events, the places to record with them, and the frontier after it."""
 
     rows: Block
     places: Sequence[list[int]]
@@ -27,19 +27,19 @@ class Put:
 
     @cached_property
     def n_bytes(self) -> int:
-        """Memory that it takes, roughly."""
+        """Approximate memory of the put."""
         return self.rows.n_bytes + _PLACE_BYTES * len(self.places)
 
 
 class OutboxBatch(NamedTuple):
-    """Whole puts taken from an outbox: rows never go out without the frontier and the places they were folded under."""
+    """Whole puts from an outbox: rows are always published with the frontier and the places of their fold."""
 
     rows: Block
     places: list[list[int]]
     frontier: dict[str, list[int]]
 
     def halves(self) -> "tuple[OutboxBatch, OutboxBatch]":
-        """Two batches, the first to go out first: it tells every place, for the frontier of both depends on them."""
+        """Split into two batches. The first records all places, because the frontier of both depends on them."""
         half = len(self.rows) // 2
         first, second = self.rows.take(slice(half)), self.rows.take(slice(half, None))
         return self._replace(rows=first), self._replace(rows=second, places=[])
@@ -54,18 +54,18 @@ class Outbox:
         self.n_bytes = 0
 
     def put(self, put: Put) -> None:
-        """Append what one fold left; places are told even where no row goes out, for audits to find them."""
+        """Append the put of one fold. Places are recorded even if there is no row to publish: audits need them."""
         if not len(put.rows) and not put.places:
-            return  # the next one tells its own, later frontier
+            return  # the next put has its own, later frontier
         with self._ready:
             self._puts.append(put)
             self.n_bytes += put.n_bytes
             self._ready.notify()
 
     def take(self, *, max_rows: int = MAX_ROWS) -> OutboxBatch | None:
-        """Whole puts up to about `max_rows` rows or places, which stay until dropped; None where none came in time.
+        """Whole puts of up to about `max_rows` rows or places, which stay until dropped; None if there are none.
 
-        Waits for `IDLE_S` seconds at most.
+        Waits for at most `IDLE_S` seconds.
         """
         with self._ready:
             if not self._puts:
@@ -83,12 +83,12 @@ class Outbox:
         return OutboxBatch(Block.concat([put.rows for put in taken]), places, taken[-1].frontier)
 
     def wake(self) -> None:
-        """Let a waiting `take` return."""
+        """Make a waiting `take` return."""
         with self._ready:
             self._ready.notify()
 
     def drop(self, batch: OutboxBatch) -> None:
-        """Forget what `take` gave, or the first half of it: it is out."""
+        """Remove the batch that `take` returned, or its first half, after it was published."""
         n_rows, n_places = len(batch.rows), len(batch.places)
         kept: list[Put] = []
         with self._ready:
@@ -108,7 +108,7 @@ class Outbox:
 
 
 def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
-    """The progress record that goes out with a batch."""
+    """The progress record that is published with a batch."""
     rows = batch.rows
     n_scored, n_duplicates = int(rows.is_scored.sum()), int(rows.is_duplicate.sum())
     return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""State from the lake: what a snapshot would hold, where no snapshot fits and Kafka has deleted the beginning."""
+"""Rebuilds the state from the lake, if no snapshot can be used and Kafka has deleted the beginning of the input."""
 
 from collections.abc import Callable, Mapping
 
@@ -25,20 +25,20 @@ def snapshot_from_lake(
     topic_ids: Mapping[str, str],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Snapshot:
-    """Fold the lake's events and labels up to a moment at which nothing was folded that is not published yet.
+    """Fold the lake's events and labels up to a place at which everything folded has been published.
 
-    The moment is a place in the one order: before the first event that is not out, before the first label that no
-    published event can have seen, before anything that the lake lacks, and behind the last event that is out.
+    The place is before the first unpublished event, before the first label that no published event can have seen,
+    before any record that the lake lacks, and after the last published event.
 
     Args:
         progress: the last progress record of every partition.
-        first: the first offset that Kafka keeps, per source.
-        ends: where the sources ended before the lake was last filled.
-        topic_ids: kept in the snapshot.
-        on_progress: called with the number of items folded and the number there are.
+        first: the first offset available in Kafka, per source.
+        ends: end offsets of the sources before the lake was last filled.
+        topic_ids: stored in the snapshot.
+        on_progress: called with the number of folded items and the total.
 
     Raises:
-        RestoreError: Kafka has deleted records that are needed after that moment.
+        RestoreError: Kafka has deleted records that are needed after that place.
     """
     n_partitions = progress[0].n_partitions
     origin = from_kinds(progress[0].origin)
@@ -64,7 +64,7 @@ def snapshot_from_lake(
         reaches = ingested[source] if next_row is None else next_row
         at = min(reaches, progress[source.partition].next_offset) if source.kind == EVENT else reaches
         if at < first[source]:
-            at = min(first[source], reaches)  # between them there is nothing but the log's own markers
+            at = min(first[source], reaches)  # there are only control markers between them
         if at < first[source] or (source.kind == EVENT and at > progress[source.partition].next_offset):
             raise RestoreError(
                 f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}] starts at offset {first[source]}, but "
@@ -85,7 +85,7 @@ def _cut(
     ingested: Frontier,
     ends: Frontier,
 ) -> Key:
-    """The first place that the state must not hold."""
+    """The first place that must not be in the state."""
     promised = furthest(progress)
     is_out = {Source(EVENT, p): record.next_offset for p, record in progress.items()}
     events, labels = rows.filter("is_event"), rows.filter(~pl.col("is_event"))
@@ -105,7 +105,7 @@ def _cut(
 
 
 def _records(lake: Lake, stream: Stream) -> pl.DataFrame:
-    """Every record of the input, accepted or refused, with its place."""
+    """All records of the input, accepted or refused, with their places."""
     columns = ["partition", "offset", "arrival_ms"]
     kept = [*columns, "is_event", *PLACE]
     frames = []
@@ -122,7 +122,7 @@ def _of(source: Source) -> pl.Expr:
 
 
 def _at_or_after(offsets: Frontier) -> pl.Expr:
-    """Records at or beyond their source's offset; of a source that is not named, all."""
+    """Records at or beyond the offset of their source; all records of other sources."""
     before = pl.lit(False)
     for source, offset in offsets.items():
         before |= _of(source) & (pl.col("offset") < offset)
@@ -130,7 +130,7 @@ def _at_or_after(offsets: Frontier) -> pl.Expr:
 
 
 def _before(cut: Key) -> pl.Expr:
-    """Places before one, compared as tuples are."""
+    """Places before a given one, in tuple order."""
     before = pl.lit(False)
     for name, value in reversed(list(zip(PLACE, cut, strict=True))):
         before = (pl.col(name) < value) | ((pl.col(name) == value) & before)

@@ -1,6 +1,6 @@
-"""What an operator does next: what keeps a scorer from starting, what the way on keeps and loses, and the way itself.
+"""Recovery: finds out why a scorer cannot start, plans the fix with its consequences, and carries it out.
 
-`plan` decides from facts alone; `Recovery` gathers the facts and carries a plan out.
+`plan` decides from facts alone; `Recovery` collects the facts and carries out a plan.
 """
 
 import logging
@@ -38,29 +38,29 @@ _SAMPLE = 5_000
 
 
 class Recovery:
-    """Finds what keeps a stream's scorer from starting, and mends it.
+    """Finds out why the scorer of a stream cannot start, and fixes it.
 
     Args:
-        snapshots: the scorer's folder of snapshots.
+        snapshots: folder of the scorer's snapshots.
     """
 
     def __init__(self, connection: Connection, stream: Stream, *, snapshots: Path, lake: Lake) -> None:
         self._connection, self._stream, self._snapshots, self._lake = connection, stream, snapshots, lake
 
     def plan(self) -> RecoveryPlan | None:
-        """What would be done next; changes nothing.
+        """The next step; changes nothing.
 
         Raises:
-            RestoreError: there is no way on, or the progress was written by a newer version.
+            RestoreError: recovery is not possible, or the progress was written by a newer version.
             BrokerError: a topic is missing, or Kafka does not answer.
         """
         return plan(self._facts())
 
     def carry_out(self, told: RecoveryPlan, *, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Do what was planned, after fencing whoever scores now; all progress records are written in one transaction.
+        """Carry out a plan after fencing a running scorer; all progress records are written in one transaction.
 
         Raises:
-            RestoreError: the stream has changed since the plan was made, or the lake cannot give the state.
+            RestoreError: the stream has changed since the plan was made, or the state cannot be rebuilt from the lake.
             FencedError: a scorer has taken over meanwhile.
         """
         counts = partition_counts(self._connection, self._stream)
@@ -89,7 +89,7 @@ class Recovery:
             self._reset_outdated()
 
     def records_per_s(self) -> float:
-        """How fast this machine reads and folds the stream's events, measured on the first ones that Kafka keeps."""
+        """Speed of reading and folding the stream's events on this machine, measured on the first ones in Kafka."""
         topic, stream = self._stream.topic("events"), self._stream
         decoder = Decoder(stream)
         spans = topics.bounds(self._connection, [topic])
@@ -106,7 +106,7 @@ class Recovery:
 
     @contextmanager
     def _fenced(self, n_partitions: int) -> Iterator[TransactionalWriter]:
-        """Producers of all lanes: a scorer that runs can publish nothing more. Yields the first."""
+        """Open the producers of all lanes, so that a running scorer cannot publish any more. Yields the first."""
         with ExitStack() as stack:
             writers = []
             for p in range(n_partitions):
@@ -158,7 +158,7 @@ class Recovery:
         )
 
     def _progress(self, n_partitions: int) -> tuple[dict[int, Progress | None], dict[int, str], dict[int, Progress]]:
-        """The last record of every partition; where it is none of ours, why, and the newest that is."""
+        """The last record of every partition; if Unmask did not write it, the reason, and the newest valid record."""
         topic = self._stream.topic("progress")
         progress: dict[int, Progress | None] = {}
         garbled: dict[int, str] = {}
@@ -185,7 +185,7 @@ class Recovery:
     def _published(
         self, partition: int, outputs: Mapping[Position, tuple[int, int]], books: Progress | None
     ) -> Published | None:
-        """What the scores and dead letters of a partition say; None where there are none."""
+        """Summary of the scores and dead letters of a partition; None if there are none."""
         stream = self._stream
         spans = {}
         for kind in ("scores", "refused"):
@@ -222,7 +222,7 @@ class Recovery:
         definition: str,
         n_partitions: int,
     ) -> tuple[bool, Mapping[str, object] | None]:
-        """Whether a scorer would find a snapshot, and what the newest that can be read says of itself."""
+        """Whether a scorer would find a usable snapshot, and the metadata of the newest readable one."""
         known = {p: record for p, record in progress.items() if record is not None}
         newest = None
         for path, kept in SnapshotStore(self._snapshots).newest_first():
@@ -259,13 +259,13 @@ class Recovery:
             ) from error
 
     def _told(self) -> list[list[int]]:
-        """Places of what was folded out of turn, as progress records told them."""
+        """Places of out-of-turn records, from the progress records in the lake."""
         columns = ["kind", "partition", "offset", "at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
         rows = self._lake.read("places", columns=columns).unique(["kind", "partition", "offset"], keep="last")
         return [list(row) for row in rows.sort("kind", "partition", "offset").iter_rows()]
 
     def _outdated(self) -> dict[str, str]:
-        """Tables of the lake that were filled from an output topic which was made anew since -> the topic's kind."""
+        """Tables of the lake that were filled from a since recreated output topic -> kind of the topic."""
         outdated = {}
         for table, kind in (("scores", "scores"), ("places", "progress")):
             topic = self._stream.topic(kind)
@@ -279,7 +279,7 @@ class Recovery:
         return outdated
 
     def _reset_outdated(self) -> None:
-        """Let the lake read output topics that were made anew from their beginning."""
+        """Make the lake read recreated output topics from their beginning."""
         for table, kind in self._outdated().items():
             topic = self._stream.topic(kind)
             partitions = [p for (t, p) in self._lake.positions() if t == topic]
@@ -288,7 +288,7 @@ class Recovery:
 
 
 class _Outcome(msgspec.Struct):
-    """What progress is made again from."""
+    """The fields of a score or dead letter that are needed to rebuild the progress."""
 
     source: RecordSource
     model: str = ""
@@ -297,7 +297,7 @@ class _Outcome(msgspec.Struct):
 
 
 def moved_aside(folder: Path) -> Path | None:
-    """Rename a folder so that its place is free; None where there is none."""
+    """Rename a folder; returns its new path, None if it does not exist."""
     if not folder.exists():
         return None
     to = folder.with_name(f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")

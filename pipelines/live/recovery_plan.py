@@ -1,4 +1,4 @@
-"""What keeps a scorer from starting, and the way on: decisions only, no input or output."""
+"""Decides why a scorer cannot start and how to recover; no input or output."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Name = Literal["garbled", "emptied", "remade", "widened", "redefined", "headless
 
 @dataclass(frozen=True)
 class Published:
-    """What a partition's scores and dead letters say, with the offsets of their first and last event."""
+    """Summary of a partition's scores and dead letters, with the offsets of their first and last event."""
 
     first: int
     last: int
@@ -32,23 +32,23 @@ class Published:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is there. Partitions without a progress record that can be read have None in `progress`.
+    """The current situation. `progress` is None for partitions without a readable progress record.
 
     Args:
         definition: digest of the stream file's features.
         counts: number of partitions per topic kind.
-        topic_ids: of the input topics by kind, where the broker has any.
-        spans: first offset kept and end of every input partition; (0, 0) where a topic lacks a partition.
+        topic_ids: ids of the input topics by kind, if the broker supports them.
+        spans: first available and end offset of every input partition; (0, 0) if a topic lacks a partition.
         output_ends: end of every partition, per kind in `OUTPUTS`.
-        garbled: why a partition's last progress record cannot be read.
-        readable: the newest record that can, of those partitions.
-        published: of the partitions without progress.
-        snapshot_fits: whether a scorer would find a snapshot to go on from.
-        newest_meta: of the newest snapshot that can be read, whether it fits or not.
-        lake_ends: how far the lake has come, per source; empty where there is no lake.
-        told: places of records folded out of turn, as the lake knows them.
+        garbled: why the last progress record of a partition cannot be read.
+        readable: the newest readable record of those partitions.
+        published: summary of the partitions without progress.
+        snapshot_fits: whether a scorer would find a usable snapshot.
+        newest_meta: metadata of the newest readable snapshot, usable or not.
+        lake_ends: next offset to ingest, per source; empty if there is no lake.
+        told: places of out-of-turn records that are recorded in the lake.
         fields_joined: fields of the stream that the lake's events lack.
-        outdated: kinds of output topics that were made anew since the lake was filled from them.
+        outdated: kinds of output topics that were recreated since the lake was filled from them.
     """
 
     stream: Stream
@@ -78,19 +78,19 @@ class Facts:
 
     @property
     def n_input(self) -> int:
-        """Records that Kafka keeps of the input."""
+        """Number of input records in Kafka."""
         return sum(end - first for first, end in self.spans.values())
 
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """What happened, what the way on keeps, loses and scores again, and what is done.
+    """What happened, what is kept, lost and scored again, and what is done.
 
     Args:
-        n_records: that are read and folded again, by the command or by the scorer's next start.
+        n_records: number of records to read and fold again, by the command or at the next start of the scorer.
         progress: records to write, per partition.
-        add_partitions: how many partitions topics shall have, by kind.
-        aside: what is renamed, never deleted.
+        add_partitions: new number of partitions of topics, by kind.
+        aside: folders to rename; nothing is deleted.
         from_lake: whether a snapshot is made from the lake.
     """
 
@@ -106,7 +106,7 @@ class RecoveryPlan:
     from_lake: bool = False
 
     def words(self, records_per_s: float) -> list[tuple[str, str]]:
-        """For people: titles and sentences."""
+        """The plan as titles and sentences, for display."""
         seconds = f"about {self.n_records / records_per_s:,.0f} s" if records_per_s else "not measured: no events"
         at = f" at {records_per_s:,.0f} per second, as just measured" if records_per_s else ""
         return [
@@ -119,10 +119,10 @@ class RecoveryPlan:
 
 
 def plan(facts: Facts) -> RecoveryPlan | None:
-    """The next thing to do, None where a scorer can start. Several things may be the matter: ask again afterwards.
+    """The next step; None if a scorer can start. There may be several problems: call it again after each step.
 
     Raises:
-        RestoreError: there is no way on.
+        RestoreError: recovery is not possible.
     """
     for look in (_garbled, _emptied, _remade, _widened, _redefined, _headless, _unlike_lake):
         if found := look(facts):
@@ -131,7 +131,7 @@ def plan(facts: Facts) -> RecoveryPlan | None:
 
 
 def _garbled(facts: Facts) -> RecoveryPlan | None:
-    """The last progress record is none of ours, and an earlier one agrees with what was published."""
+    """The last progress record was not written by Unmask, but an earlier one agrees with what was published."""
     good = {
         p: record
         for p, record in facts.readable.items()
@@ -150,7 +150,7 @@ def _garbled(facts: Facts) -> RecoveryPlan | None:
 
 
 def _emptied(facts: Facts) -> RecoveryPlan | None:
-    """Progress is gone though something was published: it is made again from the scores and dead letters."""
+    """Progress is lost although something was published: it is rebuilt from the scores and dead letters."""
     known = facts.known
     n_told = max((record.n_partitions for record in known.values()), default=facts.counts["progress"])
     empty = [p for p, record in facts.progress.items() if record is None and p < n_told]
@@ -160,7 +160,7 @@ def _emptied(facts: Facts) -> RecoveryPlan | None:
         return None
     meta = facts.newest_meta or {}
     told_ids: dict[str, str] = meta.get("topic_ids") or dict(facts.topic_ids)  # type: ignore[assignment]
-    # Offset 0: what was folded before the first score is not known any more. Kafka's beginning, a snapshot or the lake.
+    # Offset 0: what was folded before the first score is unknown. A restart uses a snapshot, the lake or all of Kafka.
     nothing = dict.fromkeys(facts.spans, (0, 0))
     records: dict[int, list[Progress]] = {}
     for p in empty:
@@ -214,7 +214,7 @@ def _emptied(facts: Facts) -> RecoveryPlan | None:
 
 
 def _remade(facts: Facts) -> RecoveryPlan | None:
-    """An input topic was deleted and made anew: new books begin."""
+    """An input topic was deleted and recreated: scoring and its counts start over."""
     stream, remade, words = facts.stream, set[str](), ""
     for p, record in facts.known.items():
         for kind, told in record.topic_ids.items():
@@ -262,7 +262,7 @@ def _remade(facts: Facts) -> RecoveryPlan | None:
 
 
 def _widened(facts: Facts) -> RecoveryPlan | None:
-    """Partitions were added: the old ones go on, the new ones are scored from their beginning."""
+    """Partitions were added: the old ones continue, the new ones are scored from their beginning."""
     n, known = facts.n_partitions, facts.known
     add = {kind: n for kind, count in facts.counts.items() if count < n}
     if not add and all(record.n_partitions == n for record in known.values()):
@@ -296,12 +296,12 @@ def _widened(facts: Facts) -> RecoveryPlan | None:
 
 
 def _redefined(facts: Facts) -> RecoveryPlan | None:
-    """The features are others now: the state is made again, what was published stays."""
+    """The features have changed: the state is rebuilt, published messages stay."""
     known = facts.known
     if not known or all(record.definition == facts.definition for record in known.values()):
         return None
     words = next(c.words for p, record in known.items() if (c := _change(facts, p, record)))
-    # The lake took what the old stream file named; Kafka still has the rest, if it has everything that the lake has.
+    # The lake has only the fields of the old stream file. It can be rebuilt if Kafka still has the whole input.
     lake_anew = bool(facts.fields_joined) and all(first == 0 for first, _ in facts.spans.values())
     return RecoveryPlan(
         "redefined",
@@ -325,7 +325,7 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
 
 
 def _headless(facts: Facts) -> RecoveryPlan | None:
-    """No snapshot fits and Kafka has deleted the beginning: the state comes from the lake, if that has it."""
+    """No snapshot can be used and Kafka has deleted the beginning: the state is rebuilt from the lake if possible."""
     known = facts.known
     if facts.snapshot_fits or len(known) < facts.n_partitions:
         return None
@@ -373,7 +373,7 @@ def _headless(facts: Facts) -> RecoveryPlan | None:
 
 
 def _unlike_lake(facts: Facts) -> RecoveryPlan | None:
-    """An output topic was made anew: the lake reads it from its beginning, and scores are counted from now on."""
+    """An output topic was recreated: the lake reads it from its beginning, and scores are counted from now on."""
     if not facts.outdated:
         return None
     named = " and ".join(facts.stream.topic(kind) for kind in facts.outdated)

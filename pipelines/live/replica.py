@@ -1,4 +1,4 @@
-"""A replica without its broker: one order -> contract -> fold -> what each partition's outbox gets, and restarts."""
+"""A replica without its broker: one order -> contract -> fold -> outboxes; also the rules of a restart."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,15 +19,15 @@ CHUNK = 2_000
 class Replica:
     """Folds records in the one order, so that a restart agrees with everything that was published before.
 
-    What was published depends on three things, and a restart takes them from the progress records: on the log, on the
-    *promise* (the furthest frontier told: what lies in it is folded before everything else), and on the *places* told
-    of what came out of turn. A promise never shrinks, and a place is told in the transaction that first depends on it.
+    Published scores depend on the log and on two things that a restart reads from the progress records: the *promise*
+    (the furthest recorded frontier; everything before it is folded first) and the *places* of out-of-turn records.
+    A promise never shrinks, and a place is recorded in the transaction that first depends on it.
 
     Args:
         state: blank, or restored from a snapshot that is not ahead of `progress`.
         progress: the last progress record of every partition.
-        told: every place that progress records told of what `needed_places(state)` names.
-        order_wait_ms: how far behind the moment of asking an idle partition's bound stays, ms.
+        told: all places recorded in progress records for the records that `needed_places(state)` names.
+        order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Replica:
         )
 
     def restored_puts(self) -> list[Put]:
-        """What a snapshot's state owes every outbox: places that nobody has told yet."""
+        """Puts for every outbox after a restore: the places that are not recorded in progress yet."""
         return [Put(self._decoder.block(()), self.state.places, self._frontier())] * self.state.n_partitions
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
-        """Fold what can no longer be preceded; per chunk, one put for each partition's outbox.
+        """Fold the records that no later record can precede; yields one put per partition for each chunk.
 
-        An exception on the way, here or where a put is taken, leaves half a step: no snapshot can be taken any more.
+        After an exception, here or in the consumer of a put, the step is incomplete and no snapshot can be taken.
         """
         with self.state.step():
             released = self.merge.release()
@@ -67,18 +67,18 @@ class Replica:
                 yield self._fold(released[start : start + chunk], fault)
 
     def n_untold(self, progress: Mapping[int, Progress]) -> int:
-        """Number of places that a snapshot has to hold, because `progress` has not told them."""
+        """Number of places that a snapshot must contain, because they are not recorded in `progress`."""
         told = furthest(progress) or {}
         self.state.places = [p for p in self.state.places if p[2] >= told.get(Source(p[0], p[1]), 0)]
         return len(self.state.places)
 
     def snapshot(self, progress: Mapping[int, Progress]) -> Snapshot:
-        """The state as of now; what `progress` has told meanwhile need not be told again."""
+        """The current state, without the places that have been recorded in `progress` meanwhile."""
         self.n_untold(progress)
         return self.state.snapshot()
 
     def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
-        """Decode and fold; each outbox gets the events of its partition that are not out yet."""
+        """Decode and fold; each outbox gets the unpublished events of its partition."""
         state, counters = self.state, self.counters
         block = self._decoder.block(items)
         fault("mid_fold")
@@ -91,7 +91,7 @@ class Replica:
         ]
         state.places += places
         frontier = self._frontier()
-        # What is not waiting was published before the restart, or lies before the stream was scored.
+        # The other events were published before the restart, or are before the start of scoring.
         waiting = block.is_event & (block.offset >= self._published[block.partition])
         counters.n_folded += len(items)
         counters.n_out_of_turn += len(places)
@@ -104,27 +104,27 @@ class Replica:
         ]
 
     def _frontier(self) -> dict[str, list[int]]:
-        """What a restart has to fold before everything else; never less than what was promised before this one."""
+        """The frontier that a restart must fold first; at least the promise made before this restart."""
         promised = self._promised
         frontier = {s: max(offset, promised.get(s, 0)) for s, offset in self.state.frontier.items()}
         return by_kind(frontier, self.state.n_partitions)
 
 
 def furthest(progress: Mapping[int, Progress]) -> Frontier | None:
-    """What is known to have been folded before everything beyond it, None where nothing was published yet."""
+    """The furthest recorded frontier: everything before it was folded first. None if nothing was published yet."""
     frontiers = [from_kinds(p.frontier) for p in progress.values() if p.frontier is not None]
-    every = {s for f in frontiers for s in f}  # records from before partitions were added know fewer of them
+    every = {s for f in frontiers for s in f}  # records from before partitions were added have fewer
     return {s: max(f.get(s, 0) for f in frontiers) for s in every} if frontiers else None
 
 
 def needed_places(state: State) -> Frontier:
-    """From where on the places of records matter to a restart: what it folds again, or has folded and not told."""
+    """The frontier from which a restart needs places: records that it folds again, or folded but not yet recorded."""
     waiting = [(Source(kind, p), offset) for kind, p, offset, *_ in state.places]
     return {s: min([offset, *(at for source, at in waiting if source == s)]) for s, offset in state.frontier.items()}
 
 
 def tells_more(progress: Progress, needed: Frontier) -> bool:
-    """Whether a progress record, or one before it, may tell a place at or behind a frontier."""
+    """Whether a progress record, or an earlier one, may contain a place at or beyond a frontier."""
     if not progress.n_out_of_turn:
         return False
     told = progress.frontier
@@ -132,10 +132,10 @@ def tells_more(progress: Progress, needed: Frontier) -> bool:
 
 
 def is_ahead(frontier: Frontier, progress: Mapping[int, Progress]) -> bool:
-    """Whether a snapshot holds events that are not out: they would be lost, and their order may come out otherwise."""
+    """Whether a snapshot contains unpublished events: they would be lost, and their order may change."""
     return any(frontier.get(Source(1, p), 0) > record.next_offset for p, record in progress.items())
 
 
 def places_told(progress: Progress) -> dict[tuple[int, int, int], Key]:
-    """(kind, partition, offset) -> place, of what one progress record tells."""
+    """(kind, partition, offset) -> place, from one progress record."""
     return {(kind, p, offset): Key(*key) for kind, p, offset, *key in progress.out_of_turn}

@@ -1,4 +1,4 @@
-"""The live loop: read -> one order -> contract -> fold -> outbox -> lanes. Readable top to bottom."""
+"""The live loop: read -> one order -> contract -> fold -> outbox -> lanes."""
 
 import logging
 import time
@@ -29,11 +29,11 @@ class Scorer:
     """One replica: owns every partition of the stream, folds in the one order, publishes exactly once.
 
     Args:
-        start: where to begin if nothing was ever published: what lies before is folded into the state only.
+        start: where to start scoring if nothing was ever published; earlier events only update the state.
 
     Raises:
         RestoreError: there is no progress and no `start`, or no state can be built that agrees with the progress.
-        BrokerError: a topic is missing, or their numbers of partitions differ.
+        BrokerError: a topic is missing, or the numbers of partitions differ.
     """
 
     def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
@@ -45,7 +45,7 @@ class Scorer:
             except BaseException:
                 self.lanes.release()
                 raise
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")  # snapshots and questions about topics
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")  # writes snapshots and checks topics
         self._snapshots = SnapshotSchedule(
             SnapshotStore(setting.snapshots, fault=setting.fault),
             self._replica,
@@ -65,7 +65,7 @@ class Scorer:
         self._check_due_s = now_s + setting.check_topics_every.total_seconds()
 
     def _take_over(self, asked: Shared, start: StartFrom | None) -> None:
-        """Fence whoever scored before, learn how far it came, build the state that agrees with it, begin to read."""
+        """Fence the previous scorer, read its progress, build a state that agrees with it, start reading."""
         setting, stream = self.setting, self.setting.stream
         n_partitions, live = checked_partitions(asked, stream), stamped_by_broker(asked, stream)
         taken = TakeOver(setting, asked, self.model, n_partitions, self.lanes)
@@ -91,28 +91,28 @@ class Scorer:
 
     @property
     def state(self) -> State:
-        """What has been folded."""
+        """The current state."""
         return self._replica.state
 
     @property
     def counters(self) -> ScorerCounters:
-        """What was done since the start."""
+        """Counters since the start."""
         return self._replica.counters
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was in Kafka at the start has been read."""
+        """Whether all records that were in Kafka at the start have been read."""
         return self._caught_up
 
     @property
     def health(self) -> str:
-        """ "ok", or since when what has been standing still, and why."""
+        """ "ok", or which component makes no progress, since when and why."""
         return self._watch.health
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Score until `should_stop()`; then publish what is folded and write a snapshot.
+        """Score until `should_stop()`; then publish all folded events and write a snapshot.
 
-        Where a step raises, no snapshot is written: what it left may be half a step.
+        If a step raises, no snapshot is written, because the step may be incomplete.
         """
         self.lanes.start()
         ended_well = False
@@ -124,11 +124,11 @@ class Scorer:
             self._stop(snapshot=ended_well)
 
     def step(self) -> None:
-        """One turn of the loop."""
+        """One iteration of the loop."""
         self.lanes.raise_failure()
         self._look()
         if self._is_full:
-            time.sleep(0.01)  # back-pressure: nothing is read until the lanes have made room
+            time.sleep(0.01)  # back-pressure: read nothing until the lanes have published enough
             return
         self._read()
         for puts in self._replica.advance(fault=self.setting.fault):
@@ -148,7 +148,7 @@ class Scorer:
         return self.lanes.n_bytes > self.setting.max_outbox_bytes
 
     def _read(self) -> None:
-        """Take in hand what has come, and learn how far the order is known."""
+        """Buffer arrived records and update the bounds of the order."""
         n_read = self._input.read(before=lambda: self.setting.fault("after_poll" if self._caught_up else "mid_restore"))
         self.counters.n_read += n_read
         self._input.hold_hoards()
@@ -161,7 +161,7 @@ class Scorer:
             self._snapshots.caught_up()
 
     def _look(self) -> None:
-        """What has work to do and does not get on turns health red, then ends the scorer."""
+        """Run the health check: work without progress turns health red, then ends the scorer."""
         now_s = time.monotonic()
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + LOOK_EVERY_S
@@ -177,4 +177,4 @@ class Scorer:
         self._aside.shutdown(wait=True)
         self._input.reader.close()
         if snapshot and failures:
-            raise failures[0]  # where a step has raised, that error is the one to report
+            raise failures[0]  # if a step has raised, report that error

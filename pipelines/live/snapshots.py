@@ -1,4 +1,4 @@
-"""When snapshots are taken: right after catching up, then by time; written in the background."""
+"""The schedule of snapshots: after catching up, then at intervals; written in the background."""
 
 import logging
 import time
@@ -13,16 +13,16 @@ from pipelines.order import Frontier
 
 log = logging.getLogger(__name__)
 
-FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that it gets on even between frequent kills
-MAX_UNTOLD = 5_000  # places that no progress record has told yet; about 300 kB
+FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that frequent restarts still make progress
+MAX_UNTOLD = 5_000  # places that are not in a progress record yet; about 300 kB
 
 
 class SnapshotSchedule:
-    """Takes snapshots of a replica's state; a slow disk never holds up the loop, a full one costs the snapshot.
+    """Takes snapshots of a replica's state. A slow disk does not block the loop; on a full disk snapshots are skipped.
 
     Args:
-        aside: writes them, one at a time.
-        every_s: time between two snapshots once the replica has caught up, s.
+        aside: executor that writes them, one at a time.
+        every_s: time between two snapshots after the replica has caught up, s.
     """
 
     def __init__(self, store: SnapshotStore, replica: Replica, aside: Executor, *, every_s: float) -> None:
@@ -35,12 +35,12 @@ class SnapshotSchedule:
         self._failed = Seldom(log)
 
     def caught_up(self) -> None:
-        """From now on at the usual pace, and one at once."""
+        """Take a snapshot now, and then at the usual interval."""
         self._due_s = time.monotonic()
         self._wait_s = self._every_s
 
     def take_if_due(self, progress: Mapping[int, Progress]) -> None:
-        """Take one if it is time."""
+        """Take a snapshot if one is due."""
         now_s = time.monotonic()
         if now_s >= self._due_s:
             self._wait_s = min(2 * self._wait_s, self._every_s)
@@ -48,13 +48,13 @@ class SnapshotSchedule:
             self.take(progress)
 
     def take(self, progress: Mapping[int, Progress]) -> None:
-        """Copy the state now and write it in the background, unless the last one is still being written."""
+        """Copy the state and write it in the background, unless the last snapshot is still being written."""
         if self.writing is not None and not self.writing.done():
             return
         if self._newest is not None and is_ahead(self._newest, progress):
-            return  # one at most may be ahead of what is out, or lanes that stand still would push out every good one
+            return  # one at most may be ahead of the progress, or stalled lanes would displace all usable ones
         if self._replica.n_untold(progress) > MAX_UNTOLD:
-            return  # a restart would have to tell them all in one record
+            return  # a restart would have to record all of them in one progress record
         snapshot = self._replica.snapshot(progress)
         self._newest = snapshot.frontier
         self.writing = self._aside.submit(self._write, snapshot)

@@ -1,4 +1,4 @@
-"""The take-over: fence whoever scored before, learn how far it came, find a state that agrees with it."""
+"""The take-over: fence the previous scorer, read its progress, find a state that agrees with it."""
 
 import logging
 import uuid
@@ -36,18 +36,18 @@ StartFrom = Literal["earliest", "latest"]
 
 @dataclass(frozen=True)
 class ScorerSetting:
-    """Where a scorer works and how much it may hold."""
+    """Folders, limits and timeouts of a scorer."""
 
     stream: Stream
     connection: Connection
     snapshots: Path
     snapshot_every: timedelta = timedelta(seconds=30)
-    order_wait: timedelta = timedelta(milliseconds=50)  # slack for the broker's clock and for its answers' way
-    stall_deadline: timedelta = timedelta(minutes=5)  # without progress for so long, the scorer ends
-    health_after: timedelta = timedelta(seconds=30)  # without progress for so long, health is red
+    order_wait: timedelta = timedelta(milliseconds=50)  # tolerance for the broker's clock and latency
+    stall_deadline: timedelta = timedelta(minutes=5)  # time without progress after which the scorer ends
+    health_after: timedelta = timedelta(seconds=30)  # time without progress after which health is red
     check_topics_every: timedelta = timedelta(seconds=20)
     max_outbox_bytes: int = 64 << 20
-    max_in_hand_bytes: int = 128 << 20  # of records that were read and wait for those of other partitions
+    max_in_hand_bytes: int = 128 << 20  # of buffered records that wait for those of other partitions
     fault: Fault = no_fault
 
 
@@ -55,8 +55,8 @@ class TakeOver:
     """One take-over of every partition of a stream.
 
     Args:
-        asked: for all questions about topics and records.
-        lanes: filled with one claimed lane per partition; the caller releases them whatever happens.
+        asked: the connection for all requests about topics and records.
+        lanes: filled with one claimed lane per partition; the caller must release them in any case.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class TakeOver:
             stall_deadline_s=setting.stall_deadline.total_seconds(),
             fault=setting.fault,
         )
-        # Before the bounds: what was published before lies in what was there after.
+        # Read the outputs before the bounds: all published events are then within the bounds.
         self._before = all_progress(asked, setting.stream, n_partitions)
         self.bounds = self._spans()
 
     def _spans(self) -> dict[Source, tuple[int, int]]:
-        """First offset kept and end of every input partition as of now."""
+        """Current first and end offset of every input partition."""
         stream = self.setting.stream
         inputs = sources(self._n_partitions, labels=stream.labels is not None)
         spans = topics.bounds(self.setting.connection, {stream.topic(KIND_NAMES[s.kind]) for s in inputs})
@@ -87,17 +87,17 @@ class TakeOver:
 
     @cached_property
     def topic_ids(self) -> dict[str, str]:
-        """Kafka's ids of the input topics as of now."""
+        """Current Kafka ids of the input topics."""
         return input_ids(self.setting.connection, self.setting.stream)
 
     def claim(self, start: StartFrom | None) -> dict[int, Progress]:
-        """Take every lane over; at the very first start, write where scoring begins.
+        """Take over every lane; at the very first start, write where scoring starts.
 
-        Each partition is fenced, read and claimed in one go, several at a time: whoever was fenced learns within a
-        moment from the claim that somebody has taken over.
+        Each partition is fenced, read and claimed without delay, several at a time, so that the fenced scorer soon
+        learns from the claim that another scorer has taken over.
         """
         for partition, before in self._before.items():
-            self._claim_of(before, partition, start)  # a scorer that must not start has fenced nobody yet
+            self._claim_of(before, partition, start)  # before any fencing: this scorer may not be allowed to start
         with ThreadPoolExecutor(min(self._n_partitions, CLAIMS_AT_ONCE), thread_name_prefix="take-over") as pool:
             claims = list(pool.map(lambda partition: self._claim(partition, start), range(self._n_partitions)))
         self.lanes.sort(key=lambda lane: lane.partition)
@@ -108,14 +108,14 @@ class TakeOver:
         self.lanes.append(lane)
         before = read_progress(self.setting.connection, self.setting.stream, partition)
         if before is not None and before.next_offset > self.bounds[Source(EVENT, partition)][1]:
-            self.bounds = self._spans()  # the other one went on until it was fenced
+            self.bounds = self._spans()  # the other scorer published until it was fenced
         claim = self._claim_of(before, partition, start)
         lane.claim(claim)
         self.setting.fault("between_claims")
         return claim
 
     def _claim_of(self, before: Progress | None, partition: int, start: StartFrom | None) -> Progress:
-        """What is written to own a partition, if it may be owned."""
+        """The progress record that claims a partition, if that is allowed."""
         setting = self._lane_setting
         if before is None:
             return self._first_claim(partition, setting, start)
@@ -130,7 +130,7 @@ class TakeOver:
         )
 
     def restored(self, progress: Mapping[int, Progress]) -> State:
-        """The newest snapshot at or before every progress record, else an empty state at the log's beginning."""
+        """The state of the newest snapshot not ahead of any progress record, else a blank state at the beginning."""
         blank, store = self._blank, SnapshotStore(self.setting.snapshots)
         store.clear_unfinished()
         for path, snapshot in store.newest_first():
@@ -162,7 +162,7 @@ class TakeOver:
         return state
 
     def _first_claim(self, partition: int, setting: LaneSetting, start: StartFrom | None) -> Progress:
-        """Where scoring begins."""
+        """The first progress record of a partition."""
         named = f"{self.setting.stream.topic('progress')} [{partition}]"
         if self._was_published(partition):
             raise RestoreError(
@@ -186,7 +186,7 @@ class TakeOver:
         )
 
     def _check(self, before: Progress, partition: int, setting: LaneSetting) -> None:
-        """Refuse to go on where the stream is not the one that was scored."""
+        """Raise if the stream is not the one that was scored before."""
         changed = what_changed(
             before,
             self.setting.stream,
@@ -200,19 +200,19 @@ class TakeOver:
             raise RestoreError(f"{changed.words}; run `unmask recover`")
 
     def _was_published(self, partition: int) -> bool:
-        """Whether anything but claims was ever published."""
+        """Whether anything except claims was ever published."""
         return any(p and p.frontier for p in self._before.values()) or partition in self._with_outcomes
 
     @cached_property
     def _with_outcomes(self) -> set[int]:
-        """Partitions that hold scores or dead letters."""
+        """Partitions that have scores or dead letters."""
         names = [self.setting.stream.topic(kind) for kind in ("scores", "refused")]
         positions = [(topic, p) for topic in names for p in range(self._n_partitions)]
         return {p for _, p in topics.last_records(self.setting.connection, positions)}
 
 
 class Change(NamedTuple):
-    """What became of a stream since it was scored last, in words without a full stop."""
+    """A change of a stream since it was last scored; `words` has no full stop."""
 
     kind: Literal["remade", "widened", "redefined"]
     words: str
@@ -228,7 +228,7 @@ def what_changed(
     topic_ids: Mapping[str, str],
     end: int,
 ) -> Change | None:
-    """Compare a partition's last progress record with the stream as it is now; `end` is that of its events."""
+    """Compare the last progress record of a partition with the current stream; `end` is the end of its events."""
     for kind, told in before.topic_ids.items():
         if kind in topic_ids and topic_ids[kind] != told:
             return Change("remade", remade_words(stream.topic(kind), told, topic_ids[kind]))
@@ -265,7 +265,7 @@ def first_progress(
     bounds: Mapping[Source, tuple[int, int]],
     topic_ids: Mapping[str, str],
 ) -> Progress:
-    """The record of a partition whose scoring begins at offset `at`; all that Kafka keeps is folded."""
+    """The record of a partition whose scoring starts at offset `at`; all records in Kafka are folded."""
     origin = by_kind({s: span[0] for s, span in bounds.items()}, n_partitions)
     return Progress(
         next_offset=at, start=at, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0,
@@ -275,7 +275,7 @@ def first_progress(
 
 
 def widened(snapshot: Snapshot, n_partitions: int) -> Snapshot:
-    """A snapshot from before partitions were added, with nothing folded of the new ones."""
+    """Extend a snapshot from before partitions were added; nothing of the new partitions is folded."""
     more = n_partitions - snapshot.meta["n_partitions"]
     if more <= 0:
         return snapshot
@@ -287,7 +287,7 @@ def widened(snapshot: Snapshot, n_partitions: int) -> Snapshot:
 
 
 def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_ids: Mapping[str, str]) -> str | None:
-    """Why the stream's input does not go on where a snapshot ends, None where it does."""
+    """Why the input of the stream does not continue a snapshot; None if it does."""
     told = snapshot.meta.get("topic_ids", {})
     if any(topic_ids.get(kind, topic_id) != topic_id for kind, topic_id in told.items()):
         return "was made from topics that no longer exist"
@@ -297,7 +297,7 @@ def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_id
 
 
 def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple[int, int]]) -> str | None:
-    """Which partition no longer has the records that the first fold began with, None where all have."""
+    """Description of a partition whose first folded records Kafka has deleted; None if there is none."""
     for source, first in origin.items():
         kept = bounds[source][0]
         if kept > first:
@@ -309,12 +309,11 @@ def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple
 def places_after(
     connection: Connection, stream: Stream, progress: Mapping[int, Progress], needed: Frontier
 ) -> dict[tuple[int, int, int], Key]:
-    """Where records that came out of turn were folded, of all that lie at or behind a frontier; maybe of others too.
+    """Places of all out-of-turn records at or beyond a frontier; may include others.
 
-    The frontiers of one partition's progress records never shrink, and a record tells no place that lies before the
-    frontier of an earlier one: that was folded before everything else, by places told with it. So each partition's
-    records are read from the end back to the first whose frontier covers no more than what is not needed. What
-    `unmask recover` told again lies before any frontier, and is read too.
+    The frontiers in the progress records of a partition never shrink, and a record contains no place before the
+    frontier of an earlier record. Therefore each partition is read backwards from its end, up to the first record
+    whose frontier is not beyond `needed`. Places recorded again by `unmask recover` are read separately.
 
     Args:
         progress: the last record of every partition.
@@ -338,7 +337,7 @@ def places_after(
         done = set()
         for batch in topics.read_between(connection, starts):
             for record in batch:
-                with suppress(RestoreError):  # a record that is none of ours tells no place
+                with suppress(RestoreError):  # a foreign record has no places
                     told = progress_of(record)
                     places |= places_told(told)
                     if not tells_more(told, needed):

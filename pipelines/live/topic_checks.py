@@ -1,4 +1,4 @@
-"""Checks of a stream's topics: their partitions and their identity, at the start and while a scorer runs."""
+"""Checks of a stream's topics, their partitions and ids, at the start and while a scorer runs."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, Future
@@ -11,17 +11,17 @@ from pipelines.kafka.port import Reader
 
 
 def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
-    """Kafka's ids (KIP-516) of the input topics by kind; empty where the broker has none."""
+    """Kafka's ids (KIP-516) of the input topics by kind; empty if the broker does not support ids."""
     kinds = ["events", "labels"] if stream.labels else ["events"]
     found = topics.topic_ids(connection, [stream.topic(kind) for kind in kinds])
     return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
 
 
 def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
-    """For a scorer that runs: whether the input topics are still those whose ids were `told`.
+    """Check for a running scorer that the input topics still have the ids in `told`.
 
     Raises:
-        RestoreError: one was deleted and made anew.
+        RestoreError: one was deleted and recreated.
         BrokerError: one does not exist, or Kafka does not answer.
     """
     now = input_ids(connection, stream) if told else {}
@@ -35,7 +35,7 @@ def remade_words(topic: str, told: str, now: str) -> str:
 
 
 def checked_partitions(connection: Connection, stream: Stream) -> int:
-    """Number of partitions, the same in every topic of the stream but the clock."""
+    """Number of partitions, which must be the same in every topic of the stream except the clock."""
     counts = partition_counts(connection, stream)
     if counts["events"] > min(counts.values()):
         raise BrokerError(
@@ -51,13 +51,13 @@ def checked_partitions(connection: Connection, stream: Stream) -> int:
 
 
 def partition_counts(connection: Connection, stream: Stream) -> dict[str, int]:
-    """Number of partitions of every topic of the stream but the clock, by kind."""
+    """Number of partitions of every topic of the stream except the clock, by kind."""
     kinds = ["events", "scores", "alerts", "refused", "progress"] + (["labels"] if stream.labels else [])
     return {kind: len(topics.partitions_of(connection, stream.topic(kind))) for kind in kinds}
 
 
 def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
-    """Whether the broker stamps the stream's records (live); False for a replay, which brings its own clock.
+    """Whether the broker sets the timestamps of the stream's records (live); False for a replay with its own clock.
 
     Raises:
         BrokerError: neither is the case, or the topics differ.
@@ -73,11 +73,11 @@ def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
 
 
 class TopicChecks:
-    """Notices, while a scorer runs, that an input topic has more partitions or was deleted and created again.
+    """Detects, while a scorer runs, that an input topic has more partitions or was deleted and recreated.
 
     Args:
-        aside: asks for the topics' ids, without holding up the caller.
-        told: the ids that the state was made from.
+        aside: executor that requests the topic ids without blocking the caller.
+        told: ids of the topics that the state was built from.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class TopicChecks:
         self._asked: Future[None] | None = None
 
     def look(self, reader: Reader, read_topics: Iterable[str]) -> None:
-        """Ask about the topics' ids, and raise what an earlier question found.
+        """Request the topic ids, and raise the result of an earlier request.
 
         Raises:
             BrokerError: a topic has more partitions.
-            RestoreError: a topic was deleted and created again.
+            RestoreError: a topic was deleted and recreated.
         """
         if self._asked is not None and self._asked.done():
             error, self._asked = self._asked.exception(), None

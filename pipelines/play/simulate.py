@@ -90,7 +90,7 @@ def _usual(rng: np.random.Generator, town: _Town, days: int) -> Columns:
     customer = np.repeat(np.arange(len(town.rate)), rng.poisson(town.rate * days))
     n = len(customer)
     day = rng.integers(0, days, n)
-    busy = rng.random(n) < np.where(day % 7 >= 5, 0.3, 0.0)  # weekends: later, dearer
+    busy = rng.random(n) < np.where(day % 7 >= 5, 0.3, 0.0)  # weekends: later, more expensive
     hour = rng.normal(town.hour[customer] + np.where(busy, 3, 0), 3.0, n) % 24
     # The first favourites are visited most; one payment in fifteen is at a new place.
     rank = np.minimum(rng.geometric(0.25, n) - 1, 11)
@@ -198,7 +198,7 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         stream: says which columns there must be; the truth stands in `stream.labels.column` (0 or 1).
 
     Returns:
-        The stream's fields (event time as UTC with milliseconds) and the truth; other columns are left away.
+        The stream's fields (event time as UTC with milliseconds) and the truth; other columns are omitted.
 
     Raises:
         StreamFileError: a column is missing or has another type than the stream file names.

@@ -1,1 +1,1 @@
-"""The adapter for kafka-python: the only folder that imports it."""
+"""The adapter for kafka-python, the only package that imports it."""

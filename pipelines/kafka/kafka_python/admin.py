@@ -1,4 +1,4 @@
-"""Questions and orders about topics and groups."""
+"""Administration of topics and groups."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -73,6 +73,6 @@ class KafkaPythonAdmin(Admin):
 
 
 def _known_id(topic_id: object) -> str | None:
-    """A topic's id as text, None from a broker that knows no ids."""
+    """The id of a topic as text; None if the broker does not support ids."""
     text = str(topic_id)
     return None if text.strip("0-") in ("", "None") else text

@@ -1,4 +1,4 @@
-"""kafka-python's way to one Kafka."""
+"""The client of the adapter for kafka-python."""
 
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What kafka-python's errors mean: none but our own errors leave the adapter."""
+"""Translates errors of kafka-python, so that the adapter raises only errors of Unmask."""
 
 import traceback
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from kafka import errors as client
 
 from pipelines.errors import BrokerError, LoginError, RejectedError, TooLargeError, UnmaskError
 
-# What these refuse is refused again, however often it is sent.
+# Permanent errors: a retry does not help.
 _FOR_GOOD = (
     client.InvalidRecordError,
     client.InvalidTopicError,
@@ -23,7 +23,7 @@ _FOR_GOOD = (
 
 @contextmanager
 def client_errors(doing: str) -> Iterator[None]:
-    """Turn what the client raises within the block into a `BrokerError` that begins with `doing`."""
+    """Convert errors that the client raises in the block to a `BrokerError` that begins with `doing`."""
     try:
         yield
     except Exception as error:
@@ -33,7 +33,7 @@ def client_errors(doing: str) -> Iterator[None]:
 
 
 def broker_error(doing: str, error: BaseException) -> BrokerError:
-    """What an error of the client means to us."""
+    """The error of Unmask for an error of the client."""
     if told := login_error("Kafka", error):
         return told
     said = f"{doing}: {str(error) or type(error).__name__}"
@@ -45,7 +45,7 @@ def broker_error(doing: str, error: BaseException) -> BrokerError:
 
 
 def is_from_client(error: BaseException) -> bool:
-    """Whether the client raised it, or the machine below it; what our own code raises is left alone."""
+    """Whether the client or the operating system raised it, not our own code."""
     if isinstance(error, UnmaskError | MemoryError):
         return False
     if isinstance(error, client.KafkaError | OSError):
@@ -55,7 +55,7 @@ def is_from_client(error: BaseException) -> bool:
 
 
 def login_error(where: str, error: BaseException) -> LoginError | None:
-    """What an error says about login and TLS, None where it says nothing."""
+    """The LoginError for an error of login or TLS; None if it is about something else."""
     said = str(error)
     if isinstance(error, client.SaslAuthenticationFailedError):
         return LoginError(f"{where} rejects the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")

@@ -1,4 +1,4 @@
-"""How a client of kafka-python is opened, and what it means where that fails."""
+"""Opens clients of kafka-python, and explains why opening failed."""
 
 import socket
 import ssl
@@ -19,7 +19,7 @@ OPENING_MS = 10_000
 
 
 class Server(NamedTuple):
-    """Where Kafka is, and the options for getting in."""
+    """Address of Kafka and the client options."""
 
     bootstrap: str
     options: Mapping[str, Any]
@@ -33,9 +33,9 @@ class Server(NamedTuple):
 
 
 class _Manager(KafkaConnectionManager):
-    """Keeps why connections failed: kafka-python only logs it, and says that it could not bootstrap.
+    """Keeps the reason why connections failed. kafka-python only logs it and raises a generic bootstrap error.
 
-    A login or a certificate that does not fit ends the opening; other failures are tried again until its end.
+    A wrong login or certificate ends the opening at once; other failures are retried until the timeout.
     """
 
     last_error: Exception | None = None
@@ -47,7 +47,7 @@ class _Manager(KafkaConnectionManager):
         return super().get_connection(*args, **kwargs)
 
     async def _build_transport(self, *args: Any, **kwargs: Any) -> Any:
-        """A transport that gives what it has read before it says that the other end has hung up."""
+        """A transport that delivers the bytes already read before it reports that the connection was closed."""
         transport = await super()._build_transport(*args, **kwargs)
         receive = transport._sock_recv
 
@@ -68,7 +68,7 @@ class _Manager(KafkaConnectionManager):
                 future.add_callback(self._note_answer)
             return future
 
-        conn._send_request = noting  # the broker hangs up right after it has refused a login
+        conn._send_request = noting  # the broker closes the connection right after it has rejected a login
         await super()._connect(node, conn, *args, **kwargs)
 
     def _note_answer(self, answer: Any) -> None:
@@ -83,10 +83,10 @@ class _Manager(KafkaConnectionManager):
 
 
 def opened(server: Server, kind: Any, *, opening_ms: int = OPENING_MS, **config: Any) -> Any:
-    """A client of `kind` (consumer, producer, admin), connected.
+    """A connected client of `kind` (consumer, producer, admin).
 
     Raises:
-        LoginError: Kafka is there, but the login or the TLS settings do not fit.
+        LoginError: Kafka answers, but the login or the TLS settings are wrong.
         BrokerError: Kafka does not answer.
     """
     made: list[Any] = []
@@ -109,7 +109,7 @@ def opened(server: Server, kind: Any, *, opening_ms: int = OPENING_MS, **config:
 
 
 def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> BrokerError:
-    """Why a client could not be opened, in our words."""
+    """The error that explains why a client could not be opened."""
     where, protocol = f"Kafka at {server.bootstrap}", server.protocol
     cause = error
     if manager is not None and manager.last_error is not None and isinstance(error, client.KafkaTimeoutError):
@@ -126,7 +126,7 @@ def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> B
 
 
 def _wrong_setting(server: Server, where: str, cause: Exception) -> LoginError | None:
-    """The setting that does not fit, None where it is none: TLS on one side only, or what the client refuses."""
+    """The error about a wrong setting (TLS on one side only, or rejected by the client); None if it is not that."""
     if isinstance(cause, client.KafkaConfigurationError | ValueError):
         return LoginError(f"the Kafka client rejects its settings: {cause}")
     now = f"check KAFKA_SECURITY_PROTOCOL (now {server.protocol})"
@@ -141,7 +141,7 @@ def _wrong_setting(server: Server, where: str, cause: Exception) -> LoginError |
 
 
 def speaks_tls(bootstrap: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether the first server named answers a TLS handshake, whatever its certificate."""
+    """Whether the first named server answers a TLS handshake, regardless of its certificate."""
     host, _, port = bootstrap.split(",")[0].rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

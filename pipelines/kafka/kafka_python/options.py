@@ -1,4 +1,4 @@
-"""Which options of a client there are, and which of them go together."""
+"""The options of a client and their valid combinations."""
 
 import difflib
 from collections.abc import Mapping

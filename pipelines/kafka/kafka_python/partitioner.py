@@ -1,10 +1,10 @@
-"""Where a key lies."""
+"""The partitioner: the partition of a key."""
 
 from kafka.partitioner.default import murmur2
 
 
 def partition_of(key: bytes, n_partitions: int) -> int:
-    """Where the Java client's default partitioner puts a key (murmur2); every adapter's writer does the same.
+    """The partition of a key by the Java client's default partitioner (murmur2); all adapters use the same.
 
     >>> partition_of(b"4711", 4)
     2

@@ -15,11 +15,11 @@ from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
-FETCH_BYTES = (1 << 20) + (1 << 16)  # a batch of the broker's default limit, and the beginning of the next one
+FETCH_BYTES = (1 << 20) + (1 << 16)  # a batch of the broker's default limit and the start of the next one
 
 
 class KafkaPythonReader(Reader):
-    """A consumer without a group, whose parser of fetched batches is `records`."""
+    """A consumer without a group; fetched batches are parsed by `records`."""
 
     def __init__(self, server: Server, positions: Mapping[Position, int], *, max_records: int) -> None:
         self._server = server
@@ -58,7 +58,7 @@ class KafkaPythonReader(Reader):
             try:
                 ends = self._asker.end_offsets(list(asked), timeout_ms=timeout_ms)
             except KeyError as error:
-                asked.discard(error.args[0])  # this is how the client says that a partition has no leader now
+                asked.discard(error.args[0])  # the client's way to report a partition without a leader
             except Exception as error:
                 if not is_from_client(error):
                     raise
@@ -94,10 +94,10 @@ class KafkaPythonReader(Reader):
             return int(self._consumer.position(self._partitions[position], timeout_ms=REQUEST_MS))
 
     def hold(self, positions: Iterable[Position]) -> None:
-        """Hold as the port says.
+        """Pause partitions by removing them from the assignment.
 
-        The held ones are taken out of the assignment. kafka-python 3.0.12's own `pause` can lose a partition for good:
-        what had been fetched is parked, and after `resume` it stays so while a drained fetch of another one lingers.
+        `pause` of kafka-python 3.0.12 can lose a partition permanently: records already fetched are parked, and they
+        stay parked after `resume` while a drained fetch of another partition is pending.
         """
         wanted = set(positions)
         if wanted == set(self._held):

@@ -1,7 +1,7 @@
-"""Record batches as a fetch brings them -> records. What cannot be read is named by its offset; the rest goes on.
+"""Parses fetched record batches. Unreadable records are identified by their offset; reading continues after them.
 
-kafka-python ends for good at a record that it cannot read, and decompresses without a bound. Its parser of fetched
-batches is replaced by the one here; aborted transactions and control batches are left away as before.
+kafka-python stops permanently at an unreadable record, and does not limit decompression. This module replaces its
+parser of fetched batches. Records of aborted transactions and control batches are skipped as before.
 """
 
 import struct
@@ -22,7 +22,7 @@ from kafka.record.util import decode_varint
 
 from pipelines.record import Received
 
-MAX_BATCH_BYTES = 64 << 20  # of one batch, decompressed
+MAX_BATCH_BYTES = 64 << 20  # of one decompressed batch
 _CHUNK_BYTES = 1 << 20
 _HEADER_BYTES = DefaultRecordBatch.HEADER_STRUCT.size
 _MAGIC_AT = 16
@@ -30,12 +30,12 @@ _LEAST_LENGTH = 14
 
 
 def read_past_unreadable(consumer: KafkaConsumer) -> None:
-    """Let a consumer's `poll` give `Received`, one for every offset that cannot be read included."""
+    """Make a consumer's `poll` return `Received`, including one for each unreadable offset."""
     consumer._fetcher.PartitionRecords = _PartitionRecords
 
 
 class _PartitionRecords(Fetcher.PartitionRecords):
-    """What a fetch brought of one partition."""
+    """The fetched records of one partition."""
 
     next_fetch_offset: int
 
@@ -62,11 +62,11 @@ class _PartitionRecords(Fetcher.PartitionRecords):
         self.drain()
 
     def _is_hidden(self, batch: DefaultRecordBatch) -> bool:
-        """Whether it is a control batch or belongs to an aborted transaction."""
+        """Whether the batch is a control batch or belongs to an aborted transaction."""
         if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
             self._consume_aborted_transactions_up_to(batch.last_offset)
             if batch.is_control_batch:
-                self.aborted_producer_ids.discard(batch.producer_id)  # whatever it says, it ends the transaction
+                self.aborted_producer_ids.discard(batch.producer_id)  # commit or abort, it ends the transaction
             elif self._is_batch_aborted(batch):
                 return True
         return bool(batch.is_control_batch)
@@ -78,7 +78,7 @@ _ParsedRecord = tuple[
 
 
 def _slices(buffer: memoryview) -> Iterator[tuple[int, memoryview, int | None]]:
-    """(first offset, bytes, first offset of what follows) of each whole batch."""
+    """(first offset, bytes, first offset of the next batch) of each complete batch."""
     at = 0
     while at + 12 <= len(buffer):
         base, length = struct.unpack_from(">qi", buffer, at)
@@ -93,7 +93,7 @@ def _slices(buffer: memoryview) -> Iterator[tuple[int, memoryview, int | None]]:
 
 
 def _damage(raw: memoryview) -> str | None:
-    """What is wrong with a batch as a whole; of one without damage, the header can be trusted."""
+    """The damage of a batch as a whole; if None, its header is valid."""
     if len(raw) < _HEADER_BYTES or raw[_MAGIC_AT] != 2:
         return "the format of its batch is unknown"
     if not DefaultRecordBatch(raw).validate_crc():
@@ -102,9 +102,9 @@ def _damage(raw: memoryview) -> str | None:
 
 
 def _end_of_damaged(raw: memoryview, base: int, first: int, following: int | None) -> int:
-    """Where a damaged batch ends in offsets: as it says itself where that makes sense, and before what follows it.
+    """The end offset of a damaged batch: from its header if plausible, and at most the offset of the next batch.
 
-    Where neither is known only `first` is given up: reading on from the next offset shows more.
+    If neither is known, only `first` is skipped; reading continues at the next offset.
     """
     claimed = None
     if len(raw) >= _HEADER_BYTES:
@@ -121,7 +121,7 @@ def _all_unreadable(first: int, end: int, why: str) -> Iterator[_ParsedRecord]:
 
 
 def _records(batch: DefaultRecordBatch, data: bytes) -> Iterator[_ParsedRecord]:
-    """Every record of a batch with a sound checksum. One that is broken is passed by its length."""
+    """The records of a batch with a valid checksum. A damaged record is skipped by its length."""
     base, end_offset = batch.base_offset, batch.next_offset
     first_stamp = batch.first_timestamp
     append_stamp = batch.max_timestamp if batch.timestamp_type == batch.LOG_APPEND_TIME else None
@@ -154,7 +154,7 @@ def _records(batch: DefaultRecordBatch, data: bytes) -> Iterator[_ParsedRecord]:
 
 
 def _key_and_value(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes | None]:
-    """Key and value of the record whose key's length stands at `at`; its headers are checked only."""
+    """Key and value of the record whose key length is at `at`; headers are only validated."""
     size, at = decode_varint(data, at)
     key = None if size < 0 else data[at : at + size]
     at += max(size, 0)
@@ -177,7 +177,7 @@ def _key_and_value(data: bytes, at: int, end: int) -> tuple[bytes | None, bytes 
 
 
 def _legacy_records(raw: memoryview) -> Iterator[_ParsedRecord] | None:
-    """The records of a batch in a format from before Kafka 0.11, None where it is not one."""
+    """The records of a batch in a format older than Kafka 0.11; None if it has another format."""
     if raw[_MAGIC_AT] > 1:
         return None
     batch = LegacyRecordBatch(raw, raw[_MAGIC_AT])
@@ -233,7 +233,7 @@ def _gzip(data: bytes) -> Iterator[bytes]:
 def _snappy(data: bytes) -> Iterator[bytes]:
     n_given = 0
     for block in _snappy_blocks(data):
-        size = shift = 0  # a block begins with its size once decompressed
+        size = shift = 0  # a block begins with its decompressed size
         for byte in block[:5]:
             size |= (byte & 0x7F) << shift
             shift += 7

@@ -1,4 +1,4 @@
-"""The writer of guarded transactions."""
+"""The transactional writer."""
 
 import threading
 import time
@@ -31,9 +31,9 @@ from pipelines.kafka.port import (
 
 
 class KafkaPythonTransactions(TransactionalWriter):
-    """Transactions with a guard, because kafka-python's commit is silent about a record that expired.
+    """A transactional writer that checks every record: kafka-python's commit does not report an expired record.
 
-    The guard: flush, check every record's future, commit within a deadline, check every future again.
+    It flushes, checks the future of every record, commits within a deadline, and checks every future again.
     """
 
     def __init__(self, server: Server, transactional_id: str) -> None:
@@ -74,13 +74,13 @@ class KafkaPythonTransactions(TransactionalWriter):
     def _send_all(self, messages: Iterable[Message], futures: list[Any]) -> None:
         with self._errors():
             self._producer.begin_transaction()
-        for message in messages:  # what makes them may raise errors of its own: they stay as they are
+        for message in messages:  # errors raised by the iterable itself are not translated
             with self._errors():
                 futures.append(send(self._producer, message))
 
     def _wait_until_stored(self, futures: Sequence[Any]) -> None:
         until = time.monotonic() + DELIVERY_MS / 1000
-        with self._errors(), suppress(UnknownError):  # so flush says that it split a batch which was too large
+        with self._errors(), suppress(UnknownError):  # raised by flush when it split a batch that was too large
             self._producer.flush(timeout=DELIVERY_MS / 1000)
         for future in futures:
             with suppress(KafkaError):
@@ -89,13 +89,13 @@ class KafkaPythonTransactions(TransactionalWriter):
             raise BrokerError(f"{self._id}: a record was not stored within {DELIVERY_MS / 1000:g} s")
 
     def _telling_most(self, error: BrokerError, futures: Sequence[Any]) -> BrokerError:
-        """Why a transaction failed: one record that is refused for good takes the others with it."""
+        """The most specific reason for a failed transaction: one rejected record fails all others."""
         failed = [self._translate(f.exception) for f in futures if f.failed()]
         telling = [e for e in (error, *failed) if isinstance(e, FencedError | RejectedError)]
         return next(iter((*telling, *failed, error)))
 
     def close(self) -> None:
-        """Give the producer up within a second; an open transaction is left to the next owner."""
+        """Close the producer within a second; an open transaction is aborted by the next owner."""
         closing = threading.Thread(target=self._close_quietly, daemon=True)
         closing.start()
         closing.join(timeout=2)
@@ -105,7 +105,7 @@ class KafkaPythonTransactions(TransactionalWriter):
             self._producer.close(timeout=1)
 
     def _within(self, deadline_s: float, call: Any) -> None:
-        """Run `call` in a thread of its own: the client waits for ever in commit, we do not."""
+        """Run `call` in its own thread with a deadline, because the client's commit can block forever."""
         outcome: Future[None] = Future()
 
         def run() -> None:
@@ -132,12 +132,12 @@ class KafkaPythonTransactions(TransactionalWriter):
             raise self._translate(error) from error
 
     def _translate(self, error: BaseException) -> BrokerError:
-        # What comes after a failed request says only that it failed, with its error as an argument.
+        # Calls after a failed request raise a generic error with the original one as an argument.
         error = next((cause for cause in error.args if isinstance(cause, KafkaError)), error)
         if isinstance(error, ProducerFencedError | InvalidProducerEpochError):
             return FencedError(f"{self._id}: another producer has taken over ({type(error).__name__})")
         if isinstance(error, KafkaError) and "EndTxn" in str(error) and "UnknownError" in str(error):
-            # So the coordinator answers while another producer of the id is being initialised.
+            # The coordinator answers this while another producer of the id is being initialised.
             return FencedError(f"{self._id}: the commit failed, another producer may be taking over ({error})")
         if isinstance(error, TransactionalIdAuthorizationFailedError):
             return RejectedError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")

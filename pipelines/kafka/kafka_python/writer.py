@@ -43,7 +43,7 @@ class KafkaPythonWriter(Writer):
 
 
 def send(producer: KafkaProducer, message: Message) -> Any:
-    """Hand a message to a producer; returns its future."""
+    """Send a message with a producer; returns its future."""
     return producer.send(
         message.topic,
         value=message.value,

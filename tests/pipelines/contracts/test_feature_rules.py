@@ -29,7 +29,7 @@ def fault(feature: Feature, *, has_labels: bool = False) -> str:
         (customer("sum"), "field is missing; it must be a field of type int"),
         (customer("distinct", field="amount"), "field is 'amount', which cannot be counted; it must be a category or"),
         (customer("distinct", field="customer"), "field is 'customer', which cannot be counted; it must be a categor"),
-        (customer("count", field="amount"), "field is 'amount', which is not used; count takes no field"),
+        (customer("count", field="amount"), "field is 'amount', which is not used; count does not take a field"),
         (customer("distinct", None, field="country"), "windows is 'all', which distinct does not have; it needs a wi"),
         (customer("since_last"), "windows is '3600000ms', which is not used; since_last takes no window"),
         (customer("fraud_rate"), "stats is 'fraud_rate', which needs labels; add a [labels] table"),

@@ -159,7 +159,7 @@ def test_a_record_that_nobody_can_read_is_passed_by_its_offset(connection: Conne
         Received(topic, 0, 1, 0, None, None, NOT_UTF8),
         Received(topic, 0, 2, 5, None, b"b"),
     ]
-    why = "its batch does not decompress"
+    why = "its batch cannot be decompressed"
     assert [(r.offset, r.value, r.unreadable) for r in found[3:]] == [(3, None, why), (4, b"c", None)]
 
 

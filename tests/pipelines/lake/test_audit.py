@@ -181,9 +181,7 @@ def test_a_foreign_progress_record_is_told_with_its_place_and_the_command(
     topics.events(1)
     topics.progress(1)
     topics._send(Message(stream.topic("progress"), value, None, 0))
-    with pytest.raises(
-        RestoreError, match=r"progress \[0\], offset 1, is not a progress record .* `unmask recover`"
-    ):
+    with pytest.raises(RestoreError, match=r"progress \[0\], offset 1, is not a progress record .* `unmask recover`"):
         reconcile(connection, stream)
 
 

@@ -163,4 +163,4 @@ def test_a_full_disk_is_the_user_s_to_free(lake: Lake, tmp_path: Path) -> None:
     process = fold(tmp_path, "full disk")
     _, said = process.communicate(timeout=150)
     assert "LakeError: the feature table in" in said
-    assert "free space there, or set UNMASK_HOME to a larger disk" in said
+    assert "free disk space, or set UNMASK_HOME to a larger disk" in said

@@ -271,7 +271,7 @@ def test_without_a_lake_the_state_begins_with_what_kafka_keeps(books: Books) -> 
     spoil_snapshots_and_head(books)
     found = books.recover()
     assert found.name == "forgotten"
-    assert "entities' history begins there" in found.lost
+    assert "history of entities before the first record" in found.lost
     books.send(20)
     books.score_and_ingest()
     books.check(n_scored=80, since=True)

@@ -54,9 +54,7 @@ def test_from_latest_folds_what_was_there_and_scores_what_comes(rig: Rig) -> Non
 
 
 def test_a_first_start_must_say_where_to_begin(rig: Rig) -> None:
-    with pytest.raises(
-        RestoreError, match="nothing has been scored yet; choose where to start with --from earliest"
-    ):
+    with pytest.raises(RestoreError, match="nothing has been scored yet; choose where to start with --from earliest"):
         rig.scorer(start=None)
 
 
@@ -316,9 +314,7 @@ def test_partitions_added_while_it_runs_stop_the_scorer_and_nothing_of_the_old_o
     topics.add_partitions(rig.connection, {rig.stream.topic("events"): N_PARTITIONS + 1})
     run.join()
     assert isinstance(run.error, BrokerError)
-    assert "had 2 partitions when this scorer started, now it has 3; nothing in the old partitions" in str(
-        run.error
-    )
+    assert "had 2 partitions when this scorer started, now it has 3; nothing in the old partitions" in str(run.error)
     assert "unmask recover" in str(run.error)
     assert len(rig.scores()) == 30
 
