@@ -257,7 +257,7 @@ def test_an_encoder_that_was_altered_in_mlflow_or_here_is_not_taken(unmask: Unma
     assert (copy / "pretrained.safetensors").read_bytes() == whole
     (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
     client.log_artifact(run_id, str(altered), "encoder")
-    with pytest.raises(NoEncoderError, match=r"is not the one that was made .*`unmask pretrain` again"):
+    with pytest.raises(NoEncoderError, match=r"does not match its tag .*`unmask pretrain` again"):
         unmask.finetune(path, as_of_ms=END_MS)
     assert not copy.exists()
 
