@@ -64,9 +64,7 @@ def isolation_forest(
         seed: seed of the forest.
         n_trees: number of trees; 100 is the default of scikit-learn.
     """
-    fed = [
-        i for i, column in enumerate(table.columns) if column.label_fed
-    ]  # numeric, so the same positions in the matrix
+    fed = [i for i, column in enumerate(table.columns) if column.label_fed]  # numeric: the same index in the matrix
     x, judge, ask = (np.delete(_matrix(part, table), fed, axis=1) for part in (_thin(table), table.take(valid), test))
     truth = label[valid] == 1
     sizes = FOREST_ROWS if truth.any() and not truth.all() else FOREST_ROWS[:1]

@@ -36,7 +36,7 @@ def message_of(ran: subprocess.CompletedProcess[str], code: int = 2) -> str:
     [
         (
             {"KAFKA_BOOTSTRAP_SERVERS": "junk"},
-            "is 'junk'; it must be host:port, several with commas between",
+            "is 'junk'; it must be host:port, or several separated by commas",
         ),
         ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "it must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
         ({"MLFLOW_TRACKING_URI": "mlflow"}, "MLFLOW_TRACKING_URI is 'mlflow'; it must be http://host:port"),
