@@ -1,5 +1,5 @@
-# `make demo` is the tour, `make test` is what CI does; both set up .venv first.
-# PYTHON: any Python from 3.11 on. KAFKA_HOME: a Kafka folder (with libs/), where you have one already.
+# `make demo` runs the demo, `make test` runs all CI checks. Both set up .venv first.
+# PYTHON: Python 3.11 or newer. KAFKA_HOME: an existing Kafka folder (with libs/), optional.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
@@ -14,30 +14,30 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint lock clean
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
-install: $(STAMP)  ## set up .venv from the lock files (again after they change)
+install: $(STAMP)  ## set up .venv from the lock files; repeat after they change
 
-demo: $(STAMP)  ## the whole product on this machine: stream, training, live scoring, alerts
+demo: $(STAMP)  ## run the demo: events, training, live scoring, alerts
 	$(BIN)/unmask demo
 
-test: lint  ## everything CI does: lint, then all tests against real brokers, two files at a time
+test: lint  ## run all CI checks: lint, then all tests with real brokers, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(STAMP)  ## ruff, mypy, import directions
+lint: $(STAMP)  ## run ruff, mypy and the import rules
 	$(BIN)/ruff check $(PACKAGES) tests
 	$(BIN)/ruff format --check $(PACKAGES) tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Only metadata is asked for; a minute without an answer means going on without the notice.
+# Downloads only metadata. Without an answer within a minute, the notice is skipped.
 define TORCH_NOTICE
 if [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 \
    && timeout 60 $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --no-deps --report - \
       -r requirements-torch.lock 2>/dev/null | grep -qE '^ *"(nvidia|cuda)-'; then \
-  echo "torch: there is no NVIDIA GPU here, however pip will take the CUDA build (some GB). It works; to have the"; \
-  echo "small CPU build, stop here, let PIP_EXTRA_INDEX_URL name PyTorch's own index of CPU builds, and run make again."; \
+  echo "torch: this machine has no NVIDIA GPU, but pip will install the CUDA build (several GB). It works. For the"; \
+  echo "smaller CPU build, stop now, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds, and run make again."; \
 fi
 endef
 
@@ -45,18 +45,18 @@ $(STAMP): requirements.lock requirements-torch.lock pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# --no-deps: the lock is complete, and pip's resolver refuses hashes for packages that others want with extras.
+	@# --no-deps: the lock file is complete, and pip cannot check hashes of packages that others require with extras.
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@$(TORCH_NOTICE)
 	$(BIN)/python -m pip install --quiet -r requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-# torch is pinned apart, without hashes: its CPU and CUDA builds differ. What it needs is in the main lock.
+# torch is pinned separately, without hashes, because CPU and CUDA builds differ. Its dependencies are in the main lock.
 TORCH_NEEDS := filelock sympy networkx jinja2 fsspec typing-extensions setuptools
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-header --no-annotate --no-emit-index-url
-lock:  ## resolve the lock files anew from pyproject.toml (needs `uv`)
+lock:  ## rebuild the lock files from pyproject.toml (needs `uv`)
 	@mkdir -p build/lock
 	grep -v '"torch' pyproject.toml > build/lock/pyproject.toml
 	printf '%s\n' $(TORCH_NEEDS) > build/lock/torch-needs.txt
@@ -65,5 +65,5 @@ lock:  ## resolve the lock files anew from pyproject.toml (needs `uv`)
 	$(COMPILE) --extra train --extra flows --constraints requirements.lock build/lock/pyproject.toml \
 	  build/lock/torch-needs.txt --output-file docker/flows.lock
 
-clean:  ## remove .venv, caches, and what the demo left
+clean:  ## remove .venv, caches and the output of the demo
 	rm -rf $(VENV) build *.egg-info .unmask demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

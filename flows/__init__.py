@@ -1,1 +1,1 @@
-"""The wiring: Prefect flows, settings, local servers, the command line. Knows both pipelines and models."""
+"""Application: Prefect flows, settings, local servers and the command line. Connects pipelines and models."""

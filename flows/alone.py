@@ -1,8 +1,8 @@
-"""One run of a flow and stream at a time; a run that was killed is marked as crashed by the next one.
+"""Allow one run at a time per flow and stream. If a run was killed, the next one marks it as crashed.
 
-The lock is the kernel's: it goes with its process, by SIGKILL and power cut too, so nothing has to expire before the
-next run. Prefect's own concurrency limit holds its slot for five minutes after such a death, and for ever where the
-server was restarted meanwhile: then it would cancel every later run.
+The lock is a file lock of the operating system. It is released when its process ends, even by SIGKILL or power loss.
+A concurrency limit in Prefect would keep its slot for five minutes after a kill, or indefinitely if the server was
+restarted in between, and would then cancel every later run.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def alone(run: Callable[P, R]) -> Callable[P, R]:
-    """Put under `@flow`: if another run of the same flow and stream is going, this one ends at once as Cancelled."""
+    """Decorator below `@flow`: if the same flow and stream is already running, end this run at once as Cancelled."""
     signature = inspect.signature(run)
 
     @wraps(run)
@@ -45,7 +45,9 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                words = f"{run.__name__} of {stream.name} is already running (see {path}); wait for it, or stop it"
+                words = (
+                    f"{run.__name__} of {stream.name} is already running (see {path}); wait until it ends, or stop it"
+                )
                 return cast(R, Cancelled(message=words))
             _close_zombie(held.read())
             held.seek(0)
@@ -70,7 +72,7 @@ def _this_run() -> dict[str, Any]:
 
 
 def _close_zombie(left: str) -> None:
-    """Mark the last run as crashed where its process is gone and its page does not know."""
+    """Mark the last run as crashed if its process has ended but Prefect still shows it as running."""
     try:
         last = json.loads(left)
         if last["flow_run"] is None or _lives(last):
@@ -78,16 +80,16 @@ def _close_zombie(left: str) -> None:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(last["flow_run"]).state
             if state is None or not state.is_final():
-                words = "its process was killed; found by the run after it"
+                words = "its process was killed; detected by the next run"
                 client.set_flow_run_state(last["flow_run"], Crashed(message=words), force=True)
     except (ValueError, KeyError, TypeError, ObjectNotFound):
-        return  # no earlier run, or one that Prefect does not know
+        return  # there is no earlier run, or Prefect does not have it
     except (HTTPError, PrefectException) as error:
-        log.warning("a killed run may still show as running: %s: %s", type(error).__name__, error)
+        log.warning("Prefect may still show a killed run as running: %s: %s", type(error).__name__, error)
 
 
 def _lives(run: dict[str, Any]) -> bool:
-    """Whether its process is there: it waits to try again, or is about to report its end."""
+    """Whether the process of a run exists: it waits for a retry, or is about to report its end."""
     if run["host"] != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Flow: the champion and the baselines on a period after their training, at full prevalence."""
+"""Flow: compare the champion with baselines on all events of a period after their training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipelines.lake.tables import Lake
 
 
 class NothingToTestError(UnmaskError):
-    """No event, or no fraud that is known by now, lies in the test period."""
+    """The test period cannot be used: it has no known fraud, or the champion was trained on it."""
 
 
 @flow(name="backtest", retries=1, retry_delay_seconds=10, validate_parameters=False)
@@ -36,18 +36,18 @@ class NothingToTestError(UnmaskError):
 def backtest(
     stream: Path, since_ms: int, until_ms: int | None = None, truth: Path | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """Average precision and area under ROC of the champion and of baselines fitted on what was known at `since_ms`.
+    """Compute average precision and ROC AUC of the champion and of baselines fitted on the data known at `since_ms`.
 
     Args:
         stream: path of the stream file.
-        since_ms: the first moment of the test period, ms since 1970; the baselines know what had matured by then.
-        until_ms: its end; None is the end of the lake.
-        truth: Parquet file (event_id, label), for a replay whose truth is known before its labels arrive; None tests on
-            the events whose labels have matured in the lake.
-        seed: of the baselines.
+        since_ms: start of the test period, ms since 1970. The baselines use labels that had matured by then.
+        until_ms: end of the test period; None is the end of the lake.
+        truth: Parquet file (event_id, label), for a replay whose labels are known before they arrive. None tests on
+            events whose labels have matured in the lake.
+        seed: seed of the baselines.
 
     Returns:
-        figure by name, such as `champion_average_precision`.
+        Metrics by name, such as `champion_average_precision`.
     """
     settings, spec = Settings(), load(Path(stream))
     lake, uri = settings.lake(spec), settings.tracking_uri()
@@ -56,7 +56,7 @@ def backtest(
     whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=_end_ms(lake, spec))
     test, label = _test_rows(whole, since_ms=since_ms, until_ms=until_ms, truth=truth)
     if not label[test].any():
-        raise NothingToTestError(f"{spec.name}: no known fraud lies in the test period; wait for its labels to mature")
+        raise NothingToTestError(f"{spec.name}: the test period has no known fraud; wait until its labels have matured")
     rows = whole.table.take(test)
     champion = registry.resolve(registry_name(spec), "champion", tracking_uri=uri, cache=settings.model_cache)
     served = artifact.load(champion.folder, expect=champion.digest)
@@ -75,7 +75,7 @@ def backtest(
 
 
 def _unseeing_encoder(settings: Settings, stream: Stream, since_ms: int) -> FoundRun | None:
-    """The run of the champion's encoder; None where somebody deleted it.
+    """The run of the champion's encoder; None if it was deleted.
 
     Raises:
         NothingToTestError: there is no champion, or it or its encoder may have seen the test period.
@@ -94,7 +94,7 @@ def _unseeing_encoder(settings: Settings, stream: Stream, since_ms: int) -> Foun
 def _test_rows(
     whole: TrainingData, *, since_ms: int, until_ms: int | None, truth: Path | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
-    """Which rows are tested on, and the label of every row."""
+    """The test rows, and the label of every row."""
     test = whole.table.time_ms >= since_ms
     if until_ms is not None:
         test &= whole.table.time_ms < until_ms
@@ -112,28 +112,28 @@ def _figures(scores: Mapping[str, NDArray[np.floating]], label: NDArray[np.int8]
 
 
 def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], since_ms: int) -> None:
-    """Refuse to test a model that may have seen the test period: each tag must be a time, and not a later one.
+    """Check that a model was not trained on the test period: each tag must be a time before `since_ms`.
 
     Raises:
-        NothingToTestError: a time is later, missing or no number.
+        NothingToTestError: a time is later, missing or not a number.
     """
     for name in names:
         said = tags.get(name, "")
         if not said.isdecimal():
             raise NothingToTestError(
-                f"tag {name} of {what} is {said!r}; it must be a time in ms since 1970, up to which it saw events. "
-                "Otherwise a test may include events of its training. Run `unmask finetune` and `unmask promote` again"
+                f"tag {name} of {what} is {said!r}; it must be the end of its training data, in ms since 1970. "
+                "Without it, the test may include training events. Run `unmask finetune` and `unmask promote` again"
             )
         if int(said) > since_ms:
             raise NothingToTestError(
-                f"{what} saw events up to {rfc3339(int(said))} ({name}): a test from {rfc3339(since_ms)} on would "
-                "include events of its training; give a later --since, or promote a model and encoder trained with an "
+                f"{what} saw events up to {rfc3339(int(said))} ({name}), so a test from {rfc3339(since_ms)} would "
+                "include training events; use a later --since, or promote a model and encoder trained with an "
                 "earlier --as-of"
             )
 
 
 def _end_ms(lake: Lake, stream: Stream) -> int:
-    """Just after the last arrival in the lake, labels in effect: the replay's clock, or the wall's."""
+    """The time just after the last arrival in the lake, by the clock of the replay or by the wall clock."""
     lag_ms = stream.labels.lag_ms if stream.labels else 0
     return max(lake.arrivals().values(), default=0) + lag_ms + 1
 

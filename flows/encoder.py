@@ -1,4 +1,4 @@
-"""The pretrained encoder, from the MLflow run that made it."""
+"""Load a pretrained encoder from its MLflow run."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from models.ship.registry import FoundRun
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 
-FOLDER = "encoder"  # of the run's artifacts; with its hash in the tag `encoder.digest`
+FOLDER = "encoder"  # in the run's artifacts; its hash is in the tag `encoder.digest`
 _DIGEST = f"{FOLDER}.digest"
 
 
@@ -21,10 +21,10 @@ class NoEncoderError(UnmaskError):
 
 
 def find(settings: Settings, stream: Stream, *, run_id: str | None = None) -> FoundRun:
-    """The newest finished pretrain run of a stream, or the one asked for.
+    """Find the newest finished pretrain run of a stream, or a given run.
 
     Raises:
-        NoEncoderError: there is none, or it holds no complete encoder.
+        NoEncoderError: there is no such run, or it has no complete encoder.
     """
     uri = settings.tracking_uri()
     if run_id is None:
@@ -36,20 +36,20 @@ def find(settings: Settings, stream: Stream, *, run_id: str | None = None) -> Fo
         return found
     found = registry.find_run(run_id, tracking_uri=uri)
     if found is None or _DIGEST not in found.tags:
-        raise NoEncoderError(f"run {run_id} in MLflow at {uri} has no complete encoder; give a finished pretrain run")
+        raise NoEncoderError(f"run {run_id} in MLflow at {uri} has no complete encoder; use a finished pretrain run")
     return found
 
 
 def fetch(settings: Settings, run: FoundRun) -> Pretrained:
-    """The encoder of a run, by way of a local copy named by its hash; a damaged copy is fetched once more.
+    """Load the encoder of a run through a local cache. A damaged copy is downloaded once more.
 
     Raises:
-        NoEncoderError: what MLflow holds is not what the run's tag names.
+        NoEncoderError: the encoder in MLflow does not match the tag of its run.
     """
     digest = run.tags.get(_DIGEST, "")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it becomes a folder's name
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):  # it is used as a folder name
         raise NoEncoderError(
-            f"tag {_DIGEST} of run {run.run_id} is {digest!r}; it must be a sha256. Run `unmask pretrain` again"
+            f"tag {_DIGEST} of run {run.run_id} is {digest!r}; it must be a SHA-256 hash. Run `unmask pretrain` again"
         )
     folder = settings.home / "encoders" / digest
     if folder.is_dir():

@@ -1,11 +1,11 @@
-"""The parts of Unmask that are installed by choice (the extras of pyproject.toml), and what to say without them."""
+"""Optional dependencies (the extras in pyproject.toml), and the error if one is missing."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
 
 from pipelines.errors import UnmaskError
 
-# What each extra makes importable; an extra that includes another one has only its own here.
+# The modules that each extra adds, without those of extras that it includes.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "serve": ("onnxruntime", "safetensors", "mlflow"),
     "train": ("torch", "sklearn", "onnx", "matplotlib"),
@@ -16,11 +16,11 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 
 
 class MissingExtraError(UnmaskError):
-    """A command needs an extra that is not installed; says how to install it."""
+    """A command needs an extra that is not installed. The message says how to install it."""
 
     @classmethod
     def of(cls, module: str) -> "MissingExtraError | None":
-        """The error for a module that cannot be imported; None where it belongs to no extra.
+        """The error for a module that cannot be imported; None if no extra contains it.
 
         Example:
             >>> print(MissingExtraError.of("torch.nn"))
@@ -32,7 +32,7 @@ class MissingExtraError(UnmaskError):
 
 
 def require(extra: str) -> None:
-    """Check that an extra is installed, before something that would fail late without it.
+    """Check early that an extra is installed.
 
     Raises:
         MissingExtraError: one of its modules is missing.

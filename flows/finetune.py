@@ -1,4 +1,4 @@
-"""Flow: the encoder and the labels there are become a calibrated model, measured for the gate; the new challenger."""
+"""Flow: fine-tune the encoder on known labels, measure the model for the gate and make it the challenger."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -30,18 +30,18 @@ from models.table import Table
 @retry_unless_mistaken
 @alone
 def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_run: str | None = None) -> int:
-    """Fine-tune on what was known at `as_of_ms`; with no label at all the model is the masked surprise alone.
+    """Fine-tune on the data known at `as_of_ms`. Without labels, the model is label-free.
 
-    The newest known labels and the newest events are kept back: they are for the gate alone.
+    The newest known labels and the newest events are held out for the gate.
 
     Args:
         stream: path of the stream file.
-        as_of_ms: the moment to look back from, ms since 1970; None is now.
-        seed: of weights and batches.
-        encoder_run: MLflow run that made the encoder; None is the newest one that finished.
+        as_of_ms: use only data that had arrived by this time, ms since 1970; None is now.
+        seed: seed of weights and batches.
+        encoder_run: MLflow run of the encoder; None is the newest finished one.
 
     Returns:
-        version of the model in the registry, which has the alias `challenger`.
+        The version of the model in the registry. It has the alias `challenger`.
     """
     settings, spec = Settings(), load(Path(stream))
     lake, uri, name = settings.lake(spec), settings.tracking_uri(), registry_name(spec)
@@ -108,7 +108,7 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
 
 @dataclass(frozen=True)
 class _Former:
-    """A model that the challenger is measured beside; `model` is None where it cannot be, `why` says so."""
+    """A former model to compare with the challenger. If this is impossible, `model` is None and `why` is the reason."""
 
     version: int
     model: ServedModel | None
@@ -119,7 +119,7 @@ class _Former:
 def _formers(
     settings: Settings, name: str, champion: tuple[int, dict[str, str]], challenger: ServedModel
 ) -> dict[str, _Former]:
-    """The champion, and the best one so far, which it names where it is not the best itself."""
+    """The champion, and the best former champion, named by a tag of the champion if it is another version."""
     version, tags = champion
     best = tags.get("gate_reference_version", "")
     return {
@@ -134,10 +134,10 @@ def _former(settings: Settings, name: str, version: int, challenger: ServedModel
             name, version, tracking_uri=settings.tracking_uri(), cache=settings.model_cache
         )
         model = artifact.load(found.folder, expect=found.digest)
-    except ModelError as error:  # gone, of another format, or damaged
+    except ModelError as error:  # deleted, of another format, or damaged
         return _Former(version, None, None, f"version {version} cannot be loaded: {error}")
     if model.columns != challenger.columns:
-        return _Former(version, None, None, f"version {version} has other columns")
+        return _Former(version, None, None, f"version {version} has different columns")
     until = tags.get("learned_until_ms", "")
     return _Former(version, model, int(until) if until.isdecimal() else None)
 
@@ -150,7 +150,7 @@ def _measure(
     formers: Mapping[str, _Former],
     peers: Mapping[str, NDArray[np.floating]],
 ) -> gate.Figures:
-    """What the gate goes by, all of it on rows that were kept back."""
+    """Compute the figures of the gate on held-out rows."""
     newest, judged, truth = (
         data.table.take(slices.newest),
         data.table.take(slices.labelled),
@@ -186,7 +186,7 @@ def _measure(
 def _log_figures(
     run: registry.Run, served: ServedModel, figures: gate.Figures, rows: Table, label: NDArray[np.int8]
 ) -> None:
-    """Figures and plots of the rows that were kept back, beside those of the other scorers."""
+    """Log metrics and plots of the held-out rows, also for the other scorers."""
     scores = served.score(rows.numeric, rows.categorical)
     alerts = scores > served.threshold
     metrics = {
@@ -220,6 +220,6 @@ def _words(figures: gate.Figures) -> str:
         f"{name} {one.theirs:.4g} (challenger {one.ours:.4g})" for name, one in figures.comparisons.items()
     )
     return (
-        f"Kept for the gate: {figures.frauds} known frauds; alerts {figures.alert_rate:.3%}, allowed "
-        f"{figures.allowed_rate:.3%}" + (f"; average precision: {beside}" if beside else "")
+        f"Held out for the gate: {figures.frauds} known frauds. Alert rate: {figures.alert_rate:.3%}, allowed: "
+        f"{figures.allowed_rate:.3%}" + (f". Average precision: {beside}" if beside else "")
     )

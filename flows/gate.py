@@ -1,4 +1,4 @@
-"""The gate: what is measured of a challenger on events kept for this alone, and whether it may serve."""
+"""The gate: checks of a challenger on held-out events that decide whether it may become the champion."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sklearn.metrics import average_precision_score
 from models.fit.split import last_share
 from models.score.budget import DAY_MS, Budget
 
-SHARE = 0.1  # of the known labels, the newest: for the gate alone; and of all events, for the checks without labels
-MIN_FRAUDS = 30  # with fewer in the slice an average precision says little
-TOLERATED_LOSS = 0.02  # of average precision, beside champion, reference and baselines: less is seed noise
-DRIFT = 1.5  # an alert rate may grow by so much from one period to the next
-MIN_EXPECTED = 30  # where the budget allows so many alerts, none at all is a fault
+SHARE = 0.1  # newest share held out for the gate: of known labels, and of all events for checks without labels
+MIN_FRAUDS = 30  # with fewer, average precision is too uncertain
+TOLERATED_LOSS = 0.02  # allowed loss of average precision against each other scorer: seed noise
+DRIFT = 1.5  # allowed growth of the alert rate between periods
+MIN_EXPECTED = 30  # if the budget allows this many alerts, having none is a failure
 BASELINES = ("logistic_regression", "isolation_forest")
 FORMERS = {"champion": "the champion", "reference": "the best former champion"}
 
-Check = tuple[str, bool]  # what was seen, and whether it holds
+Check = tuple[str, bool]  # the finding, and whether the check passes
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Comparison:
 
     Args:
         ours, theirs: average precision.
-        frauds: among these events.
-        learned: whether the other one has learned from some of these events, which flatters it.
+        frauds: number of frauds among these events.
+        learned: whether the other scorer was trained on some of these events, so that its result is too good.
     """
 
     ours: float
@@ -42,19 +42,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of a challenger; kept as tags of its version.
+    """Measurements of a challenger, stored as tags of its version.
 
     Args:
-        frauds: known frauds in the gate's slice of the labels.
-        rows: newest events of all, which chose neither head nor threshold.
+        frauds: known frauds among the held-out labels.
+        rows: number of held-out newest events, which were not used for the head or the threshold.
         finite: whether every score is a number.
-        distinct: how many different scores there are.
-        alert_rate: share of the rows that alert.
-        allowed_rate: share of them that the budget allows.
-        cost: of alerts and missed frauds on the slice, and what no alert and nothing but alerts would have cost; empty
-            without a cost budget.
+        distinct: number of distinct scores.
+        alert_rate: share of the rows that raise an alert.
+        allowed_rate: share of alerts that the budget allows.
+        cost: cost of alerts and missed frauds on the held-out labels, and the cost of no alert and of only alerts.
+            Empty without a cost budget.
         comparisons: by name of the other scorer: champion, reference (the best former champion) and baselines.
-        not_compared: which of them could not be, and why.
+        not_compared: scorers that could not be compared, and why.
     """
 
     frauds: int
@@ -68,12 +68,12 @@ class Figures:
     not_compared: Mapping[str, str] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:
-        """As tags `gate_*`, each a JSON value."""
+        """Convert to tags `gate_*`, each with a JSON value."""
         return {f"gate_{name}": json.dumps(value) for name, value in asdict(self).items()}
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> Figures | None:
-        """The inverse of `tags`; None where they are missing or are not such figures."""
+        """Read figures from tags; None if tags are missing or not valid."""
         try:
             found = {each.name: json.loads(tags[f"gate_{each.name}"]) for each in fields(cls)}
             comparisons = {name: Comparison(**one) for name, one in found.pop("comparisons").items()}
@@ -84,11 +84,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Slices:
-    """Which rows of a training table are kept back: bool, **shape (n,)**.
+    """Held-out rows of a training table: bool, **shape (n,)**.
 
     Args:
-        labelled: the newest known labels: for the gate alone.
-        newest: the newest events of all: for what is checked without labels.
+        labelled: the newest rows with known labels.
+        newest: the newest of all rows, for checks without labels.
     """
 
     labelled: NDArray[np.bool_]
@@ -96,7 +96,7 @@ class Slices:
 
 
 def keep_back(known: NDArray[np.bool_], *, share: float = SHARE) -> Slices:
-    """Choose the rows, in time order, that no training, early stopping, calibration or threshold may see.
+    """Choose the held-out rows. They are not used for training, early stopping, calibration or the threshold.
 
     >>> slices = keep_back(np.arange(40) < 20)
     >>> np.flatnonzero(slices.labelled), np.flatnonzero(slices.newest)
@@ -109,7 +109,7 @@ def keep_back(known: NDArray[np.bool_], *, share: float = SHARE) -> Slices:
 
 
 def allowed_share(budget: Budget, time_ms: NDArray[np.int64], *, validation_alert_rate: float) -> float:
-    """Share of a period's events that a budget lets alert; for costs the share that its threshold took before."""
+    """Share of alerts that a budget allows in a period; for a cost budget, the alert rate in validation."""
     if budget.rate is not None:
         return budget.rate
     if budget.per_day is not None:
@@ -120,7 +120,7 @@ def allowed_share(budget: Budget, time_ms: NDArray[np.int64], *, validation_aler
 def cost_of(
     budget: Budget, scores: NDArray[np.floating], label: NDArray[np.int8], threshold: float
 ) -> dict[str, float]:
-    """What alerts and missed frauds cost, and what no alert and alerting on everything would have."""
+    """Cost of alerts and missed frauds, and the cost of no alert and of alerting on every event."""
     if budget.cost is None:
         return {}
     missed, review = budget.cost
@@ -140,13 +140,13 @@ def compare(
     *,
     learned_until_ms: int | None,
 ) -> Comparison:
-    """Compare on the events after those that the other one learned from, or on all where too few frauds are left.
+    """Compare two scorers on events that the other one was not trained on, or on all if too few frauds are left.
 
     Args:
         ours, theirs: scores, high = anomalous, **shape (n,)**.
         label: 1 = fraud, at least one, **shape (n,)**.
         time_ms: event times, **shape (n,)**.
-        learned_until_ms: the other one knows no label of an event at or after this time; None = not known.
+        learned_until_ms: the other scorer was trained on labels of events before this time; None = unknown.
     """
     later = time_ms >= learned_until_ms if learned_until_ms is not None else np.zeros(len(label), bool)
     use = later if (label[later] == 1).sum() >= MIN_FRAUDS else np.ones(len(label), bool)
@@ -156,53 +156,53 @@ def compare(
 
 
 def is_new_reference(figures: Figures) -> bool:
-    """Whether the challenger, once promoted, takes the reference's place: what later ones must not fall behind.
+    """Whether the challenger, once promoted, becomes the reference for later challengers.
 
-    Small losses from one champion to the next cannot add up: the best champion so far stays the reference, and is
-    scored on the same events as each challenger, until one is as good there.
+    The reference is the best champion so far. Each challenger is compared with it on the same events, so small losses
+    from one champion to the next cannot add up. A challenger replaces it if it is at least as good.
     """
     before = figures.comparisons.get("reference")
     return before is not None and before.frauds >= MIN_FRAUDS and before.ours >= before.theirs
 
 
 def judge(figures: Figures) -> dict[str, Check]:
-    """Every check by name, in words and whether it holds; a challenger that passes all may serve.
+    """Run all checks. Return the finding of each and whether it passes; all must pass for a promotion.
 
-    What was not measured (NaN) holds nowhere.
+    A check of a missing measurement (NaN) fails.
     """
     checks = {
         "scores": (
-            f"{figures.distinct} different ones on {figures.rows} newest events"
-            + ("" if figures.finite else ", some are not numbers"),
+            f"{figures.distinct} different scores on the {figures.rows} newest events"
+            + ("" if figures.finite else "; some are not numbers"),
             figures.finite and figures.distinct > 1,
         ),
         "alert budget": _alert_budget(figures),
     }
     if figures.frauds < MIN_FRAUDS:
-        seen = f"{figures.frauds} known frauds were kept for the gate, {MIN_FRAUDS} are needed: judged without labels"
+        seen = f"{figures.frauds} known frauds were held out, {MIN_FRAUDS} are needed: checked without labels"
         return checks | {"labels": (seen, True)}
     for name, words in FORMERS.items():
         if name in figures.comparisons:
             one = figures.comparisons[name]
             seen = f"average precision {one.ours:.3f}, {words} {one.theirs:.3f} on the same {one.frauds} frauds"
-            seen += ", of which it has learned some" if one.learned else ""
+            seen += ", some of which it was trained on" if one.learned else ""
             checks[name] = (seen, one.ours >= one.theirs - TOLERATED_LOSS)
         elif name in figures.not_compared:
             checks[name] = (f"not compared: {figures.not_compared[name]}", True)
     checks["floor"] = _floor({name: figures.comparisons[name] for name in BASELINES if name in figures.comparisons})
     if figures.cost:
         ours, most = figures.cost["ours"], min(figures.cost["no_alert"], figures.cost["all_alert"])
-        seen = f"{ours:g}, {figures.cost['no_alert']:g} with no alert, {figures.cost['all_alert']:g} with nothing else"
+        seen = f"{ours:g}; {figures.cost['no_alert']:g} with no alert, {figures.cost['all_alert']:g} if all alert"
         checks["cost"] = (seen, ours <= most)
     return checks
 
 
 def _alert_budget(figures: Figures) -> Check:
     n, allowed = figures.rows, figures.allowed_rate
-    # drift, and three deviations of a binomial count
+    # drift and three standard deviations of a binomial count
     most = DRIFT * allowed + 3 * (allowed * max(1 - allowed, 0.0) / max(n, 1)) ** 0.5
     silent = allowed * n >= MIN_EXPECTED and figures.alert_rate == 0
-    seen = f"{figures.alert_rate:.3%} of the {n} newest events, allowed are {allowed:.3%}"
+    seen = f"{figures.alert_rate:.3%} of the {n} newest events raise an alert; {allowed:.3%} is allowed"
     return seen, figures.alert_rate <= most and not silent
 
 

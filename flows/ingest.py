@@ -1,4 +1,4 @@
-"""Flow: what is new in Kafka goes to the lake, exactly once."""
+"""Flow: copy new records from Kafka to the lake, each exactly once."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipelines.lake.ingest import ingest as ingest_stream
 @retry_unless_mistaken
 @alone
 def ingest(stream: Path) -> IngestCounts:
-    """Read events, labels, scores and progress from where the lake stands to Kafka's ends as of now.
+    """Copy events, labels, scores and progress records, from the offsets of the lake to the current end of Kafka.
 
     Args:
         stream: path of the stream file.
@@ -38,7 +38,6 @@ def ingest(stream: Path) -> IngestCounts:
         )
     seconds = time.monotonic() - started
     figures = {name: float(value) for name, value in vars(counts).items()} | {"seconds": seconds}
-    # The work is done: nobody waits for its figures.
     page = registry.note(
         f"{spec.name}/ingest",
         figures,

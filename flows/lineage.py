@@ -1,4 +1,4 @@
-"""Where a run comes from: the tags that every MLflow run and model version carries."""
+"""Lineage tags of MLflow runs and model versions."""
 
 import subprocess
 from importlib.metadata import version
@@ -20,7 +20,7 @@ def lineage(stream: Stream, lake: Lake) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit this code was installed from, "unknown" outside of a checkout."""
+    """The git commit of this code, or "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()

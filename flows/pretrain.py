@@ -1,4 +1,4 @@
-"""Flow: the lake's events, without labels, become a masked-feature encoder."""
+"""Flow: train an encoder on the events of the lake, without labels."""
 
 import time
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ from models.ship.pretrained import save_pretrained
 @retry_unless_mistaken
 @alone
 def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
-    """Train the encoder on everything that had arrived by `as_of_ms`; goes on from a checkpoint if it was cut off.
+    """Train the encoder on the events that had arrived by `as_of_ms`. An interrupted run resumes from its checkpoint.
 
     Args:
         stream: path of the stream file.
-        as_of_ms: the moment to look back from, ms since 1970; None is now.
-        seed: of weights, masks and batches.
+        as_of_ms: use only events that had arrived by this time, ms since 1970; None is now.
+        seed: seed of weights, masks and batches.
 
     Returns:
-        id of the MLflow run, which holds the encoder.
+        The id of the MLflow run, which contains the encoder.
     """
     settings, spec = Settings(), load(Path(stream))
     lake = settings.lake(spec)

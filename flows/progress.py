@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere, an artifact on the Prefect page."""
+"""Progress of long tasks: a bar on a terminal, otherwise a line every ten seconds, and a Prefect artifact."""
 
 import sys
 import threading
@@ -18,10 +18,9 @@ _PAGE_EVERY_S = 3.0
 
 @contextmanager
 def shown(title: str) -> Iterator[Report]:
-    """A function `report(share, words)`, share in [0, 1], that shows how far `title` has come.
+    """Show the progress of a task. Yields a function `report(share, words)`, share in [0, 1].
 
-    It shows that the work goes on also while nothing is reported. Inside another `shown` it takes the outer one's
-    place until it ends.
+    The display is updated even if nothing is reported. A nested display replaces the outer one until it ends.
     """
     began_s = _displays[0].began_s if _displays else time.monotonic()
     display: _Display = _Bar(title, began_s) if sys.stderr.isatty() else _Lines(title, began_s)
@@ -46,7 +45,7 @@ def shown(title: str) -> Iterator[Report]:
 
 
 class _Display(Protocol):
-    """How progress looks; made paused. `began_s` is when the outermost work began."""
+    """A progress display, initially paused. `began_s` is the start time of the outermost task."""
 
     began_s: float
 
@@ -55,11 +54,11 @@ class _Display(Protocol):
     def resume(self) -> None: ...
 
 
-_displays: list[_Display] = []  # those in use, the innermost last
+_displays: list[_Display] = []  # active displays, the innermost last
 
 
 class _Bar:
-    """A bar on the terminal; it moves to and fro until a share is reported."""
+    """A bar on the terminal. It pulses until a share is reported."""
 
     def __init__(self, title: str, began_s: float) -> None:
         self.began_s = began_s
@@ -78,7 +77,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line on stderr whenever ten seconds have passed, from a thread of its own."""
+    """A line on stderr every ten seconds, printed by a thread."""
 
     def __init__(self, title: str, began_s: float) -> None:
         self._title, self.began_s = title, began_s
@@ -107,14 +106,14 @@ class _Lines:
         spent = f"{time.monotonic() - self.began_s:.0f} s"
         if not self._words and not self._share:
             return f"  {self._title}: still working after {spent}"
-        if self._share >= 1.0:  # what comes after the last report is not counted
+        if self._share >= 1.0:  # work after the last report has no share
             return f"  {self._title}: finishing, after {spent}"
         details = f" ({self._words})" if self._words else ""
         return f"  {self._title}: {self._share:.0%} done after {spent}{details}"
 
 
 class _Page:
-    """The progress artifact of the flow run that this is called in; nothing outside of one."""
+    """The progress artifact of the current flow run, if there is one."""
 
     def __init__(self, title: str) -> None:
         self._id: UUID | None = None
@@ -123,7 +122,7 @@ class _Page:
             from prefect.artifacts import create_progress_artifact
 
             made = create_progress_artifact(progress=0.0, description=title)
-            assert isinstance(made, UUID)  # the call is synchronous outside of a coroutine
+            assert isinstance(made, UUID)  # the call is synchronous outside a coroutine
             self._id = made
 
     def update(self, share: float) -> None:
@@ -143,7 +142,7 @@ class _Page:
 
 
 def _in_flow_run() -> bool:
-    # Importing Prefect here would fix its settings before the demo has started its server.
+    # Importing Prefect here would load its settings before the demo has started its server.
     if "prefect" not in sys.modules:
         return False
     from prefect.context import FlowRunContext

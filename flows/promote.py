@@ -1,4 +1,4 @@
-"""Flow: the challenger passes the gate, or says why not; then it is the champion."""
+"""Flow: check the challenger and make it the champion if it passes the gate."""
 
 import json
 import time
@@ -21,12 +21,12 @@ from pipelines.errors import UnmaskError
 
 
 class NothingToPromoteError(UnmaskError):
-    """The registry holds no challenger."""
+    """The registry has no challenger."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate said. `checks` maps each check to what was seen and whether it holds."""
+    """The result of the gate. `checks` maps each check to its finding and whether it passes."""
 
     version: int
     digest: str
@@ -35,7 +35,7 @@ class Decision:
 
     @property
     def words(self) -> str:
-        """One line for a person."""
+        """The result in one line."""
         failed = [f"{name}: {seen}" for name, (seen, holds) in self.checks.items() if not holds]
         outcome = "is the champion" if self.promoted else "stays the challenger"
         return (
@@ -49,11 +49,11 @@ class Decision:
 @retry_unless_mistaken
 @alone
 def promote(stream: Path, force: bool = False) -> Decision:
-    """Judge what was measured of the challenger and move the champion alias to it if it may serve.
+    """Check the measurements of the challenger, and move the champion alias to it if all checks pass.
 
     Args:
         stream: path of the stream file.
-        force: move the alias even where a check fails; a model that does not load is never promoted.
+        force: move the alias even if a check fails. A model that cannot be loaded is never promoted.
     """
     settings, spec = Settings(), load(Path(stream))
     uri, name = settings.tracking_uri(), registry_name(spec)
@@ -92,19 +92,19 @@ def _checks(
 ) -> dict[str, gate.Check]:
     version, tags = challenger
     missing = sorted(columns - {c.name for c in stream.columns})
-    checks = {"columns": (f"the stream lacks {missing}" if missing else "all there", not missing)}
+    checks = {"columns": (f"the stream does not have {missing}" if missing else "all present", not missing)}
     figures = gate.Figures.of_tags(tags)
     if figures is None:
         return checks | {"figures": (f"version {version} was not measured for the gate; run `unmask finetune`", False)}
     beside = tags.get("gate_champion_version", "")
     if champion is not None and champion != version and beside != str(champion):
-        seen = f"measured beside version {beside or 'none'}, the champion is version {champion}; run `unmask finetune`"
+        seen = f"measured against version {beside or 'none'}, the champion is version {champion}; run `unmask finetune`"
         checks["figures"] = (seen, False)
     return checks | gate.judge(figures)
 
 
 def _record(path: Path, stream: Stream, decision: Decision, before: int | None) -> None:
-    """Append to the log of promotions: an alias in MLflow keeps no history."""
+    """Append to the log of promotions, because MLflow has no history of aliases."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"at": time.time(), "stream": stream.name, "from": before, **asdict(decision)}
     with open(path, "a", encoding="utf-8") as log:

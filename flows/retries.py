@@ -1,4 +1,4 @@
-"""Prefect's retries are for servers that come back: a run that fails by a mistake of the user is not retried."""
+"""Retry flows only if a server did not answer. Runs that fail because of a user error are not retried."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def retry_unless_mistaken(run: Callable[P, R]) -> Callable[P, R]:
-    """Put under `@flow`: an error that a retry cannot cure takes the run's retries away before it is raised."""
+    """Decorator below `@flow`: disable the retries of a run if its error cannot be fixed by a retry."""
 
     @wraps(run)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,7 +37,7 @@ def retry_unless_mistaken(run: Callable[P, R]) -> Callable[P, R]:
 
 
 def may_pass(error: UnmaskError | ModelError) -> bool:
-    """Whether the same run may succeed later without the user: Kafka or MLflow did not answer.
+    """Whether a retry may succeed: Kafka or MLflow did not answer.
 
     >>> may_pass(BrokerError("no Kafka answers")), may_pass(LoginError("wrong password")), may_pass(UnmaskError("typo"))
     (True, False, False)
@@ -48,7 +48,7 @@ def may_pass(error: UnmaskError | ModelError) -> bool:
 
 
 def _take_retries_away() -> None:
-    # A flow has no `retry_condition_fn` as a task has: the server decides by the policy of the run.
+    # Flows have no `retry_condition_fn`, unlike tasks: the server decides by the policy of the run.
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
@@ -57,4 +57,4 @@ def _take_retries_away() -> None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, empirical_policy=FlowRunPolicy(**policy))
     except (HTTPError, PrefectException) as error:
-        log.warning("the run may be retried in vain: Prefect did not answer (%s)", type(error).__name__)
+        log.warning("could not disable retries of this run: Prefect did not answer (%s)", type(error).__name__)

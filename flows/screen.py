@@ -1,4 +1,4 @@
-"""Text from events on a terminal: an attacker may have chosen it; it must not control the screen or pass for ours."""
+"""Escape untrusted text from events, so that it cannot control the terminal or imitate output of Unmask."""
 
 import logging
 
@@ -15,7 +15,7 @@ def clean(text: str, *, keep: str = "") -> str:
 
 
 def plain(text: object) -> str:
-    r"""As `clean`, for text inside rich markup: its brackets are escaped.
+    r"""Like `clean`, for rich markup: brackets are escaped too.
 
     >>> plain("[red]x\x07")
     '\\[red]x�'
@@ -24,7 +24,7 @@ def plain(text: object) -> str:
 
 
 def json_line(text: str) -> str:
-    r"""Escape every unprintable character of a JSON text; JSON itself leaves DEL and C1 characters unescaped.
+    r"""Escape every unprintable character of a JSON text, including DEL and C1, which JSON does not escape.
 
     >>> json_line('"a\x7f\x9b\u202e"')
     '"a\\u007f\\u009b\\u202e"'
@@ -38,7 +38,7 @@ def _escaped(character: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Log lines, cleaned: some contain values of events."""
+    """Formatter that cleans log lines, because some contain values of events."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record), keep="\n\t")

@@ -1,4 +1,4 @@
-"""Settings: read once from the environment, frozen, passed on. `unmask --help` names them."""
+"""Settings from environment variables, read once and immutable. `unmask --help` lists them."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
 
-# A home that holds only these is made private without asking; in a folder with other things that might surprise.
+# A home with only these files is made private; permissions of other folders are not changed.
 OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba"}
 OURS |= {"promotions.jsonl", "defects.log"}
 
@@ -32,11 +32,11 @@ def registry_name(stream: Stream) -> str:
 
 
 class SettingsError(UnmaskError):
-    """A setting is missing or has a wrong value; says which and how to set it."""
+    """A setting is missing or has a wrong value. The message says which one and how to set it."""
 
 
 class Settings(BaseSettings):
-    """Where things are. For a server that is not set, one started here is used (`unmask kafka|ui start`).
+    """Addresses and folders. If a server is not set, the local one is used (`unmask kafka|ui start`).
 
     Raises:
         SettingsError: a variable has a wrong value.
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         None,
         validation_alias="KAFKA_BOOTSTRAP_SERVERS",
         pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
-        description="host:port, several with commas between",
+        description="host:port, or several separated by commas",
     )
     mlflow: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", pattern=r"^\w+://", description="http://host:port"
@@ -83,10 +83,10 @@ class Settings(BaseSettings):
         _keep_private(self.home)
 
     def connection(self) -> Connection:
-        """Kafka, as named by KAFKA_BOOTSTRAP_SERVERS, or started here by `unmask kafka start` or `unmask demo --keep`.
+        """Kafka of KAFKA_BOOTSTRAP_SERVERS, or the local one of `unmask kafka start` or `unmask demo --keep`.
 
         Raises:
-            SettingsError: neither is there.
+            SettingsError: there is neither.
         """
         if self.kafka:
             return Connection(self.kafka, self._client_options())
@@ -99,10 +99,10 @@ class Settings(BaseSettings):
         return Connection(local.bootstrap)
 
     def tracking_uri(self) -> str:
-        """MLflow, as named by MLFLOW_TRACKING_URI or started by `unmask ui start`.
+        """MLflow of MLFLOW_TRACKING_URI, or the local one of `unmask ui start`.
 
         Raises:
-            SettingsError: neither is there.
+            SettingsError: there is neither.
         """
         if self.mlflow:
             return self.mlflow
@@ -115,17 +115,17 @@ class Settings(BaseSettings):
         return local.mlflow_uri
 
     def tracking_uri_or_nowhere(self) -> str:
-        """MLflow's address, or one where nothing answers: a scorer can start without MLflow, on its local copy."""
+        """The address of MLflow, or an unused address, because a scorer can start from its local copy."""
         try:
             return self.tracking_uri()
         except SettingsError:
             return "http://127.0.0.1:9"
 
     def prefect_environment(self) -> Mapping[str, str]:
-        """Environment under which Prefect reports to PREFECT_API_URL or to the server of `unmask ui start`.
+        """Environment variables that make Prefect use PREFECT_API_URL or the server of `unmask ui start`.
 
         Raises:
-            SettingsError: neither is there, or it does not answer.
+            SettingsError: there is neither, or it does not answer.
         """
         api = self.prefect
         if api is None:
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
             )
         return {
             **servers.NO_CALLS_HOME,
-            # By default a dead server is asked for a minute, a hanging one for six.
+            # With Prefect's defaults, a dead server causes a delay of one minute, a hanging one of six.
             "PREFECT_API_REQUEST_TIMEOUT": os.environ.get("PREFECT_API_REQUEST_TIMEOUT", "8"),
             "PREFECT_CLIENT_MAX_RETRIES": os.environ.get("PREFECT_CLIENT_MAX_RETRIES", "1"),
             "PREFECT_API_URL": api,
@@ -156,12 +156,12 @@ class Settings(BaseSettings):
 
     @property
     def demo_kafka_folder(self) -> Path:
-        """The demo's broker has data of its own, which the next demo deletes."""
+        """Folder of the demo's broker. The next demo deletes its data."""
         return self.home / "demo-kafka"
 
     @property
     def kafka_folders(self) -> tuple[Path, Path]:
-        """Where a broker of this machine may run: that of daily work, then that of `unmask demo --keep`."""
+        """Folders of local brokers: that of `unmask kafka start`, then that of `unmask demo --keep`."""
         return self.kafka_folder, self.demo_kafka_folder
 
     @property
@@ -177,11 +177,11 @@ class Settings(BaseSettings):
         return Lake(self.home / "lake", stream)
 
     def features(self, stream: Stream) -> Path:
-        """Where the stream's feature tables are kept, beside its lake."""
+        """Folder of the stream's feature tables."""
         return self.home / "features" / stream.topics
 
     def snapshots(self, stream: Stream) -> Path:
-        """Where the scorer keeps snapshots of its state."""
+        """Folder of the scorer's state snapshots."""
         return self.home / "snapshots" / stream.topics
 
     def scorer_status(self, stream: Stream) -> Path:
@@ -189,14 +189,14 @@ class Settings(BaseSettings):
         return self.home / "scorer" / f"{stream.topics}.json"
 
     def work_folder(self, stream: Stream, stage: str) -> Path:
-        """Where a stage keeps what it may resume from."""
+        """Folder in which a stage stores its checkpoints."""
         return self.home / "work" / stream.topics / stage
 
     def _client_options(self) -> dict[str, Any]:
         """Options of kafka-python's clients.
 
         Raises:
-            SettingsError: they do not fit together, or a file cannot be read.
+            SettingsError: the settings are inconsistent, or a file cannot be read.
         """
         wants_login = (self.security_protocol or "").startswith("SASL")
         password = self.sasl_password.get_secret_value() if self.sasl_password else None
@@ -238,15 +238,17 @@ def _read(path: Path, variable: str) -> str:
 
 
 def _keep_private(home: Path) -> None:
-    """Make the home readable by its owner only; it holds events, models and their scores.
+    """Make the home readable by its owner only, because it contains events, models and scores.
 
     Raises:
         SettingsError: it is not a folder.
     """
-    with suppress(OSError):  # if it cannot be created, whoever writes there reports it
+    with suppress(OSError):  # if it cannot be created, the first write reports it
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not home.is_dir():
-        raise SettingsError(f"UNMASK_HOME={home} is not a folder and cannot be created; set another one")
+        raise SettingsError(
+            f"UNMASK_HOME={home} is not a folder and cannot be created; set UNMASK_HOME to another folder"
+        )
     if (mode := home.stat().st_mode) & 0o077:
         if {entry.name for entry in home.iterdir()} <= OURS:
             with suppress(OSError):

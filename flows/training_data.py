@@ -1,4 +1,4 @@
-"""The lake's training table as the models want it."""
+"""Convert the training table of the lake to the input of the models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,31 +18,31 @@ from pipelines.lake.training_table import training_table
 
 
 class TooLittleDataError(UnmaskError):
-    """The lake holds too few events to learn from."""
+    """The lake has too few events for training."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows in time order with what is known of them at `as_of_ms`. Shapes: `label`, `known` and `event_id` (n,)."""
+    """Rows in time order, with the labels known at `as_of_ms`. Shapes: `label`, `known` and `event_id` (n,)."""
 
     table: Table
     label: NDArray[np.int8]
     known: NDArray[np.bool_]
     event_id: pl.Series
     as_of_ms: int
-    features_key: str  # names the feature table
+    features_key: str  # identifies the feature table
 
 
 def columns_of(stream: Stream) -> tuple[Column, ...]:
-    """The stream's model inputs as the models' columns: the same fields, as neither package knows the other."""
+    """Convert the stream's columns to those of the models package, which does not import pipelines."""
     return tuple(Column(*msgspec.structs.astuple(column)) for column in stream.columns)
 
 
 def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows: int = 1_000) -> TrainingData:
-    """Everything that had arrived before `as_of_ms`, labels only where they had matured.
+    """Load all events that had arrived before `as_of_ms`, with the labels that had matured.
 
     Args:
-        features: folder of the stream's feature tables; the lake is folded only where none fits.
+        features: folder of the stream's feature tables. Features are computed only if no table can be used.
 
     Raises:
         TooLittleDataError: fewer than `min_rows` events.
@@ -57,8 +57,8 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
         )
     if len(found) < min_rows:
         raise TooLittleDataError(
-            f"{stream.name}: the lake holds {len(found)} events from before that time, at least {min_rows} are "
-            "needed; run `unmask ingest` first"
+            f"{stream.name}: the lake has {len(found)} events from before that time; at least {min_rows} are "
+            "needed. Run `unmask ingest` first"
         )
     numeric, categorical = (PickedRows(m, found.rows) for m in (found.features.numeric, found.features.categorical))
     table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names)
@@ -66,7 +66,7 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
 
 
 def budget_of(stream: Stream) -> Budget:
-    """The stream file's alert budget in the models' words."""
+    """Convert the alert budget of the stream file to that of the models package."""
     cost = stream.budget.get("cost")
     return Budget(
         rate=stream.budget.get("rate"),

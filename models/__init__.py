@@ -1,1 +1,1 @@
-"""The learning; knows no Kafka, Delta or Prefect."""
+"""Models: training, scoring and the model registry. Independent of Kafka, Delta and Prefect."""

@@ -1,4 +1,4 @@
-"""The bar: isolation forest without labels, logistic regression with them, on the same features and split."""
+"""Baselines: isolation forest (without labels) and logistic regression, on the same features and split."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from models.fit.split import last_share
 from models.table import Table, TableError
 
-FOREST_ROWS = (256, 1024, 4096)  # rows a tree, tried
-PENALTIES = (0.01, 0.1, 1.0)  # inverse strengths, tried
+FOREST_ROWS = (256, 1024, 4096)  # candidates for the rows per tree
+PENALTIES = (0.01, 0.1, 1.0)  # candidates for the inverse strength
 N_FIT = 200_000
 
 
@@ -26,15 +26,14 @@ def compare(
     seed: int,
     validation: float = 0.1,
 ) -> dict[str, NDArray[np.float64]]:
-    """Scores of each peer on test rows, high = anomalous; without labels only the forest.
+    """Fit each baseline and score the test rows, high = anomalous. Without labels, only the forest.
 
     Args:
-        table: rows that may be learned from.
-        label, known: **shape (n,)**; as for `models.fit.finetune.finetune`, with the same validation rows for
-            tuning.
-        test: rows to score, same columns.
-        seed: of the forest and of subsamples.
-        validation: share of known rows, the last in time, that choose each peer's setting.
+        table: rows to fit on.
+        label, known: **shape (n,)**, as for `models.fit.finetune.finetune`, with the same validation rows.
+        test: rows to score, with the same columns.
+        seed: seed of the forest and of subsamples.
+        validation: share of known rows, the last in time, used to choose the settings of each baseline.
     """
     train, valid = last_share(np.flatnonzero(known), validation)
     found = {"isolation_forest": isolation_forest(table, label=label, valid=valid, test=test, seed=seed)}
@@ -54,18 +53,18 @@ def isolation_forest(
     seed: int,
     n_trees: int = 100,
 ) -> NDArray[np.float64]:
-    """Isolation forest (Liu et al., 2008) on the columns that no label feeds.
+    """Isolation forest (Liu et al., 2008) on the columns that are not built from labels.
 
     Args:
         table: unlabelled rows to fit on.
         label: **shape (n,)**, read only at ``valid``.
-        valid: rows whose average precision chooses the rows a tree; without a fraud among them
-            scikit-learn's 256.
+        valid: rows whose average precision chooses the rows per tree. If none of them is fraud, 256, the default of
+            scikit-learn.
         test: rows to score.
-        seed: of the forest.
-        n_trees: as scikit-learn's default.
+        seed: seed of the forest.
+        n_trees: number of trees; 100 is the default of scikit-learn.
     """
-    fed = [i for i, column in enumerate(table.columns) if column.label_fed]  # numeric, so first in the matrix too
+    fed = [i for i, column in enumerate(table.columns) if column.label_fed]  # numeric: the same index in the matrix
     x, judge, ask = (np.delete(_matrix(part, table), fed, axis=1) for part in (_thin(table), table.take(valid), test))
     truth = label[valid] == 1
     sizes = FOREST_ROWS if truth.any() and not truth.all() else FOREST_ROWS[:1]
@@ -88,23 +87,23 @@ def logistic_regression(
     test: Table,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Logistic regression on all columns; raw or quantile-normal scaling and the penalty chosen on ``valid``.
+    """Logistic regression on all columns. The scaling and the penalty are chosen on ``valid``.
 
     Args:
         table: rows that ``train`` and ``valid`` index.
         label: 1 = fraud, **shape (n,)**.
-        train, valid: rows to fit and to choose on; every fraud is kept, ordinary rows are thinned if very
-            many.
+        train, valid: rows to fit on and to choose settings on. Every fraud is kept; normal rows are subsampled if
+            there are very many.
         test: rows to score.
-        seed: of the thinning.
+        seed: seed of the subsample.
 
     Raises:
-        TableError: one class only.
+        TableError: the training rows have only one class.
     """
     truth = label[train] == 1
     if truth.all() or not truth.any():
         raise TableError(
-            f"{truth.sum()} of {len(truth)} training rows are frauds; logistic regression needs both labels"
+            f"{truth.sum()} of {len(truth)} training rows are fraud; logistic regression needs both labels"
         )
     if len(train) > N_FIT:
         keep = np.random.default_rng(seed).random(len(train)) < N_FIT / len(train)
@@ -130,7 +129,7 @@ def logistic_regression(
 
 
 def _matrix(part: Table, fitted: Table) -> NDArray[np.float64]:
-    """Numeric columns as they are (NaN = missing), each frequent category as one column.
+    """Numeric columns unchanged (NaN = missing) and one column for each frequent category.
 
     Raises:
         TableError: the columns differ from those of `fitted`.

@@ -1,4 +1,4 @@
-"""Raw columns to network inputs: one numpy definition, shared by training and serving."""
+"""Convert raw columns to network inputs. One numpy implementation, used in training and serving."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from models.table import Column, Table, TableError
 
-LIMIT = 1e4  # scaled values are clipped here, so that float32 products stay finite
-MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; known texts follow
+LIMIT = 1e4  # scaled values are clipped to this, so that float32 products stay finite
+MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; codes of known values follow
 CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
 
 
 class Cells(NamedTuple):
-    """What the network reads: ``values`` and ``present`` (n, d_num), ``codes`` (n, d_cat)."""
+    """Input of the network: ``values`` and ``present`` (n, d_num), ``codes`` (n, d_cat)."""
 
     values: NDArray[np.float32]
     present: NDArray[np.float32]
     codes: NDArray[np.int64]
 
     def take(self, rows: slice | NDArray[np.int64]) -> Cells:
-        """The rows that a slice or indices name."""
+        """Select rows by a slice or by indices."""
         return Cells(self.values[rows], self.present[rows], self.codes[rows])
 
 
@@ -33,13 +33,13 @@ class CellCoding:
     """Fitted scales, piecewise-linear edges and vocabularies of a table's columns.
 
     Args:
-        columns: numeric ones first.
+        columns: input columns, numeric ones first.
         center: medians, float64, **shape (d_num,)**.
         scale: robust standard deviations, float64, **shape (d_num,)**.
-        edges: per numeric column the rising edges of its bins on the scaled axis, padded with the last edge,
-            float32, **shape (d_num, n_edges)**.
-        vocabularies: per categorical column the sorted hashes that have a code of their own.
-        whole: which numeric columns hold whole numbers only (hours, counts), bool, **shape (d_num,)**.
+        edges: ascending bin edges of each numeric column on the scaled axis, padded with the last edge, float32,
+            **shape (d_num, n_edges)**.
+        vocabularies: for each categorical column, the sorted hashes that have their own code.
+        whole: which numeric columns contain only whole numbers (hours, counts), bool, **shape (d_num,)**.
     """
 
     columns: tuple[Column, ...]
@@ -51,11 +51,11 @@ class CellCoding:
 
     @classmethod
     def fit(cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000) -> Self:
-        """Fit on the table's rows (an even subsample where there are many).
+        """Fit on the rows of a table, or on an even subsample of a large one.
 
-        Edges are quantiles, half of them spent on tails and on equal widths, since quantiles alone blur
-        the thin tails where frauds live (source: piecewise-linear encoding, arXiv 2203.05556; NOTE[DIFF]:
-        the tail edges).
+        Half of the edges are quantiles. The others are extra tail quantiles and edges of equal width, because plain
+        quantiles do not resolve the tails, where frauds are. (Piecewise-linear encoding: arXiv 2203.05556;
+        NOTE[DIFF]: the tail edges.)
         """
         step = max(1, len(table) // max_rows)
         numeric, categorical = table.numeric[::step], table.categorical[::step]
@@ -82,23 +82,23 @@ class CellCoding:
 
     @property
     def d_num(self) -> int:
-        """How many numeric columns there are."""
+        """Number of numeric columns."""
         return len(self.center)
 
     @property
     def n_codes(self) -> tuple[int, ...]:
-        """Codes per categorical column: missing, unknown, then the vocabulary."""
+        """Number of codes of each categorical column: missing, unknown and the vocabulary."""
         return tuple(len(v) + 2 for v in self.vocabularies)
 
     def transform(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Cells:
-        """Scale, mark what is missing, look hashes up.
+        """Scale numbers, mark missing values and look up hashes.
 
         Args:
             numeric: **shape (n, d_num)**, NaN or infinite = missing.
             categorical: hashes, **shape (n, d_cat)**, 0 = missing.
 
         Raises:
-            TableError: a shape does not fit.
+            TableError: a shape is wrong.
         """
         for name, width, wanted in (
             ("numeric", numeric.shape[1:], (self.d_num,)),
@@ -117,11 +117,11 @@ class CellCoding:
         return Cells(np.clip(scaled, -LIMIT, LIMIT).astype(np.float32), present.astype(np.float32), codes)
 
     def cells(self, table: Table, rows: NDArray[np.int64] | None = None) -> Cells:
-        """A table's rows as cells, `CHUNK` of them read at a time.
+        """Convert rows of a table to cells, reading `CHUNK` rows at a time.
 
         Args:
-            table: of these columns.
-            rows: which ones, and in which order; None = all.
+            table: a table with these columns.
+            rows: which rows, in which order; None = all.
         """
         n = len(table) if rows is None else len(rows)
         shape = n, self.d_num
@@ -135,14 +135,14 @@ class CellCoding:
         return Cells(values, present, codes)
 
     def numeric_value(self, column: int, scaled: float) -> float:
-        """A predicted, scaled value in its original unit, kept to the range that training saw."""
+        """A predicted, scaled value in its original unit, clipped to the range of the training data."""
         edges = self.edges[column]
         value = float(np.clip(scaled, edges[0], edges[-1])) * self.scale[column] + self.center[column]
         return float(np.rint(value) if self.whole[column] else value)
 
 
 def _robust_scale(seen: NDArray[np.float64]) -> float:
-    """Standard deviation by the central half, or wider quantiles where half the values are equal."""
+    """Standard deviation estimated from the quartiles, or from wider quantiles if half of the values are equal."""
     for share, width in ((0.25, 1.349), (0.05, 3.29), (0.005, 5.152)):
         low, high = np.quantile(seen, [share, 1 - share])
         if high > low:

@@ -1,4 +1,4 @@
-"""The learner as a scikit-learn outlier detector."""
+"""The model as a scikit-learn outlier detector."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from models.table import Column, Table
 
 
 class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """Finds anomalies by how badly masked features are predicted; learns from labels where some are given.
+    """Detects anomalies by the prediction errors of masked features, and uses labels if they are given.
 
-    Directions: `anomaly_score` and `predict_proba[:, 1]` are high for anomalies; `score_samples` and
-    `decision_function` are low for them, as scikit-learn has it.
+    `anomaly_score` and `predict_proba[:, 1]` are high for anomalies; `score_samples` and `decision_function` are
+    low for them, as in scikit-learn.
 
     Args:
-        contamination: expected share of anomalies, in (0, 0.5]: the alert budget behind `predict`.
-        max_steps: optimiser steps of the pretraining, and of each risk network.
+        contamination: expected share of anomalies, in (0, 0.5]. It is the alert budget of `predict`.
+        max_steps: optimiser steps of pretraining and of each risk network.
         width: units of a hidden layer.
         random_state: seed, a RandomState, or None.
 
@@ -50,7 +50,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
-        """Missing values are masked cells."""
+        """Missing values are allowed: they are masked cells."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
@@ -60,11 +60,10 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: **shape (n, d)**, NaN = missing.
-            y: 1 = anomaly, 0 = ordinary, -1 = unknown, **shape (n,)**; None, or anything else than these
-                numbers, is no labels.
+            y: 1 = anomaly, 0 = normal, -1 = unknown, **shape (n,)**. None, or any other values, means no labels.
         """
         if not 0 < self.contamination <= 0.5:
-            raise ValueError(f"contamination must be in (0, 0.5], however: contamination={self.contamination}")
+            raise ValueError(f"contamination is {self.contamination}; it must be greater than 0 and at most 0.5")
         array = validate_data(
             self,
             X,
@@ -76,7 +75,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         n = len(array)
         label, known = _labels(y, n)
-        order = np.random.default_rng(seed).permutation(n)  # rows have no time: the validation tail is a random one
+        order = np.random.default_rng(seed).permutation(n)  # rows have no time, so the validation rows are random
         columns = tuple(Column(f"x{i}", "numeric", of=f"x{i}") for i in range(array.shape[1]))
         if n < 20:
             order = np.resize(order, 20)
@@ -99,7 +98,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
         pretrained = pretrain(table, config=pre_config, seed=seed)
         model = finetune(pretrained, table, label=label[order], known=known[order], config=config, seed=seed)
-        # in double precision a row scores the same whatever rows are beside it, as scikit-learn demands
+        # in double precision a score does not depend on the other rows of the batch, as scikit-learn requires
         model = replace(model, network=deepcopy(model.network).double())
         scores = model.score(array, np.zeros((n, 0), np.uint64))
         threshold = float(np.quantile(scores, 1 - self.contamination))
@@ -126,7 +125,7 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Columns ordinary, anomalous, **shape (n, 2)**; probabilities where labels were given, else ranks."""
+        """Columns normal and anomalous, **shape (n, 2)**: probabilities if labels were given, otherwise ranks."""
         score = self.anomaly_score(X)
         return np.stack([1 - score, score], axis=1)
 

@@ -1,12 +1,12 @@
-"""Every error of the learning that a user can cause or mend.
+"""Errors that a user can fix.
 
 ModelError
-├── TableError       a table of rows is not as it must be
-├── BudgetError      an alert budget does not say one thing, or cannot be kept with what is known
+├── TableError       a table does not have the required form
+├── BudgetError      an alert budget is not valid, or its threshold cannot be computed
 ├── ArtifactError    a model's files do not match their manifest
-└── RegistryError    MLflow has no such model, or cannot be reached and there is no copy
+└── RegistryError    MLflow does not have the model, or is not available and there is no copy
 """
 
 
 class ModelError(Exception):
-    """Base of every error of this package that a user can mend."""
+    """Base class of the errors in this package that a user can fix."""

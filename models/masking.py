@@ -1,4 +1,4 @@
-"""Which columns are hidden together, and in which passes."""
+"""Masking: which columns are hidden together, and in which passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.table import Column
 
-MAX_SINGLE = 8  # up to so many fields each has a pass of its own; eight passes suffice beyond (DETECTION, section 3)
+MAX_SINGLE = 8  # up to this number, each field has its own pass; for more fields, eight passes suffice
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class MaskedField:
 
     Args:
         name: the raw field of the event.
-        target: index of the column that holds the raw value.
-        columns: indices of every column to hide, ``target`` among them.
+        target: index of the column with the raw value.
+        columns: indices of all columns to hide, including ``target``.
     """
 
     name: str
@@ -29,9 +29,9 @@ class MaskedField:
 
 
 def event_fields(columns: Sequence[Column]) -> tuple[MaskedField, ...]:
-    """The fields of the event that can surprise; label-fed columns never count.
+    """The fields of the event that are predicted. Columns built from labels are excluded.
 
-    Where no column names its field, each column stands for itself.
+    If no column has a field (`Column.of`), each column is treated as a field.
 
     >>> columns = [Column("amount", "numeric", "amount"), Column("c.count.7d", "numeric")]
     >>> [field.name for field in event_fields(columns)]
@@ -50,10 +50,10 @@ def event_fields(columns: Sequence[Column]) -> tuple[MaskedField, ...]:
 
 
 def views(fields: Sequence[MaskedField], d: int, *, seed: int = 0) -> NDArray[np.bool_]:
-    """Passes that between them hide every field.
+    """Passes that together hide every field.
 
     Returns:
-        bool, **shape (n_views, d)**, True = hidden: one field a pass where there are few, else two rounds
+        bool, **shape (n_views, d)**, True = hidden. One field per pass if there are few fields, otherwise two rounds
         of four random groups.
     """
     if len(fields) <= MAX_SINGLE:

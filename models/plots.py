@@ -1,4 +1,4 @@
-"""The plots of a run's page: what a person looks at before a model is promoted. Arrays in, figure out."""
+"""Plots for the MLflow page of a run. Each function takes arrays and returns a figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito, 2008).
+# A palette for colour-blind readers (Okabe and Ito, 2008).
 FRAUD, LEGIT, MARK = "#D55E00", "#0072B2", "#444444"
 CYCLE = [LEGIT, FRAUD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
 def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold: float | None = None) -> Figure:
-    """Precision over recall, with the average precision, the share of frauds, and where the threshold lies.
+    """Plot precision against recall, with the average precision, the share of fraud and the threshold.
 
     Args:
         label: 1 fraud, 0 not. **Shape** (n,)
@@ -21,7 +21,7 @@ def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold:
         threshold: the alert threshold, marked on the curve.
 
     Raises:
-        ValueError: there is no fraud among the labels.
+        ValueError: no label is fraud.
 
     Example:
         >>> pr_curve(np.array([0, 1]), np.array([0.1, 0.9])).axes[0].get_xlabel()
@@ -34,7 +34,7 @@ def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold:
     axes.fill_between(recall, precision, step="pre", alpha=0.12, color=LEGIT)
     share = float(np.mean(label))
     axes.axhline(share, color=MARK, linestyle=":", linewidth=1)
-    axes.text(0.99, share, f" by chance {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
+    axes.text(0.99, share, f" random {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
     if threshold is not None and bool(np.any(cut > threshold)):
         at = int(np.flatnonzero(cut > threshold)[-1])
         note = f"threshold {threshold:.3g}: precision {precision[at]:.1%}, recall {recall[at]:.1%}"
@@ -50,12 +50,12 @@ def precision_at_budget(
     *,
     rates: Sequence[float] = (0.001, 0.002, 0.005, 0.01, 0.02),
 ) -> Figure:
-    """What an alert budget buys: precision and recall where the `rate` highest scores are alerted.
+    """Plot precision and recall if the highest scores raise an alert, for several alert budgets.
 
     Args:
         label: 1 fraud, 0 not. **Shape** (n,)
         score: high = anomalous. **Shape** (n,)
-        rates: shares of all events that may be alerted.
+        rates: shares of all events that may raise an alert.
     """
     ranked = np.asarray(label)[np.argsort(-np.asarray(score), kind="stable")]
     taken = np.maximum(1, np.round(np.asarray(rates) * len(ranked)).astype(int))
@@ -70,7 +70,7 @@ def precision_at_budget(
         drawn = axes.bar(place + shift, height, width=0.38, color=colour, label=name)
         axes.bar_label(drawn, fmt="{:.0%}", fontsize=8)
     axes.set_xticks(place, [f"{rate:.2%}\n({n} alerts)" for rate, n in zip(rates, taken, strict=True)])
-    axes.set(ylim=(0, 1.08), title="What an alert budget buys")
+    axes.set(ylim=(0, 1.08), title="Precision and recall by alert budget")
     axes.legend(frameon=False)
     return figure
 
@@ -78,11 +78,11 @@ def precision_at_budget(
 def score_histogram(
     score: NDArray[np.floating], *, label: NDArray[np.int8] | None = None, threshold: float | None = None
 ) -> Figure:
-    """How many events have which score, on a logarithmic axis; frauds apart where labels are known.
+    """Plot the distribution of scores on a logarithmic axis, with frauds separate if labels are known.
 
     Args:
         score: in [0, 1]. **Shape** (n,)
-        label: 1 fraud, 0 not; None where unknown. **Shape** (n,)
+        label: 1 fraud, 0 not; None if unknown. **Shape** (n,)
         threshold: the alert threshold, marked.
     """
     figure, axes = _canvas("score", "events")
@@ -109,12 +109,12 @@ def score_histogram(
 def training_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str = "loss", higher_is_better: bool = False
 ) -> Figure:
-    """Losses, or other figures, while training.
+    """Plot losses or other metrics during training.
 
     Args:
-        curves: name to its points (step, figure).
-        ylabel: what the figures are.
-        higher_is_better: where each curve's best point lies.
+        curves: name of each curve and its points (step, value).
+        ylabel: name of the metric.
+        higher_is_better: whether the best point of a curve is its maximum.
     """
     figure, axes = _canvas("step", ylabel)
     for (name, points), colour in zip(curves.items(), CYCLE * (1 + len(curves) // len(CYCLE)), strict=False):
@@ -122,13 +122,13 @@ def training_curves(
         axes.plot(steps, losses, color=colour, linewidth=1.8, label=name)
         best = int(np.argmax(losses) if higher_is_better else np.argmin(losses))
         axes.plot(steps[best], losses[best], "o", color=colour, markersize=5)
-    axes.set(title=f"{ylabel[0].upper()}{ylabel[1:]} while training (dot: the best)")
+    axes.set(title=f"{ylabel[0].upper()}{ylabel[1:]} during training (dot: best value)")
     axes.legend(frameon=False)
     return figure
 
 
 def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    # A Figure of its own instead of pyplot's: no global state, no window system.
+    # Not through pyplot: it has global state and needs a window system.
     figure = Figure(figsize=(7.0, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -141,13 +141,11 @@ def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def _pr_points(
     label: NDArray[np.int8], score: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Recall, precision and score at each distinct score, from the highest down."""
+    """Recall, precision and score at each distinct score, from high to low."""
     label, score = np.asarray(label), np.asarray(score, dtype=np.float64)
     n_frauds = int(label.sum())
     if n_frauds == 0:
-        raise ValueError(
-            f"a precision-recall curve needs at least one fraud, however there is none in {len(label)} labels"
-        )
+        raise ValueError(f"none of the {len(label)} labels is fraud; a precision-recall curve needs at least one")
     order = np.argsort(-score, kind="stable")
     ranked, caught = score[order], np.cumsum(label[order])
     last_of_score = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)

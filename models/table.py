@@ -1,4 +1,4 @@
-"""Model inputs: what a column is, and a table of rows in time order, in memory or on disk."""
+"""Model inputs: columns, and tables of rows in time order, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from models.errors import ModelError
 
 @dataclass(frozen=True)
 class Column:
-    """One input of the model.
+    """An input column of the model.
 
     Args:
-        name: e.g. ``"amount"``, ``"hour"`` or ``"customer_id.amount.ratio.7d"``.
+        name: name, such as ``"amount"``, ``"hour"`` or ``"customer_id.amount.ratio.7d"``.
         kind: numeric (float64, NaN = missing) or categorical (64-bit hash of the text, 0 = missing).
-        of: the raw field of *this* event whose value the column reveals; masking a field masks every column
-            with the same ``of``. None: history before the event, or context.
-        label_fed: built from labels (a matured fraud rate); the label-free score never reads it.
+        of: the field of *this* event from which the column is computed. Masking a field masks every column with the
+            same ``of``. None: history before the event, or context.
+        label_fed: whether it is built from labels (a matured fraud rate). The label-free score does not read it.
 
     >>> Column("customer_id.amount.ratio.7d", "numeric", of="amount").of
     'amount'
@@ -34,11 +34,11 @@ class Column:
 
 
 class PickedRows:
-    """Some rows of a matrix, in an order of their own, read when they are asked for: the matrix may be a mapped file.
+    """A lazy selection of rows of a matrix, which may be a memory-mapped file. Rows are read on access.
 
     Args:
         matrix: **shape (m, d)**.
-        rows: which of its rows, **shape (n,)**.
+        rows: indices of the selected rows, in any order, **shape (n,)**.
 
     >>> picked = PickedRows(np.arange(6.0).reshape(3, 2), np.array([2, 0]))
     >>> picked.shape, picked[:1]
@@ -57,23 +57,23 @@ class PickedRows:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[Any]:
-        """The rows that a slice, a mask or indices name, read now."""
+        """Read the rows selected by a slice, a mask or indices."""
         return np.asarray(self.matrix[self.rows[rows]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)
 
     def column(self, index: int) -> NDArray[Any]:
-        """One column of them, **shape (n,)**, read now."""
+        """Read one column, **shape (n,)**."""
         return np.asarray(self.matrix[self.rows, index])
 
     def pick(self, rows: slice | NDArray[Any]) -> PickedRows:
-        """The rows that a slice, a mask or indices name, not read yet."""
+        """Select rows by a slice, a mask or indices, without reading them."""
         return PickedRows(self.matrix, self.rows[rows])
 
 
 class TableError(ModelError, ValueError):
-    """A table does not have the form that the model needs."""
+    """A table does not have the required form."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class Table:
     """Rows in time order; the numeric columns come first, then the categorical ones.
 
     Args:
-        columns: their descriptions, in the order of the arrays' columns.
+        columns: descriptions of the columns of both arrays.
         numeric: float64, **shape (n, d_num)**; NaN is a masked cell. An array, or `PickedRows` of a larger one.
-        categorical: uint64 hashes, **shape (n, d_cat)**; 0 is a masked cell. Likewise.
-        time_ms: event time, int64, **shape (n,)**, not falling.
-        category_names: hash -> text, as far as known.
+        categorical: uint64 hashes, **shape (n, d_cat)**; 0 is a masked cell. An array or `PickedRows`.
+        time_ms: event time, int64, **shape (n,)**, in ascending order.
+        category_names: texts of category hashes, as far as known.
 
     Raises:
-        TableError: a shape, an order or a kind does not fit.
+        TableError: a shape, the order of rows or the kind of a column is wrong.
 
     >>> amount = Column("amount", "numeric", of="amount")
     >>> table = Table((amount,), np.array([[1.0], [2.0]]), np.zeros((2, 0), np.uint64), np.array([5, 9]), {})
@@ -128,21 +128,24 @@ class Table:
 
     @property
     def d_num(self) -> int:
-        """How many numeric columns there are."""
+        """Number of numeric columns."""
         return self.numeric.shape[1]
 
     def require(self, columns: tuple[Column, ...]) -> None:
-        """Check that these are the table's columns, in their order.
+        """Check that the table has these columns, in this order.
 
         Raises:
-            TableError: they are not; names the difference.
+            TableError: the columns differ. The message names the difference.
         """
         if self.columns != columns:
             ours, theirs = [c.name for c in self.columns], [c.name for c in columns]
             odd = sorted({*ours} ^ {*theirs}) or [
                 name for name, other in zip(ours, theirs, strict=True) if name != other
             ]
-            raise TableError(f"the table's columns are not those that the model was fitted on; they differ in {odd}")
+            raise TableError(
+                f"the columns of the table and of the model differ in {odd}; "
+                "use a table of the stream that the model was trained on"
+            )
 
     def category(self, index: int) -> NDArray[np.uint64]:
         """One categorical column, **shape (n,)**."""
@@ -150,7 +153,7 @@ class Table:
         return block.column(index) if isinstance(block, PickedRows) else block[:, index]
 
     def take(self, rows: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        """The rows that a slice, a mask or rising indices name; what is on disk is not read."""
+        """Select rows by a slice, a mask or ascending indices. Rows on disk are not read."""
         numeric, categorical = self.numeric, self.categorical
         return type(self)(
             self.columns,

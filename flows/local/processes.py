@@ -1,7 +1,7 @@
-"""A local server as a child process: started once, found again by any command, stopped by its own pid only.
+"""Local servers as child processes that later commands can find and stop.
 
-Each server leaves a state file `<name>.json` (pid, the process's creation time, address) and a log
-`<name>.log` in its folder, so that `start`, `status` and `stop` may be three different commands.
+Each server has a state file `<name>.json` (pid, creation time of the process, address) and a log `<name>.log` in its
+folder, so that `start`, `status` and `stop` can be separate commands. A process is only stopped by its own pid.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from pipelines.errors import UnmaskError
 
 LOOPBACK = "127.0.0.1"
 
-# A busy machine can hold up a start for minutes: only a process that stands still is given up.
+# On a busy machine a start can take minutes. Only a process without any output for this long is stopped.
 SILENCE_S = 300.0
 
-# Variables that a program needs to run at all. None of them is a secret: a server must not get the login of Kafka, of a
-# registry or of a cloud from whoever started it.
+# Variables that any program needs. Others are not inherited, because they may contain credentials of Kafka, a registry
+# or a cloud.
 INHERITED = frozenset(
     (
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LANGUAGE", "TZ", "VIRTUAL_ENV"),
@@ -35,25 +35,25 @@ INHERITED = frozenset(
     )
 )
 
-# Who starts a child must collect its exit code, also where `find` made the handle that stops it.
+# Handles of children of this process, whose exit codes must be collected, also if `find` made another handle.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 class ServerError(UnmaskError):
-    """A local server did not start, or ended."""
+    """A local server did not start, or has ended."""
 
 
 @dataclass
 class Process:
-    """A running (or once running) local server.
+    """A local server that is or was running.
 
     Args:
-        name: what it is, and the stem of its files: "kafka".
-        pid: its process id.
-        created: its creation time in seconds since 1970; a pid alone may have been given to a stranger since.
-        address: where it listens: "127.0.0.1:9092".
-        folder: where its state file and log are.
-        log_start: how many bytes the log held when it was started.
+        name: name of the server and of its files, such as "kafka".
+        pid: process id.
+        created: creation time of the process in seconds since 1970, because the system may reuse a pid.
+        address: listening address, such as "127.0.0.1:9092".
+        folder: folder of the state file and the log.
+        log_start: size of the log in bytes at the start.
     """
 
     name: str
@@ -65,27 +65,27 @@ class Process:
 
     @property
     def log(self) -> Path:
-        """Everything the server has printed, over all its starts."""
+        """The log file, with the output of all starts."""
         return self.folder / f"{self.name}.log"
 
     @property
     def url(self) -> str:
-        """The address for a browser."""
+        """The URL for a browser."""
         return f"http://{self.address}"
 
     @property
     def is_running(self) -> bool:
-        """Whether the very process that was started still runs."""
+        """Whether the process that was started is still running."""
         return self._living() is not None
 
     def wait_until_up(self, is_up: Callable[[], bool], *, silence_s: float = SILENCE_S) -> None:
-        """Wait until `is_up`, for as long as the process lives and prints; if it fails, the process is stopped.
+        """Wait until `is_up` is true, as long as the process runs and prints. On failure, stop the process.
 
         Args:
-            silence_s: give up when nothing was added to the log for this long.
+            silence_s: maximum time without log output.
 
         Raises:
-            ServerError: it ended, or it was silent for too long; the end of its log is in the message.
+            ServerError: the process ended, or printed nothing for too long. The message contains the end of its log.
         """
         size, printed_s = -1, time.monotonic()
         try:
@@ -103,22 +103,22 @@ class Process:
             raise
 
     def printed(self) -> str:
-        """What it has printed since this start."""
+        """The output since this start."""
         with self.log.open("rb") as log:
             log.seek(self.log_start)
             return log.read().decode(errors="replace")
 
     def log_end(self) -> str:
-        """The last lines that it has printed, with the path of its log, for an error message."""
+        """The path and the last lines of the log, for an error message."""
         tail = "\n".join(self.printed().splitlines()[-15:])
         return f"The end of its log ({self.log}):\n{tail}"
 
     def stop(self, *, patience_s: float = 8.0) -> None:
-        """Ask the process and its children to end; after `patience_s` kill those that have not."""
+        """Terminate the process and its children. Kill those still running after `patience_s`."""
         stop_all([self], patience_s=patience_s)
 
     def kill(self) -> None:
-        """End the process and its children at once, as a crash would; the state file stays behind."""
+        """Kill the process and its children, as in a crash. The state file stays."""
         self._reap()
 
     def _what_went_wrong(self, what: str) -> str:
@@ -129,7 +129,7 @@ class Process:
         return [] if process is None else [process, *process.children(recursive=True)]
 
     def _reap(self) -> None:
-        """Kill what still lives of the family, and collect the exit code."""
+        """Kill all remaining processes and collect the exit code."""
         family = self._family()
         for member in family:
             _signal(member.kill)
@@ -141,7 +141,7 @@ class Process:
     def _living(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            # Creation times are read back in clock ticks, so they agree only to within one.
+            # Creation times are measured in clock ticks, so they may differ by one.
             is_ours = abs(process.create_time() - self.created) < 1.0
             return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
@@ -156,14 +156,14 @@ def launch(
     address: str,
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `command` in its own session; `Process.wait_until_up` waits until it is ready.
+    """Start `command` in its own session. Use `Process.wait_until_up` to wait until it is ready.
 
     Args:
-        name: stem of the state file and the log.
+        name: name of the state file and the log.
         command: program and arguments.
-        folder: where the state file and the log go.
+        folder: folder of the state file and the log.
         address: "host:port" that it listens on.
-        env: variables beside those of `INHERITED`; nothing else of this process's environment is passed on.
+        env: variables in addition to `INHERITED`. No other variables of this process are passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.log").open("ab") as out:
@@ -174,7 +174,7 @@ def launch(
             stdout=out,
             stderr=subprocess.STDOUT,
             env=inherited() | dict(env or {}),
-            start_new_session=True,  # Ctrl-C reaches only us: we stop it in our own order
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the servers in order
         )
     _children[child.pid] = child
     created = psutil.Process(child.pid).create_time()
@@ -184,18 +184,18 @@ def launch(
 
 
 def inherited(*prefixes: str) -> dict[str, str]:
-    """What a child may have of this process's variables: those of `INHERITED`, and those that start with a prefix."""
+    """Variables that a child inherits: those in `INHERITED`, and those with a prefix."""
     wanted = ("LC_", *prefixes)
     return {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith(wanted)}
 
 
 def stop_all(started: Sequence[Process], *, patience_s: float = 8.0) -> None:
-    """Stop several at once: all are asked first, then waited for together, then killed."""
+    """Stop several processes: terminate all, wait for them together, then kill the rest."""
     families = [member for process in started for member in process._family()]
     for member in families:
         _signal(member.terminate)
     _, stubborn = psutil.wait_procs(families, timeout=patience_s)
-    for member in stubborn:  # also those whose parent has ended meanwhile
+    for member in stubborn:  # including those whose parent has ended
         _signal(member.kill)
     for process in started:
         process._reap()
@@ -203,17 +203,17 @@ def stop_all(started: Sequence[Process], *, patience_s: float = 8.0) -> None:
 
 
 def find(name: str, folder: Path) -> Process | None:
-    """The server that a former `start` left running in `folder`, or None."""
+    """The running server that an earlier `start` left in `folder`, or None."""
     try:
         state = json.loads(_state_file(folder, name).read_text())
         process = Process(name, int(state["pid"]), float(state["created"]), str(state["address"]), folder)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # never started, or its file was cut short by a crash
+        return None  # never started, or its file is incomplete after a crash
     return process if process.is_running else None
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on just now."""
+    """A TCP port of the loopback interface that is not in use."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -221,7 +221,7 @@ def free_port() -> int:
 
 
 def choose_port(name: str, folder: Path) -> int:
-    """The port of the last start if it is still free, so that clients find it again; else a free one."""
+    """The port of the last start if it is free, so that the address stays the same; otherwise a free port."""
     remembered = folder / f"{name}.port"
     last = None
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -235,7 +235,7 @@ def choose_port(name: str, folder: Path) -> int:
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens on this port of the loopback."""
+    """Whether a server listens on this port of the loopback interface."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1.0):
             return True

@@ -1,6 +1,6 @@
-"""MLflow (runs and the model registry) and Prefect (schedules) as local servers, started side by side.
+"""MLflow (runs and model registry) and Prefect (schedules) as local servers.
 
-Both keep everything in one folder (SQLite and plain files), listen on the loopback only and call nobody.
+Both store their data in one folder (SQLite and files), listen only on the loopback interface and send no telemetry.
 """
 
 import sys
@@ -19,13 +19,13 @@ NO_CALLS_HOME = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
-# A flow called from the command line shows its own progress; its log stands on the run's Prefect page.
+# A flow called from the command line shows its own progress. Its log is in Prefect.
 NO_PREFECT_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 
 
 @dataclass(frozen=True)
 class Servers:
-    """The two servers, and how the rest of the product finds them."""
+    """The two servers and their addresses."""
 
     mlflow: Process
     prefect: Process
@@ -41,20 +41,20 @@ class Servers:
         return f"{self.prefect.url}/api"
 
     def stop(self) -> None:
-        """Stop both; what they know stays."""
+        """Stop both. Their data stays."""
         processes.stop_all([self.prefect, self.mlflow])
 
 
 def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Servers:
-    """Start MLflow and Prefect in `folder`, or find those that run there already.
+    """Start MLflow and Prefect in `folder`, or find those that already run there.
 
     Args:
-        folder: databases, artifacts, logs and state files; each server takes its last port if it is free.
-        log: gets one line for each server.
+        folder: folder of databases, artifacts, logs and state files. Each server uses its last port if it is free.
+        log: called with one line for each server.
 
     Raises:
-        MissingExtraError: they are not installed.
-        ServerError: one of them did not start; both are stopped again.
+        MissingExtraError: MLflow or Prefect is not installed.
+        ServerError: one of them did not start. Both are stopped.
     """
     require("flows")
     mlflow = processes.find("mlflow", folder)
@@ -78,20 +78,20 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
 
 
 def find_servers(folder: Path) -> Servers | None:
-    """The servers that run in `folder`, whoever started them; None unless both run."""
+    """The servers that run in `folder`, or None unless both run. Another process may have started them."""
     mlflow, prefect = (processes.find(name, folder) for name in ("mlflow", "prefect"))
     return None if mlflow is None or prefect is None else Servers(mlflow, prefect)
 
 
 def stop_servers(folder: Path) -> list[str]:
-    """Stop whichever of the two runs in `folder`; returns their names."""
+    """Stop the servers that run in `folder`. Return their names."""
     found = [process for name in ("mlflow", "prefect") if (process := processes.find(name, folder)) is not None]
     processes.stop_all(found)
     return [process.name for process in found]
 
 
 def drain_prefect() -> None:
-    """Let Prefect's client send what it holds while its server is up; later it would try for a minute."""
+    """Make Prefect's client send buffered data while its server runs. Later it would retry for a minute."""
     if "prefect" in sys.modules:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
@@ -113,7 +113,7 @@ def _launch_mlflow(folder: Path) -> Process:
         f"--artifacts-destination={(home / 'artifacts').as_posix()}",
     ]
     env = NO_CALLS_HOME | {
-        # Job execution would be eight more processes, for features that are not used here.
+        # Job execution would add eight processes for features that are not used.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
@@ -137,7 +137,7 @@ def _launch_prefect(folder: Path) -> Process:
 
 
 def _answers(url: str) -> bool:
-    # A proxy of the environment is not asked about our own loopback.
+    # Do not use a proxy for the loopback interface.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2.0) as answer:

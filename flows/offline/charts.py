@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG that stands inside the page."""
+"""The charts of the report, as inline SVG."""
 
 import io
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _FONT: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 
 
 
 def score_histogram(tried: Tried) -> str:
-    """Events by score, on a logarithmic axis, with the threshold; frauds apart where they are known."""
+    """Distribution of scores on a logarithmic axis, with the threshold; frauds are separate if known."""
     with _chart("score", "events (logarithmic)") as (figure, axes):
         bins = np.linspace(0, 1, 51).tolist()
         fraud = tried.label == 1
@@ -38,7 +38,7 @@ def score_histogram(tried: Tried) -> str:
 
 
 def alerts_over_time(tried: Tried) -> str:
-    """Alerts in equal spans of the scored period; those that were frauds apart where they are known."""
+    """Number of alerts over time; frauds are separate if known."""
     with _chart("", "alerts") as (figure, axes):
         alert = tried.score > np.float32(tried.threshold)
         stamps = tried.time_ms.astype("datetime64[ms]")
@@ -62,19 +62,17 @@ def alerts_over_time(tried: Tried) -> str:
 
 
 def precision_and_recall(tried: Tried) -> str:
-    """Precision over recall of the scored events with a label, with where the threshold lies."""
+    """Precision against recall on the scored events with a label, with the threshold."""
     judged = tried.label >= 0
     fraud = tried.label[judged] == 1
     order = np.argsort(-tried.score[judged], kind="stable")
     ranked = tried.score[judged][order]
     last = np.append(ranked[1:] != ranked[:-1], True)  # events of equal score alert together
     caught, taken = np.cumsum(fraud[order])[last], np.flatnonzero(last) + 1
-    with _chart("recall: share of the frauds found", "precision: share of right alerts") as (figure, axes):
+    with _chart("recall: share of the frauds found", "precision: share of alerts that are fraud") as (figure, axes):
         axes.step(caught / fraud.sum(), caught / taken, where="pre", color=LEGIT, linewidth=1.8)
         axes.axhline(fraud.mean(), color=MARK, linestyle=":", linewidth=1)
-        axes.text(
-            0.99, fraud.mean(), f"by chance {fraud.mean():.2%}", ha="right", va="bottom", color=MARK, fontsize=8.5
-        )
+        axes.text(0.99, fraud.mean(), f"random {fraud.mean():.2%}", ha="right", va="bottom", color=MARK, fontsize=8.5)
         if tried.figures is not None and tried.n_alerts:
             axes.plot(tried.figures.recall, tried.figures.precision, "o", color=FRAUD, label="alert threshold")
             axes.legend(frameon=False, loc="upper right")

@@ -19,13 +19,13 @@ from pipelines.errors import StreamFileError
 from pipelines.play import cells
 from pipelines.play.table_file import TableFile, read_table
 
-MAX_CATEGORY_VALUES = 256  # the model knows the most frequent ones, and sees the others as one
+MAX_CATEGORY_VALUES = 256  # the model distinguishes the most frequent ones and treats all others as one
 SHOWN = 120
 
 
 @dataclass(frozen=True)
 class RuleBroken:
-    """Rows that a rule of the contract refuses, with the first one as an example."""
+    """Rows refused by one rule of the contract, with the first one as an example."""
 
     rule: str
     field: str
@@ -37,7 +37,7 @@ class RuleBroken:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found: problems to fix (exit code 1), and notes that may be as they are."""
+    """The result: problems to fix (exit code 1), and notes."""
 
     n_rows: int
     n_accepted: int
@@ -52,10 +52,10 @@ class Checked:
 
 
 def check(stream_file: Path, file: Path) -> Checked:
-    """Hold a file of past events against a stream file, by the contract that the live scorer uses.
+    """Check a file of past events against a stream file, with the contract of the live scorer.
 
     Raises:
-        TableFileError: the file is no table.
+        TableFileError: the file is not a table.
     """
     table = read_table(file)
     try:
@@ -69,10 +69,10 @@ def check(stream_file: Path, file: Path) -> Checked:
 
 
 def findings(table: TableFile, events: FileEvents, accepted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
-    """Problems and notes beside the refused rows.
+    """Problems and notes other than refused rows.
 
     Args:
-        accepted: which events keep the contract, **shape (n,)**.
+        accepted: which events satisfy the contract, **shape (n,)**.
     """
     stream = events.stream
     problems = [*_label_problems(stream, table), *_key_problems(events, accepted)]
@@ -81,7 +81,7 @@ def findings(table: TableFile, events: FileEvents, accepted: NDArray[np.bool_]) 
 
 
 def refusals(events: FileEvents) -> tuple[list[RuleBroken], NDArray[np.bool_]]:
-    """Which rules the rows break if they all arrive now, and which rows the contract accepts, **shape (n,)**."""
+    """The rules that rows would break if they arrived now, and which rows are accepted, **shape (n,)**."""
     contract, now_ms = EventContract(events.stream), int(time.time() * 1000)
     accepted = np.zeros(len(events), bool)
     found: list[tuple[int, str, str]] = []
@@ -105,7 +105,7 @@ def by_rule(stream: Stream, found: Iterable[tuple[int, str, str]]) -> list[RuleB
 
 
 def _field_of(detail: str, stream: Stream) -> str:
-    """The field that a refusal is about, as its detail begins with it."""
+    """The field of a refusal: the first word of its detail."""
     name = detail.split(" ", 1)[0].rstrip(":")
     return name if name in {field.name for field in stream.fields} else ""
 
@@ -138,33 +138,33 @@ def _key_problems(events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[s
     key = pl.Series(events.cells[stream.key], strict=False).filter(pl.Series(accepted))
     if len(key) >= 100 and key.n_unique() > 0.5 * len(key):
         yield (
-            f"key {stream.key}: {key.n_unique():,} different values in {len(key):,} rows, so most events have no past; "
-            "choose who or what comes back as the first of the entities"
+            f"key {stream.key}: {key.n_unique():,} different values in {len(key):,} rows, so most events have no history; "
+            "use a column whose values repeat as the first entity"
         )
     elif key.n_unique() == 1 and stream.key not in events.made:
-        yield f"key {stream.key}: every row has the same value; choose who or what differs as the first of the entities"
+        yield f"key {stream.key}: every row has the same value; use a column with more values as the first entity"
 
 
 def _column_notes(stream: Stream, table: TableFile, events: FileEvents) -> Iterator[str]:
     if events.unused:
         named = ", ".join(table.columns[name] for name in events.unused[:20])
-        yield f"columns that the stream file does not list, and that are ignored: {named}"
+        yield f"columns that are not in the stream file and are ignored: {named}"
     if events.lacking:
-        yield f"fields that the file does not have, and that are treated as missing: {', '.join(events.lacking)}"
+        yield f"fields that the file does not have (treated as missing): {', '.join(events.lacking)}"
     if events.made:
-        yield f"fields made from the rows, because the file does not have them: {', '.join(events.made)}"
+        yield f"fields generated from the rows, because the file does not have them: {', '.join(events.made)}"
     for name in (*stream.numbers, *stream.categories):
         values = pl.Series(events.cells.get(name, []), strict=False).drop_nulls()
         if name in events.cells and len(values) == 0:
             yield f"field {name}: has no value in any row"
         elif len(values) > 1 and values.n_unique() == 1:
-            yield f"field {name}: every row has the same value ({cut(str(values[0]), 40)}); it says nothing"
+            yield f"field {name}: every row has the same value ({cut(str(values[0]), 40)}); it cannot help the model"
     for name in stream.categories:
         values = pl.Series(events.cells.get(name, []), strict=False).drop_nulls()
         if (n := values.n_unique()) > MAX_CATEGORY_VALUES:
             yield (
-                f"category {name}: {n:,} different values; the model knows the {MAX_CATEGORY_VALUES} most frequent "
-                "ones and treats all others as one"
+                f"category {name}: {n:,} different values; the model distinguishes the "
+                f"{MAX_CATEGORY_VALUES} most frequent ones and treats all others as one"
             )
 
 
@@ -172,18 +172,18 @@ def _time_notes(stream: Stream, table: TableFile, events: FileEvents) -> Iterato
     if stream.event_time not in events.made:
         times = cells.times(table.frame[stream.event_time])
         if not times.has_zone:
-            yield f"event time {stream.event_time}: has no time zone and is taken as UTC; live events must name a zone"
+            yield f"event time {stream.event_time}: has no time zone, so UTC is assumed; live events need one"
         if not times.has_clock:
-            yield f"event time {stream.event_time}: has no time of day; the hour and windows below a day say nothing"
+            yield f"event time {stream.event_time}: has no time of day; windows shorter than a day are useless"
     if events.n_time_falls:
         yield (
             f"event time {stream.event_time}: earlier than the row above in {events.n_time_falls:,} of {len(events):,} "
-            "rows; here they are sorted by time, live such an event is scored with its lateness"
+            "rows; here the rows are sorted by time, but in live scoring such an event is late"
         )
 
 
 def _window_notes(stream: Stream, events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[str]:
-    """Windows that are longer than the file, or in which an entity is hardly ever seen twice."""
+    """Windows that are longer than the file, or in which an entity rarely occurs twice."""
     times = events.time_ms[accepted]
     if len(times) < 2:
         return
@@ -205,12 +205,12 @@ def _window_notes(stream: Stream, events: FileEvents, accepted: NDArray[np.bool_
             elif within < 0.001:
                 yield (
                     f"{window}: only {within:.2%} of the events have an earlier one within it; it is "
-                    "worth its cost only if fraud comes in bursts"
+                    "useful only if frauds occur in bursts"
                 )
 
 
 def span_words(ms: int) -> str:
-    """A duration for people.
+    """Format a duration.
 
     >>> span_words(3_600_000), span_words(63 * DAY_MS), span_words(5_400_000)
     ('1 hour', '63 days', '1.5 hours')

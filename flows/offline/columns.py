@@ -1,4 +1,4 @@
-"""What a column of a file holds: its kind, how often its values repeat, and what its name suggests."""
+"""Properties of the columns of a file: kind, repetition of values, and the meaning of the name."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import polars as pl
 from pipelines.play import cells
 from pipelines.play.table_file import TableFile
 
-MOSTLY = 0.98  # share of a column's cells that must be read as a kind for the column to be of that kind
+MOSTLY = 0.98  # minimum share of cells of a kind for a column to have this kind
 _LEADING_ZEROS = r"^0\d+$"
 _ID_WORDS = {"id", "no", "nr", "num", "number", "key", "code", "uuid", "guid", "hash", "name", "ref", "identifier"}
 _TIME_WORDS = {"time", "ts", "timestamp", "date", "datetime", "at", "when", "created", "epoch", "unix", "day", "zeit"}
@@ -17,7 +17,7 @@ _TIME_WORDS |= {"datum", "zeitpunkt", "occurred", "created", "utc", "ms"}
 
 
 class Kind(StrEnum):
-    """What the cells of a column are."""
+    """The kind of the cells of a column."""
 
     NUMBER = "number"
     TEXT = "text"
@@ -28,7 +28,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """Facts about one column.
+    """Properties of one column.
 
     Args:
         name: its field name.
@@ -62,12 +62,12 @@ class Column:
 
     @property
     def noun(self) -> str:
-        """What the name is about: "customer" of "customer id", "agent" of "user agent"."""
+        """The noun of the name: "customer" of "customer id", "agent" of "user agent"."""
         return noun_of(self.words)
 
     @property
     def says_id(self) -> bool:
-        """The name ends like an identifier's."""
+        """Whether the name ends like that of an identifier."""
         last = self.words[-1] if self.words else ""
         return last in _ID_WORDS - {"name"} or (last.endswith("id") and len(last) > 3) or last.endswith("uuid")
 
@@ -83,7 +83,7 @@ def words_of(title: str) -> tuple[str, ...]:
 
 
 def noun_of(words: tuple[str, ...]) -> str:
-    """The last word that does not merely say "identifier".
+    """The last word that does not mean "identifier".
 
     >>> noun_of(("customer", "id")), noun_of(("userid",)), noun_of(("user", "agent"))
     ('customer', 'user', 'agent')
@@ -95,7 +95,7 @@ def noun_of(words: tuple[str, ...]) -> str:
 
 
 def columns_of(table: TableFile) -> list[Column]:
-    """Facts about every column of a file, in its order."""
+    """Properties of every column of a file, in order."""
     return [_column(name, title, table.frame[name]) for name, title in table.columns.items()]
 
 
@@ -121,7 +121,7 @@ def _column(name: str, title: str, cell: pl.Series) -> Column:
 
 
 def _is_time(title: str, cell: pl.Series, times: cells.Times) -> bool:
-    """Stamps are times by their look; plain digits only where the name says so too."""
+    """Recognise times by their format. Plain digits are times only if the name also says so."""
     digits = cell.dtype.is_numeric() or (cell.dtype == pl.String and not cell.str.contains(r"\d[-/.:, ]\S*\d").any())
     if not digits:
         return True

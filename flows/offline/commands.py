@@ -1,4 +1,4 @@
-"""The commands `unmask init`, `check` and `try`; heavy imports wait until one of them runs."""
+"""The commands `unmask init`, `check` and `try`; slow imports are deferred until one of them runs."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def init(
     to: Annotated[Path | None, typer.Option(help="Where to write the stream file; default NAME.toml here.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the stream; default the file's.")] = None,
     time_from_rows: Annotated[
-        bool, typer.Option("--time-from-rows", help="Take the order of the rows as time, if no column holds one.")
+        bool, typer.Option("--time-from-rows", help="Use the order of the rows as time if no column has one.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the stream file.")] = False,
 ) -> None:
@@ -79,9 +79,9 @@ def check(stream: StreamArgument, file: FileArgument) -> None:
     for note in found.notes:
         out.print(clean(f"note: {note}"))
     if found.holds:
-        out.print(f"\nThe file fits: all {found.n_rows:,} rows keep the contract.")
+        out.print(f"\nThe file fits: all {found.n_rows:,} rows satisfy the contract.")
     elif found.n_accepted or found.refused:
-        out.print(f"\n{found.n_accepted:,} of {found.n_rows:,} rows keep the contract.")
+        out.print(f"\n{found.n_accepted:,} of {found.n_rows:,} rows satisfy the contract.")
     raise typer.Exit(0 if found.holds else 1)
 
 
@@ -92,11 +92,11 @@ def try_(
         Path | None, typer.Option("--out", help="Folder for report.html; default try-NAME here.")
     ] = None,
     train_share: Annotated[
-        float, typer.Option(help="Share of the events, the first in time, to learn from; the rest is scored.")
+        float, typer.Option(help="Share of the events, the first in time, used for training. The others are scored.")
     ] = 0.7,
-    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
 ) -> None:
-    """Learn from the first part of a file, score the rest as live, and write a report. Needs no server.
+    """Train on the first part of a file, score the rest as in live scoring, and write a report. Needs no server.
 
     [bold]Examples[/bold]
 
@@ -106,7 +106,9 @@ def try_(
     """
     if not 0.1 <= train_share <= 0.95:
         raise UnmaskError(f"--train-share is {train_share:g}; it must be between 0.1 and 0.95")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads must not spin
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # set before torch is loaded, so that waiting threads do not spin
     import torch
 
     from flows import progress

@@ -1,4 +1,4 @@
-"""The rows of a file as the messages that a producer would send."""
+"""Convert the rows of a file to the messages that a producer would send."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True)
 class FileEvents:
-    """The rows of a file under a stream's fields, in the order of their times.
+    """The rows of a file as events of a stream, in time order.
 
-    What cannot be read as its field's type stays as the file has it, so that the contract refuses it by name.
+    A value that does not have the type of its field is kept unchanged, so that the contract refuses it.
 
     Args:
-        stream: whose events they are.
-        cells: field -> its value in JSON, one a row; only the fields that the file has or that are made.
+        stream: stream of the events.
+        cells: JSON values of each field, one per row. Only fields that the file has or that are generated.
         row: number of each row in the file, the first below the header is 1, **shape (n,)**.
-        time_ms: event times; of a row without one, the time of the row before it, **shape (n,)**.
+        time_ms: event times; a row without one has the time of the row before it, **shape (n,)**.
         label: 1 = fraud, 0 = not, -1 = not known, **shape (n,)**.
-        made: fields that the file does not have and that are made from the rows.
+        made: fields that the file does not have and that are generated from the rows.
         lacking: fields that the file does not have.
         unused: columns of the file that the stream does not have.
-        n_time_falls: rows whose time is before the one above it.
+        n_time_falls: rows with an earlier time than the row above.
     """
 
     stream: Stream
@@ -51,7 +51,7 @@ class FileEvents:
         return len(self.row)
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """Key and value of each event's message, as Kafka would hold them."""
+        """Key and value of the Kafka message of each event."""
         names = list(self.cells)
         for values in zip(*self.cells.values(), strict=True):
             yield (
@@ -60,7 +60,7 @@ class FileEvents:
             )
 
     def report(self, index: int, at_ms: int) -> tuple[bytes, bytes]:
-        """Key and value of the message that reports a row as fraud."""
+        """Key and value of the Kafka message that reports a row as fraud."""
         stream = self.stream
         names = (stream.event_id, stream.event_time, *stream.entities)
         values = {name: self.cells[name][index] for name in names if name in self.cells}
@@ -72,10 +72,10 @@ class FileEvents:
 
 
 def events_of(stream: Stream, table: TableFile) -> FileEvents:
-    """The rows of a table as events of a stream.
+    """Convert the rows of a table to events of a stream.
 
     Raises:
-        StreamFileError: the file has no column for the event id, the event time or the key; or none for the label.
+        StreamFileError: the file has no column for the event id, the event time, the key or the label.
     """
     frame, n = table.frame, table.frame.height
     columns = {name: frame[name] for name in frame.columns}
@@ -112,14 +112,14 @@ def _label(table: TableFile, column: str | None) -> pl.Series:
         return pl.repeat(-1, table.frame.height, dtype=pl.Int8, eager=True)
     if column not in table.frame.columns:
         raise StreamFileError(
-            f"{table.path}: has no column {column}, which [labels] of the stream file names; the columns are "
-            f"{_listed(table.frame.columns)}. Name the right column, or remove [labels]"
+            f"{table.path}: has no column {column}, the label column in the stream file; the columns are "
+            f"{_listed(table.frame.columns)}. Correct the column in [labels], or remove [labels]"
         )
     return cells.labels(table.frame[column]).fill_null(-1)
 
 
 def _values(field: Field, column: pl.Series) -> list[Any]:
-    """JSON values of a field, None where the cell is missing, the cell's own text where it is of another type."""
+    """JSON values of a field. A missing cell is None; a cell of another type is its text."""
     read: pl.Series
     match field.type:
         case "number":

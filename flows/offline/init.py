@@ -28,7 +28,7 @@ _PLACES = {"lat", "latitude", "lon", "long", "lng", "longitude", "year", "x", "y
 
 @dataclass(frozen=True)
 class Guess:
-    """A stream file's text, one sentence for each column, and sentences about the whole."""
+    """The text of a stream file, an explanation of each column, and general explanations."""
 
     text: str
     columns: tuple[str, ...]
@@ -39,26 +39,26 @@ def guess(path: Path, *, name: str | None = None, time_from_rows: bool = False) 
     """Guess a stream file from a CSV or Parquet file.
 
     Args:
-        path: a sample, or all past events.
-        name: of the stream; None takes the file's.
-        time_from_rows: make a time from the order of the rows where no column holds one.
+        path: a sample of events, or all past events.
+        name: name of the stream; None uses the file name.
+        time_from_rows: generate times from the order of the rows if no column has one.
 
     Raises:
-        StreamFileError: the file cannot be read, has too few rows, or no column holds a time.
+        StreamFileError: the file cannot be read, has too few rows, or has no time column.
     """
     table = read_table(path)
     if table.frame.height < MIN_ROWS:
         raise StreamFileError(
             f"{path}: has {table.frame.height} rows; at least {MIN_ROWS} are needed to guess types, and about 1,000 "
-            "to learn from"
+            "for training"
         )
     columns = columns_of(table)
     roles = roles_of(columns)
     if roles.time is None and not time_from_rows:
         named = ", ".join(f"`{column.title}`" for column in columns[:12])
         raise StreamFileError(
-            f"{path}: no column holds the time of the event (there are {named}{', ...' if len(columns) > 12 else ''}); "
-            "add one, or take the order of the rows as time with --time-from-rows"
+            f"{path}: no column holds the time of the event (columns: {named}{', ...' if len(columns) > 12 else ''}); "
+            "add one, or use --time-from-rows to take the order of the rows as time"
         )
     draft = _Draft(name or _stream_name(path), table, roles)
     text = draft.text()
@@ -78,7 +78,7 @@ def _stream_name(path: Path) -> str:
 
 
 class _Draft:
-    """Writes the stream file of a table whose columns have their roles."""
+    """Writes the stream file of a table with the roles of its columns."""
 
     def __init__(self, name: str, table: TableFile, roles: Roles) -> None:
         self.name, self.table, self.roles = name, table, roles
@@ -90,7 +90,7 @@ class _Draft:
         times = roles.time.times if roles.time else None
         self.has_clock = times is None or times.has_clock
         ms = (times.ms if times else made.MADE[made.ROW_TIME](self.n_rows)).drop_nulls().to_numpy()
-        # A few wrong times, such as 1970-01-01 for "unknown", must not stretch the period.
+        # Ignore a few wrong times, such as 1970-01-01 for "unknown".
         low, high = np.quantile(ms, [0.005, 0.995])
         self.span_ms = max(int(high - low), 1)
 
@@ -101,7 +101,7 @@ class _Draft:
             f"alert budget: 0.5 % of the events, which is about {a_day:,.1f} alerts a day; change it under [alerts]"
         )
         if self.roles.label is None:
-            found.append("no column was recognised as a label (fraud or not); the model learns without, which is fine")
+            found.append("no column was recognised as a label (fraud or not); the model is trained without labels")
         return found
 
     def text(self) -> str:
@@ -114,14 +114,14 @@ class _Draft:
         yield "[stream]"
         yield f'name = "{self.name}"  # letters, digits, _ and -; it names the Kafka topics'
         yield f'event_id = "{self.event_id}"  # different for every event'
-        yield f'event_time = "{self.event_time}"  # when it happened; everything is computed by this time'
+        yield f'event_time = "{self.event_time}"  # when it happened; windows are computed from this time'
         named = ", ".join(f'"{name}"' for name in self.entities)
-        yield f"entities = [{named}]  # whose history is kept; the first is the Kafka key"
+        yield f"entities = [{named}]  # each has a history; the first is the Kafka key"
         yield ""
 
     def _fields(self) -> Iterator[str]:
-        yield "# What an event consists of. Other columns are ignored. Only id, time and key must be there."
-        yield '# Bounds can be added: { type = "number", min = 0, max = 1e6 }. Events outside of them are refused.'
+        yield "# The fields of an event. Other columns are ignored. Only id, time and key are required."
+        yield '# Bounds can be added: { type = "number", min = 0, max = 1e6 }. Events outside them are refused.'
         yield "[fields]"
         for field in self.made:
             kind = "time" if field == made.ROW_TIME else "text"
@@ -135,7 +135,7 @@ class _Draft:
         for column in roles.categories:
             yield self._field(column, "category")
         if roles.omitted:
-            yield "# Omitted columns; to use one, give it a line above."
+            yield "# Omitted columns. To use one, add it to the fields above."
             for column in roles.omitted:
                 yield f"# {column.name}: {_one_line(roles.words[column.name].removeprefix('omitted: '))}"
         yield ""
@@ -151,11 +151,11 @@ class _Draft:
     def _labels(self) -> Iterator[str]:
         if self.roles.label is None:
             return
-        yield "# Labels arrive late; what is not reported within `maturity` after the event counts as ordinary."
+        yield "# Labels arrive late. An event that is not reported within `maturity` counts as not fraud."
         yield "[labels]"
         hours = self._maturity_ms() // HOUR_MS
         yield f'maturity = "{f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"}"'
-        yield f'column = "{self.roles.label.name}"  # in files of past events; live labels have a topic of their own'
+        yield f'column = "{self.roles.label.name}"  # in files of past events; live labels have their own topic'
         yield ""
 
     def _maturity_ms(self) -> int:
@@ -165,27 +165,29 @@ class _Draft:
         return 7 * DAY_MS if eighth >= 6 * DAY_MS else max(eighth // unit_ms, 1) * unit_ms
 
     def _windows(self) -> list[str]:
-        """Windows of which the file covers at least three; days without a clock begin at a day."""
+        """Windows that fit at least three times into the file. Without a time of day, at least one day."""
         fit = [w for w in WINDOWS if WINDOWS[w] * 3 <= self.span_ms and (self.has_clock or WINDOWS[w] >= DAY_MS)]
         return fit or (["1h"] if self.has_clock else ["1d"])
 
     def _usual_window(self, windows: Sequence[str]) -> str:
-        """The shortest window in which an entity is seen often enough for a mean, else the longest up to a week."""
+        """The shortest window with enough events per entity for a mean, or else the longest up to a week."""
         n_entities = self.roles.entities[0].n_distinct if self.roles.entities else 1
         a_ms = self.n_rows / n_entities / self.span_ms
         long = [w for w in windows if HOUR_MS <= WINDOWS[w] <= 7 * DAY_MS] or list(windows[-1:])
         return next((w for w in long if a_ms * WINDOWS[w] >= ENOUGH_FOR_A_MEAN), long[-1])
 
     def _features(self) -> Iterator[str]:
-        yield "# What is computed for each event from the past of its entities, up to but without the event itself."
+        yield "# Window features: computed for each event from the earlier events of its entities."
         key, others = self.entities[0], self.entities[1:]
         windows = self._windows()
-        # no count over "all": it only grows, so that later events lie outside of what was learned
+        # no count over "all": it only grows, so later values are outside the training range
         yield from _group("how often, and how long ago", key, None, windows, ["count"])
         yield from _group(None, key, None, [], ["since_last"])
         usual = self._usual_window(windows)
         for column in self._numbers()[:MAX_NUMBERS_WITH_HISTORY]:
-            words = f"{column.name}: beside what is usual " + ("" if key == made.ALL_ROWS else f"for this {key}")
+            words = f"{column.name}: compared with the usual values " + (
+                "" if key == made.ALL_ROWS else f"for this {key}"
+            )
             stats = ["mean", "std", "zscore"] if _lowest(column) < 0 else ["mean", "std", "ratio", "zscore"]
             yield from _group(words.strip(), key, column.name, [usual, "all"], stats)
             if _is_amount(column):
@@ -195,7 +197,7 @@ class _Draft:
         counted = [*others, *(c.name for c in self._categories()[: MAX_DISTINCT_COUNTS - len(others)])]
         for place, field in enumerate(counted):
             yield from _group(
-                "how many different ones" if place == 0 else None,
+                "number of different values" if place == 0 else None,
                 key,
                 field,
                 [w for w in windows if w in ("1h", "1d", "7d")] or windows,
@@ -215,7 +217,7 @@ class _Draft:
                 yield from _group(title, entity, None, long[-2:], ["fraud_rate"])
 
     def _numbers(self) -> list[Column]:
-        """Those with a history worth keeping, amounts first."""
+        """Number columns for window features, amounts first."""
         fit = [c for c in self.roles.numbers if not (_PLACES & set(c.words)) and c.n_distinct > 5]
         return sorted((c for c in fit if c.name not in self.roles.attributes), key=lambda c: not _is_amount(c))
 
@@ -223,7 +225,7 @@ class _Draft:
         return [c for c in self.roles.categories if c.n_distinct > 2 and c.name not in self.roles.attributes]
 
     def _alerts(self) -> Iterator[str]:
-        yield "# How many alerts people can look at: { rate = 0.005 }, { per_day = 50 } or"
+        yield "# How many alerts people can review: { rate = 0.005 }, { per_day = 50 } or"
         yield "# { cost = { missed = 100, review = 5, fraud_rate = 0.002 } }"
         yield "[alerts]"
         yield "budget = { rate = 0.005 }"
@@ -254,5 +256,5 @@ def _lowest(column: Column) -> float:
 
 
 def _one_line(words: str) -> str:
-    """A comment of one line, whatever a cell or a column's name holds."""
+    """Text in one line, for a comment: names and cells may contain line breaks."""
     return "".join(c if c.isprintable() else "�" for c in words)

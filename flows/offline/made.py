@@ -1,4 +1,4 @@
-"""Fields that are made from the rows where a file has no column for them."""
+"""Fields that are generated from the rows if a file has no column for them."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ MADE: dict[str, Callable[[int], pl.Series]] = {
     ALL_ROWS: lambda n: pl.repeat("all", n, eager=True),
 }
 WORDS = {
-    ROW_NUMBER: "made from the row's number, because the file has no column with a different value in every row",
-    ROW_TIME: "made from the row's number, one minute a row from 2020-01-01 on, because you asked for it",
-    ALL_ROWS: "the same for all rows, because no column names somebody or something that comes back",
+    ROW_NUMBER: "generated from the row number, because no column has a different value in every row",
+    ROW_TIME: "generated from the row number, one minute per row from 2020-01-01 on, as requested",
+    ALL_ROWS: "the same for all rows, because no column identifies a repeated customer, device or place",
 }

@@ -1,4 +1,4 @@
-"""The report of `unmask try`: one HTML page that needs nothing else."""
+"""The report of `unmask try`: a self-contained HTML page."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from pipelines.contracts.messages import Alert, Reason
 
 N_CARDS = 12
 N_LISTED = 100
-MAX_SHOWN = 48  # characters of a text in the tables of reasons
+MAX_SHOWN = 48  # maximum characters of a text in the tables of reasons
 _STYLE = """
 :root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe5ec; --blue: #0072b2; --red: #c2410c; --pale: #f5f8fb }
 * { box-sizing: border-box }
@@ -44,16 +44,13 @@ summary { cursor: pointer; color: var(--blue); margin: 12px 0 6px } li { margin:
 
 
 def headline(tried: Tried) -> str:
-    """The outcome in one sentence.
-
-    Says how many of the scored events alert, and where labels exist how right that is.
-    """
+    """The result in one sentence: the number of alerts and, if there are labels, their precision and recall."""
     beyond = f", the budget allows {tried.allowed_rate:.2%}" if tried.has_drifted else ""
-    words = f"{tried.n_alerts:,} of {len(tried.score):,} scored events alert ({tried.alert_rate:.2%}{beyond})"
+    words = f"{tried.n_alerts:,} of {len(tried.score):,} scored events raise an alert ({tried.alert_rate:.2%}{beyond})"
     if tried.figures is None:
-        return f"{words}; the file has no labels for them, so look at the reasons to judge"
+        return f"{words}; the file has no labels for them, so check the reasons of the alerts"
     found = tried.figures
-    right = f"{found.precision:.0%} of the alerts with a label are frauds"
+    right = f"{found.precision:.0%} of the labelled alerts are fraud"
     return f"{words}: {right}, and {found.recall:.0%} of the frauds are found"
 
 
@@ -61,9 +58,9 @@ def page(tried: Tried, *, file: str, stream_file: str, notes: Sequence[str]) -> 
     """The report as HTML.
 
     Args:
-        tried: what was found.
+        tried: result of `try_file`.
         file, stream_file: names of the two files.
-        notes: what `check` noted about the file.
+        notes: notes of `check` about the file.
     """
     parts = [
         _head(tried, file),
@@ -88,9 +85,9 @@ def page(tried: Tried, *, file: str, stream_file: str, notes: Sequence[str]) -> 
 def _head(tried: Tried, file: str) -> str:
     learned = f"{_day(tried.begin_ms)} to {_day(tried.split_ms)}"
     return (
-        f"<h1>Unmask tried {_text(file)}</h1>"
-        f'<p class="soft">It learned from the first {tried.n_learned:,} events ({learned}) and scored the '
-        f"{len(tried.score):,} after them, to {_day(tried.end_ms)}, as the live scorer would have. It took "
+        f"<h1>Unmask report: {_text(file)}</h1>"
+        f'<p class="soft">The model was trained on the first {tried.n_learned:,} events ({learned}) and scored the '
+        f"{len(tried.score):,} events after them, to {_day(tried.end_ms)}, as in live scoring. It took "
         f"{_took(tried)}.</p>"
         f'<p class="lead">{_text(headline(tried))}.</p>'
     )
@@ -100,9 +97,9 @@ def _warning(tried: Tried) -> str:
     if not tried.has_drifted:
         return ""
     return (
-        f'<p class="warn">{tried.alert_rate:.1%} of the scored events alert, where the budget allows '
-        f"{tried.allowed_rate:.1%}: the events have changed since the part that was learned from. Live, train again at "
-        "shorter intervals. Here, look at the first alerts only, or learn from more of the file: "
+        f'<p class="warn">{tried.alert_rate:.1%} of the scored events raise an alert; the budget allows '
+        f"{tried.allowed_rate:.1%}. The events have changed since the training period. In live scoring, train more "
+        "often. Here, check only the first alerts, or train on more of the file: "
         "<code>--train-share 0.9</code>.</p>"
     )
 
@@ -115,13 +112,13 @@ def _tiles(tried: Tried) -> str:
     model = "fine-tuned on labels" if tried.has_head else "without labels"
     tiles = [
         (f"{tried.accepted.sum():,}", f"of {len(tried.accepted):,} rows accepted"),
-        (f"{tried.n_learned:,}", f"events learned from, {model}"),
+        (f"{tried.n_learned:,}", f"training events, {model}"),
         (f"{tried.n_alerts:,}", f"alerts, {tried.alert_rate:.2%} of the scored events"),
     ]
     if tried.figures:
         tiles += [
-            (f"{tried.figures.precision:.0%}", "precision: alerts that are frauds"),
-            (f"{tried.figures.recall:.0%}", "recall: frauds that alert"),
+            (f"{tried.figures.precision:.0%}", "precision: alerts that are fraud"),
+            (f"{tried.figures.recall:.0%}", "recall: frauds with an alert"),
         ]
     else:
         tiles.append((f"{len({_key(tried, a) for _, a in tried.alerts}):,}", f"different {tried.stream.key} in alerts"))
@@ -145,10 +142,10 @@ def _figures(tried: Tried, found: Figures) -> str:
         ("recall of the alerts", f"{found.recall:.1%}"),
         ("average precision of this model", f"{found.average_precision:.3f}"),
         ("average precision without labels", f"{found.label_free:.3f}"),
-        ("average precision by chance", f"{found.prevalence:.4f}"),
+        ("average precision of random scores", f"{found.prevalence:.4f}"),
     ]
     curve = f"<figure><figcaption>Precision and recall</figcaption>{charts.precision_and_recall(tried)}</figure>"
-    return f'<h2>How right it is</h2><div class="two"><div>{_table(("figure", "value"), rows)}</div>{curve}</div>'
+    return f'<h2>Accuracy</h2><div class="two"><div>{_table(("figure", "value"), rows)}</div>{curve}</div>'
 
 
 def _alerts(tried: Tried) -> str:
@@ -175,22 +172,22 @@ def _alerts(tried: Tried) -> str:
         more = f"<details><summary>The next {len(rest):,} alerts</summary>{table}</details>"
     return (
         f"<h2>Alerts and their reasons</h2>{_leading(tried)}"
-        '<p class="soft">Below, the highest alerts of each kind. For each field: what it is, what the model expected '
-        "from the rest of the event and from the past, how surprising that is (0 = as expected), and the score had it "
-        "been as expected.</p>"
+        '<p class="soft">The highest alerts of each kind. For each field: the actual value, the value that the model '
+        "expected from the other fields and the history, the surprise (0 = as expected), and the score with the "
+        "expected value.</p>"
         f'<div class="cards">{cards}</div>{more}'
     )
 
 
 def _leading(tried: Tried) -> str:
-    """How many alerts each field leads."""
+    """Number of alerts by their strongest reason."""
     counts = Counter(_lead(alert) for _, alert in tried.alerts).most_common(8)
     listed = ", ".join(f"<b>{_text(name)}</b> {n:,}" for name, n in counts)
     return f"<p>By their strongest reason: {listed}.</p>"
 
 
 def _varied(alerts: Sequence[tuple[int, Alert]]) -> list[tuple[int, Alert]]:
-    """The highest alerts, taken in turn from each field that leads some."""
+    """The highest alerts, taken in turn from each strongest reason."""
     by_field: dict[str, list[tuple[int, Alert]]] = {}
     for one in alerts:
         by_field.setdefault(_lead(one[1]), []).append(one)
@@ -224,42 +221,42 @@ def _learned(tried: Tried) -> str:
     rows = "".join(
         f"<tr><td>{_text(one.name)}</td><td><i class='bar{'' if one.is_predictable else ' off'}' "
         f"style='width:{max(one.gain, 0) / max(most, 1e-9) * 220:.0f}px'></i></td>"
-        f"<td>{'' if one.is_predictable else 'hardly, so no value of it is a surprise'}</td></tr>"
+        f"<td>{'' if one.is_predictable else 'hardly; its values are never a surprise'}</td></tr>"
         for one in tried.learned
     )
     history = ", ".join(tried.stream.entities)
     return (
-        "<h2>What was learned</h2>"
-        f"<p>The model predicts each field of an event from the others and from {len(tried.stream.features)} figures "
-        f"about the past of {_text(history)}. The more a field can be predicted, the more a deviation says.</p>"
+        "<h2>What the model has learned</h2>"
+        f"<p>The model predicts each field of an event from the others and from {len(tried.stream.features)} window "
+        f"features of {_text(history)}. The better a field can be predicted, the more a deviation counts.</p>"
         f"<table><tr><th>field</th><th>how predictable</th><th></th></tr>{rows}</table>"
     )
 
 
 def _refused(tried: Tried) -> str:
     again = (
-        f"<p>Rows that repeat an event id, and got no score of their own: {tried.n_duplicates:,}.</p>"
+        f"<p>Duplicates (rows that repeat an event id; not scored): {tried.n_duplicates:,}.</p>"
         if tried.n_duplicates
         else ""
     )
     if not tried.refused:
-        return f"<h2>Refused rows</h2><p>None: every row keeps the contract of the stream file.</p>{again}"
+        return f"<h2>Refused rows</h2><p>None: every row satisfies the contract of the stream file.</p>{again}"
     rows = [(r.rule, r.field, f"{r.n_rows:,}", f"row {r.row:,}: {r.detail}", r.fix) for r in tried.refused]
     return "<h2>Refused rows</h2>" + _table(("rule", "field", "rows", "example", "how to fix"), rows) + again
 
 
 def _unknown(tried: Tried, notes: Sequence[str]) -> str:
     found = "".join(f"<li>{_text(one)}</li>" for one in (*_limits(tried), *notes))
-    return f"<h2>What it does not know</h2><ul>{found}</ul>"
+    return f"<h2>Limits of this result</h2><ul>{found}</ul>"
 
 
 def _limits(tried: Tried) -> Iterator[str]:
     learned = span_words(tried.split_ms - tried.begin_ms)
-    yield f"It learned from {learned}; what changes more slowly, such as a season, is new to it."
+    yield f"The training period is {learned}. Slower changes, such as seasons, are unknown to the model."
     if tried.new_share >= 0.001:
         yield (
-            f"{tried.new_share:.1%} of the scored events are of a {tried.stream.key} that did not occur in the part it "
-            "learned from; about them it knows only what others usually do."
+            f"{tried.new_share:.1%} of the scored events are of a {tried.stream.key} that does not occur in the "
+            "training period. For them the model knows only the usual behaviour of others."
         )
     if not tried.has_head:
         needed = FinetuneConfig().min_frauds
@@ -267,17 +264,18 @@ def _limits(tried: Tried) -> Iterator[str]:
         if tried.stream.labels:
             why = (
                 f"{tried.n_known_frauds:,} frauds were known by then; either they are too few (about "
-                f"{needed + needed // 3} are needed, some of them recent) or they did not improve the score"
+                f"{needed + needed // 3} are needed, including recent ones), or they did not improve the score"
             )
-        yield f"The score uses no labels, since {why}. It ranks events by how unusual they are and is no probability."
+        yield f"The score does not use labels, because {why}. It ranks events by how unusual they "
+            "are; it is not a probability."
         yield (
-            "Without labels a field must be unusual by itself. Ordinary events that come unusually often raise no "
-            "alert for their number alone."
+            "Without labels, an alert needs an unusual value in a field. Usual values that are only unusually frequent "
+            "raise no alert."
         )
     weak = [one.name for one in tried.learned if not one.is_predictable]
     if weak:
-        yield f"It could not predict these fields, so their values alone raise no alert: {', '.join(weak)}."
-    yield "The rows were taken in the order of their times. Live, events can be late or out of order, and labels later."
+        yield f"These fields could not be predicted, so their values alone raise no alert: {', '.join(weak)}."
+    yield "The rows were sorted by time. In live scoring, events and labels can be late or out of order."
 
 
 def _next(file: str, stream_file: str) -> str:
@@ -319,5 +317,5 @@ def _day(ms: int) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that comes from outside, harmless in HTML."""
+    """Escape untrusted text for HTML."""
     return escape(clean(text))

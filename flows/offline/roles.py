@@ -1,4 +1,4 @@
-"""Which column of a file plays which part in a stream: id, time, entities, label, inputs."""
+"""Guess the role of each column of a file: id, time, entity, label or input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pipelines.play import cells
 
 MAX_INPUTS = 80
 MAX_ENTITIES = 3
-MAX_WORDS = 250  # different values of a category that the model tells apart
+MAX_WORDS = 250  # number of values of a category that the model distinguishes
 MAX_CATEGORIES_PER_ROW = 0.2  # a text with more different values than this share of the rows is not a category
 WHO = ("customer", "client", "user", "account", "acct", "card", "cc", "pan", "member", "cardholder", "payer", "sender",
        "orig", "iban", "employee", "subscriber", "login", "username", "person", "kunde", "konto")  # fmt: skip
@@ -34,12 +34,12 @@ _ANSWER_WORDS = {"fraud", "fraudulent", "anomaly", "attack", "outlier", "chargeb
 
 @dataclass
 class Roles:
-    """Who plays which part.
+    """The role of each column.
 
     Args:
-        omitted: columns that are no part of the stream.
-        attributes: field names of columns that describe the key itself, such as its age: they have no history.
-        words: one sentence for each column, by its field name.
+        omitted: columns that are not used.
+        attributes: field names of columns that describe the key, such as its age; they have no history.
+        words: explanation of each column, by field name.
     """
 
     event_id: Column | None = None
@@ -54,7 +54,7 @@ class Roles:
 
 
 def roles_of(columns: Sequence[Column]) -> Roles:
-    """Guess the part of every column."""
+    """Guess the role of every column."""
     roles = Roles()
     left = list(columns)
 
@@ -69,12 +69,12 @@ def roles_of(columns: Sequence[Column]) -> Roles:
     time = _time(left)
     roles.time = take(time, _time_words(time) if time else "")
     event_id = _event_id(left)
-    roles.event_id = take(event_id, "text, the event id: every row has another value")
+    roles.event_id = take(event_id, "text, the event id: every row has a different value")
     entities = _entities(left)
     if entities:
         roles.attributes = {c.name for c in left if c not in entities and _describes(c, entities[0])}
     for place, entity in enumerate(entities):
-        part = "used as key" if place == 0 else "a second entity: its own history is kept too"
+        part = "used as key" if place == 0 else "another entity with its own history"
         roles.entities.append(entity)
         take(entity, f"text, {part}: {_repeats(entity)}")
     for column in left:
@@ -94,34 +94,34 @@ def _place(column: Column, roles: Roles) -> None:
     if column.kind == Kind.EMPTY:
         omit("it is empty")
     elif column.kind == Kind.NESTED:
-        omit("it holds lists, records or bytes; give plain columns instead")
+        omit("it contains lists, records or bytes; use plain columns instead")
     elif column.kind == Kind.TIME:
-        omit("a second time; if it matters, add a column with the number of hours between the two")
+        omit("it is a second time; if it matters, add a column with the hours between the two times")
     elif column.name in RESERVED or column.name in MADE:
         omit("Unmask uses this name itself; rename the column to use it")
     elif roles.label is not None and _ANSWER_WORDS & set(column.words):
-        omit("it looks like the label under another name, and would tell the model the answer")
+        omit("it looks like a copy of the label, and would tell the model the answer")
     elif roles.label is not None and _tells(column, roles.label):
-        omit("each of its values decides the label alone, so it is probably written after the label is known")
+        omit("its values determine the label, so it was probably written after the label was known")
     elif roles.time is not None and column.kind == Kind.NUMBER and len(column.words) == 1 and column.noun in CALENDAR:
-        omit("a part of the time, which the model knows already")
+        omit("it is part of the time, which the model already uses")
     elif column.n_distinct == 1:
-        omit(f"every row that has a value has the same one ({_shown(column)})")
+        omit(f"it has the same value in every row that has one ({_shown(column)})")
     elif len(roles.numbers) + len(roles.categories) >= MAX_INPUTS:
-        omit(f"there are {MAX_INPUTS} inputs already; exchange it for another one if it matters more")
+        omit(f"there are already {MAX_INPUTS} inputs; replace one of them if this one matters more")
     elif column.kind == Kind.NUMBER and not _is_code(column):
         roles.numbers.append(column)
         low, high = _range(column)
         roles.words[column.name] = f"number, from {low:g} to {high:g}{seen}"
     elif column.n_distinct > MAX_CATEGORIES_PER_ROW * (column.n_rows - column.n_missing):
-        omit(f"free text or an id that does not come back: {_repeats(column)}")
+        omit(f"free text, or an id that does not repeat: {_repeats(column)}")
     else:
         roles.categories.append(column)
         roles.words[column.name] = f"category, {column.n_distinct:,} different values, such as {_shown(column)}{seen}"
 
 
 def _is_code(column: Column) -> bool:
-    """A number that names something."""
+    """Whether a number is an identifier."""
     if not column.is_whole:
         return False
     last = column.words[-1] if column.words else ""
@@ -143,7 +143,7 @@ def _label(columns: Sequence[Column]) -> Column | None:
 
 def _label_words(column: Column) -> str:
     share = _mean(cells.labels(column.text))
-    return f"the label: {share:.2%} of the rows are fraud; it is used for training and for the figures, never as input"
+    return f"the label: {share:.2%} of the rows are fraud; used for training and evaluation, never as an input"
 
 
 def _time(columns: Sequence[Column]) -> Column | None:
@@ -159,8 +159,8 @@ def _time(columns: Sequence[Column]) -> Column | None:
 
 def _time_words(column: Column) -> str:
     assert column.times is not None
-    zone = "" if column.times.has_zone else "; it has no time zone and is taken as UTC"
-    clock = "" if column.times.has_clock else "; days without a time of day, so windows start at one day"
+    zone = "" if column.times.has_zone else "; it has no time zone, so UTC is assumed"
+    clock = "" if column.times.has_clock else "; it has no time of day, so the shortest window is one day"
     first, last = _day(column.times.ms.min()), _day(column.times.ms.max())
     return f"the event time, {column.times.how}: {first} to {last}{zone}{clock}"
 
@@ -183,12 +183,12 @@ def _event_id(columns: Sequence[Column]) -> Column | None:
 
 
 def _entities(columns: Sequence[Column]) -> list[Column]:
-    """The key first, then at most `MAX_ENTITIES` - 1 more."""
+    """The entities: the key, then at most `MAX_ENTITIES` - 1 others."""
     ranked = sorted(((_entity_rank(column), column) for column in columns), key=lambda found: -found[0])
     found = [column for rank, column in ranked if rank >= 1][:MAX_ENTITIES] or [c for rank, c in ranked[:1] if rank > 0]
     if not found:
         return []
-    # What has more values than the model has words for is worth more with a history than as a category.
+    # A column with too many values for a category is more useful as an entity with a history.
     many = [c for c in columns if c.kind == Kind.TEXT and c.n_distinct > MAX_WORDS and c.rows_a_value >= 10]
     found += [
         c for c in many if c not in found and c.words and c.words[-1] not in CODES and not _describes(c, found[0])
@@ -197,7 +197,7 @@ def _entities(columns: Sequence[Column]) -> list[Column]:
 
 
 def _describes(column: Column, key: Column) -> bool:
-    """Nearly every value of the key comes with one value of the column; a number, such as an age, may change a bit."""
+    """Whether nearly every key has one value of the column. A number, such as an age, may change slightly."""
     if column.n_distinct < 2 or column.kind not in (Kind.NUMBER, Kind.TEXT):
         return False
     pairs = pl.DataFrame({"key": key.text, "value": column.text}).drop_nulls()
@@ -207,11 +207,11 @@ def _describes(column: Column, key: Column) -> bool:
 
 
 def _entity_rank(column: Column) -> float:
-    """How well a column names somebody who comes back; 0 = not at all."""
+    """How well a column identifies a repeated entity; 0 = not at all."""
     plain = column.kind == Kind.TEXT or (column.kind == Kind.NUMBER and column.is_whole)
     if not plain or column.n_missing > 0.05 * column.n_rows or column.n_distinct < 2 or column.rows_a_value < 3:
         return 0.0
-    if column.n_distinct < 5:  # too few for people, enough for places and machines
+    if column.n_distinct < 5:  # too few for customers, enough for places and machines
         return 0.5 if column.noun in (*WHAT, *WHERE) and column.rows_a_value >= 100 else 0.0
     many = min(column.rows_a_value, 50.0) / 100 + min(column.n_distinct, 50) / 100
     if column.noun in WHO:
@@ -226,7 +226,7 @@ def _entity_rank(column: Column) -> float:
 
 
 def _tells(column: Column, label: Column) -> bool:
-    """Every value that comes with frauds comes with nothing else, and such values cover all frauds."""
+    """Whether the values on fraud rows never occur on other rows, so that they determine the label."""
     if column.n_distinct > 50:
         return False
     truth = pl.DataFrame({"value": column.text, "fraud": cells.labels(label.text)}).drop_nulls("fraud")

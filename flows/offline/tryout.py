@@ -1,4 +1,4 @@
-"""`unmask try`: history, model, scores and alerts of a file, through the contract, fold and scoring of live."""
+"""`unmask try`: train, score and explain a file with the code of the live scorer."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,18 +32,18 @@ from pipelines.live.alerting import outcomes_of
 from pipelines.order import EVENT, Item, Key, Source
 from pipelines.record import Received
 
-MIN_ROWS = 500  # to learn from
+MIN_ROWS = 500  # for training
 MAX_EXPLAINED = 500
-DRIFTED, DRIFTED_BY = 2.0, 10  # times the alerts that were allowed, and as many more
+DRIFTED, DRIFTED_BY = 2.0, 10  # factor on the allowed alerts, and number of alerts above it
 OnShare = Callable[[float, str], None]
 
 
 class TooFewRowsError(UnmaskError):
-    """The file holds too few good rows to learn from, or none to score."""
+    """The file has too few accepted rows for training, or none to score."""
 
 
 class _Steps:
-    """Announces each step before it begins, and keeps how long it took."""
+    """Announces each step before it begins, and measures its duration."""
 
     def __init__(self, announce: Callable[[str], None] | None, progress: OnShare | None) -> None:
         self._announce = announce or (lambda words: None)
@@ -52,7 +52,7 @@ class _Steps:
 
     @contextmanager
     def step(self, first: float, last: float, words: str) -> Iterator[OnShare]:
-        """A step that leads from one share of the whole to another."""
+        """Run a step that covers a part of the total progress."""
         began_s = time.monotonic()
         self._announce(words)
         self._say(first, words)
@@ -62,25 +62,25 @@ class _Steps:
 
 @dataclass(frozen=True)
 class FieldLearned:
-    """A field that the encoder predicts: `gain` in nats over guessing by the field's own distribution."""
+    """A field that the encoder predicts: `gain` in nats over the marginal distribution of the field."""
 
     name: str
     gain: float
 
     @property
     def is_predictable(self) -> bool:
-        """Whether its prediction is trusted."""
+        """Whether the prediction is good enough to be used."""
         return self.gain > MIN_SKILL
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How the scores of the judged rows fit the labels.
+    """Quality of the scores on rows with a label.
 
     Args:
-        frauds, rows: known frauds among the rows judged.
-        precision, recall: of the alerts.
-        average_precision, label_free: of the model, and of the score without labels.
+        frauds, rows: number of frauds and of rows with a label.
+        precision, recall: precision and recall of the alerts.
+        average_precision, label_free: average precision of the model and of the label-free score.
     """
 
     frauds: int
@@ -92,31 +92,31 @@ class Figures:
 
     @property
     def prevalence(self) -> float:
-        """Average precision by chance."""
+        """Share of fraud: the average precision of random scores."""
         return self.frauds / self.rows
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What `try_file` found.
+    """Result of `try_file`.
 
     Args:
         n_duplicates: rows that repeat an event id.
-        accepted: which rows of the file keep the contract, in the order of `FileEvents`, **shape (n,)**.
-        refused: what the contract refused, by rule.
-        begin_ms, split_ms, end_ms: learned from [begin, split), scored [split, end].
-        n_learned: rows learned from, of which `n_known` had a label and `n_known_frauds` were frauds.
-        learned: what of each field can be predicted.
-        has_head: whether labels were enough for a fine-tuned model.
-        threshold: an event alerts above it.
-        time_ms, score, label: of the scored rows, in time order, **shape (n,)**; label -1 = not known.
-        alerts: the alerts explained, the highest score first, with the row of each in the file.
-        n_alerts: alerts in all.
+        accepted: which rows of the file satisfy the contract, in the order of `FileEvents`, **shape (n,)**.
+        refused: refused rows, by rule.
+        begin_ms, split_ms, end_ms: the training period is [begin, split), the scored period [split, end].
+        n_learned: training rows, of which `n_known` had a label and `n_known_frauds` were fraud.
+        learned: how well each field can be predicted.
+        has_head: whether there were enough labels for a fine-tuned model.
+        threshold: an event raises an alert if its score is above it.
+        time_ms, score, label: values of the scored rows, in time order, **shape (n,)**; label -1 = unknown.
+        alerts: explained alerts, the highest score first, each with its row in the file.
+        n_alerts: number of all alerts.
         row: row in the file of each scored row, **shape (n,)**.
-        figures: None without labels.
-        allowed_rate: share of alerts at the threshold when the model was made.
-        new_share: share of the scored rows whose key was not seen in the part that was learned from.
-        seconds: of each step.
+        figures: quality of the scores; None without labels.
+        allowed_rate: alert rate at the threshold in validation.
+        new_share: share of the scored rows whose key does not occur in the training period.
+        seconds: duration of each step.
     """
 
     stream: Stream
@@ -145,12 +145,12 @@ class Tried:
 
     @property
     def alert_rate(self) -> float:
-        """Share of the scored rows that alert."""
+        """Share of the scored rows that raise an alert."""
         return self.n_alerts / max(len(self.score), 1)
 
     @property
     def has_drifted(self) -> bool:
-        """More alerts than chance explains, by far: the later events differ from those that were learned from."""
+        """Whether there are far more alerts than allowed: the events have changed since training."""
         return self.n_alerts > DRIFTED * self.allowed_rate * len(self.score) + DRIFTED_BY
 
 
@@ -163,18 +163,18 @@ def try_file(
     announce: Callable[[str], None] | None = None,
     progress: OnShare | None = None,
 ) -> Tried:
-    """Learn from the first part of a file and score the rest.
+    """Train on the first part of a file and score the rest.
 
     Args:
-        stream: describes the events.
-        events: of the file, by rising time.
-        train_share: share of the rows, the first in time, that is learned from.
-        seed: of training.
-        announce: called with words about each step before it begins.
-        progress: called with the share of the whole that is done, and words.
+        stream: stream of the events.
+        events: events of the file, in time order.
+        train_share: share of the rows, the first in time, used for training.
+        seed: seed of training.
+        announce: called with a description of each step before it begins.
+        progress: called with the total share done and a description.
 
     Raises:
-        TooFewRowsError: too few rows are good.
+        TooFewRowsError: too few rows are accepted.
     """
     steps = _Steps(announce, progress)
     with TemporaryDirectory(prefix="unmask-try-") as folder:
@@ -236,13 +236,13 @@ def try_file(
 
 
 def _new_share(events: FileEvents, learned: NDArray[np.int64], scored: NDArray[np.int64]) -> float:
-    """Share of the scored events whose key is not among those that were learned from."""
+    """Share of the scored events whose key does not occur in the training period."""
     keys = pl.Series(events.cells[events.stream.key], strict=False)
     return 1 - float(np.mean(keys.gather(scored).is_in(keys.gather(learned).unique().implode()).to_numpy()))
 
 
 def _refused(lake: Lake, events: FileEvents) -> tuple[list[RuleBroken], NDArray[np.bool_]]:
-    """What the ingest refused by rule, and which events it took."""
+    """Refused rows by rule, and which events were accepted."""
     rows = lake.read("refused").filter(pl.col("topic") == events.stream.topic("events"))
     accepted = np.ones(len(events), bool)
     accepted[rows["offset"].to_numpy()] = False
@@ -252,20 +252,20 @@ def _refused(lake: Lake, events: FileEvents) -> tuple[list[RuleBroken], NDArray[
 
 
 def _split_ms(lake: Lake, events: FileEvents, train_share: float) -> int:
-    """The time of the first event that is scored."""
+    """Time of the first scored event."""
     times = lake.read("events", columns=["event_time_ms"])["event_time_ms"].sort()
     first = int(len(times) * train_share)
     if first < MIN_ROWS or first >= len(times):
         raise TooFewRowsError(
-            f"{len(times):,} of {len(events):,} rows keep the contract; {MIN_ROWS} to learn from, and some to score, "
-            "are needed: run `unmask check` to see why rows are refused, or give more rows"
+            f"{len(times):,} of {len(events):,} rows satisfy the contract; {MIN_ROWS} for training and some for "
+            "scoring are needed. Run `unmask check` to see why rows are refused, or use more rows"
         )
     return int(times[first])
 
 
 def fill(lake: Lake, stream: Stream, events: FileEvents) -> None:
-    """Bring the rows into a lake as the ingest would: one partition, an event arrives when it happens, the report of a
-    fraud when its label has matured. An event's offset is its place in `events`."""
+    """Write the rows to a lake as the ingest flow would: in one partition, with events that arrive when they happen and
+    labels that arrive when they have matured. The offset of an event is its index in `events`."""
     intake, topic = Intake(stream, lake), stream.topic("events")
     now_ms = int(time.time() * 1000)
     arrivals = np.minimum(events.time_ms, now_ms)
@@ -290,7 +290,7 @@ def _reports(stream: Stream, events: FileEvents, at_ms: NDArray[np.int64]) -> It
 def _alerts(
     stream: Stream, events: FileEvents, served: ServedModel, rows: FeatureTable, chosen: NDArray[np.int64]
 ) -> Iterator[tuple[int, Alert]]:
-    """The alerts of some rows as the scorer publishes them, with the row of each in the file."""
+    """The alerts of some rows, as published by the scorer, each with its row in the file."""
     topic, source = stream.topic("events"), Source(EVENT, 0)
     messages = _messages_at(events, rows.offset[chosen])
     items = [

@@ -1,1 +1,1 @@
-"""The live scorer as a plain service, and consumers of what it publishes; no Prefect."""
+"""The live scorer as a service without Prefect, and consumers of its output."""

@@ -1,4 +1,4 @@
-"""An alert as a person sees it on a terminal."""
+"""Display an alert on a terminal."""
 
 from rich.console import Group
 from rich.panel import Panel
@@ -10,7 +10,7 @@ from pipelines.contracts.messages import Alert
 
 
 def panel(alert: Alert) -> Panel:
-    """The alert with its score, entities, unexpected fields, and the score if they had been as expected."""
+    """A panel with score, entities, unexpected fields, and the score with their expected values."""
     event_id, event_time = clean(alert.event_id), clean(alert.event_time)
     head = Text()
     head.append(f"score {alert.score:.3f}", style="bold red")
@@ -31,7 +31,7 @@ def panel(alert: Alert) -> Panel:
 
 
 def shown(value: float | str | None) -> str:
-    """A value for people.
+    """Format a value for display.
 
     >>> shown(1234.5678), shown(None), shown("online")
     ('1,234.57', '–', 'online')

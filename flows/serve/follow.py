@@ -1,4 +1,4 @@
-"""Following scores and alerts with an ordinary consumer."""
+"""Read scores and alerts with a plain consumer."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[l
     """The newest `last` alerts by arrival, and the offsets from which `new_alerts` continues."""
     topic = stream.topic("alerts")
     spans = topics.bounds(connection, [topic])
-    # Each transaction leaves a control marker beside its records, hence twice as far back.
+    # Each transaction also writes a control record, so start twice as far back.
     starts = {position: (max(first, end - 2 * last), end) for position, (first, end) in spans.items()}
     kept = [alert for batch in topics.read_between(connection, starts) for alert in readable(batch, Alert)]
     newest = sorted(kept, key=lambda a: a.arrival)[-last:] if last else []
@@ -29,26 +29,26 @@ def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[l
 
 
 def new_alerts(connection: Connection, starts: Mapping[Position, int]) -> Iterator[Alert]:
-    """Alerts from these offsets on, as they come; does not end."""
+    """Yield alerts from these offsets on as they arrive, without end."""
     with connection.reader(starts) as reader:
         while True:
             yield from readable(reader.poll(timeout_ms=500), Alert)
 
 
 def count_scored(connection: Connection, stream: Stream) -> int:
-    """How many events of the stream have been scored since its first start, by its progress records."""
+    """Number of events scored since the first start, from the progress records."""
     n_partitions = len(topics.partitions_of(connection, stream.topic("progress")))
     found = progress.all_progress(connection, stream, n_partitions).values()
     return sum(record.n_scored for record in found if record is not None)
 
 
 def readable(records: Sequence[Received], kind: type[T]) -> Iterator[T]:
-    """The messages of a kind among some records; any other record is skipped with a warning that names its offset."""
+    """Decode messages of one kind. Other records are skipped with a warning that contains their offset."""
     for record in records:
         try:
             yield decode(record.value, kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             log.warning(
-                "%s [%d], offset %d, is not %s of Unmask and was skipped",
+                "%s [%d], offset %d, is not %s of Unmask; skipped",
                 record.topic, record.partition, record.offset, _KINDS[kind],
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sending a label back: what a person found out about an event."""
+"""Send the label of an event, as reported by a person."""
 
 import time
 
@@ -14,14 +14,14 @@ from pipelines.lake.tables import Lake
 
 
 class UnknownEventError(UnmaskError):
-    """The lake does not hold an event with that id."""
+    """The lake has no event with this id."""
 
 
 def send_label(connection: Connection, stream: Stream, lake: Lake, *, event_id: str, label: int, source: str) -> None:
-    """Write the label record of an event that the lake holds.
+    """Write the label record of an event in the lake.
 
     Raises:
-        UnknownEventError: the lake does not hold the event (yet).
+        UnknownEventError: the event is not in the lake (yet).
     """
     events = lake.read("events", columns=["partition", "event_id", "event_time_ms", *stream.entities])
     event = next(events.filter(pl.col("event_id") == event_id).iter_rows(named=True), None)

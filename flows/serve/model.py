@@ -1,4 +1,4 @@
-"""The model that a scorer serves: found by alias or digest, and given the stream's features by name."""
+"""Load the model of a scorer by alias or digest, and map the features of the stream to its columns."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ColumnsByName:
-    """A served model that takes the stream's features by name; a column that the stream lacks counts as missing.
+    """A served model whose columns are mapped by name. Columns that the stream does not have count as missing.
 
     Shapes: `score` and `explain` take the scorer's rows, (n, d) numbers and (n, c) category hashes.
     """
@@ -36,7 +36,7 @@ class ColumnsByName:
 
     @property
     def missing(self) -> list[str]:
-        """Columns that the model was trained on and the stream does not have."""
+        """Columns of the model that the stream does not have."""
         have = {*self.numeric_names, *self.categorical_names}
         return [c.name for c in self._model.columns if c.name not in have]
 
@@ -49,7 +49,7 @@ class ColumnsByName:
     def _arranged(
         self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]
     ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
-        # One more column holds what is missing: NaN or 0, picked by the last index.
+        # An extra column of NaN or 0, selected by the last index, stands for missing columns.
         masked = np.full((len(numeric), 1), np.nan)
         unknown = np.zeros((len(categorical), 1), np.uint64)
         return (
@@ -64,7 +64,7 @@ def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:
 
 
 def champion(settings: Settings, stream: Stream) -> ColumnsByName:
-    """The champion through ONNX Runtime, from MLflow or, where that is down, the last good copy."""
+    """Load the champion from MLflow, or the last good copy if MLflow is not available."""
     name, cache = registry_name(stream), settings.model_cache
     resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri_or_nowhere(), cache=cache)
     if not resolved.registry_answered:
@@ -81,10 +81,10 @@ def champion(settings: Settings, stream: Stream) -> ColumnsByName:
 
 
 def model_of(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
-    """The model that a score names, from the cache or from MLflow.
+    """Load the model with the digest of a score, from the cache or from MLflow.
 
     Raises:
-        NoModelError: neither has it.
+        NoModelError: neither has the model.
     """
     try:
         return ColumnsByName(_loaded(settings, registry_name(stream), digest), stream)
@@ -93,7 +93,7 @@ def model_of(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
 
 
 def _loaded(settings: Settings, name: str, digest: str) -> ServedModel:
-    """The model from the cache; where that copy is damaged, it is fetched again."""
+    """Load a model from the cache. A damaged copy is downloaded again."""
     uri, cache = settings.tracking_uri_or_nowhere(), settings.model_cache
     folder = registry.fetch(name, digest, tracking_uri=uri, cache=cache)
     try:

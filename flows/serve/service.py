@@ -1,4 +1,4 @@
-"""The live scorer as a plain service: no Prefect, and MLflow only to fetch the model at the start."""
+"""The live scorer as a service. Does not use Prefect, and uses MLflow only to download the model at the start."""
 
 import gc
 import signal
@@ -17,7 +17,7 @@ STATUS_EVERY_S = 0.5
 
 
 def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault: faults.Fault) -> None:
-    """Score until SIGTERM or Ctrl-C; then publish what is processed, write a snapshot and return."""
+    """Score until SIGTERM or Ctrl-C, then publish all processed events, write a snapshot and return."""
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
@@ -34,7 +34,7 @@ def serve(settings: Settings, stream: Stream, *, start: StartFrom | None, fault:
         return stopping.is_set()
 
     gc.collect()
-    gc.freeze()  # what is loaded now stays: collecting it again would pause the loop for 50 ms and more
+    gc.freeze()  # exclude loaded objects from garbage collection, which would pause the loop for 50 ms or more
     try:
         scorer.run(should_stop)
     finally:

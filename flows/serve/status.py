@@ -1,4 +1,4 @@
-"""The status file of a scorer: what it is doing, for health checks and the demo."""
+"""The status file of a scorer, for health checks and the demo."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class StatusFile:
-    """The file, written again and again; on a full or read-only disk it is not updated, and scoring goes on."""
+    """The status file, updated periodically. If the disk is full or read-only, it is not updated; scoring continues."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -23,7 +23,7 @@ class StatusFile:
         self.n_failed = 0
 
     def write(self, scorer: Scorer) -> None:
-        """Replace the file; if that fails, warn and count."""
+        """Replace the file. A failure is logged and counted."""
         draft = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,11 @@ class StatusFile:
             draft.replace(self._path)
         except OSError as error:
             self.n_failed += 1
-            self._failed.warning("the status file was not written: %s; scoring goes on", error)
+            self._failed.warning("the status file was not written: %s; scoring continues", error)
 
 
 def status_of(scorer: Scorer) -> dict[str, Any]:
-    """The content of the file: health, counts since the first start, size of the state, model."""
+    """The content of the status file: health, counts since the first start, size of the state, model."""
     published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
     return {
         "pid": os.getpid(),

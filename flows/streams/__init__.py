@@ -1,1 +1,1 @@
-"""The stream files that come with Unmask, and how a stream is named: by a path or a shipped name."""
+"""Stream files included with Unmask, and the lookup of a stream by path or name."""

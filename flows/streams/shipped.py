@@ -1,4 +1,4 @@
-"""How a stream is named: by the path of a stream file, or by the name of one that comes with Unmask."""
+"""Find a stream by the path of its stream file, or by the name of one that is included with Unmask."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +11,7 @@ SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml
 
 
 def path_of(given: Path | str) -> Path:
-    """The stream file that `--stream`, UNMASK_STREAM or a deployment's parameter names.
+    """The path of the stream file given by `--stream`, UNMASK_STREAM or a deployment parameter.
 
     Raises:
         StreamFileError: it is neither a file nor the name of a shipped stream.
@@ -29,7 +29,7 @@ def path_of(given: Path | str) -> Path:
 
 
 def load(given: Path | str) -> Stream:
-    """Read the stream file that a path or a shipped name stands for.
+    """Read the stream file given by a path or a shipped name.
 
     Raises:
         StreamFileError: it does not exist or breaks a rule.

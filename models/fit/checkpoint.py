@@ -1,4 +1,4 @@
-"""Where a training run was, so that it can go on."""
+"""Checkpoints, from which an interrupted training run resumes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from models.table import Table
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of a network's weights and buffers, which later steps leave alone."""
+    """A copy of a network's weights and buffers."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run was; named by what it was made from, so another run's is never taken."""
+    """The saved state of a run. Its key identifies the inputs, so a checkpoint of another run is not used."""
 
     path: Path
 

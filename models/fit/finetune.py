@@ -1,4 +1,4 @@
-"""Few or many labels -> a calibrated model with a threshold; none -> the calibrated surprise alone."""
+"""Fine-tuning: a calibrated model with a threshold. Without labels, its score is the calibrated surprise."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from models.table import Table, TableError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How to fine-tune; steps a network are derived: ``epochs * positives * (negatives + 1) / batch``.
+    """Settings of fine-tuning. The steps per network are ``epochs * positives * (negatives + 1) / batch``.
 
     Args:
-        budget: of alerts; turned into the threshold on the validation period.
-        n_networks: risk networks whose logits are averaged.
-        epochs: passes over the positives, at most.
-        min_steps, max_steps: optimiser steps a network, between.
-        batch: rows a step.
-        negatives: ordinary rows drawn per fraud, in training only; the calibration undoes the shift of prior.
-        lr: peak learning rate, cosine to zero.
-        weight_decay: of AdamW.
+        budget: alert budget, converted to a threshold on the validation period.
+        n_networks: number of risk networks, whose logits are averaged.
+        epochs: maximum passes over the positives.
+        min_steps, max_steps: limits of the optimiser steps per network.
+        batch: rows per step.
+        negatives: normal rows drawn per fraud, in training only. The calibration corrects for the changed prior.
+        lr: peak learning rate, with cosine decay to zero.
+        weight_decay: weight decay of AdamW.
         dropout: share of hidden units dropped.
-        cell_dropout: share of rows of which some cells are hidden, so that a missing column degrades gently.
+        cell_dropout: share of rows with some hidden cells, for robustness to missing columns.
         validation: share of the known rows, the last in time, for early stopping, calibration and threshold.
-        min_frauds: frauds needed in training and a third of it in validation; with fewer the score stays
-            label-free.
-        n_checks: how often to validate a network.
+        min_frauds: minimum number of frauds in training; a third of it in validation. With fewer frauds, the score
+            is label-free.
+        n_checks: number of validations per network.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(rate=0.005))
@@ -65,7 +65,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A scoring network with its rules; ``metrics`` are of the validation period.
+    """A scoring network with its rules. ``metrics`` are those of the validation period.
 
     >>> TrainedModel.score.__doc__.split(",")[0]
     'Scores in [0'
@@ -76,7 +76,7 @@ class TrainedModel:
     metrics: Mapping[str, float]
 
     def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """Scores in [0, 1], high = anomalous, **shape (n,)**, by torch; `artifact.load` serves them by ONNX."""
+        """Scores in [0, 1], high = anomalous, **shape (n,)**, computed by torch. `artifact.load` uses ONNX instead."""
         logit, nats = self.outputs(self.rules.coding.transform(numeric, categorical))
         return self.rules.score(logit, nats)
 
@@ -107,17 +107,17 @@ def finetune(
     """Train the risk networks on known labels, calibrate, and turn the budget into a threshold.
 
     Args:
-        pretrained: its columns must be the table's.
-        table: rows in time order; rows after the last known one are never looked at, where there are labels.
-        label: 1 = fraud, int8, **shape (n,)**; read only where ``known``.
-        known: whose label has matured, **shape (n,)**; none known = the label-free model (day 0).
-        config: see there.
-        seed: of weights and batches.
+        pretrained: pretrained network with the same columns as the table.
+        table: rows in time order. If labels are known, rows after the last known one are not used.
+        label: 1 = fraud, int8, **shape (n,)**; read only where ``known`` is true.
+        known: which labels have matured, **shape (n,)**. If none has, the model is label-free.
+        config: settings.
+        seed: seed of weights and batches.
         report: called with metrics and the step.
-        progress: called with the share done and a word.
+        progress: called with the share done and a description.
 
     Raises:
-        TableError: the columns differ, or shapes do.
+        TableError: the columns or the shapes differ.
     """
     table.require(pretrained.rules.columns)
     if label.shape != (len(table),) or known.shape != (len(table),):
@@ -226,7 +226,7 @@ def _day_zero(
     valid: NDArray[np.int64],
     metrics: Mapping[str, float],
 ) -> TrainedModel:
-    """The label-free model; its threshold comes from the validation rows, or the last tenth of all."""
+    """The label-free model. Its threshold is computed on the validation rows, or on the last tenth of all rows."""
     rows = valid if len(valid) >= 1000 else last_share(np.arange(len(table)), 0.1, at_least=1).valid
     model = TrainedModel(ScoringNetwork(pretrained.expectation, []).eval(), rules, {})
     scores = rules.score(*model.outputs(rules.coding.cells(table, rows)))

@@ -1,4 +1,4 @@
-"""Self-supervised training: predict hidden fields from the rest of the event and from what came before."""
+"""Self-supervised pretraining: predict hidden fields from the other fields and from earlier events."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from models.score.rules import Rules
 from models.score.surprise import SurpriseScale
 from models.table import Table, TableError
 
-MIN_SKILL = 0.05  # nats a prediction must gain over the field's own distribution on later rows
+MIN_SKILL = 0.05  # nats that a prediction must gain over the field's marginal distribution on later rows
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How to pretrain; steps are derived: ``min(max_steps, epochs * rows / batch)``, whatever time they take.
+    """Settings of pretraining. The number of steps is ``min(max_steps, epochs * rows / batch)``.
 
     Args:
         width: units of a hidden layer.
         n_layers: hidden layers after the first.
         n_bins: quantile bins of a numeric column.
-        epochs: passes over the rows, at most.
-        max_steps: optimiser steps, at most.
-        min_steps: optimiser steps, at least, for small tables.
-        batch: rows a step.
-        lr: peak learning rate, cosine to zero.
-        trim: share of largest residuals per column and step that is not learned from: robust to frauds.
-        extra_mask: share of rows of which other cells are hidden too.
+        epochs: maximum passes over the rows.
+        max_steps: maximum optimiser steps.
+        min_steps: minimum optimiser steps, for small tables.
+        batch: rows per step.
+        lr: peak learning rate, with cosine decay to zero.
+        trim: share of the largest residuals per column and step that is ignored, for robustness to frauds.
+        extra_mask: share of rows in which more cells are hidden.
         validation: share of rows, the last in time, for early stopping.
-        n_checks: how often to validate, probe and save a checkpoint.
-        patience: checks without a better validation before stopping.
+        n_checks: number of validations; each also runs the probe and saves a checkpoint.
+        patience: number of checks without improvement before training stops.
     """
 
     width: int = 192
@@ -65,7 +65,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained network with all that was fitted beside it; ``rules`` score without labels."""
+    """A pretrained network and its fitted ``rules``, which score without labels."""
 
     expectation: Expectation
     rules: Rules
@@ -73,10 +73,10 @@ class Pretrained:
     metrics: Mapping[str, float]
 
     def score(self, table: Table) -> NDArray[np.float32]:
-        """Label-free scores in [0, 1], ranks and no probabilities, **shape (n,)**.
+        """Label-free scores in [0, 1], **shape (n,)**. They are ranks, not probabilities.
 
         Raises:
-            TableError: the table has other columns than the network was trained on.
+            TableError: the columns differ from those that the network was trained on.
         """
         table.require(self.rules.columns)
         found = [np.zeros(0, np.float32)]
@@ -101,17 +101,17 @@ def pretrain(
     """Train the expectation network on unlabelled rows.
 
     Args:
-        table: rows in time order; the last share of them validates.
-        config: see there.
-        seed: of weights, batches and masks.
-        label, known: **shape (n,)**, only for the probe that is reported: average precision of a linear
-            probe on the encoder's output (trunk and surprises), beside the untrained one's.
+        table: rows in time order; the last share of them is for validation.
+        config: settings.
+        seed: seed of weights, batches and masks.
+        label, known: **shape (n,)**. Used only for the reported probe: the average precision of a linear model on
+            the encoder's output (trunk and surprises), compared with an untrained encoder.
         report: called with metrics and the step.
-        progress: called with the share done and a word.
-        checkpoint: a folder to resume from and to save into; ignored where it holds another run's.
+        progress: called with the share done and a description.
+        checkpoint: folder to resume from and to save to. A checkpoint of another run is ignored.
 
     Raises:
-        TableError: too few rows, or no column that may be predicted.
+        TableError: there are too few rows, or no column can be predicted.
 
     Source: masked cell modelling (ICLR 2024) with residuals trimmed as in least trimmed squares
     (Rousseeuw, 1984).
@@ -119,7 +119,7 @@ def pretrain(
     train, later = last_share(np.arange(len(table)), config.validation, at_least=1)
     n_train = len(train)
     if n_train < 2:
-        raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows: take a longer period")
+        raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows. Use a longer period")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -128,7 +128,7 @@ def pretrain(
         device
     )
     if not network.fields:
-        raise TableError("every column is label_fed; pretraining needs a column that is not made from labels")
+        raise TableError("every column is label_fed; pretraining needs a column that is not built from labels")
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     schedule = Schedule(steps, config.n_checks, config.lr, warm_up=20)
     valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])
@@ -167,7 +167,7 @@ def pretrain(
         done = step + 1
         if schedule.checks(done):
             by_field = field_losses(network, valid, trim=config.trim)
-            # what a field's own distribution says better will not be predicted, so it must not stop the training
+            # fields that their marginal distribution describes better are not predicted and must not stop training
             found = float(np.minimum(by_field, marginal).sum())
             metrics = {"train_loss": float(loss.detach()), "validation_loss": found}
             if probe and untrained is not None:
@@ -196,7 +196,7 @@ def pretrain(
     network.load_state_dict(best)
     skill = marginal - field_losses(network, valid, trim=config.trim)
     for field, gain in zip(network.fields, skill, strict=True):
-        # a field that later rows do not let us predict (the calendar, say) would drift instead of surprise
+        # a field that cannot be predicted on later rows, such as the calendar, would drift
         network.trust[field.target] = float(gain > MIN_SKILL)
     network = network.cpu().eval()
     rules = _label_free(network, coding, table)
@@ -217,12 +217,12 @@ def masked_loss(
     """Trimmed mean loss of the hidden cells.
 
     Args:
-        network: predicts.
+        network: network that predicts.
         batch: cells as tensors.
-        hidden: bool, **shape (n, d)**, what the network may not see.
-        viewed: bool, **shape (n, d)**, the part of it that scoring hides too; the rest weighs
+        hidden: cells hidden from the network, bool, **shape (n, d)**.
+        viewed: the part of them that is also hidden in scoring, bool, **shape (n, d)**. The others have the weight
             ``extra_weight``.
-        trim: share of the largest residuals per column that is left out.
+        trim: share of the largest residuals per column that is ignored.
     """
     values, present, codes = batch
     d_num = network.d_num
@@ -244,13 +244,13 @@ def masked_loss(
 
 
 def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bool = True) -> NDArray[np.float64]:
-    """Trimmed mean loss of every field over the rows that have it, hidden as at scoring, **shape (n_fields,)**.
+    """Trimmed mean loss of every field over the rows that have it, hidden as in scoring, **shape (n_fields,)**.
 
     Args:
-        network: predicts.
-        cells: rows to judge on.
-        trim: share of the largest losses that is left out.
-        trusted: False = judge the fields' own distributions instead of the predictions.
+        network: network that predicts.
+        cells: rows to evaluate.
+        trim: share of the largest losses that is ignored.
+        trusted: False = evaluate the marginal distributions instead of the predictions.
     """
     before = network.trust.clone()
     network.trust.fill_(1.0 if trusted else 0.0)
@@ -265,7 +265,7 @@ def field_losses(network: Expectation, cells: Cells, *, trim: float, trusted: bo
     losses = np.array([_trimmed_mean(column[np.isfinite(column)], trim) for column in np.concatenate(found).T])
     if not trusted:
         numeric = np.array([field.target < network.d_num for field in network.fields])
-        # half the mean square of a constant prediction: give it the best constant deviation, else it loses by that
+        # half the mean square of a constant prediction: use its best constant deviation for a fair comparison
         losses[numeric] = 0.5 + 0.5 * np.log(np.maximum(2 * losses[numeric], 1e-6))
     return losses
 

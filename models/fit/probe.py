@@ -1,4 +1,4 @@
-"""A linear probe: how much of the labels a network's outputs hold."""
+"""A linear probe: how well the labels can be predicted from the outputs of a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.table import Table
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe on trunk and surprises, fitted on known rows and judged on the last of them."""
+    """Average precision of a linear probe on trunk and surprises, tested on the last of the known rows."""
 
     cells: Cells
     fraud: NDArray[np.bool_]

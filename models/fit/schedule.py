@@ -1,4 +1,4 @@
-"""How a training proceeds: its learning rate and its checks go by the number of steps, never by time."""
+"""Training schedule: learning rate and checks depend on the number of steps, not on time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ OnShare = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """So many steps: a linear warm-up, then a cosine to zero, and a check every so often.
+    """A linear warm-up, then cosine decay to zero, with checks at equal intervals.
 
     Args:
-        steps: of the optimiser.
-        n_checks: how often to check, beside the last step.
+        steps: number of optimiser steps.
+        n_checks: number of checks; the last step is always checked.
         lr: peak learning rate.
-        warm_up: the inverse of the share of steps that warm up.
+        warm_up: inverse of the share of steps used for the warm-up.
 
     >>> schedule = Schedule(steps=10, n_checks=2, lr=1.0, warm_up=10)
     >>> [step for step in range(1, 11) if schedule.checks(step)]
@@ -38,7 +38,7 @@ class Schedule:
         return max(1, self.steps // self.n_checks)
 
     def checks(self, done: int) -> bool:
-        """Whether to check after so many steps."""
+        """Whether to check after this step."""
         return done % self.every == 0 or done == self.steps
 
     def set_rate(self, optimizer: Optimizer, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Which rows are kept back to validate or to judge: always the last ones in time."""
+"""Hold-out splits: always the last rows in time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 
 class Split(NamedTuple):
-    """Row indices in time order: `train` to learn from, and `valid`, the last share of all."""
+    """Row indices in time order: `train`, and `valid`, the last share of all."""
 
     train: NDArray[np.int64]
     valid: NDArray[np.int64]
 
 
 def last_share(rows: NDArray[np.int64], share: float, *, at_least: int = 0) -> Split:
-    """Keep back the last share of some rows.
+    """Hold out the last share of some rows.
 
     Args:
         rows: indices in time order, **shape (n,)**.
-        share: of them, in [0, 1), rounded down.
-        at_least: rows that are kept back whatever the share gives.
+        share: share to hold out, in [0, 1), rounded down.
+        at_least: minimum number of rows to hold out.
 
     >>> last_share(np.arange(10), 0.25)
     Split(train=array([0, 1, 2, 3, 4, 5, 6, 7]), valid=array([8, 9]))

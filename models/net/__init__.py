@@ -1,1 +1,1 @@
-"""The networks: encoder, expectation of hidden cells, risk."""
+"""Networks: encoder, prediction of hidden cells, risk."""

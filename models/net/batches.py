@@ -1,4 +1,4 @@
-"""Cells as tensors, in pieces that fit in memory."""
+"""Cells as tensors, in chunks that fit in memory."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def as_batch(cells: Cells, device: torch.device | str = "cpu") -> CellTensors:
 
 
 def chunks(cells: Cells) -> Iterator[Cells]:
-    """Cells in pieces that fit in memory beside their encoding."""
+    """Split cells into chunks that fit in memory together with their encoding."""
     for start in range(0, len(cells.values), CHUNK):
         yield cells.take(slice(start, start + CHUNK))

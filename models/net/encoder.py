@@ -1,4 +1,4 @@
-"""The network: cells -> piecewise-linear pieces -> trunk -> expected columns, or a risk."""
+"""The encoder: piecewise-linear encoding of cells, then an MLP that predicts columns or a risk."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    """An MLP with a linear skip over piecewise-linear pieces; a hidden cell adds only its "missing" vector.
+    """An MLP with a linear skip connection on piecewise-linear inputs. A hidden cell adds only its "missing" vector.
 
-    Attention bought nothing over an MLP on single rows and costs 10-20 times at scoring (DETECTION,
-    section 3).
+    Attention was not better than an MLP on single rows, and scoring is 10 to 20 times slower with it.
 
     Args:
-        edges: rising bin edges per numeric column, padded with the last one, **shape (d_num, n_edges)**.
-        n_codes: codes per categorical column.
+        edges: ascending bin edges per numeric column, padded with the last one, **shape (d_num, n_edges)**.
+        n_codes: number of codes per categorical column.
         width: units of a hidden layer.
         n_layers: hidden layers after the first.
-        d_out: outputs.
+        d_out: number of outputs.
         dropout: share of hidden units dropped in training.
 
     **Shape**: values, present (n, d_num) float32; codes (n, d_cat) int64; output (n, d_out).
@@ -49,7 +48,7 @@ class Encoder(nn.Module):
         self.register_buffer("slope", torch.tensor(slope))
         self.width, self.d_out = width, d_out
         d_num, n_bins = left.shape
-        joint = width + d_out  # the first layer makes the trunk's input and the linear skip in one product
+        joint = width + d_out  # the first layer computes the trunk's input and the linear skip in one product
         self.pieces_weight = nn.Parameter(torch.randn(d_num * n_bins, joint) / max(1, d_num * n_bins) ** 0.5)
         self.missing_weight = nn.Parameter(torch.zeros(d_num, joint))
         self.code_weights = nn.ParameterList([nn.Parameter(0.1 * torch.randn(n, joint)) for n in n_codes])
@@ -77,7 +76,7 @@ class Encoder(nn.Module):
         return joint
 
     def rest(self, joint: Tensor) -> Tensor:
-        """The trunk and its output layer plus the linear skip, (n, d_out)."""
+        """The output of trunk and output layer plus the linear skip, (n, d_out)."""
         return self.out(self.trunk(joint)) + joint[:, self.width :]
 
     def trunk(self, joint: Tensor) -> Tensor:

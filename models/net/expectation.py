@@ -1,4 +1,4 @@
-"""The network that predicts hidden cells, and how surprising the shown ones are."""
+"""The network that predicts hidden cells, and the surprise of their real values."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from models.masking import MaskedField, event_fields, views
 from models.net.encoder import Encoder
 from models.table import Column
 
-SPREAD = 3.0  # log deviations stay within +- this: narrower ones would magnify rounding beyond 1e-5
+SPREAD = 3.0  # limit of log deviations: smaller ones would amplify rounding errors beyond 1e-5
 
 
-FLOOR = 1e-3  # probability that a categorical prediction spreads over all codes
+FLOOR = 1e-3  # probability that is distributed over all codes of a categorical prediction
 
 
 class Expectation(nn.Module):
     """Predicts every readable column from the cells that are not hidden.
 
-    Outputs per numeric column a mean and a log standard deviation (one mode: a flexible density would
-    learn the frauds, DETECTION section 1), per categorical column logits over its codes. Label-fed columns
-    are never read.
+    The output is a mean and a log standard deviation for each numeric column, and logits over the codes of each
+    categorical column. The density has one mode: a more flexible one would also fit the frauds. Columns built from
+    labels are not read.
     """
 
     readable: Tensor
@@ -45,7 +45,7 @@ class Expectation(nn.Module):
         self.d_num, self.n_codes = len(edges), tuple(n_codes)
         numeric = self.columns[: self.d_num]
         self.register_buffer("readable", torch.tensor([0.0 if c.label_fed else 1.0 for c in numeric]))
-        # 0 = predicted no better than by its own distribution: then that is its prediction (`trust_fields`)
+        # 0 = not predicted better than by its marginal distribution, which is then used (`trust_fields`)
         self.register_buffer("trust", torch.ones(len(self.columns)))
         self.register_buffer("marginal", torch.zeros(sum(self.n_codes)))
         d_out = 2 * self.d_num + sum(self.n_codes)
@@ -58,7 +58,7 @@ class Expectation(nn.Module):
         return self.split(self.encoder(values, present * self.readable, codes))
 
     def split(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's output as mean, log deviation and logits; marginal ones where it is not trusted."""
+        """Split the output into mean, log deviation and logits. Columns that are not trusted get the marginal ones."""
         d = self.d_num
         trust = self.trust[:d]
         of_codes = torch.cat([t.expand(n) for t, n in zip(self.trust[d:], self.n_codes, strict=True)] or [trust[:0]])
@@ -66,15 +66,15 @@ class Expectation(nn.Module):
         return mean, spread, out[:, 2 * d :] * of_codes + self.marginal * (1 - of_codes)
 
     def code_slice(self, column: int) -> slice:
-        """Where the logits of a categorical column stand."""
+        """Position of the logits of a categorical column."""
         start = sum(self.n_codes[: column - self.d_num])
         return slice(start, start + self.n_codes[column - self.d_num])
 
     def surprises(self, values: Tensor, present: Tensor, codes: Tensor, *, density: bool = False) -> Tensor:
-        """Nats per field, (n, n_fields): each field hidden in turn; NaN where it is missing.
+        """Surprise of each field in nats, (n, n_fields), with the field hidden; NaN if it is missing.
 
-        With ``density`` log deviations are added, which makes it a loss. The first layer is shared by all views:
-        a hidden column's part is taken out of it again.
+        With ``density``, log deviations are added, so that the result is a loss. The first layer is computed once
+        for all views; the contribution of hidden columns is subtracted.
         """
         present = present * self.readable
         pieces = self.encoder.pieces(values)

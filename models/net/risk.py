@@ -1,4 +1,4 @@
-"""The whole scoring network: what was expected, how much it surprises, and the risk."""
+"""The complete scoring network: prediction, surprise and risk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from models.net.expectation import Expectation
 
 
 class ScoringNetwork(nn.Module):
-    """Surprises and, where labels were known, the mean logit of a few risk networks.
+    """Computes surprises and, if trained on labels, the mean logit of the risk networks.
 
-    The risk networks read every cell, label-fed ones too, and log(1 + surprise) of each field; they start
-    from the pretrained trunk.
+    The inputs of the risk networks are all cells, including those built from labels, and log(1 + surprise) of each
+    field. Their trunk is initialised from the pretrained one.
     """
 
     def __init__(self, expectation: Expectation, risks: Sequence[Encoder]) -> None:
@@ -26,7 +26,7 @@ class ScoringNetwork(nn.Module):
         self.risks = nn.ModuleList(risks)
 
     def forward(self, values: Tensor, present: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logit (n,), 0 without a head, and surprises in nats (n, n_fields)."""
+        """Logit (n,), which is 0 without a head, and surprises in nats (n, n_fields)."""
         nats = self.expectation.surprises(values, present, codes)
         values, present = beside(self.expectation, values, present, codes, nats)
         logits = [risk(values, present, codes)[:, 0] for risk in self.risks]
@@ -36,17 +36,17 @@ class ScoringNetwork(nn.Module):
 def beside(
     expectation: Expectation, values: Tensor, present: Tensor, codes: Tensor, nats: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Values and present marks of a risk network: the cells, then the surprises; a missing one is a masked cell."""
+    """Inputs ``values`` and ``present`` of a risk network: the cells, then the surprises (missing = masked)."""
     shown = (~nats.isnan()).to(present.dtype)
     return torch.cat([values, torch.log1p(nats.nan_to_num(0.0))], 1), torch.cat([present, shown], 1)
 
 
 def risk_network(expectation: Expectation, nats: NDArray[np.float32], *, dropout: float) -> Encoder:
-    """A risk network with the pretrained trunk; its weights on label-fed columns and surprises start small.
+    """Create a risk network with the pretrained trunk and small weights on surprises and columns built from labels.
 
     Args:
         expectation: the pretrained network.
-        nats: surprises of training rows, **shape (n, n_fields)**, NaN = missing, for the edges of these inputs.
+        nats: surprises of training rows, **shape (n, n_fields)**, NaN = missing. They determine the bin edges.
         dropout: share of hidden units dropped.
     """
     source = expectation.encoder

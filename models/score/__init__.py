@@ -1,1 +1,1 @@
-"""From a network's outputs to a calibrated score, a threshold and reasons; torch-free."""
+"""Scoring without torch: calibrated scores, thresholds and reasons from the outputs of a network."""

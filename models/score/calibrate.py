@@ -1,4 +1,4 @@
-"""Alert budgets and thresholds, and scores in [0, 1]."""
+"""Calibration of scores to [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TailCalibration:
-    """A label-free number -> the share of ordinary events that lie below it.
+    """Maps a label-free value to the share of normal events below it.
 
     Args:
-        knots: rising, **shape (k,)**.
-        tail: share of events at or above each, falling from 1, **shape (k,)**; beyond the last it falls as
-            1/x, so the order of extremes is kept.
+        knots: ascending values, **shape (k,)**.
+        tail: share of events at or above each knot, descending from 1, **shape (k,)**. Beyond the last knot it
+            decreases as 1/x, so that extreme values keep their order.
     """
 
     knots: NDArray[np.float64]
@@ -24,7 +24,7 @@ class TailCalibration:
 
     @classmethod
     def fit(cls, raw: NDArray[np.float64]) -> Self:
-        """Fit on a period of unlabelled rows, **shape (n,)**.
+        """Fit on unlabelled rows, **shape (n,)**.
 
         >>> TailCalibration.fit(np.arange(1000.0)).apply(np.array([500.0])).round(2)
         array([0.5])
@@ -43,14 +43,14 @@ class TailCalibration:
 
 @dataclass(frozen=True)
 class LogitCalibration:
-    """A logit -> probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with his smoothed targets)."""
+    """Maps a logit to a probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with smoothed targets)."""
 
     slope: float
     shift: float
 
     @classmethod
     def fit(cls, logit: NDArray[np.float64], label: NDArray[np.int8]) -> Self:
-        """Fit by Newton steps on rows at their full prevalence, both **shape (n,)**.
+        """Fit by Newton steps on logits and labels that are not subsampled, both **shape (n,)**.
 
         >>> fitted = LogitCalibration.fit(np.array([-2.0, -1.0, 1.0, 2.0] * 50), np.int8([0, 0, 1, 1] * 50))
         >>> bool(fitted.apply(np.array([2.0]))[0] > 0.9)

@@ -1,4 +1,4 @@
-"""Reasons from the mask: per field what was expected, how much it surprises, and the score had it been so."""
+"""Reasons of alerts: for each field the expected value, the surprise, and the score with the expected value."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from models.masking import event_fields
 from models.score.rules import Rules
 from models.table import Column
 
-N_REASONS = 4  # a person reads the top few
-MIN_NATS = 2.0  # about one row in fifty by chance: less is no surprise
-MIN_DROP = 0.02  # share of the score that a field must carry to be named
+N_REASONS = 4  # shown to a person
+MIN_NATS = 2.0  # exceeded by about one row in fifty by chance
+MIN_DROP = 0.02  # minimum share of the score that a named field must account for
 MAX_NATS = 99.0
 
 Expect = Callable[[Cells], tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]
@@ -26,13 +26,13 @@ Value = float | str | None
 
 @dataclass(frozen=True)
 class FieldReason:
-    """Why one field speaks for an alert.
+    """One reason of an alert.
 
     Args:
-        field: name of the event's field, or of the history column that is odd.
-        actual, expected: in the field's own unit, or text; None = missing.
-        surprise: nats, 0 = as expected.
-        score_if_expected: the score had this field, and all columns that reveal it, been as expected.
+        field: name of the unexpected field or history column.
+        actual, expected: values in the unit of the field, or text; None = missing.
+        surprise: surprise in nats, 0 = as expected.
+        score_if_expected: the score with the expected value in this field and in all columns derived from it.
     """
 
     field: str
@@ -44,19 +44,19 @@ class FieldReason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Reasons of one row, the strongest first, and the score had all of them been as expected."""
+    """Reasons of one row, the strongest first, and the score with the expected values in all of these fields."""
 
     reasons: list[FieldReason]
     score_if_all_expected: float
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Convert to JSON types."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns replaced together: a field with all that reveals it, or one history over all its windows."""
+    """Columns replaced together: a field and the columns derived from it, or one history over all its windows."""
 
     name: str
     columns: tuple[int, ...]
@@ -64,7 +64,7 @@ class Group:
 
 
 def groups(columns: Sequence[Column]) -> tuple[Group, ...]:
-    """The fields of the event, then the histories: names without their last part, the window.
+    """The fields of the event, then the histories. A history has the name of its columns without the window.
 
     >>> found = groups([Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
     ...                 Column("c.count.7d", "numeric")])
@@ -84,17 +84,16 @@ def groups(columns: Sequence[Column]) -> tuple[Group, ...]:
 def explain(
     rules: Rules, expect: Expect, score: ScoreRows, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]
 ) -> list[Explanation]:
-    """Explain rows, meant for the few that alert.
+    """Explain rows. Meant for alerts, because it is expensive.
 
-    Every group is hidden and predicted from the rest. The counterfactual row takes the predictions of
-    *all* its columns, so a ratio or z-score that derives from the amount is replaced with it, by its own
-    expected value.
-    What is built from labels is not predicted: its expected value is the training median.
+    Each group is hidden and predicted from the other columns. In the counterfactual row, *all* columns of the group
+    have their predicted values: with the amount, its ratio and z-score are replaced too. Columns built from labels
+    are not predicted; their expected value is the training median.
 
     Args:
-        rules: of the model.
-        expect: cells -> mean, log deviation (both scaled, (n, d_num)) and logits (n, all codes).
-        score: raw columns -> scores.
+        rules: rules of the model.
+        expect: function from cells to mean, log deviation (both scaled, (n, d_num)) and logits (n, all codes).
+        score: function from raw columns to scores.
         numeric, categorical: raw columns, **shapes (n, d_num), (n, d_cat)**.
     """
     if len(numeric) == 0:
@@ -126,7 +125,7 @@ def explain(
 
 
 class _Predicted(NamedTuple):
-    """What hiding each group predicts; row r under group g stands at r * n_groups + g. Shapes (n * n_groups, ...)."""
+    """Predictions with each group hidden. Row r with group g has the index r * n_groups + g; (n * n_groups, ...)."""
 
     expected: NDArray[np.float64]  # scaled
     nats: NDArray[np.float64]
@@ -134,14 +133,14 @@ class _Predicted(NamedTuple):
 
 
 class _Changed(NamedTuple):
-    """Raw rows in which a group's columns are as expected; in the order of `_Predicted`."""
+    """Raw rows with the expected values of a group's columns, in the order of `_Predicted`."""
 
     numeric: NDArray[np.float64]
     categorical: NDArray[np.uint64]
 
 
 class _Shown(NamedTuple):
-    """One column as a person sees it."""
+    """One column in readable form."""
 
     name: str
     actual: Value
@@ -174,7 +173,7 @@ def _predict(rules: Rules, expect: Expect, parts: Sequence[Group], cells: Cells)
 def _replace_group(
     rules: Rules, predicted: _Predicted, cells: Cells, changed: _Changed, r: int, at: int, group: Group
 ) -> _Shown:
-    """Set a group's columns to their expected values in `changed`; returns the column that surprises most."""
+    """Set a group's columns to their expected values in `changed`. Return the column with the largest surprise."""
     d, found = rules.coding.d_num, {}
     for i in group.columns:
         if i < d:
@@ -195,12 +194,12 @@ def _replace_group(
 
 
 def _category(rules: Rules, i: int, logits: NDArray[np.float32], code: int, actual: int) -> tuple[_Shown, int]:
-    """A categorical column as a person sees it, and the hash of its expected text (0 = there is none)."""
+    """A categorical column in readable form, and the hash of its expected text (0 = none)."""
     coding = rules.coding
     j = i - coding.d_num
     start = sum(coding.n_codes[:j])
     chances = _softmax(logits[start : start + coding.n_codes[j]])
-    # code 0 is missing, 1 is any unknown text: neither is a value that a person could expect
+    # codes 0 (missing) and 1 (unknown text) are not useful as expected values
     best = int(np.argmax(chances[2:])) if len(chances) > 2 else None
     expected = 0 if best is None else int(coding.vocabularies[j][best])
     surprise = float(-np.log(max(chances[code], 1e-6))) if code else 0.0
@@ -214,7 +213,7 @@ def _all_replaced(
     parts: Sequence[Group],
     chosen: Sequence[Sequence[int]],
 ) -> _Changed:
-    """The rows with all their chosen groups as expected."""
+    """The rows with the expected values in all their chosen groups."""
     whole, d, n_groups = _Changed(numeric.copy(), categorical.copy()), numeric.shape[1], len(parts)
     for r, picked in enumerate(chosen):
         for g in picked:
@@ -227,7 +226,7 @@ def _all_replaced(
 
 
 def _chosen(was: float, scores: NDArray[np.float32], nats: Sequence[float]) -> list[int]:
-    """Groups worth naming, by the drop they cause; where none alone lowers the score, by surprise."""
+    """Groups to name, ordered by how much they lower the score; if none does alone, by surprise."""
     drop = [was - float(score) for score in scores]
     order = sorted(range(len(nats)), key=lambda g: (-round(drop[g], 4), -nats[g]))
     worth = [g for g in order if drop[g] >= MIN_DROP * was]

@@ -1,4 +1,4 @@
-"""Everything fitted that is not a network: logits and surprises -> score, torch-free."""
+"""Rules: the fitted parts besides the networks, which turn logits and surprises into scores without torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from models.table import Column
 
 @dataclass(frozen=True)
 class Rules:
-    """What turns a network's outputs into a score.
+    """Turns the outputs of a network into a score.
 
     Args:
         coding: scales, edges and vocabularies of the columns.
-        surprise: how the fields' surprises combine.
+        surprise: scales that combine the surprises of the fields.
         tail: label-free calibration.
-        logit: calibration of the head; None = no head, the score is the calibrated surprise alone.
-        threshold: an event alerts where score > threshold.
-        budget: what the threshold was made from.
-        category_names: hash -> text, as far as known.
+        logit: calibration of the head; None = no head, the score is the calibrated surprise.
+        threshold: an event raises an alert if score > threshold.
+        budget: alert budget from which the threshold was computed.
+        category_names: texts of category hashes, as far as known.
     """
 
     coding: CellCoding
@@ -41,19 +41,19 @@ class Rules:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The model's inputs."""
+        """Input columns of the model."""
         return self.coding.columns
 
     @property
     def fields(self) -> tuple[MaskedField, ...]:
-        """The event's fields that can surprise."""
+        """Fields of the event that are predicted."""
         return event_fields(self.coding.columns)
 
     def score(self, logit: NDArray[np.float32], nats: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores in [0, 1], high = anomalous.
 
         Args:
-            logit: of the head, **shape (n,)**; not read where there is no head.
+            logit: logits of the head, **shape (n,)**; ignored if there is no head.
             nats: surprises, **shape (n, n_fields)**, NaN = missing.
         """
         if self.logit is not None:
@@ -61,7 +61,7 @@ class Rules:
         return self.tail.apply(self.surprise.combine(nats.astype(np.float64))).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The array part, for safetensors."""
+        """The arrays, for safetensors."""
         parts = {
             "coding.center": self.coding.center,
             "coding.scale": self.coding.scale,
@@ -79,7 +79,7 @@ class Rules:
         return {name: np.ascontiguousarray(array) for name, array in parts.items()}
 
     def config(self) -> dict[str, Any]:
-        """The rest, for JSON."""
+        """The other settings, for JSON."""
         known = {int(h) for vocabulary in self.coding.vocabularies for h in vocabulary}
         return {
             "columns": [asdict(column) for column in self.columns],
@@ -91,7 +91,7 @@ class Rules:
 
     @classmethod
     def of_parts(cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The inverse of `arrays` and `config`."""
+        """Create rules from the results of `config` and `arrays`."""
         columns = tuple(Column(**column) for column in config["columns"])
         n_cat = sum(column.kind == "categorical" for column in columns)
         vocabularies = tuple(arrays[f"coding.vocabulary.{j}"] for j in range(n_cat))

@@ -1,4 +1,4 @@
-"""Surprises of the event's fields -> one label-free score."""
+"""Combine the surprises of the fields of an event into one label-free score."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-BODY = (0.90, 0.98)  # the null tail goes through these points; up to 2 % anomalies leave it alone
-TIE = 0.01  # weight of the null's own nats, which order what shows no excess
+BODY = (0.90, 0.98)  # quantiles that define the null tail; up to 2 % of anomalies do not affect it
+TIE = 0.01  # weight of the nats under the null, which order events without excess
 N_KNOTS = 200
 EVIDENCE = 0.9995
 SLICES, SLICE_ROWS = 4, 2000
@@ -17,27 +17,29 @@ SLICES, SLICE_ROWS = 4, 2000
 
 @dataclass(frozen=True)
 class SurpriseScale:
-    """Per field: how much rarer a surprise would be under ordinary events than it really is.
+    """For each field, how much more frequent large surprises are than expected from normal events.
 
-    A field's surprises (nats) have a body, whose tail is continued as a Weibull through its 90 % and 98 %
-    points: the null. Where the training rows hold more large surprises than the null allows, something else
-    than ordinary noise makes them; the excess (null nats - empirical nats) is the score's evidence. Fields of
-    pure noise, such as the weekday, show no excess and so cannot dilute the others: on the handbook stream the
-    amount alone reaches AP .323, this rule .321, and sums, maxima or ECDFs of all fields .09-.28. The null is
-    the most tolerant one of four slices of time: a surprise that merely drifts (a calendar guessed from growing
-    counts) is no evidence; with one null for all time the scorer fell to .184 and alerted on nine times its
-    budget in the next week.
-    Source: the empirical null of Efron (2004), on tails and in nats.
+    The null is the distribution of a field's surprises (nats) under normal events: a Weibull tail through the 90 %
+    and 98 % quantiles. If the training rows have more large surprises than the null predicts, they are not noise.
+    The excess (null nats - empirical nats) is the evidence of the score. Fields of pure noise, such as the weekday,
+    have no excess, so they do not weaken the others. On the handbook stream the amount alone has an average precision
+    of .323, this rule .321, and sums, maxima or ECDFs of all fields .09 to .28.
 
-    A missing field says nothing: it enters neither a field's scale nor a score.
+    The null is the most tolerant one of four time slices, because a drifting surprise (a calendar predicted from
+    growing counts) is not evidence. With one null for all rows, the average precision was .184 and there were nine
+    times as many alerts as the budget allows in the following week.
+
+    Source: the empirical null of Efron (2004), applied to tails and in nats.
+
+    Missing fields are ignored, both in fitting and in scoring.
 
     Args:
-        point: surprise at 98 %, **shape (n_fields,)**.
+        point: surprise at the 98 % quantile, **shape (n_fields,)**.
         power: Weibull exponent, **shape (n_fields,)**.
-        knots: rising surprises, **shape (n_fields, n_knots)**.
-        excess: excess there, not falling, **shape (n_fields, n_knots)**.
-        weight: a field's excess at its 99.95 % point beside the strongest field's, at least .05, **shape
-            (n_fields,)**: what little excess noise shows must not blur the field that holds the evidence.
+        knots: ascending surprises, **shape (n_fields, n_knots)**.
+        excess: excess at the knots, not decreasing, **shape (n_fields, n_knots)**.
+        weight: excess of a field at its 99.95 % quantile relative to the field with the largest excess, at least .05,
+            **shape (n_fields,)**. It keeps the small excess of noise from hiding the real evidence.
     """
 
     point: NDArray[np.float64]
@@ -48,7 +50,7 @@ class SurpriseScale:
 
     @classmethod
     def fit(cls, nats: NDArray[np.float64]) -> Self:
-        """Fit on the surprises of rows in time order, **shape (n, n_fields)**; NaN = the field was missing.
+        """Fit on the surprises of rows in time order, **shape (n, n_fields)**; NaN = missing field.
 
         >>> scale = SurpriseScale.fit(np.random.default_rng(0).exponential(size=(5000, 2)))
         >>> bool(scale.combine(np.array([[30.0, 0.1]]))[0] > scale.combine(np.array([[1.0, 1.0]]))[0])
@@ -70,7 +72,7 @@ class SurpriseScale:
             where = np.unique(np.geomspace(1, seen.size, N_KNOTS).astype(np.int64))  # rows from the top
             knots = seen[seen.size - where][::-1]
             empirical = -np.log(where[::-1] / (seen.size + 1))
-            # at or below the point the null says nothing: a bounded field's last value is an atom, not a tail
+            # no evidence at or below the point: the last value of a bounded field is an atom, not a tail
             excess = np.where(knots > high * 1.001, np.maximum(_null(knots, high, power) - empirical, 0.0), 0.0)
             evidence.append(float(np.interp(np.quantile(seen, EVIDENCE), knots, np.maximum.accumulate(excess))))
             pad = N_KNOTS - len(where)
@@ -83,7 +85,7 @@ class SurpriseScale:
         return cls(np.array(points), np.array(powers), np.array(ladders), np.array(excesses), weight)
 
     def combine(self, nats: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One label-free number a row, **shape (n,)**, high = anomalous; a missing field adds nothing."""
+        """One label-free value per row, **shape (n,)**, high = anomalous. Missing fields add nothing."""
         total = np.zeros(len(nats))
         for j, (knots, excess) in enumerate(zip(self.knots, self.excess, strict=True)):
             present = np.isfinite(nats[:, j])
@@ -95,8 +97,8 @@ class SurpriseScale:
 
 
 def _null(nats: NDArray[np.float64], point: float, power: float) -> NDArray[np.float64]:
-    """Surprises as the null sees them, comparable between fields."""
+    """Surprises under the null, comparable between fields."""
     low_nats, high_nats = -np.log1p(-np.array(BODY))
     knee = point * (low_nats / high_nats) ** (1.0 / power)
-    # linear inside the body: a power below 1 is infinitely steep at 0, where only rounding differs
+    # linear below the knee: a power below 1 is infinitely steep at 0 and would amplify rounding errors
     return np.asarray(np.where(nats < knee, low_nats * nats / knee, high_nats * (nats / point) ** power))

@@ -1,1 +1,1 @@
-"""What leaves the training: ONNX, files under a manifest, the registry."""
+"""Model artifacts: ONNX graphs, files with a manifest, the MLflow registry."""

@@ -1,4 +1,4 @@
-"""What ships: safetensors + ONNX + JSON under a manifest of hashes; data, never code."""
+"""Model artifacts: safetensors, ONNX and JSON files with a manifest of hashes. They contain no code."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from models.fit.finetune import TrainedModel
 
 FILES = ("config.json", "expect.onnx", "model.onnx", "model.safetensors")
-GOLDEN_TOLERANCE = 1e-4  # ten times what torch and ONNX may differ by: another processor is not a fault
+GOLDEN_TOLERANCE = 1e-4  # ten times the allowed difference of torch and ONNX: CPUs differ in rounding
 N_GOLDEN = 32
-MAX_ROWS = 4096  # rows a call of the runtime, so that memory is bounded
-MAX_EXPLAIN_BYTES = 16 * 1024 * 1024  # of the rows that an explanation makes
+MAX_ROWS = 4096  # rows per call of the runtime: bounds memory
+MAX_EXPLAIN_BYTES = 16 * 1024 * 1024  # of the rows that an explanation creates at a time
 
 
 def save(
@@ -37,16 +37,16 @@ def save(
     lineage: Mapping[str, str],
     golden: tuple[NDArray[np.float64], NDArray[np.uint64]] | None = None,
 ) -> str:
-    """Write a model; the manifest, the mark of completion, is written last.
+    """Write a model. The manifest is written last: it marks the folder as complete.
 
     Args:
-        model: fine-tuned, or label-free.
-        folder: is made; files of the same names are replaced.
-        lineage: where it comes from (lake version, git commit, parent run), kept in the manifest.
-        golden: raw rows whose scores `load` must reproduce; by default rows drawn over the columns' ranges.
+        model: a fine-tuned or label-free model.
+        folder: created if missing; files with the same names are replaced.
+        lineage: lake version, git commit, parent run; stored in the manifest.
+        golden: raw rows whose scores `load` must reproduce. By default they are drawn from the columns' ranges.
 
     Returns:
-        The digest: sha256 of the manifest.
+        The digest: SHA-256 of the manifest.
     """
     from models.ship.onnx_graph import expectation_graph, scorer_graph
 
@@ -69,15 +69,15 @@ def save(
 
 
 def load(folder: Path, *, expect: str | None = None) -> ServedModel:
-    """Read, check and start a model on ONNX Runtime; torch is not needed.
+    """Read and check a model, and load it into ONNX Runtime. Does not need torch.
 
     Args:
-        folder: as `save` wrote it.
-        expect: the digest that the registry or a progress record names; None = any.
+        folder: written by `save`.
+        expect: the expected digest, from the registry or a progress record; None = any.
 
     Raises:
-        ArtifactError: a file is missing, foreign, too large, or not the one that was saved (the message
-            names it and both hashes); a weight is not finite; the golden rows score differently here.
+        ArtifactError: a file is missing, unexpected, too large or changed (the message contains its name and both
+            hashes), a weight is not finite, or the golden rows get different scores on this machine.
     """
     digest, contents = read_files(folder, FILES, expect=expect)
     try:
@@ -85,7 +85,9 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
         arrays = load_safetensors(contents["model.safetensors"])
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not name.startswith("golden.") and not np.isfinite(array).all():
-                raise ArtifactError(f"weights must be finite, however: {name} in model.safetensors is not; save again")
+                raise ArtifactError(
+                    f"{name} in model.safetensors contains values that are not finite; train the model again"
+                )
         rules = Rules.of_parts(
             config["rules"],
             {k.removeprefix("rules."): v for k, v in arrays.items() if k.startswith("rules.")},
@@ -94,24 +96,24 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
         got = served.score(arrays["golden.numeric"], arrays["golden.categorical"])
     except ArtifactError:
         raise
-    except Exception as error:  # whatever a parser says of a file that has the right hash, it is not our format
-        raise ArtifactError(f"the files in {folder.name} are not a model of format {FORMAT}: {error}") from error
+    except Exception as error:  # the hash is right, so any parser error means another format
+        raise ArtifactError(f"{folder.name} does not contain a model of format {FORMAT}: {error}") from error
     worst = float(np.max(np.abs(got - arrays["golden.score"]), initial=0.0))
     if not worst <= GOLDEN_TOLERANCE:
         raise ArtifactError(
-            f"golden rows must score as when saved within {GOLDEN_TOLERANCE}, however: they differ "
-            f"by {worst:.2g}; this machine's ONNX Runtime computes something else"
+            f"scores of the golden rows differ by {worst:.2g} from those saved with the model; at most "
+            f"{GOLDEN_TOLERANCE} is allowed. Check the ONNX Runtime version on this machine"
         )
     return served
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as the scorer sees it.
+    """A model loaded for scoring.
 
     Args:
-        digest: sha256 of the manifest: the model's name in scores and progress records.
-        rules: everything fitted.
+        digest: SHA-256 of the manifest. It identifies the model in scores and progress records.
+        rules: all fitted parts that are not networks.
         scorer, expectation: the networks.
     """
 
@@ -122,18 +124,18 @@ class ServedModel:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The inputs, numeric ones first."""
+        """The input columns, numeric ones first."""
         return self.rules.columns
 
     @property
     def threshold(self) -> float:
-        """An event alerts where score > threshold."""
+        """An event raises an alert if score > threshold."""
         return self.rules.threshold
 
     def score(
         self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
     ) -> NDArray[np.float32]:
-        """Scores in [0, 1], high = anomalous; at most `MAX_ROWS` rows are read at a time.
+        """Scores in [0, 1], high = anomalous. Reads at most `MAX_ROWS` rows at a time.
 
         Args:
             numeric: raw columns, **shape (n, d_num)**, NaN = missing.
@@ -149,10 +151,10 @@ class ServedModel:
     def explain(
         self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
     ) -> list[Explanation]:
-        """Reasons, one explanation a row; meant for alerts, some 30 times dearer than a score.
+        """Explain rows, one explanation per row. Meant for alerts: about 30 times as expensive as a score.
 
-        Every row becomes as many as there are groups to hide: however many rows alert, no more than about
-        `MAX_EXPLAIN_BYTES` of them are made at a time.
+        Each row is expanded to one row per group of columns to hide. At most about `MAX_EXPLAIN_BYTES` of these
+        rows are created at a time.
         """
         step = max(1, MAX_EXPLAIN_BYTES // self._explain_bytes_a_row)
         found: list[Explanation] = []
@@ -163,7 +165,7 @@ class ServedModel:
 
     @property
     def _explain_bytes_a_row(self) -> int:
-        """Cells, pieces, predictions and replaced rows of one row's groups."""
+        """Memory for the cells, pieces, predictions and replaced rows of one row's groups."""
         coding = self.rules.coding
         numbers = coding.d_num * (coding.edges.shape[1] + 8) + 2 * sum(coding.n_codes) + 4 * len(coding.n_codes)
         return 8 * numbers * max(1, len(groups(self.rules.columns)))
@@ -180,7 +182,7 @@ def _run(session: onnxruntime.InferenceSession, cells: Cells) -> list[NDArray[np
 
 def _session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # scale by processes; spinning threads cost more than they give
+    options.intra_op_num_threads = 1  # scale by processes instead: spinning threads waste CPU time
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

@@ -1,4 +1,4 @@
-"""Files under a manifest of sha256 sums."""
+"""Folders of files with a manifest of SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_MANIFEST_BYTES = 64 * 1024
 
 
 class ArtifactError(ModelError):
-    """A model's files do not match their manifest, or are not what a model may hold."""
+    """The files of a model do not match their manifest, or have an invalid content."""
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes], *, lineage: Mapping[str, str]) -> str:
-    """Write files and, last, their manifest; returns its sha256, the digest that names them all."""
+    """Write files and, last, their manifest. Return the SHA-256 of the manifest: the digest of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
     for name, content in contents.items():
@@ -43,10 +43,10 @@ def write_files(folder: Path, contents: Mapping[str, bytes], *, lineage: Mapping
 
 
 def read_files(folder: Path, names: Sequence[str], *, expect: str | None = None) -> tuple[str, dict[str, bytes]]:
-    """The digest and the files that `write_files` wrote.
+    """Read and check a folder that `write_files` wrote. Return its digest and the content of each file.
 
     Raises:
-        ArtifactError: other files than `names`, one that was changed, or another digest than `expect`.
+        ArtifactError: the files are not exactly `names`, a file was changed, or the digest is not `expect`.
     """
     digest, manifest = _manifest(folder, names, expect)
     return digest, {name: _checked(folder, name, manifest["files"][name]) for name in names}
@@ -56,38 +56,43 @@ def _manifest(folder: Path, allowed: Sequence[str], expect: str | None) -> tuple
     path = folder / "manifest.json"
     if not path.is_file() or path.is_symlink():
         raise ArtifactError(
-            f"a model needs manifest.json, however: {folder.name} has none; it was not saved completely"
+            f"{folder.name} has no manifest.json: the model was not saved completely; save or download it again"
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"manifest.json may have {MAX_MANIFEST_BYTES} bytes, however: {path.stat().st_size}")
+        raise ArtifactError(f"manifest.json has {path.stat().st_size} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
     text = path.read_bytes()
     digest = _sha(text)
     if expect is not None and digest != expect:
-        raise ArtifactError(f"manifest.json must have sha256 {expect}, however: {digest}; fetch the model again")
+        raise ArtifactError(f"manifest.json has sha256 {digest}; expected {expect}. Download the model again")
     try:
         manifest: dict[str, Any] = json.loads(text)
         names, version = set(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"manifest.json must be a JSON object with format and files, however: {error}") from error
+        raise ArtifactError(f"manifest.json is not a JSON object with format and files: {error}") from error
     if version != FORMAT:
-        raise ArtifactError(f"manifest.json must have format {FORMAT}, however: {version!r}; use the fitting version")
+        raise ArtifactError(
+            f"manifest.json has format {version!r}; this version of Unmask reads format {FORMAT}. "
+            "Use the version that saved the model"
+        )
     if names != set(allowed):
         odd = sorted(names ^ set(allowed))
-        raise ArtifactError(f"manifest.json must name exactly {allowed}, however: it differs in {odd}; save again")
+        raise ArtifactError(f"manifest.json must list exactly {allowed}; it differs in {odd}. Save the model again")
     return digest, manifest
 
 
 def _checked(folder: Path, name: str, said: Mapping[str, Any]) -> bytes:
     path = folder / name
     if not path.is_file() or path.is_symlink():
-        raise ArtifactError(f"{name} must be a plain file, however: it is missing or a link; fetch the model again")
+        raise ArtifactError(f"{name} is missing or a link; it must be a regular file. Download the model again")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES or size != said.get("size"):
-        raise ArtifactError(f"{name} must have {said.get('size')} bytes (at most {MAX_FILE_BYTES}), however: {size}")
+        raise ArtifactError(
+            f"{name} has {size} bytes; expected {said.get('size')} (at most {MAX_FILE_BYTES}). Download the model again"
+        )
     content = path.read_bytes()
     if _sha(content) != said.get("sha256"):
         raise ArtifactError(
-            f"{name} must have sha256 {said.get('sha256')}, however: {_sha(content)}; fetch the model again"
+            f"{name} has sha256 {_sha(content)}; expected {said.get('sha256')}. Download the model again"
         )
     return content
 

@@ -1,4 +1,4 @@
-"""The networks as ONNX, written node by node: no tracing, so nothing depends on an exporter."""
+"""Build the ONNX graphs of the networks node by node, without tracing or an exporter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPSET, IR_VERSION = 17, 9
 
 
 class _Nodes:
-    """Collects nodes and weights; every method adds one operation and gives the name of its result."""
+    """Collects nodes and weights. Each method adds an operation and returns the name of its result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -49,7 +49,7 @@ class _Nodes:
     def total(self, parts: list[str]) -> str:
         return parts[0] if len(parts) == 1 else self.op("Sum", *parts)
 
-    # the encoder, in the words of models/encoder.py
+    # the methods of models/net/encoder.py
 
     def pieces(self, encoder: Encoder, values: str) -> str:
         wide = self.op("Unsqueeze", values, self.weight(np.array([2], np.int64)))
@@ -79,7 +79,7 @@ class _Nodes:
         out = self.op("Gemm", hidden, self.weight(encoder.out.weight), self.weight(encoder.out.bias), transB=1)
         return self.op("Add", out, self.columns(joint, encoder.width, encoder.width + encoder.d_out))
 
-    # the expectation, in the words of models/head.py
+    # the methods of models/net/expectation.py
 
     def surprises(self, net: Expectation, values: str, present: str, codes: str) -> str:
         encoder = net.encoder
@@ -144,7 +144,7 @@ class _Nodes:
 
 
 def scorer_graph(scorer: ScoringNetwork) -> bytes:
-    """``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing`` as a serialised ONNX model."""
+    """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing``."""
     net = scorer.expectation
     g = _Nodes()
     nats = g.surprises(net, "values", "present", "codes")
@@ -165,7 +165,7 @@ def scorer_graph(scorer: ScoringNetwork) -> bytes:
 
 
 def expectation_graph(net: Expectation) -> bytes:
-    """``values, present, codes -> mean, spread (n, d_num), logits (n, all codes)`` as serialised ONNX."""
+    """Serialised ONNX model: ``values, present, codes -> mean, spread (n, d_num), logits (n, all codes)``."""
     g = _Nodes()
     present = g.op("Mul", "present", g.weight(net.readable))
     shown = g.shown(g.pieces(net.encoder, "values"), present)

@@ -1,4 +1,4 @@
-"""A pretrained network as files."""
+"""Save and load a pretrained network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = ("pretrained.json", "pretrained.safetensors")
 
 
 def save_pretrained(pretrained: Pretrained, folder: Path, *, lineage: Mapping[str, str] | None = None) -> str:
-    """Write a pretrained network as safetensors and JSON under a manifest, no pickle; returns the manifest's sha256."""
+    """Write a pretrained network as safetensors and JSON files with a manifest. Return the SHA-256 of the manifest."""
     tensors = {f"expectation.{k}": v.contiguous() for k, v in pretrained.expectation.state_dict().items()}
     tensors |= {f"rules.{k}": torch.from_numpy(v) for k, v in pretrained.rules.arrays().items()}
     about = {
@@ -35,10 +35,10 @@ def save_pretrained(pretrained: Pretrained, folder: Path, *, lineage: Mapping[st
 
 
 def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
-    """The inverse of `save_pretrained`.
+    """Load a network written by `save_pretrained`.
 
     Raises:
-        ArtifactError: a file is missing or changed, or the digest is not the one expected.
+        ArtifactError: a file is missing or changed, or the digest is not the expected one.
     """
     _, contents = read_files(folder, FILES, expect=expect)
     about = json.loads(contents["pretrained.json"])

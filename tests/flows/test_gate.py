@@ -67,7 +67,7 @@ def test_the_gate_says_which_check_fails(figures: Figures, failing: set[str]) ->
 def test_with_too_few_frauds_it_says_that_it_judged_without_labels() -> None:
     checks = judge(replace(GOOD, frauds=29))
     assert set(checks) == {"scores", "alert budget", "labels"}
-    assert checks["labels"][0] == "29 known frauds were kept for the gate, 30 are needed: judged without labels"
+    assert checks["labels"][0] == "29 known frauds were held out, 30 are needed: checked without labels"
 
 
 def test_a_champion_that_has_learned_from_the_slice_is_named_so() -> None:

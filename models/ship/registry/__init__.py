@@ -1,8 +1,8 @@
-"""MLflow: runs with their curves and plots, the registry of models, and copies of them. The only part with mlflow.
+"""MLflow: runs with curves and plots, the model registry and a local cache. The only code that imports mlflow.
 
-The registry is a convenience, never a need: `resolve` goes on with the last good copy when MLflow is away. Every call
-has a limit of a few seconds; what only shows (curves, plots, tables) is omitted with a warning where MLflow fails,
-what others build on (files, versions, aliases) raises `RegistryError`.
+Scoring does not depend on MLflow: `resolve` uses the last good copy if MLflow is not available. Every call has a
+timeout of a few seconds. If MLflow fails, curves, plots and tables are skipped with a warning; files, versions and
+aliases raise `RegistryError`.
 """
 
 from models.ship.registry.cache import Resolved, fetch, resolve, resolve_version

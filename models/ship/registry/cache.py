@@ -1,4 +1,4 @@
-"""Copies of models on this machine, one per digest: a scorer goes on with the last good one where MLflow is away."""
+"""Local model cache, one folder per digest. If MLflow is not available, the last good copy is used."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from models.ship.registry.versions import Alias, version_of
 
 log = logging.getLogger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{16,128}")  # it becomes a folder's name
+_DIGEST = re.compile(r"[0-9a-f]{16,128}")  # it is used as a folder name
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Resolved:
     """A model in the local cache.
 
     Args:
-        version: the registry's version number.
-        digest: sha256 of the model's manifest; what `models.ship.artifact.load` is told to expect.
-        folder: where its files are.
-        registry_answered: False where this is the last good copy because MLflow did not answer.
+        version: version number in the registry.
+        digest: SHA-256 of the model's manifest, to pass to `models.ship.artifact.load`.
+        folder: folder of the model's files.
+        registry_answered: False if MLflow did not answer, so that this is the last good copy.
     """
 
     version: int
@@ -36,18 +36,18 @@ class Resolved:
 
 
 def resolve(name: str, alias: Alias, *, tracking_uri: str, cache: Path) -> Resolved:
-    """Have the model that `alias` points to in the cache, or the last good copy where MLflow is away.
+    """Download the model that `alias` points to into the cache. If MLflow is not available, return the last good copy.
 
-    An alias is a mutable pointer without history: the answer is pinned by version and digest.
+    An alias can be moved, so the result identifies the model by version and digest.
 
     Args:
-        name: "payments-scorer".
+        name: name of the model, such as "payments-scorer".
         alias: "champion" or "challenger".
-        tracking_uri: the server; it gets a few seconds.
+        tracking_uri: address of the MLflow server.
         cache: folder of model copies, one per digest.
 
     Raises:
-        RegistryError: there is no such model, or neither a server nor a copy.
+        RegistryError: there is no such model, or MLflow is not available and there is no copy.
     """
     pointer = cache / f"{name}.{alias}.json"
     try:
@@ -69,12 +69,14 @@ def resolve(name: str, alias: Alias, *, tracking_uri: str, cache: Path) -> Resol
     except (RegistryError, OSError) as error:
         if not folder.is_dir():
             return _last_good(pointer, cache, error)
-        log.warning("the next start without MLflow may take an older model: %s", error)
+        log.warning(
+            "the last good copy could not be recorded; a start without MLflow may use an older model: %s", error
+        )
     return Resolved(version, digest, folder, registry_answered=True)
 
 
 def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) -> tuple[Resolved, dict[str, str]]:
-    """Have a version in the cache, whatever alias it has or had; and its tags.
+    """Download a version into the cache, independent of aliases. Return it and its tags.
 
     Raises:
         RegistryError: there is no such version, or it has no digest.
@@ -93,13 +95,13 @@ def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) 
 
 
 def fetch(name: str, digest: str, *, tracking_uri: str, cache: Path) -> Path:
-    """The files of the version of `name` that has this digest: the copy in the cache, or MLflow's.
+    """The folder of the model with this digest, downloaded from MLflow if it is not in the cache.
 
     Raises:
-        RegistryError: there is no copy, and MLflow is away or knows no such version.
+        RegistryError: there is no copy, and MLflow is not available or has no such version.
     """
     if not _DIGEST.fullmatch(digest):
-        raise RegistryError(f"{digest[:80]!r} names no model; a model's name is a hexadecimal digest")
+        raise RegistryError(f"{digest[:80]!r} is not the digest of a model; it must be hexadecimal")
     folder = cache / digest
     if folder.is_dir():
         return folder
@@ -111,7 +113,7 @@ def fetch(name: str, digest: str, *, tracking_uri: str, cache: Path) -> Path:
     try:
         _download(name, int(found[0].version), folder, tracking_uri)
     except OSError as error:
-        raise RegistryError(f"the model {digest[:12]} cannot be stored in {cache}: {error}") from error
+        raise RegistryError(f"model {digest[:12]} cannot be stored in {cache}: {error}") from error
     return folder
 
 
@@ -119,8 +121,8 @@ def _digest_of(name: str, version: int, tags: Mapping[str, str]) -> str:
     digest = tags.get("digest", "")
     if not _DIGEST.fullmatch(digest):
         raise RegistryError(
-            f"the tag `digest` of version {version} of {name!r} is {digest!r}; it must be hexadecimal: register the "
-            "model again (`unmask finetune`)"
+            f"the tag `digest` of version {version} of {name!r} is {digest!r}; it must be hexadecimal. Run "
+            "`unmask finetune` to register a new version"
         )
     return digest
 
@@ -131,22 +133,22 @@ def _last_good(pointer: Path, cache: Path, why: Exception) -> Resolved:
         version, digest = int(last["version"]), str(last["digest"])
     except FileNotFoundError:
         raise RegistryError(
-            f"{why}; and there is no former copy of the model in {cache}: start MLflow, or copy a model cache there"
+            f"{why}; there is no earlier copy of the model in {cache} either. Start MLflow, or copy a model cache there"
         ) from why
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RegistryError(
-            f"{why}; and {pointer}, which names the last good copy, is damaged ({type(error).__name__}: {error}): "
-            "start MLflow, then it is written anew"
+            f"{why}; {pointer}, which names the last good copy, is damaged ({type(error).__name__}: {error}). Start "
+            "MLflow to rebuild it"
         ) from why
     if not (_DIGEST.fullmatch(digest) and (cache / digest).is_dir()):
         raise RegistryError(
-            f"{why}; and {pointer} names a copy that is not there ({digest[:80]!r}): start MLflow, then it is fetched"
+            f"{why}; {pointer} names a copy that does not exist ({digest[:80]!r}). Start MLflow to download it"
         ) from why
     return Resolved(version, digest, cache / digest, registry_answered=False)
 
 
 def _download(name: str, version: int, folder: Path, tracking_uri: str) -> None:
-    """Fetch a version's files; the folder appears whole or not at all."""
+    """Download the files of a version. The folder is created completely or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
         with asked(tracking_uri):

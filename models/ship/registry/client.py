@@ -1,4 +1,4 @@
-"""MLflow's client: it is asked only where its server answers, with limits of a few seconds, and fails as one error."""
+"""The MLflow client, with a health check before calls, timeouts of a few seconds and one error type."""
 
 import os
 import threading
@@ -14,10 +14,10 @@ from models.errors import ModelError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# How long a server may take to say that it is there.
+# Timeout of the health check.
 PROBE_S = 3.0
 
-# By default one look-up at a dead server takes four minutes (seven retries, doubling).
+# With MLflow's defaults, one request to a dead server takes four minutes (seven retries with doubling delays).
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -28,13 +28,13 @@ CLIENT_SETTINGS = {
 
 
 class RegistryError(ModelError):
-    """MLflow has no such model, or cannot be reached and there is no copy to go on with."""
+    """MLflow does not have the model, or is not available and there is no copy."""
 
 
 def answers(url: str) -> bool:
-    """Whether a server says at `url`/health that it is there, within `PROBE_S`, whatever hangs on the way.
+    """Whether a server answers at `url`/health within `PROBE_S`, even if the connection hangs.
 
-    A refusal to talk to strangers is an answer too; a database named instead of a server is not asked.
+    An HTTP error such as 403 counts as an answer. Database URIs are not checked.
     """
     if not url.startswith(("http://", "https://")):
         return True
@@ -56,10 +56,10 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def asked(tracking_uri: str) -> Iterator[None]:
-    """Around calls of MLflow's client: they start only where it answers, and fail as `RegistryError`."""
+    """Wrap calls of the MLflow client: check that the server answers, and raise errors as `RegistryError`."""
     if not answers(tracking_uri):
         raise RegistryError(
-            f"no MLflow answers at {tracking_uri} within {PROBE_S:.0f} s: start it (`unmask ui start`) or set "
+            f"MLflow at {tracking_uri} did not answer within {PROBE_S:.0f} s; start it (`unmask ui start`), or set "
             "MLFLOW_TRACKING_URI"
         )
     from mlflow.exceptions import MlflowException
@@ -68,7 +68,7 @@ def asked(tracking_uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:  # the errors of its HTTP client are OSErrors
         words = str(error).strip().partition("\n")[0][:300]
-        raise RegistryError(f"MLflow at {tracking_uri} failed: {words}; see its log and try again") from error
+        raise RegistryError(f"MLflow at {tracking_uri} failed: {words}. See its log, then try again") from error
 
 
 def client_of(tracking_uri: str) -> "MlflowClient":

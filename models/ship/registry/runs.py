@@ -1,4 +1,4 @@
-"""Runs: their curves, plots and tables as they are written, and the folders that one run hands to the next."""
+"""MLflow runs: curves, plots and tables, and folders that one run passes to the next."""
 
 import logging
 import shutil
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# MLflow's pages then show an experiment as training, not as work on prompts.
+# MLflow then shows an experiment as model training, not as GenAI.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
-# MLflow's own limits for one call, and how long a curve may wait before it is shown.
+# MLflow's limits per call, and the maximum delay of a curve.
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 FLUSH_AFTER_S = 2.0
 
-# After a failure MLflow is not asked again for so long: training must not wait for curves.
+# Pause after a failure, so that training does not wait for curves.
 PAUSE_S = 30.0
 
 
 @dataclass
 class Run:
-    """One run being written; metrics are sent in batches, and kept for the next batch where MLflow fails.
+    """An active run. Metrics are sent in batches. If MLflow fails, they are kept for the next batch.
 
     Args:
         run_id: MLflow's id of the run.
         experiment_id: MLflow's id of its experiment.
-        tracking_uri: the server.
+        tracking_uri: address of the MLflow server.
     """
 
     run_id: str
@@ -50,19 +50,19 @@ class Run:
 
     @property
     def url(self) -> str:
-        """The run's page."""
+        """Address of the run's page."""
         path = f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return f"{self.tracking_uri}{path}?workflowType=machine_learning"
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Add a point to each named curve."""
+        """Add a point to each curve."""
         now_ms = int(time.time() * 1000)
         self._waiting.extend((name, float(value), now_ms, step) for name, value in values.items())
         if len(self._waiting) >= METRICS_PER_CALL or time.monotonic() - self._flushed > FLUSH_AFTER_S:
             self.flush()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Set what the run was made with; a value longer than MLflow keeps is cut."""
+        """Set parameters of the run. Values are cut to the length that MLflow allows."""
         from mlflow.entities import Param
 
         entities = [Param(name, str(value)[:6000]) for name, value in params.items()]
@@ -79,11 +79,11 @@ class Run:
         self._softly(target, lambda: self._client.log_figure(self.run_id, figure, target))
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[object]]) -> None:
-        """Store a table as `<name>.json`, which the run's page shows as one.
+        """Store a table as `<name>.json`, which MLflow shows as a table.
 
         Args:
-            name: the file's stem.
-            columns: column name to its values, all of the same length.
+            name: file name without suffix.
+            columns: name and values of each column, all of the same length.
         """
         target, table = f"{name}.json", {key: list(values) for key, values in columns.items()}
         self._softly(target, lambda: self._client.log_table(self.run_id, table, target))
@@ -92,20 +92,20 @@ class Run:
         """Store all files of a folder under `name`.
 
         Raises:
-            RegistryError: MLflow did not take them.
+            RegistryError: MLflow did not store them.
         """
         with asked(self.tracking_uri):
             self._client.log_artifacts(self.run_id, str(folder), name)
 
     def flush(self) -> None:
-        """Send the metrics that wait."""
+        """Send buffered metrics."""
         self._softly("metrics", self._send)
         self._flushed = time.monotonic()
 
     def end(self, status: str) -> None:
-        """Send what waits and mark the run as FINISHED, FAILED or KILLED."""
+        """Send buffered metrics and mark the run as FINISHED, FAILED or KILLED."""
         if not answers(self.tracking_uri):
-            log.warning("MLflow does not answer; its page of run %s stays unfinished", self.run_id)
+            log.warning("MLflow does not answer; run %s stays unfinished in MLflow", self.run_id)
             return
         self._paused_until = 0.0
         self.flush()
@@ -120,7 +120,7 @@ class Run:
             del self._waiting[: len(batch)]
 
     def _softly(self, what: str, call: Callable[[], object]) -> None:
-        """Nothing that only shows may end the work; after a failure MLflow is left alone for a while."""
+        """Log a failure instead of raising it, and pause for `PAUSE_S`. For data that is only displayed."""
         if time.monotonic() < self._paused_until:
             return
         try:
@@ -128,16 +128,16 @@ class Run:
                 call()
         except RegistryError as error:
             self._paused_until = time.monotonic() + PAUSE_S
-            log.warning("run %s: %s not kept: %s", self.run_id, what, error)
+            log.warning("run %s: %s not stored in MLflow: %s", self.run_id, what, error)
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of the past.
+    """A run found in MLflow.
 
     Args:
-        run_id: MLflow's id.
-        tags: all of them, MLflow's own too.
+        run_id: MLflow's id of the run.
+        tags: all tags, including those set by MLflow.
     """
 
     run_id: str
@@ -148,16 +148,16 @@ class FoundRun:
 def open_run(
     experiment: str, *, tracking_uri: str, run_name: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[Run]:
-    """A new run in `experiment` (made if need be), ended as finished, failed or killed.
+    """Start a run in `experiment`, which is created if needed. On exit it is marked as finished, failed or killed.
 
     Args:
-        experiment: "payments/pretrain".
-        tracking_uri: "http://127.0.0.1:5000".
-        run_name: what a person sees in the list.
+        experiment: name of the experiment, such as "payments/pretrain".
+        tracking_uri: address of the MLflow server, such as "http://127.0.0.1:5000".
+        run_name: name shown in the list of runs.
         tags: lineage: lake version, git commit, parent run.
 
     Raises:
-        RegistryError: MLflow does not answer, or refuses.
+        RegistryError: MLflow does not answer, or reports an error.
 
     Example:
         >>> with open_run("payments/pretrain", tracking_uri=uri, run_name="night") as run:  # doctest: +SKIP
@@ -182,25 +182,25 @@ def open_run(
 def note(
     experiment: str, figures: Mapping[str, float], *, tracking_uri: str, run_name: str, tags: Mapping[str, str]
 ) -> str | None:
-    """Figures as a run of their own: its page; None, with a warning, where MLflow is away (the work is done)."""
+    """Log metrics as a separate run and return its page. If MLflow is not available, warn and return None."""
     try:
         with open_run(experiment, tracking_uri=tracking_uri, run_name=run_name, tags=tags) as run:
             run.log_metrics(figures)
     except RegistryError as error:
-        log.warning("the figures of %s are not kept: %s", experiment, error)
+        log.warning("the metrics of %s were not stored in MLflow: %s", experiment, error)
         return None
     return run.url
 
 
 def publish_folder(run: Run, folder: Path, name: str, *, digest: str) -> None:
-    """Upload a folder to its run, then tag the run with `<name>.digest`: who finds the tag finds all files."""
+    """Upload a folder to a run, then set the tag `<name>.digest`. The tag shows that the upload is complete."""
     run.log_folder(folder, name)
     with asked(run.tracking_uri):
         run._client.set_tag(run.run_id, f"{name}.digest", digest)
 
 
 def find_run(run_id: str, *, tracking_uri: str) -> FoundRun | None:
-    """A run by its id; None where there is none.
+    """Find a run by its id. Return None if it does not exist.
 
     Raises:
         RegistryError: MLflow does not answer.
@@ -218,7 +218,7 @@ def find_run(run_id: str, *, tracking_uri: str) -> FoundRun | None:
 
 
 def newest_run(experiment: str, *, tag: str, tracking_uri: str) -> FoundRun | None:
-    """The run of an experiment that was started last, among those that finished and carry a tag; None without one.
+    """The most recently started run of an experiment that has finished and has a tag; None if there is none.
 
     Raises:
         RegistryError: MLflow does not answer.
@@ -238,14 +238,14 @@ def newest_run(experiment: str, *, tag: str, tracking_uri: str) -> FoundRun | No
 
 
 def fetch_folder(run_id: str, name: str, folder: Path, *, tracking_uri: str) -> None:
-    """Download what `publish_folder` uploaded under `name`; `folder` appears whole or not at all.
+    """Download a folder uploaded by `publish_folder`. `folder` is created completely or not at all.
 
     Raises:
         RegistryError: MLflow does not answer, or has no such folder.
     """
     from mlflow.artifacts import download_artifacts
 
-    client_of(tracking_uri)  # sets the client's limits
+    client_of(tracking_uri)  # sets the client's timeouts
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
         with asked(tracking_uri):
@@ -265,4 +265,4 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return _experiment(client, name)  # somebody else was quicker
+        return _experiment(client, name)  # another process has created it

@@ -1,4 +1,4 @@
-"""Versions of models, and the aliases that point to them."""
+"""Model versions and their aliases."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,24 +9,24 @@ from models.ship.registry.runs import Run
 
 Alias = Literal["champion", "challenger"]
 
-MODEL_FOLDER = "model"  # of a run's artifacts
+MODEL_FOLDER = "model"  # in the artifacts of a run
 
 
 def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[str, str], description: str = "") -> int:
     """Upload a model to its run and make it the next version of `name`.
 
     Args:
-        name: "payments-scorer".
-        run: the run that made it.
-        folder: the model's files, as `models.ship.artifact.save` wrote them.
-        digest: what `save` returned.
-        tags: lineage and the figures a reviewer wants beside the version.
+        name: name of the model, such as "payments-scorer".
+        run: run that trained it.
+        folder: files of the model, written by `models.ship.artifact.save`.
+        digest: return value of `save`.
+        tags: lineage and metrics, shown with the version.
 
     Returns:
-        the version's number.
+        The number of the version.
 
     Raises:
-        RegistryError: MLflow does not answer, or refuses.
+        RegistryError: MLflow does not answer, or reports an error.
     """
     from mlflow.exceptions import MlflowException
 
@@ -47,17 +47,17 @@ def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[st
 
 
 def set_alias(name: str, alias: Alias, version: int, *, tracking_uri: str) -> None:
-    """Let `alias` point to this version from now on.
+    """Move an alias to this version.
 
     Raises:
-        RegistryError: MLflow does not answer, or refuses.
+        RegistryError: MLflow does not answer, or reports an error.
     """
     with asked(tracking_uri):
         client_of(tracking_uri).set_registered_model_alias(name, alias, str(version))
 
 
 def version_of(name: str, alias: Alias, *, tracking_uri: str) -> tuple[int, dict[str, str]] | None:
-    """The version an alias points to, and its tags; None where there is no such model or alias.
+    """The version that an alias points to, and its tags; None if there is no such model or alias.
 
     Raises:
         RegistryError: MLflow does not answer.

@@ -32,7 +32,7 @@ def test_a_folder_that_fits_no_shipped_stream_says_so_with_its_columns(kind: str
 
 
 def test_a_folder_without_files_and_a_damaged_file_say_so(tmp_path: Path) -> None:
-    with pytest.raises(UnmaskError, match=r"holds no .parquet or .csv file"):
+    with pytest.raises(UnmaskError, match=r"has no .parquet or .csv file"):
         source.read(data=tmp_path, given=None, target=tmp_path / "stream.toml", seed=0)
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(StreamFileError, match=r"x.parquet: cannot be read"):

@@ -91,7 +91,7 @@ def test_the_features_are_those_of_the_replay_of_a_lake_that_the_ingest_filled(t
 
 def test_too_few_good_rows_are_refused(tmp_path: Path) -> None:
     stream, found = events(tmp_path, logins(300))
-    with pytest.raises(TooFewRowsError, match=r"296 of 300 rows keep the contract; 500 to learn from"):
+    with pytest.raises(TooFewRowsError, match=r"296 of 300 rows satisfy the contract; 500 for training"):
         try_file(stream, found)
 
 
@@ -124,16 +124,17 @@ def test_the_report_needs_nothing_from_outside_and_escapes_what_a_file_brings(tr
 def test_the_report_says_what_was_found(tried: Tried) -> None:
     html = report.page(tried, file="logins.csv", stream_file="logins.toml", notes=[])
     for words in (
-        "How right it is",
-        "by chance",
+        "<h2>Accuracy</h2>",
+        "random",
         "wrong_type",
         "kilo_bytes",
-        "What it does not know",
+        "Limits of this result",
         "0 frauds were known",
     ):
         assert words in html, words
     assert re.fullmatch(
-        r"[\d,]+ of [\d,]+ scored events alert \([\d.]+%\): \d+% of the alerts .* are found", report.headline(tried)
+        r"[\d,]+ of [\d,]+ scored events raise an alert \([\d.]+%\): \d+% of the labelled alerts .* are found",
+        report.headline(tried),
     )
 
 

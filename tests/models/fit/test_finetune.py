@@ -52,7 +52,7 @@ def test_a_cost_budget_without_labels_needs_the_share_of_frauds_and_alerts_on_fe
     none = np.zeros(len(trained.table), bool)
     for budget, share in ((Budget(cost=(100.0, 5.0)), None), (Budget(cost=(100.0, 5.0), fraud_rate=0.003), 0.0104)):
         config = replace(QUICK, budget=budget)
-        with nullcontext() if share else pytest.raises(BudgetError, match="add the share of events that you believe"):
+        with nullcontext() if share else pytest.raises(BudgetError, match="add your estimate of the share of fraud"):
             model = finetune(trained.pretrained, trained.table, label=trained.label, known=none, config=config, seed=0)
             assert share is not None
             assert 0 < model.metrics["validation_alert_rate"] <= share

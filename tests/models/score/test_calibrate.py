@@ -108,13 +108,13 @@ def test_a_cost_budget_without_known_frauds_or_a_stated_rate_is_refused() -> Non
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({}, "exactly one of rate, per_day and cost"),
-        ({"rate": 0.1, "per_day": 3.0}, "exactly one"),
-        ({"rate": 5.0}, r"rate must be in \(0, 1\)"),
-        ({"per_day": -1.0}, "per_day must be positive"),
-        ({"cost": (0.0, 1.0)}, "both positive"),
-        ({"cost": (9.0, 1.0), "fraud_rate": 1.0}, r"fraud_rate must be in \(0, 1\)"),
-        ({"rate": 0.1, "fraud_rate": 0.1}, "must be in .* and stand beside cost"),
+        ({}, "exactly one of rate, per_day and cost; none is given"),
+        ({"rate": 0.1, "per_day": 3.0}, "exactly one .*; rate and per_day are given"),
+        ({"rate": 5.0}, "rate is 5.0; it must be between 0 and 1"),
+        ({"per_day": -1.0}, "per_day is -1.0; it must be greater than 0"),
+        ({"cost": (0.0, 1.0)}, "both greater than 0"),
+        ({"cost": (9.0, 1.0), "fraud_rate": 1.0}, "fraud_rate is 1.0 .* must be between 0 and 1"),
+        ({"rate": 0.1, "fraud_rate": 0.1}, "cost is None; fraud_rate must be .* and needs a cost"),
     ],
 )
 def test_a_budget_that_does_not_say_one_thing_is_refused(given_: dict[str, object], message: str) -> None:
