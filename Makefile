@@ -22,8 +22,8 @@ install: $(STAMP)  ## set up .venv from the lock files (again after they change)
 demo: $(STAMP)  ## the whole product on this machine: stream, training, live scoring, alerts
 	$(BIN)/unmask demo
 
-test: lint  ## everything CI does: lint, then all tests against real brokers, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint  ## everything CI does: lint, then all tests against real brokers, two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff, mypy, import directions
 	$(BIN)/ruff check $(PACKAGES) tests

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app, shipped_streams
 from pipelines.contracts.stream_file import load
+from tests.patience import HANG_S
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
@@ -18,7 +19,7 @@ def unmask(*words: str, home: Path, **environment: str) -> subprocess.CompletedP
     """Run the real command in a process of its own."""
     command = [sys.executable, "-m", "flows.cli", *words]
     env = {"UNMASK_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=env, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

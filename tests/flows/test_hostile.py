@@ -17,6 +17,7 @@ from pipelines.errors import StreamFileError
 from pipelines.kafka.connection import Connection
 from pipelines.play.producer import Replayer, create_stream_topics
 from tests.flows.test_cli import unmask
+from tests.patience import HANG_S
 from tests.pipelines.live.rig import STREAMS, few_payments
 
 NOBODY = "127.0.0.1:9"
@@ -103,7 +104,7 @@ def test_a_flow_without_prefect_says_so(flow: str, silent_server: str, tmp_path:
     began = time.monotonic()
     ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
     assert f"no Prefect answers at {api} within 3 s" in told(ran)
-    assert time.monotonic() - began < 120.0  # by default the clients go on for minutes
+    assert time.monotonic() - began < 180.0  # by default the clients go on for minutes
 
 
 def test_a_promotion_that_finds_a_silent_mlflow_says_so(servers: Servers, silent_server: str, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ cli.main()
 def test_a_flow_whose_prefect_goes_away_says_so(servers: Servers, tmp_path: Path) -> None:
     env = processes.inherited() | {"UNMASK_HOME": str(tmp_path), "REAL_PREFECT": servers.prefect.address}
     ran = subprocess.run(
-        [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=170
+        [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=HANG_S
     )
     assert "stopped answering (ConnectError); run it again" in told(ran)
 

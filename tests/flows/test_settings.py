@@ -9,6 +9,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from flows.local import processes
 from flows.settings import Settings
+from tests.patience import HANG_S
 
 
 @pytest.mark.parametrize("by_file", [True, False])
@@ -47,7 +48,7 @@ def test_a_child_gets_no_secret_that_it_does_not_need(secrets: set[str], tmp_pat
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     child = processes.launch("child", command, folder=tmp_path, address="", env={"GIVEN": "yes"})
     try:
-        child.wait_until_up(lambda: "up" in child.printed(), deadline_s=30)
+        child.wait_until_up(lambda: "up" in child.printed(), deadline_s=HANG_S)
         seen = psutil.Process(child.pid).environ()
         assert (seen["GIVEN"], seen["PATH"]) == ("yes", psutil.Process().environ()["PATH"])
         assert not secrets & seen.keys()

@@ -12,26 +12,26 @@ from pipelines.contracts.messages import Progress, encode
 from pipelines.errors import BrokerError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
+from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import Message, Position
 from pipelines.kafka.progress import all_progress
 from pipelines.live.takeover import places_after
 from pipelines.order import EVENT, LABEL, Key, Source
-from tests.conftest import broker
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
 
 
 class Counted:
-    """Counts how often a client is made."""
+    """Counts how often a client is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.n = 0
-        original = getattr(broker, name)
+        original = getattr(KafkaPython, name)
 
         def made(*args: Any, **options: Any) -> Any:
             self.n += 1
             return original(*args, **options)
 
-        monkeypatch.setattr(broker, name, made)
+        monkeypatch.setattr(KafkaPython, name, made)
 
 
 def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
@@ -41,14 +41,14 @@ def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
     rig.send(64)
     with running(rig.scorer()):
         rig.wait_until_out()
-    admins, consumers = Counted(monkeypatch, "KafkaAdminClient"), Counted(monkeypatch, "KafkaConsumer")
+    admins, readers = Counted(monkeypatch, "admin"), Counted(monkeypatch, "reader")
     since_s = time.monotonic()
     scorer = rig.scorer()
     took_s = time.monotonic() - since_s
     record_property("take_over_s", took_s)
-    print(f"take-over of 32 partitions: {took_s:.2f} s, {admins.n} admin clients, {consumers.n} consumers")
+    print(f"take-over of 32 partitions: {took_s:.2f} s, {admins.n} admins, {readers.n} readers")
     assert admins.n <= 2
-    assert consumers.n <= 3
+    assert readers.n <= 3
     with running(scorer):
         rig.send(64)
         rig.wait_until_out()
@@ -106,7 +106,7 @@ def test_after_one_event_out_of_turn_a_start_reads_back_only_what_its_snapshot_n
             yield batch
 
     last = {p: record for p, record in all_progress(rig.connection, rig.stream, N_PARTITIONS).items() if record}
-    monkeypatch.setattr(broker, "read_between", counted)
+    monkeypatch.setattr(topics, "read_between", counted)
     at = {Source(EVENT, p): 10 * restored_at for p in range(N_PARTITIONS)}
     needed = at | {Source(LABEL, p): 0 for p in range(N_PARTITIONS)}
     places = places_after(rig.connection, rig.stream, last, needed)
