@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,6 +10,7 @@ import pytest
 from flows.local import processes
 from flows.local.kafka_server import Broker, start_broker
 from flows.local.servers import Servers, start_servers
+from tests.silent_server import SilentServer, listening_in_silence
 
 # `--hypothesis-profile bench` for the long way.
 hypothesis.settings.register_profile(
@@ -111,10 +111,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
-    """URL of a listener that accepts connections and never answers."""
-    with socket.create_server((processes.LOOPBACK, 0), backlog=256) as listener:
-        yield f"http://{processes.LOOPBACK}:{listener.getsockname()[1]}"
+def silent_server() -> Iterator[SilentServer]:
+    """A server that accepts connections and never answers."""
+    with listening_in_silence() as server:
+        yield server
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def lose_all_but_the_lake(world: World) -> Snapshot:
     return snapshot
 
 
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=settings().max_examples // 5)
 @given(schedules, st.floats(0, 1))
 def test_going_on_from_the_lake_is_bit_equal_to_never_having_stopped(schedule: bytes, when: float) -> None:
     world = World()
