@@ -2,23 +2,73 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from flows.local import processes
 from flows.local.kafka_server import Broker, start_broker
 from flows.local.processes import ServerError
 from flows.local.servers import Servers, start_servers
+from tests.silent_server import SilentServer, listening_in_silence
+
+# `--hypothesis-profile bench` for the long way.
+hypothesis.settings.register_profile(
+    "short",
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.register_profile("bench", hypothesis.settings.get_profile("short"), max_examples=400)
+hypothesis.settings.load_profile("short")
+
+# Servers that a test needs beside the session's broker: their tests run on one worker, so that each starts once.
+SHARED_SERVERS = ("servers", "linked")
+# What takes longest comes first, so that no worker is left with it at the end.
+LONGEST_FIRST = (
+    "servers",
+    "tests/pipelines/live/test_recover.py",
+    "linked",
+    "tests/pipelines/live/test_kill.py",
+    "tests/pipelines/live/test_takeover.py",
+    "tests/pipelines/live/test_scorer.py",
+    "tests/pipelines/live/test_bounds.py",
+    "tests/flows/local/test_servers.py",
+    "tests/flows/local/test_kafka_server.py",
+    "tests/pipelines/features/test_windows.py",
+    "tests/pipelines/lake/test_audit.py",
+    "tests/pipelines/kafka/test_login.py",
+    "tests/pipelines/live/test_publish.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses the real broker, so that `-m "not broker"` leaves them out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test that uses the real broker; several workers share the files out by what they start."""
     for item in items:
         if {"broker", "kafka"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("broker")
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        groups = _groups(items)
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(groups[_file(item)]))
+        order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: order.get(groups[_file(item)], len(order)))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _groups(items: list[pytest.Item]) -> dict[str, str]:
+    """The group of each file: the servers that one of its tests needs, else the file itself."""
+    groups = {_file(item): _file(item) for item in items}
+    for item in items:
+        for name in SHARED_SERVERS:
+            if name in getattr(item, "fixturenames", ()):
+                groups[_file(item)] = name
+    return groups
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +113,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
-    """URL of a listener that accepts connections and never answers."""
-    with socket.create_server((processes.LOOPBACK, 0), backlog=256) as listener:
-        yield f"http://{processes.LOOPBACK}:{listener.getsockname()[1]}"
+def silent_server() -> Iterator[SilentServer]:
+    """A server that accepts connections and never answers."""
+    with listening_in_silence() as server:
+        yield server
 
 
 @pytest.fixture

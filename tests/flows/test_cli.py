@@ -17,6 +17,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting
 from pipelines.live.topic_checks import checked_partitions
+from tests.patience import HANG_S
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.scoring import Rig, running
@@ -30,7 +31,7 @@ def unmask(*words: str, home: Path, **environment: str) -> subprocess.CompletedP
     """Run the real command in a process of its own."""
     command = [sys.executable, "-m", "flows.cli", *words]
     env = {"UNMASK_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=170, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=env, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -175,5 +176,5 @@ def test_without_alerts_the_command_says_whether_anything_was_scored(kafka: str,
     rig.send(20)
     setting = ScorerSetting(rig.stream, rig.connection, tmp_path / "snapshots")
     with running(Scorer(setting, Quiet(rig.stream), start="earliest")):
-        rig.wait_until_out(deadline_s=300)
+        rig.wait_until_out()
     assert f"20 events of stream {rig.stream.name} were scored, and none was above the threshold" in alerts()

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from pipelines.errors import StreamFileError
 from pipelines.kafka.connection import Connection
 from pipelines.play.producer import Replayer, create_stream_topics
 from tests.flows.test_cli import unmask
+from tests.patience import HANG_S
 from tests.pipelines.live.rig import STREAMS, few_payments
+from tests.silent_server import SilentServer
 
 NOBODY = "127.0.0.1:9"
 
@@ -100,23 +101,24 @@ def test_state_files_cut_short_are_no_servers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flow", ["ingest", "backtest"])
-def test_a_flow_without_prefect_says_so(flow: str, silent_server: str, tmp_path: Path) -> None:
+def test_a_flow_without_prefect_says_so(flow: str, silent_server: SilentServer, tmp_path: Path) -> None:
     words = [flow, "--stream", "payments", *(["--since", "2026-01-01"] if flow == "backtest" else [])]
     api = f"{silent_server}/api" if flow == "ingest" else f"http://{NOBODY}/api"
-    began = time.monotonic()
     ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
     assert f"Prefect at {api} did not answer within 3 s" in message_of(ran)
-    assert time.monotonic() - began < 120.0  # by default the clients go on for minutes
+    assert silent_server.n_asked <= 1  # by default the clients ask again and go on for minutes
 
 
-def test_a_promotion_that_finds_a_silent_mlflow_says_so(servers: Servers, silent_server: str, tmp_path: Path) -> None:
+def test_a_promotion_that_finds_a_silent_mlflow_says_so(
+    servers: Servers, silent_server: SilentServer, tmp_path: Path
+) -> None:
     given = {"PREFECT_API_URL": servers.prefect_api, "MLFLOW_TRACKING_URI": silent_server}
     said = message_of(unmask("promote", "--stream", "payments", home=tmp_path, **given))
     assert f"MLflow at {silent_server} did not answer within 3 s" in said
 
 
 def test_an_ingest_does_its_work_while_mlflow_is_silent(
-    kafka: str, servers: Servers, silent_server: str, tmp_path: Path
+    kafka: str, servers: Servers, silent_server: SilentServer, tmp_path: Path
 ) -> None:
     stream_file = tmp_path / "stream.toml"
     topics = f"hostile-{uuid.uuid4().hex[:8]}"
@@ -182,7 +184,7 @@ entry.main()
 def test_a_flow_whose_prefect_goes_away_says_so(servers: Servers, tmp_path: Path) -> None:
     env = processes.inherited() | {"UNMASK_HOME": str(tmp_path), "REAL_PREFECT": servers.prefect.address}
     ran = subprocess.run(
-        [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=170
+        [sys.executable, "-c", PREFECT_GOES_AWAY], capture_output=True, text=True, env=env, timeout=HANG_S
     )
     assert "stopped answering (ConnectError); run it again" in message_of(ran)
 
@@ -235,7 +237,7 @@ def test_the_home_is_for_its_owner_alone(
     assert f"chmod 700 {others}" in caplog.text
 
 
-def test_a_server_that_refuses_strangers_is_there(servers: Servers, silent_server: str) -> None:
+def test_a_server_that_refuses_strangers_is_there(servers: Servers, silent_server: SilentServer) -> None:
     assert registry.answers(servers.mlflow_uri)
     assert registry.answers(servers.prefect_api)
     assert not registry.answers(f"{servers.prefect_api}/nowhere")

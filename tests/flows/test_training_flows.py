@@ -25,6 +25,7 @@ from models.fit.pretrain import PretrainConfig
 from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
+from tests.patience import HANG_S
 
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
@@ -32,7 +33,6 @@ DAYS, N = 30, 3_000
 END_MS = START_MS + DAYS * DAY_MS
 LATE = str(END_MS + 1)
 GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
-pytestmark = pytest.mark.timeout(400)  # the first of them waits for the servers
 STREAM = """
 [stream]
 name = "{name}"
@@ -286,7 +286,7 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     path, stream = purchases(unmask.home)
 
     command = [sys.executable, "-c", KILLED, str(path), str(END_MS)]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == -9, done.stderr
     with pytest.raises(NoEncoderError, match="has no finished pretrain run"):
         unmask.finetune(path, as_of_ms=END_MS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.serve.status import StatusFile
+from tests.patience import HANG_S
 from tests.pipelines.live.scoring import Rig, running
 
 
@@ -54,5 +55,5 @@ assert len(rig.scores()) == 20
 def test_a_full_disk_costs_no_score_and_leaves_no_half_of_a_file(kafka: str, tmp_path: Path) -> None:
     # A limit on the size of files fails a write as a full disk does.
     command = [sys.executable, "-c", FULL_DISK, kafka, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]

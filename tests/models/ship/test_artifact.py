@@ -13,6 +13,7 @@ from models.fit.pretrain import pretrain
 from models.ship.artifact import FILES, load, save
 from models.ship.manifest import ArtifactError
 from tests.models.conftest import FINETUNE, PRETRAIN, stream
+from tests.patience import HANG_S
 
 NAMES = ("day_zero", "labelled")
 
@@ -153,5 +154,5 @@ def test_loading_scoring_and_explaining_need_no_torch(saved) -> None:
         "assert not {'torch', 'sklearn', 'mlflow', 'onnx'} & set(sys.modules), sorted(sys.modules)\n"
     )
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr

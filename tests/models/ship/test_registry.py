@@ -17,6 +17,7 @@ from models.ship.registry import (
     set_alias,
     version_of,
 )
+from tests.silent_server import SilentServer
 
 DIGEST = "0123456789abcdef" * 4
 NOWHERE = "http://127.0.0.1:9"
@@ -108,12 +109,11 @@ def last_good_copy(cache: Path, *, version: int = 3) -> None:
     (cache / "payments-scorer.champion.json").write_text(f'{{"version": {version}, "digest": "{DIGEST}"}}')
 
 
-def test_a_server_that_never_answers_costs_seconds(silent_server: str, tmp_path: Path):
+def test_a_server_that_never_answers_costs_seconds(silent_server: SilentServer, tmp_path: Path):
     last_good_copy(tmp_path)
-    began = time.monotonic()
     found = resolve("payments-scorer", "champion", tracking_uri=silent_server, cache=tmp_path)
     assert (found.version, found.registry_answered) == (3, False)
-    assert time.monotonic() - began < 60.0  # the client alone would take four minutes
+    assert silent_server.n_asked == 1  # the client alone asks eight times, for four minutes
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_damaged_pointer_to_the_last_good_copy_is_told_with_its_mend(pointer: 
     assert says in str(raised.value)
 
 
-def test_every_call_of_a_silent_server_ends_within_seconds_as_one_sentence(silent_server: str, tmp_path: Path):
+def test_every_call_of_a_silent_server_ends_within_seconds_as_one_sentence(silent_server: SilentServer, tmp_path: Path):
     def run() -> None:
         with open_run("e", tracking_uri=silent_server, run_name="r"):
             raise AssertionError("there is no run")
@@ -147,15 +147,15 @@ def test_every_call_of_a_silent_server_ends_within_seconds_as_one_sentence(silen
         lambda: fetch("m", DIGEST, tracking_uri=silent_server, cache=tmp_path),
     ]
     for call in calls:
-        began = time.monotonic()
+        before = silent_server.n_asked
         with pytest.raises(RegistryError, match=r"MLflow at .* did not answer within 3 s; start it"):
             call()
-        assert time.monotonic() - began < 60.0
+        assert silent_server.n_asked - before == 1
     assert note("e", {"n": 1.0}, tracking_uri=silent_server, run_name="r", tags={}) is None
 
 
 def test_a_run_whose_server_goes_away_ends_in_time_and_only_what_others_build_on_fails(
-    servers: Servers, model_folder: Path, silent_server: str, caplog: pytest.LogCaptureFixture
+    servers: Servers, model_folder: Path, silent_server: SilentServer, caplog: pytest.LogCaptureFixture
 ):
     from models.ship.registry.client import client_of
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.contracts.contract import RULES, Event, EventContract, Label, LabelContract, Refusal, hash64
@@ -190,7 +190,6 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(raw)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(st.binary(max_size=600), nearly_good, damaged()), st.one_of(st.none(), st.just(b"4711"), st.binary()))
 def test_no_bytes_whatever_raise_and_what_is_taken_keeps_the_contract(raw: bytes, key: bytes | None) -> None:
     for decoded in (EVENTS.decode(raw, key, ARRIVAL_MS), LABELS.decode(raw, key)):

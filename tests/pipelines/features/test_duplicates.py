@@ -5,7 +5,7 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -79,7 +79,6 @@ def plain_duplicates(case: Case) -> tuple[list[int], int, int]:
     return originals, n_evicted, len(held)
 
 
-@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case) -> None:
     expected, n_evicted, n_held = plain_duplicates(case)
@@ -104,7 +103,6 @@ def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(cas
         assert memory.snapshot(int(clock_ms[-1])).tobytes() == once.snapshot(int(clock_ms[-1])).tobytes()
 
 
-@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case) -> None:
     reported: dict[str, tuple[int, int]] = {}

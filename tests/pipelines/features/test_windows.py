@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -17,9 +17,6 @@ from tests.strategies import DAY_MS, Case, batch_of, cases
 
 HOUR_MS = 3_600_000
 NAN = float("nan")
-slow = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
 
 
 def whole(case: Case) -> FoldInput:
@@ -67,13 +64,11 @@ def label(clock_ms: int, *, about_ms: int, delta: int = 1, id: int = 1) -> Item:
     return Item(clock_ms, about_ms, (id,), (NAN,), (0,), delta)
 
 
-@slow
 @given(cases())
 def test_the_kernel_gives_the_reference_bit_for_bit_and_counts_what_it_counts(case: Case) -> None:
     check(case)
 
 
-@slow
 @given(cases(), st.data())
 def test_any_cut_restore_and_sweep_gives_the_same_features_and_the_same_snapshot(
     case: Case, data: st.DataObject

@@ -1,6 +1,5 @@
 import hashlib
 import threading
-import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
 from pipelines.play.producer import Replayer, create_stream_topics
 from pipelines.record import Received
+from tests.patience import wait_until
 from tests.pipelines.live.rig import START_MS, Linear, event_message, few_payments, payments_stream
 
 
@@ -280,9 +280,13 @@ class Scored:
             thread.join()
 
     def _wait_until_scored(self, *, but: int = 0) -> None:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and reconcile(self.connection, self.stream).pending > but:
-            time.sleep(0.2)
+        pending = [0]
+
+        def enough_is_scored() -> bool:
+            pending[0] = reconcile(self.connection, self.stream).pending
+            return pending[0] <= but
+
+        wait_until(enough_is_scored, seen=lambda: pending[0])
 
 
 @pytest.fixture(scope="module")

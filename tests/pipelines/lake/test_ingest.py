@@ -19,6 +19,7 @@ from pipelines.lake.ingest import IngestCounts, Intake, group_of, ingest
 from pipelines.lake.tables import Lake
 from pipelines.order import EVENT
 from pipelines.play.producer import Replayer, create_stream_topics
+from tests.patience import HANG_S
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import ZSTD, Raw
 from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
@@ -135,7 +136,6 @@ def test_kafka_is_told_how_far_the_lake_has_come(connection: Connection, stream:
     assert told[-1] == (2, 2)
 
 
-@pytest.mark.timeout(120)
 def test_a_kill_between_lake_and_kafka_loses_and_doubles_nothing(
     kafka: str, connection: Connection, stream: Stream, tmp_path: Path
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_kill_between_lake_and_kafka_loses_and_doubles_nothing(
     send(connection, *(score(stream, 0, offset) for offset in range(50)), progress(stream, 1, []))
     command = [sys.executable, "-m", "tests.pipelines.lake.ingest_run", kafka, stream.topics, str(tmp_path / "killed")]
     for _ in range(3):  # after the events, the labels, the scores: each process finds what the one before left
-        done = subprocess.run([*command, "between_lake_and_kafka"], cwd=ROOT, capture_output=True, timeout=60)
+        done = subprocess.run([*command, "between_lake_and_kafka"], cwd=ROOT, capture_output=True, timeout=HANG_S)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     killed, calm = Lake(tmp_path / "killed", stream), Lake(tmp_path / "calm", stream)
     ingest(connection, stream, killed)

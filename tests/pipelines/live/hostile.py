@@ -18,6 +18,7 @@ from pipelines.kafka.port import Message
 from pipelines.lake.audit import reconcile
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
+from tests.patience import HANG_S
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import GZIP, LZ4, NONE, SNAPPY, ZSTD, Raw
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running
@@ -336,7 +337,7 @@ class Outcome:
 class Battery:
     """One stream, one scorer, all kinds; a scorer that dies is started again, and the kind that killed it is told."""
 
-    def __init__(self, bootstrap: str, folder: Path, *, deadline_s: float = 60.0) -> None:
+    def __init__(self, bootstrap: str, folder: Path, *, deadline_s: float = HANG_S) -> None:
         self.bootstrap, self.folder, self._deadline_s = bootstrap, folder, deadline_s
         self.rig = Rig(bootstrap, folder)
         self._run = Running(self.rig.scorer())
@@ -441,7 +442,7 @@ class Battery:
             file = own.folder / "data" / f"{self.rig.stream.topic(topic)}-0" / f"{0:020d}.log"
             damage(file, {offset: (at, fit) for offset, at, fit in places})
         again = start_broker(own.folder, log=lambda line: None)
-        topics.wait_until_up(self.rig.connection, deadline_s=60)
+        topics.wait_until_up(self.rig.connection, deadline_s=HANG_S)
         self._run = Running(self.rig.scorer())
         self._wait(last.offset, outcome)
         return again
@@ -457,7 +458,7 @@ class Battery:
         self._compare("the scorer", "events", expected, dict(self._published()))
         wrong = self._check_books(sum(topic == "events" for topic, _ in expected))
         n_broken = sum(topic == "labels" and what != TAKEN for (topic, _), (what, _) in expected.items())
-        until = time.monotonic() + 30
+        until = time.monotonic() + HANG_S
         while (counted := self._n_broken_labels + self._run.scorer.counters.n_broken_labels) != n_broken:
             if time.monotonic() > until:
                 wrong.append(f"{n_broken} labels are broken, the scorer counted {counted}")

@@ -1,6 +1,9 @@
 """Kills a scorer again and again under load; the oracle judges: `python -m tests.pipelines.live.kill_run --help`.
 
+python -m tests.pipelines.live.kill_run                      12 kills under 1,100 events/s, a broker of its own
 python -m tests.pipelines.live.kill_run --bootstrap 127.0.0.1:9092 --kills 300 --per-s 1000 --order-wait-ms 0
+
+Exit code 1 if something was lost, doubled or different, or the run did not try what it must.
 """
 
 import argparse
@@ -12,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flows.local.kafka_server import start_broker
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.progress import read_progress
+from pipelines.kafka.progress import all_progress, read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
+from tests.patience import HANG_S, wait_until
 from tests.pipelines.live.kill_load import Load
 from tests.pipelines.live.kill_stream import N_PARTITIONS, stream_named
 
@@ -46,7 +51,7 @@ class Run:
     per_s: int = 1_100
     seed: int = 0
     order_wait_ms: int = 50
-    longest_life_s: float = 4.0
+    longest_life_s: float = 4.0  # of a life that ends at a random time, once it has written a snapshot
 
 
 @dataclass
@@ -60,6 +65,25 @@ class Outcome:
     seconds_in_all: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     problems: dict[str, int] = field(default_factory=dict)
+
+
+def wrong(run: Run, outcome: Outcome) -> list[str]:
+    """What a run shows that it must not, or does not show though it must."""
+    counts, n_random = outcome.counts, run.kills // 4
+    n_seams = min(run.kills - n_random, len(POINTS))
+    told = [f"{what}: {n}" for what, n in outcome.problems.items()]
+    for what, holds in (
+        ("every kill", sum(outcome.kills.values()) == run.kills),
+        ("every seam", len(outcome.kills) == n_seams + (n_random > 0)),
+        ("restores from snapshots", outcome.n_from_snapshot >= n_random - 1),
+        ("a start without snapshots", outcome.n_without_snapshots >= 1),
+        ("balanced books", counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"]),
+        ("events out of turn", counts["out of turn"] > 0 or run.order_wait_ms >= 0),
+        *((kind, counts[kind] > 100) for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")),
+    ):
+        if not holds:
+            told.append(f"not seen: {what}")
+    return told
 
 
 def plan(run: Run) -> list[str]:
@@ -102,7 +126,7 @@ def kill_run(run: Run, folder: Path) -> Outcome:
             outcome.seconds_of_load = round(time.monotonic() - started, 1)
             _wait_until_drained(connection, stream, last)
             last.terminate()
-            if last.wait(timeout=30) != 0:
+            if last.wait(timeout=HANG_S) != 0:
                 raise RuntimeError(f"the last scorer did not stop cleanly; see {log.name}")
     finally:
         load.stopping.set()
@@ -131,26 +155,49 @@ def _one_life(run: Run, stream: Stream, snapshots: Path, spec: str, chance: rand
     """Start a scorer and see it killed; returns by what."""
     scorer = _start(run, stream, snapshots, spec, log)
     try:
-        code = scorer.wait(timeout=chance.uniform(0.5, run.longest_life_s) if not spec else 6 * run.longest_life_s)
-    except subprocess.TimeoutExpired:
+        if not spec:
+            _wait_until_worth_killing(run, stream, snapshots, scorer)
+            time.sleep(chance.uniform(0.0, run.longest_life_s))
+            return "a random time"
+        code = scorer.wait(timeout=HANG_S)  # events keep coming, so each seam is passed sooner or later
+    finally:
         scorer.kill()
         scorer.wait()
-        return "a random time"
     if code != -9:
         raise RuntimeError(f"the scorer ended with {code} instead of being killed at {spec}; see {log.name}")
     return spec.partition(":")[0]
 
 
+def _wait_until_worth_killing(run: Run, stream: Stream, snapshots: Path, scorer: subprocess.Popen[bytes]) -> None:
+    """Until this life has written a snapshot, and published what came out of turn where a partition is read late."""
+    connection, known = Connection(run.bootstrap), set(snapshots.glob("*.snapshot"))
+    out_before = _n_out_of_turn(connection, stream)
+    out = list(out_before)
+
+    def is_worth_it() -> bool:
+        out[:] = _n_out_of_turn(connection, stream)
+        more = out[0] > out_before[0] or run.order_wait_ms >= 0
+        return more and bool(set(snapshots.glob("*.snapshot")) - known)
+
+    wait_until(is_worth_it, seen=lambda: tuple(out), alive=lambda: scorer.poll() is None)
+
+
+def _n_out_of_turn(connection: Connection, stream: Stream) -> tuple[int, int]:
+    """Events published out of turn, and all published, since the beginning."""
+    told = [p for p in all_progress(connection, stream, N_PARTITIONS).values() if p is not None]
+    return sum(p.n_out_of_turn for p in told), sum(p.next_offset for p in told)
+
+
 def _wait_until_drained(connection: Connection, stream: Stream, scorer: subprocess.Popen[bytes]) -> None:
     ends = {p: end for (_, p), (_, end) in topics.bounds(connection, [stream.topic("events")]).items()}
-    until = time.monotonic() + 60
-    while True:
+    out: dict[int, int] = {}
+
+    def all_is_out() -> bool:
         told = {p: read_progress(connection, stream, p) for p in ends}
-        if all(one is not None and one.next_offset >= ends[p] for p, one in told.items()):
-            return
-        if scorer.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"the last scorer did not come to the end: {told}, ends {ends}")
-        time.sleep(0.2)
+        out.update({p: one.next_offset for p, one in told.items() if one is not None})
+        return all(out.get(p, 0) >= end for p, end in ends.items())
+
+    wait_until(all_is_out, seen=lambda: (out.copy(), ends), alive=lambda: scorer.poll() is None)
 
 
 def _judge(bootstrap: str, name: str) -> dict[str, Any]:
@@ -162,18 +209,24 @@ def _judge(bootstrap: str, name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--bootstrap", default="", help="a broker; without it one is started")
     parser.add_argument("--kills", type=int, default=Run.kills)
     parser.add_argument("--per-s", type=int, default=Run.per_s)
     parser.add_argument("--seed", type=int, default=Run.seed)
-    parser.add_argument("--order-wait-ms", type=int, default=Run.order_wait_ms)
+    parser.add_argument("--order-wait-ms", type=int, default=-1_000, help="below 0 one partition is read late")
     parser.add_argument("--longest-life-s", type=float, default=Run.longest_life_s)
     run = Run(**vars(parser.parse_args()))
     folder = Path(tempfile.mkdtemp(prefix="unmask-kill-"))
-    outcome = kill_run(run, folder)
+    own = None if run.bootstrap else start_broker(folder / "kafka")
+    try:
+        run = run if own is None else replace(run, bootstrap=own.bootstrap)
+        outcome = kill_run(run, folder)
+    finally:
+        if own is not None:
+            own.stop()
     print(json.dumps(asdict(run) | asdict(outcome), indent=1))
-    if outcome.problems:
-        sys.exit(f"the logs of every life are in {folder}")
+    if found := wrong(run, outcome):
+        sys.exit("\n".join([*found, f"the logs of every life are in {folder}"]))
     shutil.rmtree(folder)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Progress, Refused, decode
+from pipelines.contracts.messages import Refused, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError
 from pipelines.faults import Fault
@@ -25,6 +25,7 @@ from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting, StartFrom
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
+from tests.patience import HANG_S, wait_until
 from tests.pipelines.live.kill_stream import stream_named
 from tests.pipelines.live.live_scorer import Linear
 
@@ -102,17 +103,17 @@ class Rig:
         """Every committed dead letter."""
         return [decode(record.value, Refused) for record in self.published("refused")]
 
-    def wait_until_out(self, *, deadline_s: float = 60.0) -> None:
+    def wait_until_out(self) -> None:
         """Until progress says that everything sent is out."""
-        until = time.monotonic() + deadline_s
-        while True:
-            told: list[Progress | None] = []
+        n_out = [0] * self.n_partitions
+
+        def all_is_out() -> bool:
             with suppress(BrokerError):  # it may stand still: that is tested
                 told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
-            if sum(p.next_offset for p in told if p) == self.n_sent:
-                return
-            assert time.monotonic() < until, f"{self.n_sent} events were sent, out is only {told}"
-            time.sleep(0.05)
+                n_out[:] = [progress.next_offset if progress else 0 for progress in told]
+            return sum(n_out) == self.n_sent
+
+        wait_until(all_is_out, seen=lambda: f"of {self.n_sent} events sent {n_out} are out")
 
 
 class Running:
@@ -136,8 +137,8 @@ class Running:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def join(self, *, deadline_s: float = 30.0) -> None:
-        self._thread.join(deadline_s)
+    def join(self) -> None:
+        self._thread.join(HANG_S)
         assert not self._thread.is_alive(), "the scorer did not end"
 
     def stop(self) -> None:
@@ -155,14 +156,6 @@ def running(scorer: Scorer) -> Iterator[Running]:
         run.stop()
     if run.error:
         raise run.error
-
-
-def until(true: Callable[[], bool], *, deadline_s: float = 30.0) -> None:
-    """Wait for something to come about."""
-    end = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
 
 
 def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:

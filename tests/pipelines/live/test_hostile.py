@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.pipelines.live.hostile import KINDS, Battery
 
 
-@pytest.mark.timeout(300)
 def test_no_hostile_record_stops_the_scorer_or_touches_its_neighbours(kafka: str, tmp_path: Path) -> None:
     battery = Battery(kafka, tmp_path)
     try:

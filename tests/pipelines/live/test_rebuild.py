@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.features.snapshot import Snapshot
@@ -53,7 +53,7 @@ def lose_all_but_the_lake(world: World) -> Snapshot:
     return snapshot
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=settings().max_examples // 5)
 @given(schedules, st.floats(0, 1))
 def test_going_on_from_the_lake_is_bit_equal_to_never_having_stopped(schedule: bytes, when: float) -> None:
     world = World()

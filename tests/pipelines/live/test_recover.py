@@ -14,7 +14,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from pipelines.contracts.messages import PROGRESS_FORMAT
+from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, RestoreError, UnmaskError
 from pipelines.features.state import State
@@ -29,6 +29,7 @@ from pipelines.live.recover import Recovery
 from pipelines.live.recovery_plan import Facts, Published, RecoveryPlan, plan
 from pipelines.live.takeover import first_progress
 from pipelines.order import EVENT, LABEL, Source
+from tests.patience import HANG_S, wait_until
 from tests.pipelines.live.kill_stream import TEXT, stream_named
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
@@ -64,15 +65,15 @@ class Books(Rig):
             self.wait_until_balanced()
         ingest(self.connection, self.stream, self.lake)
 
-    def wait_until_balanced(self, *, deadline_s: float = 90.0) -> None:
-        until = time.monotonic() + deadline_s
-        while time.monotonic() < until:
+    def wait_until_balanced(self) -> None:
+        told: dict[int, Progress | None] = {}
+
+        def nothing_is_pending() -> bool:
             spans = topics.bounds(self.connection, [self.stream.topic("events")])
-            told = {p: read_progress(self.connection, self.stream, p) for _, p in spans}
-            if all((r := told[p]) and r.next_offset >= end for (_, p), (_, end) in spans.items()):
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"events stayed pending: {told}")
+            told.update({p: read_progress(self.connection, self.stream, p) for _, p in spans})
+            return all((r := told[p]) and r.next_offset >= end for (_, p), (_, end) in spans.items())
+
+        wait_until(nothing_is_pending, seen=lambda: {p: r and r.next_offset for p, r in told.items()})
 
     def remake(self, *kinds: str, n_partitions: int = N_PARTITIONS) -> None:
         names = [self.stream.topic(kind) for kind in kinds]
@@ -362,7 +363,7 @@ def test_the_command_tells_and_does_nothing_without_yes(books: Books, tmp_path: 
     def unmask(*words: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"UNMASK_HOME": str(tmp_path), "KAFKA_BOOTSTRAP_SERVERS": books.connection.bootstrap}
         command = [sys.executable, "-m", "flows.cli", *words, "--stream", str(stream_file)]
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG_S, check=False)
 
     told = unmask("recover")
     assert told.returncode == 1, told.stderr

@@ -1,7 +1,7 @@
 """Any log, any interleaving, any crash: what is published live is what the whole log gives offline, bit for bit."""
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.order import EVENT, LABEL, Source
@@ -87,7 +87,6 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
             world.snapshots.clear()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(schedules)
 def test_whatever_happens_live_is_offline_bit_for_bit(schedule: bytes) -> None:
     world = World(FORGETFUL)
