@@ -16,6 +16,7 @@ class Duplicates(IdLog):
     They are looked for within the partition; number and time bound all partitions together.
 
     Example:
+        >>> from pipelines.features.id_log import hash_ids
         >>> memory, ids = Duplicates(memory_ms=100, most=1000), hash_ids(["a", "b", "a"], b"")
         >>> memory.first_offsets(ids, np.zeros(3, np.int32), np.array([5, 6, 7]), np.array([5, 6, 7])).tolist()
         [-1, -1, 5]

@@ -20,7 +20,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Received
 from pipelines.kafka.topics import delete_topics
 from pipelines.kafka.writer import Writer
-from pipelines.lake.audit import Findings, NoModelError, Outcomes, reconcile, skew_audit
+from pipelines.lake.audit import Findings, NoModelError, Outcomes, Reconciliation, reconcile, skew_audit
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.scorer import Scorer
@@ -355,3 +355,16 @@ def test_one_cell_that_differs_is_found_with_its_place(scored: Scored) -> None:
     assert 0 < found.checked - found.equal < 20
     assert found.examples
     assert found.examples[0].offline_hash != found.examples[0].live_hash
+
+
+def test_the_books_in_words_name_every_kind_of_problem_and_its_first_places() -> None:
+    good = Reconciliation(9, 6, 2, 1, pending=0, n_problems={"missing": 0})
+    assert good.is_complete
+    assert good.words() == "9 events = 6 scored + 2 refused + 1 duplicates; 0 more are not scored yet"
+    behind = Reconciliation(9, 6, 2, 1, pending=3)
+    assert (behind.holds, behind.is_complete) == (True, False)
+    places = [(0, n) for n in range(7)]
+    bad = Reconciliation(9, 5, 2, 1, 0, unscored_duplicates=places, n_problems={"unscored_duplicates": 1_200})
+    assert not bad.holds
+    first = "(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)"
+    assert bad.words().splitlines()[1] == f"1,200 unscored duplicates, first (partition, offset): {first}"
