@@ -28,6 +28,7 @@ class Decoder:
         ... id = { type = "text" }
         ... at = { type = "time" }
         ... user = { type = "text" }
+        ... country = { type = "category" }
         ... ''')
         >>> clock = SourceClock(Source(EVENT, 0))
         >>> good = Received("logins.events", 0, 0, 5, b"ann", b'{"id": "e1", "at": 5, "user": "ann"}')
