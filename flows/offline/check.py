@@ -138,8 +138,8 @@ def _key_problems(events: FileEvents, accepted: NDArray[np.bool_]) -> Iterator[s
     key = pl.Series(events.cells[stream.key], strict=False).filter(pl.Series(accepted))
     if len(key) >= 100 and key.n_unique() > 0.5 * len(key):
         yield (
-            f"key {stream.key}: {key.n_unique():,} different values in {len(key):,} rows, so most events have no history; "
-            "use a column whose values repeat as the first entity"
+            f"key {stream.key}: {key.n_unique():,} different values in {len(key):,} rows, so most events have no "
+            "history; use a column whose values repeat as the first entity"
         )
     elif key.n_unique() == 1 and stream.key not in events.made:
         yield f"key {stream.key}: every row has the same value; use a column with more values as the first entity"

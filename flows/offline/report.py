@@ -266,8 +266,10 @@ def _limits(tried: Tried) -> Iterator[str]:
                 f"{tried.n_known_frauds:,} frauds were known by then; either they are too few (about "
                 f"{needed + needed // 3} are needed, including recent ones), or they did not improve the score"
             )
-        yield f"The score does not use labels, because {why}. It ranks events by how unusual they "
-            "are; it is not a probability."
+        yield (
+            f"The score does not use labels, because {why}. It ranks events by how unusual they are; it is not a "
+            "probability."
+        )
         yield (
             "Without labels, an alert needs an unusual value in a field. Usual values that are only unusually frequent "
             "raise no alert."
