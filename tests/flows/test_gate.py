@@ -72,7 +72,7 @@ def test_with_too_few_frauds_it_says_that_it_judged_without_labels() -> None:
 
 def test_a_champion_that_has_learned_from_the_slice_is_named_so() -> None:
     learned = replace(GOOD, comparisons={**GOOD.comparisons, "champion": Comparison(0.7, 0.7, 40, learned=True)})
-    assert judge(learned)["champion"][0].endswith("on the same 40 frauds, of which it has learned some")
+    assert judge(learned)["champion"][0].endswith("on the same 40 frauds, some of which it was trained on")
 
 
 def test_ten_promotions_that_each_lose_a_little_are_stopped_before_they_add_up() -> None:
