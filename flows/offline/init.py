@@ -187,7 +187,10 @@ class _Draft:
         for column in self._numbers()[:MAX_NUMBERS_WITH_HISTORY]:
             words = f"{column.name}: beside what is usual " + ("" if key == made.ALL_ROWS else f"for this {key}")
             stats = ["mean", "std", "zscore"] if _lowest(column) < 0 else ["mean", "std", "ratio", "zscore"]
-            yield from _group(words.strip(), key, column.name, [usual, "all"], stats)
+            # what is not an amount may follow the seasons: its mean over all time drifts away from the present
+            longer = [w for w in windows if WINDOWS[w] > WINDOWS[usual]]
+            compared = [usual, "all"] if _is_amount(column) else [usual, *longer[:1]]
+            yield from _group(words.strip(), key, column.name, compared, stats)
             if _is_amount(column):
                 short = [w for w in windows if w in ("1h", "1d")]
                 if short:
