@@ -38,6 +38,7 @@ tr + tr td { border-top: 1px solid var(--line) } .n { text-align: right; font-va
 .tag { background: var(--red); color: #fff; border-radius: 4px; padding: 0 6px; font-size: 12px; font-weight: 600 }
 .bar { display: inline-block; height: 9px; border-radius: 2px; background: var(--blue); min-width: 2px }
 .bar.off { background: #c3ccd6 } td:first-child { white-space: nowrap } .card { overflow-x: auto }
+.card table { font-size: 13px } .card td, .card th { padding-right: 7px }
 code { background: var(--pale); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; font-size: 13px }
 summary { cursor: pointer; color: var(--blue); margin: 12px 0 6px } li { margin: 4px 0 }
 """
