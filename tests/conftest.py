@@ -23,13 +23,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("bench", hypothesis.settings.get_profile("short"), max_examples=400)
 hypothesis.settings.load_profile("short")
 
-# Servers that a test needs beside the session's broker: their tests run on one worker, so that each starts once.
-SHARED_SERVERS = ("servers", "linked")
 # What takes longest comes first, so that no worker is left with it at the end.
 LONGEST_FIRST = (
-    "servers",
+    "tests/flows/test_training_flows.py",
     "tests/pipelines/live/test_recover.py",
-    "linked",
+    "tests/flows/test_hostile.py",
+    "tests/pipelines/live/test_upstream.py",
+    "tests/flows/test_alone.py",
+    "tests/flows/test_retries.py",
+    "tests/flows/test_loop.py",
     "tests/pipelines/live/test_kill.py",
     "tests/pipelines/live/test_takeover.py",
     "tests/pipelines/live/test_scorer.py",
@@ -40,35 +42,19 @@ LONGEST_FIRST = (
     "tests/pipelines/lake/test_audit.py",
     "tests/pipelines/kafka/test_login.py",
     "tests/pipelines/live/test_publish.py",
+    "tests/models/test_every_model.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark every test that uses the real broker; several workers share the files out by what they start."""
+    """Mark every test that uses the real broker; several workers begin with the files that take longest."""
     for item in items:
         if {"broker", "kafka"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("broker")
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        groups = _groups(items)
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(groups[_file(item)]))
         order = {name: place for place, name in enumerate(LONGEST_FIRST)}
-        items.sort(key=lambda item: order.get(groups[_file(item)], len(order)))
-
-
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
-
-
-def _groups(items: list[pytest.Item]) -> dict[str, str]:
-    """The group of each file: the servers that one of its tests needs, else the file itself."""
-    groups = {_file(item): _file(item) for item in items}
-    for item in items:
-        for name in SHARED_SERVERS:
-            if name in getattr(item, "fixturenames", ()):
-                groups[_file(item)] = name
-    return groups
+        items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -223,7 +223,7 @@ def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask
     unmask.finetune(path, as_of_ms=END_MS)
     checks = unmask.promote(path).checks
     assert set(checks) == {"columns", "scores", "alert budget", "labels"}
-    assert "judged without labels" in checks["labels"][0]
+    assert "checked without labels" in checks["labels"][0]
 
 
 def test_a_challenger_without_figures_or_measured_beside_another_champion_is_not_promoted(unmask: Unmask) -> None:
@@ -233,8 +233,8 @@ def test_a_challenger_without_figures_or_measured_beside_another_champion_is_not
     measured = Figures(0, 1000, finite=True, distinct=9, alert_rate=0.05, allowed_rate=0.05).tags()
     for tags, champion, told in (
         ({}, None, "version 2 was not measured for the gate"),
-        (measured, 1, "measured beside version none, the champion is version 1"),
-        (measured | {"gate_champion_version": "1"}, 3, "measured beside version 1, the champion is version 3"),
+        (measured, 1, "measured against version none, the champion is version 1"),
+        (measured | {"gate_champion_version": "1"}, 3, "measured against version 1, the champion is version 3"),
     ):
         seen, holds = _checks(stream, (2, tags), champion, set())["figures"]
         assert told in seen
@@ -299,8 +299,8 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     [
         (GOOD | {"as_of_ms": LATE}, r"the champion saw events up to .* \(as_of_ms\)"),
         (GOOD | {"encoder_as_of_ms": LATE}, r"the champion saw events up to .* \(encoder_as_of_ms\)"),
-        ({"encoder_as_of_ms": str(END_MS)}, "tag as_of_ms of .* is ''; it must be a time"),
-        ({"as_of_ms": str(END_MS)}, "tag encoder_as_of_ms of .* is ''; it must be a time"),
+        ({"encoder_as_of_ms": str(END_MS)}, "tag as_of_ms of .* is ''; it must be the end of its training data"),
+        ({"as_of_ms": str(END_MS)}, "tag encoder_as_of_ms of .* is ''; it must be the end of its training data"),
         (GOOD | {"as_of_ms": "-5"}, "tag as_of_ms of .* is '-5'"),
         (GOOD | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms of .* is 'yesterday'"),
     ],

@@ -159,9 +159,10 @@ def open_run(
     Raises:
         RegistryError: MLflow does not answer, or reports an error.
 
-    Example:
-        >>> with open_run("payments/pretrain", tracking_uri=uri, run_name="night") as run:  # doctest: +SKIP
-        ...     run.log_metrics({"loss": 0.31}, step=10)
+    Example::
+
+        with open_run("payments/pretrain", tracking_uri=uri, run_name="night") as run:
+            run.log_metrics({"loss": 0.31}, step=10)
     """
     with asked(tracking_uri):
         client = client_of(tracking_uri)

@@ -63,7 +63,7 @@ def test_a_kafka_home_without_jars_says_what_it_must_be(monkeypatch, tmp_path: P
     libs.mkdir(parents=True)
     said: list[str] = []
     assert kafka_jars.find_libs(said.append) == libs
-    assert said == [f"Kafka: KAFKA_HOME is ignored: there is no kafka_*.jar in {tmp_path / 'nowhere' / 'libs'}"]
+    assert said == [f"Kafka: KAFKA_HOME is ignored, because {tmp_path / 'nowhere' / 'libs'} has no kafka_*.jar"]
 
 
 def test_the_coordinates_pin_every_jar_to_one_version():

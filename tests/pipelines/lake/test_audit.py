@@ -367,7 +367,7 @@ def test_one_cell_that_differs_is_found_with_its_place(scored: Scored, tmp_path:
 def test_the_books_in_words_name_every_kind_of_problem_and_its_first_places() -> None:
     good = Reconciliation(9, 6, 2, 1, pending=0, n_problems={"missing": 0})
     assert good.is_complete
-    assert good.words() == "9 events = 6 scored + 2 refused + 1 duplicates; 0 more are not scored yet"
+    assert good.words() == "9 events = 6 scored + 2 refused + 1 duplicates; 0 are not scored yet"
     behind = Reconciliation(9, 6, 2, 1, pending=3)
     assert (behind.holds, behind.is_complete) == (True, False)
     places = [(0, n) for n in range(7)]

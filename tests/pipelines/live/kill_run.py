@@ -67,9 +67,13 @@ class Outcome:
     problems: dict[str, int] = field(default_factory=dict)
 
 
+KINDS = ("late", "duplicates", "refused", "labels", "alerts", "with frauds")
+
+
 def wrong(run: Run, outcome: Outcome) -> list[str]:
     """What a run shows that it must not, or does not show though it must."""
     counts, n_random = outcome.counts, run.kills // 4
+    least = min(100, 5 * run.kills)
     n_seams = min(run.kills - n_random, len(POINTS))
     told = [f"{what}: {n}" for what, n in outcome.problems.items()]
     for what, holds in (
@@ -79,7 +83,10 @@ def wrong(run: Run, outcome: Outcome) -> list[str]:
         ("a start without snapshots", outcome.n_without_snapshots >= 1),
         ("balanced books", counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"]),
         ("events out of turn", counts["out of turn"] > 0 or run.order_wait_ms >= 0),
-        *((kind, counts[kind] > 100) for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")),
+        *(
+            (kind, counts[kind] > least)
+            for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")
+        ),
     ):
         if not holds:
             told.append(f"not seen: {what}")

@@ -136,7 +136,7 @@ def test_a_lane_that_gets_nothing_out_turns_health_red_and_then_ends_the_scorer(
     rig.send(10)
     wait_until(lambda: scorer.health != "ok")
     assert "stalled since" in scorer.health
-    assert "publishes" in scorer.health
+    assert "publishing partition" in scorer.health
     run.join()
     assert type(run.error) is BrokerError, run.error
     assert "no progress for 4 s" in str(run.error)

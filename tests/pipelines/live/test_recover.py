@@ -140,7 +140,7 @@ def test_labels_made_anew_score_no_event_again(books: Books) -> None:
     books.send_labels(3)
     with pytest.raises(RestoreError, match=r"labels was deleted and recreated .* run `unmask recover`"):
         books.scorer()
-    assert "labels only" in books.recover().scored_again
+    assert "only labels were recreated" in books.recover().scored_again
     books.send(20)
     books.score_and_ingest()
     books.check(n_scored=20)
@@ -372,7 +372,7 @@ def test_the_command_tells_and_does_nothing_without_yes(books: Books, tmp_path: 
     assert books.recovery.plan() is not None
     done = unmask("recover", "--yes")
     assert (done.returncode, books.recovery.plan()) == (0, None), done.stderr
-    assert "Now run `unmask score`" in done.stdout
+    assert "Next: unmask score" in done.stdout
     again = unmask("recover")
     assert again.returncode == 0
     assert "Nothing keeps the scorer from starting" in again.stdout
