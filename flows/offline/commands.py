@@ -21,9 +21,8 @@ StreamArgument = Annotated[Path, typer.Argument(metavar="STREAM", help="Stream f
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command()(init)
-    app.command()(check)
-    app.command("try")(try_)
+    for name, command in (("init", init), ("check", check), ("try", try_)):
+        app.command(name, rich_help_panel="First steps")(command)
 
 
 def init(
