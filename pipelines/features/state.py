@@ -209,7 +209,7 @@ class State:
         state = cls(stream, meta["n_partitions"], id_key=bytes.fromhex(meta["id_key"]))
         if meta["definition"] != state.digest:
             raise RestoreError(
-                "the snapshot was made with different fields or features; delete it, then the input is read again"
+                "the snapshot was made with different fields or features; run `unmask recover` to rebuild the state"
             )
         state.windows = Windows.restore(
             state.plan, {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}

@@ -68,8 +68,8 @@ def snapshot_from_lake(
         if at < first[source] or (source.kind == EVENT and at > progress[source.partition].next_offset):
             raise RestoreError(
                 f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}] starts at offset {first[source]}, but "
-                f"the records from {at} on are needed to continue after the last published event: no state can be "
-                "built that agrees with what was published"
+                f"offset {at} is needed: the records in between were deleted before they were ingested, so the state "
+                "cannot be rebuilt exactly"
             )
         state.frontier[source] = at
         arrival = folded.filter(mine & (pl.col("offset") < at))["arrival_ms"].max()
