@@ -68,7 +68,7 @@ class Figures:
     def all_accounted(self) -> bool:
         """Every event sent has exactly one outcome."""
         books = self.books
-        return books.holds and not books.pending and books.n_events == self.n_accounted == self.live.n_sent
+        return books.is_complete and books.n_events == self.n_accounted == self.live.n_sent
 
     @property
     def scores_agree(self) -> bool:

@@ -48,16 +48,7 @@ def duration_ms(text: Any) -> int:
     return int(match[1]) * _UNIT_MS[match[2]]
 
 
-class _Word(str):
-    """A text with a required format."""
-
-    @classmethod
-    def read(cls, raw: Any) -> Self:
-        """Read the word; a ValueError says what it must be."""
-        raise NotImplementedError
-
-
-class Duration(_Word):
+class Duration(str):
     """A duration such as "7d"."""
 
     @classmethod
@@ -70,7 +61,7 @@ class Duration(_Word):
         return duration_ms(str(self))
 
 
-class Window(_Word):
+class Window(str):
     """A duration, or "all" for the whole past."""
 
     @classmethod
@@ -88,7 +79,7 @@ class Window(_Word):
         return None if self == "all" else duration_ms(str(self))
 
 
-class _Choice(_Word):
+class _Choice(str):
     """One of a list of words."""
 
     known: tuple[str, ...] = ()

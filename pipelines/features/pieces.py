@@ -116,11 +116,16 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
         os.fsync(file.fileno())
     fault("mid_snapshot")
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file or a folder is on disk, also after a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

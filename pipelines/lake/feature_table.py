@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
+from pipelines.features.pieces import sync
 from pipelines.features.state import State
 from pipelines.lake.replay import fold_lake
 from pipelines.lake.tables import Lake
@@ -171,7 +172,7 @@ def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable
     sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
     (draft / _MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes}))
     for path in (*draft.iterdir(), draft):
-        _sync(path)
+        sync(path)
 
 
 def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
@@ -236,11 +237,3 @@ def _clear(folder: Path, *, keep: int) -> None:
     whole = sorted(set(folders) - set(half), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in (*half, *whole[keep:]):
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
+from pipelines.features.pieces import sync
 
 FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")
@@ -323,11 +323,7 @@ class Lake:
         actions = [json.loads(line) for line in commit.read_text().splitlines()]
         files = [folder / action["add"]["path"] for action in actions if "add" in action]
         for path in (*files, folder, commit, commit.parent):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(path)
 
 
 def _shapes(stream: Stream) -> dict[str, _Shape]:

@@ -16,7 +16,6 @@ from pipelines.contracts.stream import RESERVED
 from pipelines.errors import StreamFileError
 
 MAX_COLUMNS = 500
-SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".gz")
 _SEPARATORS = (",", ";", "\t", "|")
 _VALUE = re.compile(r"\s*[-+]?\d[\d.,:/\- ]*\s*")
 _LETTERS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "ø": "o"})
