@@ -18,7 +18,7 @@ class Explained(Protocol):
 
 
 class Model(Protocol):
-    """A model; scores are in [0, 1], high means anomalous."""
+    """A model; scores are in [0, 1], high means anomalous. The threshold is a 32-bit number, like the scores."""
 
     digest: str
     threshold: float

@@ -73,7 +73,7 @@ KINDS = ("late", "duplicates", "refused", "labels", "alerts", "with frauds")
 def wrong(run: Run, outcome: Outcome) -> list[str]:
     """What a run shows that it must not, or does not show though it must."""
     counts, n_random = outcome.counts, run.kills // 4
-    least = min(100, 5 * run.kills)
+    least = min(100, counts["events"] // 200)
     n_seams = min(run.kills - n_random, len(POINTS))
     told = [f"{what}: {n}" for what, n in outcome.problems.items()]
     for what, holds in (

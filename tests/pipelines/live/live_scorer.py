@@ -23,7 +23,7 @@ from pipelines.live.scorer import Scorer
 from pipelines.live.takeover import ScorerSetting
 from tests.pipelines.live.kill_stream import stream_named
 
-THRESHOLD = 0.99995
+THRESHOLD = 1 - 2**-12  # a 32-bit number, like the scores
 
 
 class Explained(NamedTuple):

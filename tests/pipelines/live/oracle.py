@@ -23,7 +23,7 @@ from tests.pipelines.features.reference import Item, Reference
 from tests.pipelines.live.kill_stream import N_PARTITIONS, stream_named
 
 N_SHARDS = 4
-THRESHOLD = 0.99995
+THRESHOLD = 1 - 2**-12
 
 
 class Raw(NamedTuple):
