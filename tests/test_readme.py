@@ -4,10 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.root import app
+from pipelines.contracts.contract import Event, EventContract, Label, LabelContract
+from pipelines.contracts.messages import Alert, Score, decode
 from pipelines.contracts.stream_file import parse
 from tests.readme_tree import BEGIN, END, tree
 
@@ -30,6 +33,20 @@ def test_the_stream_file_in_the_readme_is_a_stream_file() -> None:
     assert blocks
     for block in blocks:
         assert parse(block).features
+
+
+def test_the_messages_in_the_readme_are_of_its_stream() -> None:
+    stream = parse(next(block for language, block in BLOCKS if language == "toml"))
+    event, label, score, alert = (block.encode() for language, block in BLOCKS if language == "json")
+    known = EventContract(stream).decode(event, b"ann", 2**53)
+    reported = LabelContract(stream).decode(label, b"ann")
+    assert isinstance(known, Event)
+    assert isinstance(reported, Label)
+    assert (known.event_id, known.time_ms) == (reported.event_id, reported.time_ms)
+    plain = msgspec.to_builtins(decode(score, Score))
+    full = msgspec.to_builtins(msgspec.json.decode(alert, type=Alert, strict=True))
+    assert plain == msgspec.json.decode(score) == {name: full[name] for name in plain}
+    assert full == msgspec.json.decode(alert)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -59,15 +59,21 @@ def simulate(
 ) -> None:
     """Send simulated payments, or past events of your own, to Kafka. Labels follow after their maturity.
 
+    Records get the timestamps of the past. Of your own events, only what is due by now is sent: a label whose maturity
+    is not over is yours to send later. To continue with live events, run `unmask topics live`.
+
     [bold]Examples[/bold]
 
     unmask simulate --to payments-data --days 60
 
     unmask simulate --stream handbook --data path/to/handbook --rate 500
     """
+    import time
     from datetime import UTC, datetime
 
     from flows import progress
+    from pipelines.errors import UnmaskError
+    from pipelines.kafka import topics
     from pipelines.play import producer
     from pipelines.play import simulate as simulator
 
@@ -89,15 +95,23 @@ def simulate(
         out.print(f"Wrote {len(frame):,} events to {to / 'events.parquet'}.")
         return
     connection = settings().connection()
+    events = spec.topic("events")
+    if events in topics.topic_names(connection) and topics.stamps_appends(connection, events):
+        raise UnmaskError(
+            f"the broker stamps {events} on arrival, so past events would count as new ones; use other topics "
+            "(`topics` in the stream file)"
+        )
     producer.create_stream_topics(connection, spec, n_partitions=4, append_time=False)
-    replayer = producer.Replayer(connection, spec, n_partitions=4)
+    replayer = producer.Replayer(connection, spec, n_partitions=len(topics.partitions_of(connection, events)))
     with progress.shown("simulate") as report:
         played = replayer.play(
             frame,
             label_delay_ms=spec.labels.maturity_ms if spec.labels else 0,
+            until_ms=round(time.time() * 1000) if data else None,
             rate=rate,
             seed=seed,
-            progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} events"),
+            progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} events and labels"),
         )
         replayer.finish()
-    out.print(f"Sent {played.n_events:,} events to {spec.topic('events')} in {played.wall_s:.1f} s.")
+    labels = f" and {played.n_labels:,} labels to {spec.topic('labels')}" if spec.labels else ""
+    out.print(f"Sent {played.n_events:,} events to {events}{labels} in {played.wall_s:.1f} s.", soft_wrap=True)

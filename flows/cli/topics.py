@@ -1,6 +1,6 @@
 """`unmask topics`: the topics of a stream."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,7 +8,10 @@ from flows.cli.options import StreamOption, settings, stream_of
 from flows.cli.terminal import out
 from pipelines.errors import UnmaskError
 
-app = typer.Typer(help="Create the topics of a stream.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from pipelines.contracts.stream import Stream
+
+app = typer.Typer(help="Create the topics of a stream, and change from a replay to live.", no_args_is_help=True)
 
 
 @app.command()
@@ -38,7 +41,7 @@ def create(
         connection, spec, n_partitions=partitions, append_time=not replay, replication=replication
     )
     n_partitions = checked_partitions(connection, spec)
-    inputs = [spec.topic("events"), *([spec.topic("labels")] if spec.labels else [])]
+    inputs = _inputs(spec)
     if topics.stamps_appends(connection, *inputs) == replay:
         now, wanted = ("LogAppendTime", "CreateTime") if replay else ("CreateTime", "LogAppendTime")
         raise UnmaskError(
@@ -52,3 +55,27 @@ def create(
         f"{'the one its producer gives (a replay)' if replay else 'when it arrived at the broker'}.",
         soft_wrap=True,
     )
+
+
+@app.command()
+def live(stream: StreamOption = None) -> None:
+    """Change the topics of a replay to live: from now on the broker stamps events and labels on arrival.
+
+    Run it after the replay of the past and before live events are sent. Past records keep their timestamps, so the
+    histories of entities continue without a gap.
+
+    [bold]Example[/bold]  unmask topics live --stream logins.toml
+    """
+    from pipelines.kafka import topics
+    from pipelines.live.topic_checks import checked_partitions
+
+    spec = stream_of(stream)
+    connection = settings().connection()
+    checked_partitions(connection, spec)
+    inputs = _inputs(spec)
+    topics.stamp_appends(connection, *inputs)
+    out.print(f"The broker now stamps {' and '.join(inputs)} on arrival. Start your producers.", soft_wrap=True)
+
+
+def _inputs(stream: "Stream") -> list[str]:
+    return [stream.topic("events"), *([stream.topic("labels")] if stream.labels else [])]

@@ -128,7 +128,7 @@ def pretrain(
         device
     )
     if not network.fields:
-        raise TableError("every column is label_fed; pretraining needs a column that is not built from labels")
+        raise TableError("all columns are computed from labels; pretraining needs at least one other column")
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     schedule = Schedule(steps, config.n_checks, config.lr, warm_up=20)
     valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])

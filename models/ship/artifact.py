@@ -101,7 +101,7 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
     worst = float(np.max(np.abs(got - arrays["golden.score"]), initial=0.0))
     if not worst <= GOLDEN_TOLERANCE:
         raise ArtifactError(
-            f"scores of the golden rows differ by {worst:.2g} from those saved with the model; at most "
+            f"scores of the reference rows differ by {worst:.2g} from those saved with the model; at most "
             f"{GOLDEN_TOLERANCE} is allowed. Check the ONNX Runtime version on this machine"
         )
     return served

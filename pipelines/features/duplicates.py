@@ -1,4 +1,4 @@
-"""Which events were folded already: the ids of events, and where the first of each lies. See `id_log`."""
+"""Detects duplicate events: remembers event ids, and the offset of the first event with each id. See `id_log`."""
 
 # mypy: disable-error-code="no-untyped-def"
 # The compiled functions are typed by numba, from their first call.
@@ -11,9 +11,9 @@ from pipelines.features.kernel import compiled
 
 
 class Duplicates(IdLog):
-    """Ids of folded events, with the offset of the first of each.
+    """Ids of the events seen, with the offset of the first event of each id.
 
-    They are looked for within the partition; number and time bound all partitions together.
+    An id is looked up within its partition. The limits of number and time apply to all partitions together.
 
     Example:
         >>> from pipelines.features.id_log import hash_ids
@@ -29,10 +29,10 @@ class Duplicates(IdLog):
         offset: NDArray[np.int64],
         clock_ms: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Offset of the event that each one repeats, -1 where it is the first that is remembered; then it is, too.
+        """Offset of the original of each event; -1 if its id is new. New ids are added.
 
         Args:
-            ids: shape (n, 2), as `hash_ids` makes them; the others (n,), in the one order.
+            ids: hashes from `hash_ids`, shape (n, 2); the other arrays (n,), in the one order.
         """
         ids = ids.copy()
         ids[:, 0] ^= (partition + 1).astype(np.uint64) * MULTIPLIER
@@ -43,7 +43,7 @@ class Duplicates(IdLog):
 
 @compiled
 def _admit(start, ids, clock_ms, offset, found, originals, table, entries, first, used, memory_ms, most):
-    """Events from `start` on; stops where the segment is full. Returns (next event, entries used)."""
+    """Process events from `start` until the segment is full. Returns (next event, entries used)."""
     for i in range(start, ids.shape[0]):
         low, high = ids[i, 0], ids[i, 1]
         place = place_of(table, entries, low, high)

@@ -1,13 +1,13 @@
 """A log of hashed event ids, bounded in time and number: the base of `duplicates` and `reports`.
 
-Both memories are logs of (id, clock, value) in the one order, bounded in time and in number: an entry counts as
-long as it is not older than the memory and not more than so many came after it. That depends on nothing but the log:
-not on its cut into batches, nor on when a snapshot was taken. An entry costs 40 bytes, its places in a hash table
-included; a log is cut into segments of about an eighth of what counts, which go as a whole once nothing of them does.
-What is written is never changed, so that a snapshot copies nothing, and no table ever grows.
+Each log is a sequence of entries (id, clock, value) in the one order. An entry is valid while it is not older than the
+memory's duration and at most `most` entries follow it. This depends only on the sequence, not on how it is divided into
+batches or when snapshots are taken. An entry takes 40 bytes, including its share of the hash tables. The log is stored
+in segments of about one eighth of the valid entries; a segment without valid entries is dropped. Entries are never
+changed, so a snapshot does not copy them, and no hash table grows.
 
-Ids are 128-bit hashes under a key that is drawn at random for each state, so collisions cannot be forced.
-Among n remembered ids the odds that chance does are about n^2 / 2^129: 1.5e-25 for ten million.
+Ids are 128-bit keyed hashes. The key is random for each state, so nobody can construct a collision. The probability of
+an accidental collision among n ids is about n^2 / 2^129: 1.5e-25 for ten million.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,12 +24,12 @@ from pipelines.features.kernel import compiled
 from pipelines.features.pieces import Pieces
 
 ID_KEY_BYTES = 16
-_SMALLEST, _LARGEST = 1 << 12, 1 << 24  # entries of a segment
+_SMALLEST, _LARGEST = 1 << 12, 1 << 24  # entries in a segment
 _ZERO, _ONE, _LOW_HALF = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFF)
 _int = np.int64
 
 
-_SEGMENTS = 8  # at least so many hold what counts, once they are large
+_SEGMENTS = 8  # minimum number of full-size segments that hold the valid entries
 
 
 _NEVER = -(2**62)
@@ -54,7 +54,7 @@ def hash_ids(ids: Iterable[str], key: bytes) -> NDArray[np.uint64]:
 
 
 class _Segment:
-    """A piece of the log with a hash table over it: `held` bits of row + 1, the bits above of the id.
+    """A part of the log with its hash table. A table cell has row + 1 in its lower `held` bits, bits of the id above.
 
     Shapes: `entries` (capacity, 4): id, id, clock, value; `table` (2 * capacity,), capacity a power of two.
     """
@@ -78,37 +78,37 @@ class _Segment:
 
 
 class IdLog:
-    """Entries by id, the newest counts; bounded in time and number.
+    """A log of ids, bounded in time and number. The newest entry of an id is the valid one.
 
     Args:
-        memory_ms: how long an entry counts, ms of the clock.
-        most: how many entries count.
-        smallest: entries of the first segments, a power of two.
+        memory_ms: how long an entry is valid, in ms of the clock.
+        most: maximum number of valid entries.
+        smallest: number of entries in the first segments, a power of two.
     """
 
     def __init__(self, memory_ms: int, most: int, *, smallest: int = _SMALLEST) -> None:
         self.memory_ms, self.most = memory_ms, most
-        self.n_evicted = 0  # entries that gave way to newer ones before their time
+        self.n_evicted = 0  # entries dropped before their time because there were too many
         self._smallest = smallest
         self._segments = [_Segment(0, smallest)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory set aside."""
+        """Allocated memory in bytes."""
         return sum(segment.nbytes for segment in self._segments)
 
     def n_held(self, clock_ms: int) -> int:
-        """How many entries count as of a time."""
+        """Number of entries that are valid at a time."""
         return self._segments[-1].end - self._oldest(clock_ms)
 
     def snapshot(self, clock_ms: int) -> Pieces:
-        """The entries that count as of a time, oldest first, shape (n, 4): references, nothing is copied."""
+        """Entries that are valid at a time, oldest first, shape (n, 4). They are not copied."""
         oldest = self._oldest(clock_ms)
         parts = [s.entries[max(oldest - s.first, 0) : s.used] for s in self._segments if s.end > oldest]
         return Pieces.of(*parts or [np.empty((0, 4), np.uint64)])
 
     def restore(self, entries: Pieces) -> None:
-        """Take in a snapshot's entries; nothing was remembered before."""
+        """Load the entries of a snapshot into an empty log."""
         n, done = entries.shape[0], 0
         while done < n:
             segment = _Segment(done, self._capacity(n))
@@ -121,7 +121,7 @@ class IdLog:
             del self._segments[0]
 
     def _oldest(self, clock_ms: int) -> int:
-        """Number of the oldest entry that counts."""
+        """Number of the oldest valid entry."""
         from_ms, most = clock_ms - self.memory_ms, self._segments[-1].end - self.most
         for segment in self._segments:
             if segment.used and segment.clock_ms[-1] >= from_ms:
@@ -131,7 +131,7 @@ class IdLog:
     def _enter(
         self, step: Callable[..., tuple[int, int]], ids: NDArray[np.uint64], columns: tuple[NDArray[Any], ...], out: Any
     ) -> None:
-        """Let a compiled `step` enter ids and write `out`; it stops where a segment is full and goes on in the next."""
+        """Call a compiled `step` that adds ids and writes `out`, again for each new segment when one is full."""
         segment, found, done = self._segments[-1], self._look_up(ids), 0
         before = segment.end
         while True:
@@ -152,7 +152,7 @@ class IdLog:
         return found
 
     def _grow(self, ids: NDArray[np.uint64], found: NDArray[np.int64]) -> _Segment:
-        """Begin a segment; what the last one holds of `ids` is `found` now."""
+        """Add a segment, and update `found` with the entries of `ids` in the segment before it."""
         full = self._segments[-1]
         _find(full.table, full.entries, full.first, ids, found)
         held = min(full.end - self._segments[0].first, self.most)
@@ -160,7 +160,7 @@ class IdLog:
         return self._segments[-1]
 
     def _added(self, n_before: int) -> None:
-        """Count what was pushed out by the entries from number `n_before` on, and drop the segments that it leaves."""
+        """Count the entries dropped early since number `n_before`, and drop segments without valid entries."""
         last = self._segments[-1]
         first, pushed = max(n_before - self.most, self._segments[0].first), last.end - self.most
         if first < pushed:
@@ -172,7 +172,7 @@ class IdLog:
             self._segments = self._segments[len(gone) :]
 
     def _clocks(self, first: int, end: int) -> NDArray[np.int64]:
-        """Clocks of the entries of some numbers."""
+        """Clocks of the entries with these numbers."""
         return np.concatenate(
             [
                 s.clock_ms[max(first - s.first, 0) : max(end - s.first, 0)]
@@ -182,13 +182,13 @@ class IdLog:
         )
 
     def _capacity(self, held: int) -> int:
-        """Entries of a segment where so many are held."""
+        """Size of a new segment if this many entries are valid."""
         return min(max(self._smallest, 1 << (held // _SEGMENTS).bit_length()), _LARGEST)
 
 
 @compiled
 def place_of(table, entries, low, high):
-    """Where an id stands in the table, or the free place where it belongs."""
+    """Position of an id in the table, or the free position where it would be inserted."""
     size = np.uint64(table.shape[0])
     last = size - _ONE
     mark = (high * size) & _LOW_HALF
@@ -206,7 +206,7 @@ def place_of(table, entries, low, high):
 
 @compiled
 def row_of(table, held):
-    """Row of the entry that a place of the table names, -1 where it is free."""
+    """Row of the entry in a table cell; -1 if the cell is free."""
     return _int(np.uint64(held) & np.uint64(table.shape[0] - 1)) - 1
 
 
@@ -217,7 +217,7 @@ def _set(table, place, high, row):
 
 @compiled
 def _index(table, entries, used):
-    """Fill an empty table; of two entries with one id the later stands in it."""
+    """Fill an empty table; of several entries with the same id, the last one is found."""
     for row in range(used):
         place = place_of(table, entries, entries[row, 0], entries[row, 1])
         _set(table, place, entries[row, 1], row)
@@ -225,7 +225,7 @@ def _index(table, entries, used):
 
 @compiled
 def _find(table, entries, first, ids, found):
-    """Note what a segment knows of `ids`."""
+    """Write the newest entries of `ids` in a segment to `found`."""
     for i in range(ids.shape[0]):
         row = row_of(table, table[place_of(table, entries, ids[i, 0], ids[i, 1])])
         if row >= 0:
@@ -236,7 +236,7 @@ def _find(table, entries, first, ids, found):
 
 @compiled
 def newest(row, i, found, entries, first, clock_ms, end, memory_ms, most):
-    """Value of the newest entry of an id, -1 where none counts; `row` is the one in the last segment."""
+    """Value of the newest entry of an id; -1 if none is valid. `row` is its row in the last segment."""
     number, at_ms, value = found[i, 0], found[i, 1], found[i, 2]
     if row >= 0:
         number, at_ms, value = first + row, _int(entries[row, 2]), _int(entries[row, 3])

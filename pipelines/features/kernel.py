@@ -1,12 +1,12 @@
 """The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
-An entity owns one *row* of 64-bit words: clock of the last event, newest event time, number of events, then
-one section per lifetime, window and label window. Up to the last lifetime the words are its lifetime facts: they
-outlive its windows, and are all that is kept of an entity that is dormant. A window's section is [newest pane,
-live panes, ring of panes]; bit `ring - 1` of *live panes* stands for the newest pane, the bit below for the one
-before. A dead pane's words are never read, so moving on costs nothing. A pane holds 32-bit counts (all events,
-then values of each number), then the other accumulators. A label window's section is [newest pane, ring of
-(events, frauds)]. Half words are in little-endian order.
+Each entity has one *row* of 64-bit words: clock of the last event, newest event time, number of events, then one
+section for each all-time feature, window and label window. The words up to the last all-time section are the lifetime
+facts. They are kept longer than the windows; of a dormant entity only they are kept. The section of a window is [newest
+pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest pane, the bit below it the pane before.
+The words of a dead pane are never read, so they need not be cleared when time advances. A pane has 32-bit counts (all
+events, then the values of each number), then the other accumulators. The section of a label window is [newest pane,
+ring of (events, frauds)]. Half words are in little-endian order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 HEADER_WORDS = 3
 DISTINCT_BITS = 256
-LIMIT = 1e100  # a larger number counts as missing: its square, summed, stays finite
-ROUNDING = 1e-12  # a variance below this share of the mean square is rounding, and counts as zero
-AHEAD = 4  # how many items ahead a row is asked for; 2 to 8 measure alike
+LIMIT = 1e100  # larger numbers count as missing, so that sums of squares stay finite
+ROUNDING = 1e-12  # a variance below this share of the mean square is a rounding error and counts as zero
+AHEAD = 4  # how many items ahead a row is prefetched; 2 to 8 are equally fast
 AHEAD_WORDS = 1024  # of the row, at most
 
 COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT = range(12)
@@ -58,24 +58,24 @@ class FoldInput(NamedTuple):
     """
 
     is_event: NDArray[np.bool_]
-    clock_ms: NDArray[np.int64]  # effective time: arrival, for a label arrival + lag; never runs backwards
-    time_ms: NDArray[np.int64]  # event time; for a label that of its event
+    clock_ms: NDArray[np.int64]  # effective time: arrival, for a label arrival + lag; never decreases
+    time_ms: NDArray[np.int64]  # event time; for a label, the time of its event
     entities: NDArray[np.uint64]  # hash of the id, 0 = missing
     numbers: NDArray[np.float64]  # NaN = missing; not read for labels
-    hashed: NDArray[np.uint64]  # what `distinct` counts, 0 = missing; not read for labels
-    delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 taken back, 0 nothing new
+    hashed: NDArray[np.uint64]  # values counted by `distinct`, 0 = missing; not read for labels
+    delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 withdrawn, 0 no change
 
     def slice(self, start: int, stop: int) -> "FoldInput":
-        """Items `start` to `stop`, as views."""
+        """Views of the items from `start` to `stop`."""
         return FoldInput._make(column[start:stop] for column in self)
 
 
 class Layout(NamedTuple):
-    """Where everything stands in the row of one entity column."""
+    """Positions of all sections in the row of one entity column."""
 
     stride: int  # words of a row
-    idle_ms: int  # the windows of an entity without an event for longer are as new
-    lifetime_ms: int  # and its lifetime facts; at least idle_ms, and the same where there is no all-time feature
+    idle_ms: int  # the windows of an entity are reset after this time without an event
+    lifetime_ms: int  # the lifetime facts too; at least idle_ms, equal to it without all-time features
     lifetime_words: int  # of the lifetime facts, at the row's start
     maturity_ms: int
     windows: NDArray[np.void]
@@ -88,7 +88,7 @@ class Layout(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The rows of one entity column, one after the other: the same bytes in four readings."""
+    """The rows of one entity column: the same bytes viewed as four types."""
 
     words: NDArray[np.uint64]
     floats: NDArray[np.float64]
@@ -97,19 +97,19 @@ class Memory(NamedTuple):
 
     @classmethod
     def of(cls, words: NDArray[np.uint64]) -> "Memory":
-        """All readings of `words`."""
+        """All views of `words`."""
         return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32))
 
 
 class Dormant(NamedTuple):
-    """Lifetime facts of the dormant entities of one column; what has a row again is known better there."""
+    """Lifetime facts of the dormant entities of one column. If an entity has a row again, the row is valid instead."""
 
     keys: NDArray[np.uint64]  # (n,), rising
     words: NDArray[np.uint64]  # (n, lifetime_words)
 
 
 class WindowCounters(NamedTuple):
-    """What could not be added, per window."""
+    """Per window: number of events and labels that could not be added."""
 
     late: NDArray[np.int64]
     label_late: NDArray[np.int64]
@@ -123,8 +123,8 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at first call; keep the machine code on disk where there is a place to write it."""
-    # Nothing here owns memory, so no reference counts ("_nrt"): with them the same code runs at a third.
+    """Compile at the first call, and cache the machine code on disk if a folder is writable."""
+    # Without reference counting ("_nrt"), which no function here needs: with it the code takes three times as long.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -149,7 +149,7 @@ def _set_bits(_context, word):  # how many bits are set
 
 
 @_intrinsic
-def prefetch(_context, words, at):  # ask for words[at] ahead of its use
+def prefetch(_context, words, at):  # prefetch words[at]
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         address = builder.gep(array.data, [arguments[1]])
@@ -165,7 +165,7 @@ def prefetch(_context, words, at):  # ask for words[at] ahead of its use
 
 @compiled
 def _place(table, key):
-    """Where `key` stands in the table, or the free place where it belongs."""
+    """Position of `key` in the table, or the free position where it would be inserted."""
     last = np.uint64(table.shape[0] - 1)
     place = ((key * _MULTIPLIER) >> np.uint64(20)) & last
     while table[place, 1] != _ZERO and table[place, 0] != key:
@@ -175,7 +175,7 @@ def _place(table, key):
 
 @compiled
 def index(table, keys, first):
-    """Put the slots of `keys` from `first` on, none of them there yet, into the table (slot + 1; 0 is a free place)."""
+    """Insert the slots of the new `keys` from `first` on into the table (slot + 1; 0 is a free cell)."""
     for slot in range(first, keys.shape[0]):
         place = _place(table, keys[slot])
         table[place, 0] = keys[slot]
@@ -184,14 +184,14 @@ def index(table, keys, first):
 
 @compiled
 def find_absent(table, keys, absent):
-    """Note which of `keys` are not in the table."""
+    """Find which of `keys` are not in the table."""
     for i in range(keys.shape[0]):
         absent[i] = table[_place(table, keys[i]), 1] == _ZERO
 
 
 @compiled
 def clear_dead_panes(words, stride, windows):
-    """Zero what can never be read again, so that equal states have equal bytes."""
+    """Clear words that are never read again, so that equal states have equal bytes."""
     for start in range(0, words.shape[0], stride):
         for w in range(windows.shape[0]):
             window = windows[w]
@@ -205,7 +205,7 @@ def clear_dead_panes(words, stride, windows):
 
 @compiled
 def _measured(value):
-    """The value as it is folded: -0.0 is 0.0; NaN, infinite and absurd ones are missing."""
+    """Normalise a value: -0.0 becomes 0.0; NaN, infinite and absurdly large values count as missing."""
     return value + 0.0 if abs(value) <= LIMIT else np.nan
 
 
@@ -247,14 +247,14 @@ def _spread(stat, value, n, mean, variance):
 
 @compiled
 def _next(left, turn, ring):
-    """Where in the ring the oldest pane of `left` stands."""
+    """Position in the ring of the oldest pane in `left`."""
     where = turn + _lowest_bit(left)
     return where if where < ring else where - ring
 
 
 @compiled
 def _begin(time_ms, at, first, memory, layout):
-    """The row is as new from word `first` on: its start, or what is behind lifetime facts that still count."""
+    """Reset the row from word `first` on: the whole row, or what follows lifetime facts that are still valid."""
     memory.words[first : at + layout.stride] = _ZERO
     if first == at:
         memory.ints[at + 1] = time_ms
@@ -266,7 +266,7 @@ def _begin(time_ms, at, first, memory, layout):
 
 @compiled
 def _report(i, at, known, batch, memory, layout, counters):
-    """A label moves the frauds of its event's pane, where that is held."""
+    """Apply a label to the pane of its event, if the pane is still kept."""
     if batch.delta[i] == 0:
         return
     for w in range(layout.label_windows.shape[0]):
@@ -285,7 +285,7 @@ def _report(i, at, known, batch, memory, layout, counters):
 
 @compiled
 def _lifetimes(i, at, row, batch, memory, layout, out):
-    """All time: count, since last, and mean and spread after Welford (1962)."""
+    """All-time features: count, time since the last event, mean and deviation (Welford 1962)."""
     floats, ints = memory.floats, memory.ints
     time_ms = batch.time_ms[i]
     events = ints[at + 2]
@@ -329,12 +329,12 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
 
 @compiled
 def _window(i, at, row, w, batch, memory, layout, counters, out):
-    """Features of one window, then the event enters its pane."""
+    """Compute the features of one window, then add the event to its pane."""
     window = layout.windows[w]
     section = at + window.base
     pane = batch.time_ms[i] // window.pane_ms
     oldest = _move_on(section, pane, window, memory)
-    turn = oldest % window.ring  # where the oldest pane stands
+    turn = oldest % window.ring  # position of the oldest pane
     base = section + 2
     live = memory.words[section + 1]
     covered = _ZERO  # live panes of the window, the lowest bit is the oldest
@@ -360,7 +360,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):
 
 @compiled
 def _move_on(section, pane, window, memory):
-    """The ring moves on to a pane that is newer than its newest; returns the oldest pane that it holds."""
+    """Advance the ring to a newer pane; returns the oldest pane that it then has."""
     newest = memory.ints[section]
     if pane > newest:
         moved = pane - newest
@@ -372,7 +372,7 @@ def _move_on(section, pane, window, memory):
 
 @compiled
 def _counted(row, base, turn, covered, window, memory, layout, out):
-    """How many events the covered panes hold."""
+    """Number of events in the covered panes."""
     if window.first_output == window.last_output:
         return
     n = _int(0)
@@ -416,7 +416,7 @@ def _valued(i, row, base, turn, covered, window, number, batch, memory, layout, 
 
 @compiled
 def _distinct(row, base, turn, covered, window, distinct, memory, layout, out):
-    """How many different values the covered panes hold, estimated."""
+    """Estimated number of different values in the covered panes."""
     words = memory.words
     bits_0, bits_1, bits_2, bits_3 = _ZERO, _ZERO, _ZERO, _ZERO
     left = covered
@@ -433,7 +433,7 @@ def _distinct(row, base, turn, covered, window, distinct, memory, layout, out):
 
 @compiled
 def _enter(i, cell, window, batch, memory, layout):
-    """The event enters the pane at `cell`."""
+    """Add the event to the pane at `cell`."""
     words, floats, counts = memory.words, memory.floats, memory.counts
     counts[2 * cell] += np.uint32(1)
     for f in range(window.first_number, window.last_number):
@@ -460,7 +460,7 @@ def _enter(i, cell, window, batch, memory, layout):
 
 @compiled
 def _label_window(i, at, row, w, batch, memory, layout, counters, out):
-    """Frauds among the events old enough to have their labels, then the event enters its pane."""
+    """Compute the frauds among the events old enough to have their labels, then add the event to its pane."""
     words = memory.words
     window = layout.label_windows[w]
     ring = window.ring
@@ -499,9 +499,9 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
 
 @compiled
 def fold(start, row, column, batch, table, keys, used, memory, layout, counters, out):
-    """Fold items from `start` on for one entity column; `row` is the place in `out` of the next event.
+    """Fold items from `start` on for one entity column; `row` is the row of `out` for the next event.
 
-    Stops early where every slot is taken. Returns (next item, next row, slots used).
+    Stops early if no slot is free. Returns (next item, next row, slots used).
     """
     words, ints = memory.words, memory.ints
     n_items = batch.is_event.shape[0]

@@ -1,7 +1,7 @@
-"""Arrays in pieces, in memory or in one file: written and read without ever holding a second copy of them.
+"""Arrays in pieces, in memory or in one file, written and read without a second copy in memory.
 
 The file: a line that names the format and its version, the length of the head (8 bytes, little-endian), the head
-(JSON: what the writer says of itself, and name, type and shape of each array), the arrays' bytes one after the other,
+(JSON: metadata of the writer, and name, type and shape of each array), the arrays' bytes one after the other,
 and the sha256 of all that.
 """
 
@@ -27,7 +27,7 @@ _MOST_HEAD = 1 << 30
 
 
 class Pieces:
-    """An array whose pieces along the first axis lie one by one in memory, or still in a file.
+    """An array that consists of pieces along the first axis, in memory or still in a file.
 
     Example:
         >>> whole = Pieces.of(np.arange(2), np.arange(3))
@@ -59,17 +59,17 @@ class Pieces:
             done, at = done + len(part), at + len(array)
 
     def whole(self) -> NDArray[Any]:
-        """All of it, in memory."""
+        """The whole array in memory."""
         out: NDArray[Any] = np.empty(self.shape, self.dtype)
         self.into(out)
         return out
 
     def tobytes(self) -> bytes:
-        """The bytes of the whole."""
+        """Size of the whole array in bytes."""
         return self.whole().tobytes()
 
     def blocks(self) -> Iterator[memoryview]:
-        """The bytes, some at a time and none of them copied."""
+        """The bytes in parts, without copying."""
         assert not isinstance(self._source, _Stored), "an array that is stored in a file cannot be written again"
         for array in self._source:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -78,7 +78,7 @@ class Pieces:
 
 
 class _Stored(NamedTuple):
-    """Where an array lies in a file."""
+    """Position of an array in a file."""
 
     path: Path
     offset: int
@@ -95,7 +95,7 @@ class _Stored(NamedTuple):
 
 
 def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, fault: Fault = no_fault) -> None:
-    """Write so that the file is either whole or absent, also after a power cut."""
+    """Write atomically: after a crash or power cut, the file is complete or absent."""
     table = [[name, pieces.dtype.str, pieces.shape] for name, pieces in arrays.items()]
     head = json.dumps({"meta": meta, "arrays": table}).encode()
     temporary = path.with_suffix(".part")
@@ -104,7 +104,7 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
 
         def put(data: bytes | memoryview) -> None:
             digest.update(data)
-            while data:  # a raw file may take less than it is given
+            while data:  # a raw file may write less than requested
                 data = memoryview(data)[file.write(data) :]
 
         put(_NAME + b"%d\n" % FORMAT + struct.pack("<Q", len(head)))
@@ -120,7 +120,7 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
 
 
 def sync(path: Path) -> None:
-    """Return once a file or a folder is on disk, also after a power cut."""
+    """Flush a file or a folder to disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -129,7 +129,7 @@ def sync(path: Path) -> None:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What the writer said of itself, without the arrays and without checking the file's sha256.
+    """The metadata only, without checking the file's sha256.
 
     Raises:
         RestoreError: the file is damaged, or was written by another version.
@@ -139,7 +139,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
-    """Meta data and arrays of a file whose sha256 is right; the arrays' bytes stay on disk until they are asked for.
+    """Metadata and arrays of a file, after checking its sha256. Array data is read only when needed.
 
     Raises:
         RestoreError: the file is damaged, or was written by another version.
@@ -158,7 +158,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
 
 
 def _head(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, Pieces], int]:
-    """Meta data, arrays and where the sha256 stands."""
+    """Metadata, arrays and the position of the sha256."""
     start = file.read(66)
     line, newline, _ = start.partition(b"\n")
     if not newline or not line.startswith(_NAME):

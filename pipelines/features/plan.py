@@ -1,7 +1,7 @@
 """The plan of the window features: which panes, accumulators and words their state needs.
 
-A window of width w is n panes of width w / n, by event time: an event sees the n whole panes before its own,
-and what is already in its own (a "sawtooth": between w and w + w / n).
+A window of width w consists of n panes of width w / n by event time. An event sees the n whole panes before its own
+pane, and the earlier events in its own (a "sawtooth" window: its width is between w and w + w / n).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pipelines.errors import StreamFileError
 from pipelines.features import kernel
 from pipelines.features.kernel import Layout
 
-KERNEL_VERSION = 2  # raise it whenever the same items could give other features or another snapshot
+KERNEL_VERSION = 2  # increase it if the same items can result in other features or another snapshot
 LIFETIME_MS = 400 * DAY_MS
 _ACCUMULATORS = {
     "sum": ("sum",),
@@ -85,12 +85,12 @@ class FeaturePlan:
             entities: names of the columns of `FoldInput.entities`.
             numbers: names of the columns of `FoldInput.numbers`.
             hashed: names of the columns of `FoldInput.hashed`.
-            maturity_ms: how long after its event a label counts; needed by fraud_rate and fraud_count.
+            maturity_ms: time after the event at which its label is final; for fraud_rate and fraud_count.
             lifetime_ms: time without an event after which an entity's all-time features start over; at least its
                 longest window.
 
         Raises:
-            StreamFileError: a feature cannot be computed; says which, why and how to fix it.
+            StreamFileError: a feature cannot be computed.
         """
         for f in features:
             has_labels = maturity_ms is not None
@@ -129,22 +129,22 @@ class FeaturePlan:
 
     @property
     def idle_ms(self) -> tuple[int, ...]:
-        """Per entity column: after how long without an event an entity's windows are as new."""
+        """Per entity column: time without an event after which the windows of an entity are reset."""
         return tuple(layout.idle_ms for layout in self.layouts)
 
     @property
     def lifetime_ms(self) -> tuple[int, ...]:
-        """Per entity column: after how long without an event an entity is as new altogether."""
+        """Per entity column: time without an event after which an entity is forgotten."""
         return tuple(layout.lifetime_ms for layout in self.layouts)
 
     @property
     def bytes_per_entity(self) -> tuple[int, ...]:
-        """Per entity column: what one entity's row costs (its places in the hash table come on top)."""
+        """Per entity column: size of a row, without its share of the hash table."""
         return tuple(8 * layout.stride for layout in self.layouts)
 
     @property
     def bytes_per_dormant(self) -> tuple[int, ...]:
-        """Per entity column: what is kept of an entity between `idle_ms` and `lifetime_ms`, its key included."""
+        """Per entity column: size of a dormant entity, including its key."""
         return tuple(
             8 * (1 + layout.lifetime_words) if layout.lifetime_ms > layout.idle_ms else 0 for layout in self.layouts
         )
@@ -154,10 +154,10 @@ class _RowPlan:
     """Lays out the row of one entity column, section by section."""
 
     def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int) -> None:
-        self.features = features  # with the column each is put into
+        self.features = features  # with the output column of each
         self.maturity_ms = maturity_ms
         self.words = self.lifetime_words = kernel.HEADER_WORDS
-        self.spans_ms: list[int] = []  # how long each window needs an entity to be remembered
+        self.spans_ms: list[int] = []  # how long each window needs its entity
         self.windows: list[tuple[int, ...]] = []
         self.numbers: list[tuple[int, ...]] = []
         self.distincts: list[tuple[int, ...]] = []
@@ -175,7 +175,7 @@ class _RowPlan:
         self.lifetime_words = self.words
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
-        """A window over events: a ring of panes, each with what the features need."""
+        """A window over events: a ring of panes with the accumulators that the features need."""
         here = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat not in LABEL_STATS]
         if not here:
             return
@@ -204,7 +204,7 @@ class _RowPlan:
         self.spans_ms.append(window_ms + panes.width_ms)
 
     def add_label_window(self, window_ms: int) -> None:
-        """A window over events old enough to have their labels; its panes are kept until then."""
+        """A window over events old enough to have their labels. Panes are kept until then."""
         wanted = [(c, f) for c, f in self.features if f.window_ms == window_ms and f.stat in LABEL_STATS]
         if not wanted:
             return
@@ -233,7 +233,7 @@ class _RowPlan:
         )
 
     def _emit(self, wanted: Iterable[tuple[int, Feature]]) -> tuple[int, int]:
-        """Put features next to each other among the outputs; their range."""
+        """Append features to the outputs; returns their range."""
         first = len(self.outputs)
         self.outputs.extend((_STATS[f.stat], column) for column, f in wanted)
         return first, len(self.outputs)
@@ -263,7 +263,7 @@ def _fields(features: Iterable[Feature]) -> list[str | None]:
 
 
 def _estimates() -> NDArray[np.float64]:
-    """Distinct values by number of zero bits: linear counting (Whang et al. 1990); no zero counts as one."""
+    """Number of distinct values by number of zero bits: linear counting (Whang et al. 1990), with at least one zero."""
     m = kernel.DISTINCT_BITS
     return np.array([m * math.log(m / max(zeros, 1)) for zeros in range(m + 1)])
 

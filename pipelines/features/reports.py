@@ -1,4 +1,4 @@
-"""Which events are reported as fraud: the latest report of each event counts. See `id_log`."""
+"""Remembers which events are reported as fraud; the latest report of an event is valid. See `id_log`."""
 
 # mypy: disable-error-code="no-untyped-def"
 # The compiled functions are typed by numba, from their first call.
@@ -11,7 +11,7 @@ from pipelines.features.kernel import compiled
 
 
 class Reports(IdLog):
-    """Which events are reported as frauds: the latest report of an id counts, value = 2 * event time + label."""
+    """The latest report of each event. The value of an entry is 2 * event time + label."""
 
     def changes(
         self,
@@ -20,10 +20,10 @@ class Reports(IdLog):
         time_ms: NDArray[np.int64],
         label: NDArray[np.int8],
     ) -> NDArray[np.int8]:
-        """What each report does to the number of frauds: +1 reported, -1 taken back, 0 repeated or too old to matter.
+        """Change of the number of frauds by each report: +1 reported, -1 withdrawn, 0 if repeated or too old.
 
         Args:
-            ids: shape (n, 2), as `hash_ids` makes them; the others (n,), in the one order.
+            ids: hashes from `hash_ids`, shape (n, 2); the other arrays (n,), in the one order.
         """
         changes = np.zeros(len(ids), np.int8)
         self._enter(_report, ids, (clock_ms, time_ms, label), changes)
@@ -32,7 +32,7 @@ class Reports(IdLog):
 
 @compiled
 def _report(start, ids, clock_ms, time_ms, label, found, changes, table, entries, first, used, memory_ms, most):
-    """Labels from `start` on; stops where the segment is full. Returns (next label, entries used)."""
+    """Process labels from `start` until the segment is full. Returns (next label, entries used)."""
     for i in range(start, ids.shape[0]):
         if clock_ms[i] - time_ms[i] > memory_ms:
             continue

@@ -1,4 +1,4 @@
-"""Snapshots: the facts of a state at one moment, in memory or in a file, and the folder that keeps them."""
+"""Snapshots of the state, in memory or in a file, and the folder that stores them."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state's facts: JSON-able `meta` and arrays, which lie in memory, or on disk until they are restored."""
+    """A copy of a state: metadata for JSON, and arrays in memory, or on disk until they are restored."""
 
     meta: dict[str, Any]
     arrays: dict[str, Pieces]
@@ -30,7 +30,7 @@ class Snapshot:
         return from_kinds(self.meta["frontier"])
 
     def write(self, path: Path, *, fault: Fault = no_fault) -> None:
-        """Write so that the file is either whole or absent, also after a power cut."""
+        """Write atomically: after a crash or power cut, the file is complete or absent."""
         pieces.write(path, self.meta, self.arrays, fault=fault)
 
     @classmethod
@@ -44,20 +44,20 @@ class Snapshot:
 
 
 class SnapshotStore:
-    """A folder of snapshots, of which the newest few are kept.
+    """A folder of snapshots that keeps the newest ones.
 
-    They are named after the number of records folded, so that names sort as the fold went, whatever the clock does.
+    File names contain the number of records folded, so their order does not depend on the clock.
 
     Args:
-        folder: created where it does not exist.
-        keep: how many to keep.
+        folder: created if it does not exist.
+        keep: number of snapshots to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int = KEPT, fault: Fault = no_fault) -> None:
         self.folder, self._keep, self._fault = folder, keep, fault
 
     def write(self, snapshot: Snapshot) -> Path:
-        """Keep a snapshot; where that fails, nothing of it is left."""
+        """Store a snapshot. If this fails, no partial file is left."""
         path = self.folder / f"{sum(snapshot.frontier.values()):020d}.snapshot"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class SnapshotStore:
         return path
 
     def newest_first(self) -> Iterator[tuple[Path, Snapshot]]:
-        """Every snapshot that can be read; the others are named in a warning."""
+        """All readable snapshots; a warning names the others."""
         for path in self._paths():
             try:
                 yield path, Snapshot.read(path)
@@ -79,7 +79,7 @@ class SnapshotStore:
                 log.warning("snapshot %s is not used: %s", path.name, error)
 
     def clear_unfinished(self) -> None:
-        """Delete what a crash left half written."""
+        """Delete files left incomplete by a crash."""
         for unfinished in self.folder.glob("*.part"):
             with suppress(OSError):  # a full or read-only disk is reported when a snapshot is written
                 unfinished.unlink()

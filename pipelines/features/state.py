@@ -38,12 +38,12 @@ def plan_of(stream: Stream) -> FeaturePlan:
 
 
 class State:
-    """Raw facts only, nothing a model made: a function of the log up to its frontier.
+    """The state of a stream: raw facts without model outputs, a function of the log up to its frontier.
 
-    Bounded: windows by panes and idle time, duplicates and reports by time and number.
+    Its size is bounded: windows by panes and idle time, duplicates and labels by time and number.
 
     Args:
-        id_key: what event ids are hashed under; drawn at random where it is not given.
+        id_key: key for hashing event ids; random by default.
     """
 
     def __init__(self, stream: Stream, n_partitions: int, *, id_key: bytes | None = None) -> None:
@@ -58,7 +58,7 @@ class State:
         self.last: Key | None = None
         self.clock_ms = 0
         self.watermark_ms = [0] * n_partitions
-        self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, where the broker has any
+        self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, if the broker supports them
         # [kind, partition, offset, place...] of out-of-turn records that are not in a progress record yet
         self.places: list[list[int]] = []
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
@@ -67,12 +67,12 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory set aside."""
+        """Allocated memory in bytes."""
         return self.windows.nbytes + self._seen.nbytes + self._reported.nbytes
 
     @property
     def remembered(self) -> dict[str, int]:
-        """How many ids and reports are remembered, and how many ever gave way to newer ones before their time."""
+        """Number of ids and labels remembered, and of those dropped early because there were too many."""
         return {
             "ids": self._seen.n_held(self.clock_ms),
             "ids_evicted": self._seen.n_evicted,
@@ -94,7 +94,7 @@ class State:
             The same records, with `duplicate_of`, `late_ms`, `numeric` and `features_hash` of the events among them.
 
         Raises:
-            InternalError: an event comes a second time.
+            InternalError: an event was folded before.
         """
         with self.step():
             return self._fold(block)
@@ -132,7 +132,7 @@ class State:
     def _looked_up(
         self, block: Block, rows: NDArray[np.int64], is_event: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """Of some rows: the offset of the event that each event repeats (-1: none), what each label changes."""
+        """For some rows: offset of the original of each event (-1: none), and the change by each label."""
         ids = hash_ids(block.event_id[rows].tolist(), self.id_key)
         originals, delta = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int8)
         events, labels = rows[is_event], rows[~is_event]
@@ -150,7 +150,7 @@ class State:
         return originals, delta
 
     def _lateness(self, partition: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How far each event is behind the newest one of its partition before it, ms; moves the watermarks."""
+        """Lateness of each event against the newest one of its partition before it, ms; updates the watermarks."""
         late_ms = np.empty(len(time_ms), np.int64)
         for p in np.unique(partition).tolist():
             of_p = partition == p
@@ -173,10 +173,10 @@ class State:
         self.last = items[-1].key
 
     def snapshot(self) -> "Snapshot":
-        """A copy that later folds do not touch.
+        """A copy that later folds do not change.
 
         Raises:
-            InternalError: a step is half done; what it folded already would come back as duplicates of itself.
+            InternalError: an update is incomplete; its events would be taken for duplicates after a restart.
         """
         if self._steps_begun:
             raise InternalError("a state update failed or is still running; no snapshot can be taken")
@@ -200,10 +200,10 @@ class State:
 
     @classmethod
     def restore(cls, stream: Stream, snapshot: "Snapshot") -> Self:
-        """The state a snapshot was taken of; folding on is bit-equal to never having stopped.
+        """Restore the state from a snapshot; later results are bit-equal to those without a restart.
 
         Raises:
-            RestoreError: the snapshot was made under another feature definition.
+            RestoreError: the snapshot has another feature definition.
         """
         meta, arrays = snapshot.meta, snapshot.arrays
         state = cls(stream, meta["n_partitions"], id_key=bytes.fromhex(meta["id_key"]))
@@ -229,7 +229,7 @@ class State:
 
 
 def hash_rows(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64-bit xxh3 of each feature row's bytes: equal exactly if the rows are bit-equal (but for chance 2**-64)."""
+    """64-bit xxh3 hash of the bytes of each feature row."""
     rows = np.concatenate([np.ascontiguousarray(numeric).view(np.uint64), categorical], axis=1)
     width, data = rows.shape[1] * 8, memoryview(np.ascontiguousarray(rows).tobytes())
     return np.fromiter(
@@ -243,7 +243,7 @@ def _calendar(time_ms: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _definition_digest(stream: Stream, plan: FeaturePlan) -> str:
-    """Changes when the same log could give other feature rows: what is accepted, computed and forgotten."""
+    """Digest of everything that determines the feature rows of a log: contract, features and memory limits."""
     contract = [stream.event_id, stream.event_time, stream.future_tolerance_ms, stream.max_message_bytes]
     contract += [[f.name, f.type, f.required, f.min, f.max, f.max_length] for f in stream.fields]
     memory = [stream.duplicate_memory_ms, stream.duplicate_memory_ids]

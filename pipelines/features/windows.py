@@ -26,9 +26,9 @@ _FIRST_SLOTS = 64
 class Windows:
     """The state of every entity.
 
-    Bounded by `FeaturePlan.bytes_per_entity` times those active within `idle_ms`, plus
-    `FeaturePlan.bytes_per_dormant` times those active within `lifetime_ms`: an entity that comes back after its
-    windows have run out still has its all-time past.
+    Memory is bounded by `FeaturePlan.bytes_per_entity` for each entity active within `idle_ms`, plus
+    `FeaturePlan.bytes_per_dormant` for each one active within `lifetime_ms`. A dormant entity that returns still has
+    its all-time features.
 
     Example:
         >>> from pipelines.contracts.stream import Feature
@@ -53,7 +53,7 @@ class Windows:
         self._columns = [_EntityRows(layout) for layout in plan.layouts]
 
     def fold(self, batch: FoldInput) -> NDArray[np.float64]:
-        """Move the state forward over a batch.
+        """Update the state with a batch.
 
         Args:
             batch: items in the one order.
@@ -62,7 +62,7 @@ class Windows:
             Shape (n_events, n_features): the features of each event before it is added. Missing is one NaN.
 
         Raises:
-            ValueError: the batch does not fit the plan, or its clock runs backwards.
+            ValueError: the batch does not fit the plan, or its clock decreases.
         """
         batch = self._checked(batch)
         out = np.full((int(np.count_nonzero(batch.is_event)), len(self.plan.names)), np.nan)
@@ -73,13 +73,13 @@ class Windows:
         return out
 
     def sweep(self, clock_ms: int) -> int:
-        """Drop the windows of entities that are idle as of a time, or of the newest folded item where that is older.
+        """Drop the windows of idle entities, as of a time but at most as of the newest folded item.
 
-        What is dropped would be reset at its next event anyway: no feature ever changes by it. Lifetime facts move to
-        the dormant ones, and go from there after `FeaturePlan.lifetime_ms`.
+        No feature changes, because these windows would be reset at the next event of their entity. Lifetime facts are
+        kept with the dormant entities until `FeaturePlan.lifetime_ms`.
 
         Returns:
-            How many entities' windows were dropped.
+            Number of entities whose windows were dropped.
         """
         if self.clock_ms is None:
             return 0
@@ -87,22 +87,22 @@ class Windows:
 
     @property
     def n_entities(self) -> tuple[int, ...]:
-        """Per entity column: how many entities are held with their windows."""
+        """Per entity column: number of entities with windows."""
         return tuple(column.used for column in self._columns)
 
     @property
     def n_dormant(self) -> tuple[int, ...]:
-        """Per entity column: of how many the lifetime facts alone are held, as of the last sweep."""
+        """Per entity column: number of dormant entities (lifetime facts only), as of the last sweep."""
         return tuple(len(column.dormant.keys) for column in self._columns)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory set aside."""
+        """Allocated memory in bytes."""
         return sum(column.nbytes for column in self._columns)
 
     @property
     def late_dropped(self) -> dict[str, int]:
-        """Per entity and window: events whose pane was gone; they had their features, but were not added."""
+        """Per entity and window: events that were too late to be added. They have features."""
         return {
             **self._counted(self.plan.window_names, [column.counters.late for column in self._columns]),
             **self._counted(self.plan.label_window_names, [column.counters.label_late for column in self._columns]),
@@ -110,14 +110,14 @@ class Windows:
 
     @property
     def labels_outside(self) -> dict[str, int]:
-        """Per entity and label window: reports whose pane was not held (no such entity, too old, too new)."""
+        """Per entity and label window: labels without a pane (unknown entity, too old, too new)."""
         return self._counted(self.plan.label_window_names, [column.counters.labels_outside for column in self._columns])
 
     def snapshot(self) -> dict[str, Pieces]:
         """A copy of the state, as plain arrays.
 
-        It depends only on what was folded: of idle entities only the lifetime facts are in it, all stand by key, and
-        what cannot be read again is zero, so the cut into batches and the moments of sweeps do not show in it.
+        The copy depends only on the items folded, not on their division into batches or the times of sweeps: of idle
+        entities it has only the lifetime facts, entities are sorted by key, and unused words are zero.
         """
         arrays: dict[str, NDArray[Any]] = {
             "digest": np.frombuffer(bytes.fromhex(self.plan.digest), np.uint8),
@@ -130,7 +130,7 @@ class Windows:
 
     @classmethod
     def restore(cls, plan: FeaturePlan, arrays: Mapping[str, Pieces]) -> Self:
-        """Restore the state of a snapshot; later results are bit-equal to those without the restart.
+        """Restore the state from a snapshot; later results are bit-equal to those without a restart.
 
         Raises:
             RestoreError: the snapshot was taken under another definition of the features.
@@ -265,7 +265,7 @@ class _EntityRows:
         self.counters = WindowCounters(*(arrays[name].whole() for name in WindowCounters._fields))
 
     def _wake(self, keys: NDArray[np.uint64]) -> None:
-        """Give the dormant among `keys`, which are about to have an event, rows with their lifetime facts."""
+        """Give rows with their lifetime facts to those of `keys` that are dormant, before their next event."""
         absent = np.empty(len(keys), bool)
         kernel.find_absent(self.table, keys, absent)
         wanted = np.unique(keys[absent])
@@ -282,23 +282,23 @@ class _EntityRows:
         kernel.index(self.table, self.keys[: self.used], first)
 
     def _idle_ms(self, clock_ms: int) -> NDArray[np.int64]:
-        """How long each entity has been without an event."""
+        """Time since the last event of each entity."""
         return clock_ms - self.rows[:, 0].view(np.int64)
 
     def _asleep(self, clock_ms: int) -> Dormant:
-        """The lifetime facts, as of a time, of the entities whose windows are as new."""
+        """Lifetime facts of the entities that are idle at a time."""
         layout, idle_ms = self.layout, self._idle_ms(clock_ms)
         falling = np.flatnonzero((idle_ms > layout.idle_ms) & (idle_ms <= layout.lifetime_ms))
         kept = clock_ms - self.dormant.words[:, 0].view(np.int64) <= layout.lifetime_ms
         if len(kept):
-            kept &= ~np.isin(self.dormant.keys, self.keys[: self.used], kind="sort")  # its row knows better
+            kept &= ~np.isin(self.dormant.keys, self.keys[: self.used], kind="sort")  # its row is newer
         keys = np.concatenate([self.dormant.keys[kept], self.keys[falling]])
         order = np.argsort(keys, kind="stable")
         words = np.concatenate([self.dormant.words[kept], self.rows[falling, : layout.lifetime_words]])
         return Dormant(keys[order], words[order])
 
     def _hold(self, keys: NDArray[np.uint64], rows: NDArray[np.uint64], slots: int) -> None:
-        """Make room for `slots` entities, of which the first `used` are given."""
+        """Allocate rows for `slots` entities, of which the first `used` are in use."""
         words = np.zeros(slots * self.layout.stride, np.uint64)
         words.reshape(-1, self.layout.stride)[: self.used] = rows
         self.memory = Memory.of(words)
@@ -309,5 +309,5 @@ class _EntityRows:
 
 
 def _slots(used: int) -> int:
-    """Room for `used` entities and as many again, roughly."""
+    """Capacity for about twice `used` entities."""
     return max(_FIRST_SLOTS, 1 << used.bit_length())

@@ -148,6 +148,9 @@ class Admin(Closing, Protocol):
         """All settings of each topic, including defaults."""
         ...
 
+    def change_settings(self, names: Iterable[str], settings: Mapping[str, str]) -> None:
+        """Change these settings of each topic; they apply a moment later. All others keep their values."""
+
     def group_positions(self, group: str) -> dict[Position, int]:
         """The committed offsets of a group."""
         ...

@@ -1,7 +1,8 @@
-"""Topics: create, describe and delete them, find their offsets, read ranges; with any client."""
+"""Topics: create, describe, change and delete them, find their offsets, read ranges; with any client."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from pipelines.errors import BrokerError, LoginError
 from pipelines.kafka.connection import Connection
@@ -96,6 +97,29 @@ def _wait_until(holds: Callable[[], bool], otherwise: str) -> None:
         if time.monotonic() > until:
             raise BrokerError(otherwise)
         time.sleep(0.05)
+
+
+def stamp_appends(connection: Connection, *topics: str) -> None:
+    """Let the broker stamp new records of the topics on arrival; records already there keep their timestamps.
+
+    Raises:
+        BrokerError: the newest record of a partition has a timestamp in the future, or the broker does not answer.
+    """
+    now_ms = time.time() * 1000
+    positions = [position for topic in topics for position in partitions_of(connection, topic)]
+    for (topic, partition), record in last_records(connection, positions).items():
+        if record.timestamp_ms > now_ms:
+            until = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).isoformat(timespec="seconds")
+            raise BrokerError(
+                f"{topic} [{partition}] has a record with the timestamp {until}, which is in the future: new records "
+                "could not be ordered after it; wait until then, or replay only the past into other topics"
+            )
+    with connection.asking() as admin:
+        admin.change_settings(topics, {"message.timestamp.type": "LogAppendTime"})
+        _wait_until(
+            lambda: all(s.get("message.timestamp.type") == "LogAppendTime" for s in admin.settings(topics).values()),
+            f"the settings of {', '.join(topics)} did not change within 10 s",
+        )
 
 
 def stamps_appends(connection: Connection, *topics: str) -> bool:

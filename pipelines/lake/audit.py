@@ -1,4 +1,4 @@
-"""The audits: nothing lost or doubled (reconcile), and live = offline (skew audit)."""
+"""The audits: no event is lost or scored twice (reconcile), and live and offline scores are equal (skew audit)."""
 
 import hashlib
 from array import array
@@ -27,7 +27,7 @@ from pipelines.record import Received
 
 SCORE_TOLERANCE = 1e-5
 MAX_EXAMPLES = 20
-MAX_PLACES = 1_000  # of each kind of problem that are named
+MAX_PLACES = 1_000  # listed for each kind of problem
 PROBLEMS = ("missing", "doubled", "stray", "mismatched", "unreadable", "unscored_duplicates")
 _CHUNK = 8_192
 Place = tuple[int, int]  # partition, offset
@@ -35,7 +35,7 @@ Place = tuple[int, int]  # partition, offset
 
 @dataclass(frozen=True)
 class Skew:
-    """A score that differs from the lake; None if the lake lacks its event, or the model is not available."""
+    """A score that differs from the lake; None if its event is not in the lake or its model is not available."""
 
     partition: int
     offset: int
@@ -54,7 +54,7 @@ class NoModelError(UnmaskError):
 class ModelCheck:
     """The scores of one model: of `n_scores`, `n_checked` were recomputed and `n_differs` of those differ.
 
-    `why_not` says why the model is not available; then none was recomputed.
+    `why_not` is the reason why the model is not available; then none was recomputed.
     """
 
     digest: str
@@ -66,9 +66,9 @@ class ModelCheck:
 
 @dataclass(frozen=True)
 class SkewAudit:
-    """Comparison of every published score with features and score recomputed from the lake.
+    """Result of comparing every published score with features and scores recomputed from the lake.
 
-    Of `checked` scores, `equal` have the features of the lake; `models` has the recomputed scores by model.
+    Of the `checked` scores, `equal` have the same features as in the lake; `models` counts recomputed scores by model.
     """
 
     checked: int
@@ -102,14 +102,14 @@ def skew_audit(
     since: Mapping[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SkewAudit:
-    """Compare every score in the lake with what the lake's events and labels give.
+    """Recompute the features and score of every score in the lake from its events and labels, and compare.
 
-    The lake's side is the feature table: a fold that shares nothing with the scorer's but its definition.
+    The features come from the feature table, a fold independent of the live scorer's state.
 
     Args:
-        folder: of the stream's feature tables.
-        models: the model of a digest, or `NoModelError`; asked once for each model, one model is held at a time.
-        since: first offset to compare, per partition: from there on the present features were in force.
+        folder: folder of the stream's feature tables.
+        models: returns the model of a digest or raises `NoModelError`; called once per model.
+        since: first offset to compare, per partition; earlier scores used another feature definition.
         progress: as in `feature_table`.
     """
     lake = lake.snapshot()
@@ -186,10 +186,10 @@ def _score_again(
 class Reconciliation:
     """`events = scored + refused + duplicates`, offset by offset, from each partition's start to its progress.
 
-    `missing` events have no record, `doubled` ones have several, `stray` records have no event. `mismatched` records
+    `missing` events have no record, `doubled` events have several, `stray` records have no event. `mismatched` records
     belong to another event than the one at their offset: another event id, or other bytes for a dead letter.
     `unreadable` records (partition, offset in the scores or refused topic) were not written by Unmask.
-    `unscored_duplicates` name an original that was not scored. The first `MAX_PLACES` of each kind are listed;
+    `unscored_duplicates` are duplicates whose original was not scored. The first `MAX_PLACES` of each kind are listed;
     `n_problems` counts all. `pending` events are beyond the progress and not scored yet. `since` is the first offset
     of the current features per partition; the `n_scored_since` scores from there can be compared in a skew audit.
     """
@@ -216,7 +216,7 @@ class Reconciliation:
 
     @property
     def is_complete(self) -> bool:
-        """It holds, and no event is pending."""
+        """Whether there is no problem and no event is pending."""
         return self.holds and not self.pending
 
     def words(self) -> str:
@@ -238,9 +238,9 @@ class Reconciliation:
 
 
 def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
-    """Compare every event, score and dead letter in Kafka, committed records only, with the progress records.
+    """Compare all committed events, scores and dead letters in Kafka with the progress records.
 
-    One partition at a time; about 20 bytes of memory for each event of the largest one.
+    Partitions are checked one by one. Memory: about 20 bytes per event of the largest partition.
 
     Raises:
         BrokerError: a topic or a partition's progress is missing; nothing has been scored yet.
@@ -284,7 +284,7 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
 
 @dataclass
 class Findings:
-    """What the audit has found so far, over all partitions."""
+    """Findings of the audit over all partitions so far."""
 
     n_events: int = 0
     n_scored: int = 0
@@ -308,14 +308,14 @@ class _At(msgspec.Struct):
 
 
 class _Scored(msgspec.Struct):
-    """What the audit needs of a score."""
+    """The fields of a score that the audit needs."""
 
     source: _At
     event_id: str
 
 
 class _Dead(msgspec.Struct):
-    """What the audit needs of a dead letter."""
+    """The fields of a dead letter that the audit needs."""
 
     source: _At
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -323,7 +323,7 @@ class _Dead(msgspec.Struct):
 
 
 class Outcomes:
-    """The scores and dead letters of one partition, held against its events: first `published`, then `events`."""
+    """Compares the scores and dead letters of one partition (`published`) with its events (`events`)."""
 
     def __init__(self, stream: Stream, partition: int, progress: Progress, found: Findings) -> None:
         self._partition, self._progress, self._found = partition, progress, found
@@ -332,10 +332,10 @@ class Outcomes:
         self._decode_scored = msgspec.json.Decoder(_Scored).decode
         self._decode_dead = msgspec.json.Decoder(_Dead).decode
         self._scored, self._dead = _OutcomeIndex(), _OutcomeIndex()
-        self._original = array("q")  # of dead letters: the offset of what a duplicate repeats, -1 for a refusal
+        self._original = array("q")  # for dead letters: offset of the original of a duplicate, -1 for other refusals
 
     def published(self, records: Sequence[Received]) -> None:
-        """Take scores and dead letters of this partition."""
+        """Add scores and dead letters of this partition."""
         for record in records:
             is_score = record.topic == self._scores
             try:
@@ -354,7 +354,7 @@ class Outcomes:
                     self._original.append(-1 if outcome.duplicate_of is None else outcome.duplicate_of)
 
     def compare_with(self, first: int) -> None:
-        """All outcomes are in: check them among themselves, and against what Kafka has deleted before `first`."""
+        """After all outcomes are added: find repetitions, and account for events deleted from Kafka before `first`."""
         found, partition, progress = self._found, self._partition, self._progress
         self._scored.close()
         order = self._dead.close()
@@ -375,7 +375,7 @@ class Outcomes:
         found.note("doubled", partition, np.unique(np.concatenate(twice)))
         due = repeats[original[repeats] >= progress.start]
         found.note("unscored_duplicates", partition, dead[due[~self._is_in(original[due], scored)]])
-        # What Kafka has deleted cannot be read: an outcome vouches for its event, an offset without one is missing.
+        # Deleted events cannot be read: an outcome counts as evidence of its event; without one, the event is missing.
         for begin in range(progress.start, min(first, progress.next_offset), _CHUNK):
             gone = np.arange(begin, min(begin + _CHUNK, first, progress.next_offset))
             found.n_events += len(gone)
@@ -384,7 +384,7 @@ class Outcomes:
             column.seen = (column.offsets >= progress.start) & (column.offsets < first)
 
     def events(self, records: Sequence[Received]) -> None:
-        """Take events from the start to the progress."""
+        """Add events between the start and the progress."""
         found, partition = self._found, self._partition
         found.n_events += len(records)
         offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
@@ -403,7 +403,7 @@ class Outcomes:
         found.note("mismatched", partition, sorted(set(wrong)))
 
     def close(self, *, pending: int) -> None:
-        """All events are in: what was seen of no event is stray."""
+        """After all events are added: outcomes without an event are stray."""
         self._found.pending += pending
         for column in (self._scored, self._dead):
             self._found.note("stray", self._partition, np.unique(column.offsets[~column.seen]))
@@ -417,7 +417,7 @@ class Outcomes:
 
 
 class _OutcomeIndex:
-    """Offsets and 64-bit hashes, by rising offset once closed; `seen` says which were found among the events."""
+    """Offsets and 64-bit hashes of outcomes, sorted by offset once closed; `seen` marks those with an event."""
 
     def __init__(self) -> None:
         self._offsets, self._hashes = array("q"), array("Q")
@@ -427,7 +427,7 @@ class _OutcomeIndex:
         self._hashes.append(digest)
 
     def close(self) -> NDArray[np.int64] | None:
-        """Sort by offset; returns the order, None where it was so already (a lane publishes in order)."""
+        """Sort by offset; returns the order, or None if they were sorted (a lane publishes in order)."""
         self.offsets = np.frombuffer(self._offsets, np.int64)
         self.hashes = np.frombuffer(self._hashes, np.uint64)
         self.seen = np.zeros(len(self.offsets), bool)
@@ -438,7 +438,7 @@ class _OutcomeIndex:
         return order
 
     def find(self, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Index of each offset, and whether it is there; all that are equal count as seen."""
+        """Index of each offset, and whether it exists; those with an equal hash are marked as seen."""
         n = len(self.offsets)
         at = np.searchsorted(self.offsets, offsets)
         there = np.zeros(len(offsets), bool)
@@ -455,7 +455,7 @@ def _n_distinct(rising: NDArray[np.int64]) -> int:
 
 
 def event_id_reader(stream: Stream) -> Callable[[bytes | None], str | None]:
-    """A light decoder of nothing but an event's id; None where it cannot be read."""
+    """Returns a decoder of the event id only; its result is None if the id cannot be read."""
     kind = msgspec.defstruct("EventId", [(stream.event_id, str | int | bool | None, None)], gc=False)
     decode = msgspec.json.Decoder(kind).decode
 

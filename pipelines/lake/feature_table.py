@@ -1,7 +1,7 @@
-"""The feature table: what the fold makes of every event in the lake, kept on disk so that it is made once.
+"""The feature table: the features of every event in the lake, kept on disk so that they are computed once.
 
-A table is a folder of .npy files beside the lake, named by a digest of the feature definition and of the lake's version
-that it was made from. It is read memory-mapped and written in pieces, so it may be larger than memory.
+A table is a folder of .npy files beside the lake. Its name is a digest of the feature definition and the version of the
+lake. Tables are written in pieces and read memory-mapped, so they may be larger than memory.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ from pipelines.lake.tables import Lake
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-KEPT = 3  # tables of a stream; the one that was used longest ago goes first
+KEPT = 3  # tables kept per stream; the least recently used one is removed first
 _MANIFEST = "manifest.json"
 _EVENT_IDS = "event_id.arrow"
 _READ_FROM = ("events", "labels", "places")
@@ -40,14 +40,14 @@ _READ_FROM = ("events", "labels", "places")
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Every event of the lake that is no duplicate, in the one order, as the live scorer saw it.
+    """All events of the lake except duplicates, in the one order, with the features that the live scorer computes.
 
-    Features see only what is before their event in that order, so the rows with `clock_ms < t` are what a fold of
-    everything that had taken effect before t gives.
+    Features depend only on earlier records in that order, so the rows with `clock_ms < t` are equal to those of a fold
+    of the records that took effect before t.
 
     Shapes: `numeric` (n, d), `categorical` (n, c) hashes, `duplicates` (m, 3), the others (n,). `clock_ms` is the
-    effective time and does not fall; `hashes` are those that a score carries. A row of `duplicates` has the partition
-    and offset of a repeated event and its original's offset. The arrays are memory-mapped.
+    effective time and never decreases; `hashes` are the feature hashes in scores. A row of `duplicates` has the
+    partition and offset of a duplicate and the offset of its original. The arrays are memory-mapped.
     """
 
     key: str
@@ -67,7 +67,7 @@ class FeatureTable:
 
     @property
     def event_id(self) -> pl.Series:
-        """The events' ids; 16 bytes of memory a row, their text stays mapped."""
+        """Ids of the events. Memory: 16 bytes per row; the text stays memory-mapped."""
         ids = pl.from_arrow(self.event_ids)
         assert isinstance(ids, pl.Series)
         return ids
@@ -76,12 +76,12 @@ class FeatureTable:
 def feature_table(
     lake: Lake, stream: Stream, folder: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> FeatureTable:
-    """The features of every event in the lake: a table that is there already, or one that is folded now.
+    """Return the feature table of the lake; it is computed if it does not exist.
 
     Args:
-        lake: read as it is now, or as it was at its `snapshot`.
-        folder: where the stream's tables are kept, beside the lake; the newest `KEPT` stay.
-        progress: called with the number of items folded and the number there are.
+        lake: the lake or a `snapshot` of it.
+        folder: folder of the stream's tables; the newest `KEPT` are kept.
+        progress: called with the number of items folded and the total.
 
     Raises:
         LakeError: the lake cannot be read, or the table cannot be written.
@@ -93,9 +93,9 @@ def feature_table(
         return found
     try:
         with _locked(folder):
-            if (found := _open(path, key)) is not None:  # another process made it meanwhile
+            if (found := _open(path, key)) is not None:  # another process has written it meanwhile
                 return found
-            shutil.rmtree(path, ignore_errors=True)  # where it is damaged
+            shutil.rmtree(path, ignore_errors=True)  # if it is damaged
             _clear(folder, keep=KEPT - 1)
             draft = folder / f".{key}"
             _write(lake, stream, draft, key, progress)
@@ -117,7 +117,7 @@ def _key(lake: Lake, stream: Stream) -> str:
 
 
 def _open(path: Path, key: str) -> FeatureTable | None:
-    """The table in a folder; None where it is not there or not whole."""
+    """Open the table in a folder; None if it is missing or incomplete."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         if any((path / name).stat().st_size != size for name, size in manifest["files"].items()):
@@ -128,7 +128,7 @@ def _open(path: Path, key: str) -> FeatureTable | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     with suppress(OSError):
-        os.utime(path)  # it was used now
+        os.utime(path)  # mark it as used
     return FeatureTable(key, **columns, event_ids=event_ids)
 
 
@@ -136,12 +136,12 @@ def _mapped(path: Path) -> NDArray[Any]:
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    empty = 0 in shape  # which cannot be mapped
+    empty = 0 in shape  # empty files cannot be mapped
     return np.empty(shape, dtype) if empty else np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable[[int, int], None] | None) -> None:
-    """Fold the lake into a folder, a chunk at a time; the manifest, the mark of completion, is written last."""
+    """Fold the lake into a folder, chunk by chunk. The manifest marks completion and is written last."""
     draft.mkdir()
     shapes = _columns(len(stream.numeric_columns), len(stream.categories))
     columns = {name: _GrowingArray(draft / f"{name}.npy", *shape) for name, shape in shapes.items()}
@@ -176,7 +176,7 @@ def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable
 
 
 def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
-    """Type and width of every array; None = one number a row."""
+    """Type and width of every array; None = one number per row."""
     return {
         "partition": (np.int32, None),
         "offset": (np.int64, None),
@@ -191,7 +191,7 @@ def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
 
 
 class _GrowingArray:
-    """A .npy file that grows by rows; its header, whose size depends on no length, gets the number of rows at last."""
+    """A .npy file written row by row. Its header has a fixed size and gets the number of rows at the end."""
 
     def __init__(self, path: Path, dtype: type, width: int | None) -> None:
         self._dtype, self._width, self._n = np.dtype(dtype), width, 0
@@ -216,7 +216,7 @@ class _GrowingArray:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time makes or removes tables; the lock goes with its process, however that ends."""
+    """A lock: one process at a time writes or removes tables. It is released when the process ends in any way."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as held:
         try:
@@ -228,9 +228,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path, *, keep: int) -> None:
-    """Remove what a killed process left half done, and all tables but the `keep` that were used last.
+    """Remove incomplete tables of killed processes, and all tables except the `keep` most recently used.
 
-    A process that has mapped a removed table goes on with it: its files go when they are closed.
+    A process that has mapped a removed table can still read it.
     """
     folders = [path for path in folder.iterdir() if path.is_dir()]
     half = [path for path in folders if path.name.startswith(".") or not (path / _MANIFEST).exists()]

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,14 +27,14 @@ from pipelines.record import Received
 log = logging.getLogger(__name__)
 
 COMMIT_RECORDS = 100_000
-PIECE = 2_000  # records decoded at once: more of them alive cost the garbage collector more than they save
+PIECE = 2_000  # records decoded at once; with more, garbage collection costs more than the larger batch saves
 OnProgress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
 @dataclass
 class IngestCounts:
-    """Rows that one ingest wrote; `n_unreadable` foreign messages in scores and progress were skipped."""
+    """Number of rows written by one ingest. `n_unreadable`: skipped foreign messages in scores and progress."""
 
     n_events: int = 0
     n_labels: int = 0
@@ -44,7 +45,7 @@ class IngestCounts:
 
 
 def group_of(stream: Stream) -> str:
-    """The Kafka group under which the ingest notes how far it has come."""
+    """The Kafka group whose offsets show the position of the ingest."""
     return f"unmask.{stream.topics}.ingest"
 
 
@@ -56,16 +57,16 @@ def ingest(
     fault: Fault = no_fault,
     progress: OnProgress | None = None,
 ) -> IngestCounts:
-    """Read every topic from where the lake stands to its end as of now, and append it to the lake.
+    """Append to the lake the records of every topic from the lake's position to the current end.
 
-    The lake is the authority on how far it has come; the group's offsets in Kafka are a hint for those who watch lag.
+    The positions in the lake are authoritative. The offsets of the Kafka group are only for monitoring the lag.
 
     Args:
-        fault: called with "between_lake_and_kafka" after every commit; a test makes it a crash.
-        progress: called with the number of records done and the number there are to do.
+        fault: called with "between_lake_and_kafka" after every commit; tests use it to crash here.
+        progress: called with the number of records done and the total.
 
     Raises:
-        LakeError: Kafka has deleted records that the lake lacks, or a topic was recreated.
+        LakeError: Kafka has deleted records that are not in the lake, or a topic was recreated.
         BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
     inputs = ["events", "labels"] if stream.labels else ["events"]
@@ -75,10 +76,10 @@ def ingest(
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
     at = _books_begin(connection, stream, at) | at
-    # What is published is asked about first: the inputs of every score are then in what is asked about next.
+    # Ends of the outputs first, then of the inputs: the input of every score is then included.
     for kinds in (["scores"], ["progress"], inputs):
         for position, (first, end) in topics.bounds(connection, [stream.topic(k) for k in kinds]).items():
-            spans[position] = (_checked(position, at.get(position, first), first, end), end)
+            spans[position] = (_checked(position, at.get(position, first), first, end, lake.folder), end)
     done, total = 0, sum(end - first for first, end in spans.values())
     append = {"events": intake.events, "labels": intake.labels, "scores": intake.scores, "progress": intake.places}
     for kind in (*inputs, "scores", "progress"):
@@ -96,12 +97,13 @@ def ingest(
     return intake.counts
 
 
-def _checked(position: Position, at: int, first: int, end: int) -> int:
+def _checked(position: Position, at: int, first: int, end: int, folder: Path) -> int:
     topic, partition = position
     if at < first:
         raise LakeError(
             f"{topic} [{partition}] starts at offset {first}, but the lake ends at {at}: Kafka has deleted "
-            f"{first - at} records; raise retention.ms above the longest lag of the ingest, and start a new lake"
+            f"{first - at} records that were never ingested. Raise retention.ms above the longest interval between two "
+            f"ingests; then move {folder} away and run `unmask ingest`, which starts a new lake"
         )
     if at > end:
         raise LakeError(
@@ -112,7 +114,7 @@ def _checked(position: Position, at: int, first: int, end: int) -> int:
 
 
 def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[Position, int]:
-    """For a new lake: the first offsets of scores and places that count since the last recovery."""
+    """For a new lake: first offsets of scores and progress records that are valid since the last recovery."""
     begin: dict[Position, int] = {}
     for topic, p in topics.partitions_of(connection, stream.topic("progress")):
         if (topic, p) not in at and (told := read_progress(connection, stream, p)):
@@ -123,7 +125,7 @@ def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, i
 def _batches(
     connection: Connection, spans: dict[Position, tuple[int, int]]
 ) -> Iterator[tuple[list[Received], dict[int, int]]]:
-    """Records in commits' sizes, each with the last offset covered per partition (control markers too at the end)."""
+    """Records in batches of one commit each, with the last offset covered per partition."""
     if all(first >= end for first, end in spans.values()):
         return
     records: list[Received] = []
@@ -136,7 +138,7 @@ def _batches(
 
 
 class _ToldPlaces(msgspec.Struct):
-    """What the ingest needs of a progress record."""
+    """The fields of a progress record that the ingest needs."""
 
     out_of_turn: list[tuple[int, int, int, int, int, int, int, int]]
 
@@ -181,7 +183,7 @@ class Intake:
         )
 
     def _ours(self, records: Sequence[Received], decoder: msgspec.json.Decoder[T]) -> Iterator[tuple[Received, T]]:
-        """The messages that a scorer wrote; messages of other programs are skipped."""
+        """Decode messages of the scorer; skip messages of other programs."""
         for record in records:
             try:
                 yield record, decoder.decode(record.value or b"")
@@ -191,9 +193,9 @@ class Intake:
                 log.warning("%s [%d], offset %d, is skipped: %s", record.topic, record.partition, record.offset, why)
 
     def _decoded(self, kind: int, topic: str, records: Sequence[Received], through: dict[int, int]) -> Block:
-        """The accepted records; the refused ones are written before.
+        """Write the refused records and return the accepted ones.
 
-        So a crash between the two writes neither twice: it is the accepted ones that move the position on.
+        The position advances with the accepted records, so after a crash in between, neither is written twice.
         """
         clocks = {p: self._clock(kind, topic, p) for p in {record.partition for record in records}}
         blocks = [
@@ -208,7 +210,7 @@ class Intake:
         return block.take(accepted)
 
     def _clock(self, kind: int, topic: str, partition: int) -> SourceClock:
-        """The running arrival of a partition, as the scorer takes it."""
+        """The running arrival of a partition, as in the scorer."""
         at = (topic, partition)
         if at not in self._clocks:
             self._clocks[at] = SourceClock(Source(kind, partition), arrival_ms=self._arrivals.get(at, 0))
@@ -249,7 +251,7 @@ def _common_columns(block: Block, stream: Stream) -> dict[str, Any]:
 
 
 def _refused_rows(block: Block) -> Iterator[tuple]:
-    """Refused records as rows: as they came, with the rule that each broke."""
+    """Refused records as rows: the raw bytes and the rule that each broke."""
     columns = (block.partition, block.offset, block.arrival_ms, block.refusal, block.value)
     for partition, offset, arrival_ms, refusal, value in zip(*(column.tolist() for column in columns), strict=True):
         raw = value or b""

@@ -1,8 +1,8 @@
-"""What the labels in the lake say of an event as of a time.
+"""Labels of the events in the lake as of a time.
 
-The rule, here for whole tables and in `features.reports` for the fold: the latest report that has taken effect counts;
-1 says fraud, 0 takes that back, a repeated report changes nothing, and an event without a report is no fraud. That an
-event is no fraud is known once it is older than the labels' maturity.
+The rule, here for tables and in `features.reports` for the fold: the latest label in effect is valid. 1 means fraud, 0
+withdraws an earlier 1, a repeated label changes nothing, and an event without a label is legitimate. That it is
+legitimate is known once the event is older than the maturity.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _COLUMNS = ["partition", "offset", "arrival_ms", "event_id", "label"]
 
 
 def reported_frauds(lake: Lake, stream: Stream, *, as_of_ms: int) -> pl.Series:
-    """Ids of the events whose latest report that had taken effect before a time says fraud.
+    """Ids of the events whose latest label in effect before a time is fraud.
 
     Args:
         as_of_ms: ms since 1970, on the stream's clock.
@@ -29,10 +29,10 @@ def reported_frauds(lake: Lake, stream: Stream, *, as_of_ms: int) -> pl.Series:
 
 
 def frauds_of(event_id: pl.Series, label: pl.Series) -> pl.Series:
-    """Ids whose latest report says fraud.
+    """Ids whose latest label is fraud.
 
     Args:
-        event_id, label: of reports in the one order, **shape (n,)**; label 1 = fraud, 0 = taken back.
+        event_id, label: of labels in the one order, **shape (n,)**; 1 = fraud, 0 = withdrawn.
 
     >>> frauds_of(pl.Series(["a", "b", "a", "b"]), pl.Series([1, 0, 0, 1])).to_list()
     ['b']
@@ -42,11 +42,11 @@ def frauds_of(event_id: pl.Series, label: pl.Series) -> pl.Series:
 
 
 def is_known(time_ms: NDArray[np.int64], labels: Labels | None, *, as_of_ms: int) -> NDArray[np.bool_]:
-    """Which events are old enough at a time that a 0 means no fraud, and not merely no report yet.
+    """Which events are old enough at a time that a missing label means legitimate.
 
     Args:
         time_ms: event times, **shape (n,)**.
-        labels: how the stream's labels arrive; None = it has none, and nothing is known.
+        labels: label settings of the stream; None = it has no labels, and nothing is known.
         as_of_ms: ms since 1970, on the stream's clock.
     """
     if labels is None:

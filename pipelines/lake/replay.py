@@ -1,4 +1,4 @@
-"""The lake in the one order: its events and labels folded again, bit-equal to what was folded live."""
+"""The replay of the lake: its events and labels in the one order, folded again, bit-equal to the live fold."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,35 +16,35 @@ from pipelines.lake.tables import Lake
 from pipelines.order import EVENT, KIND_NAMES, LABEL
 
 CHUNK = 50_000
-SLICE = 500_000  # rows of the lake that are read and sorted at a time, about
+SLICE = 500_000  # approximate number of rows read and sorted at once
 PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
 _AT = ["at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
-_BUCKETS = 1 << 20  # of time, in which the lake's rows are counted to cut it into slices
+_BUCKETS = 1 << 20  # time intervals in which rows are counted, to divide the lake into slices
 
 
 class Span(NamedTuple):
-    """Effective times from `from_ms` up to `until_ms`, which is not among them."""
+    """Effective times in [`from_ms`, `until_ms`)."""
 
     from_ms: int
     until_ms: int
 
 
 class Folded(NamedTuple):
-    """Some records of the lake, folded."""
+    """Records of the lake after the fold."""
 
     block: Block
     n_done: int  # items folded so far
-    n_items: int  # items there are
+    n_items: int  # total number of items
 
 
 def fold_lake(lake: Lake, stream: Stream) -> Iterator[Folded]:
-    """Fold all events and labels of the lake again, in the one order, a chunk at a time.
+    """Fold all events and labels of the lake in the one order, chunk by chunk.
 
-    About `SLICE` rows of the lake are in memory at a time: more only where that many take effect within a millionth of
-    the lake's whole time. Beside them stand the state and the list of records that were folded out of turn.
+    In memory are about `SLICE` rows at a time (more only if they take effect within a millionth of the lake's time
+    span), the state, and the list of records that were folded out of turn.
 
     Args:
-        lake: a snapshot (`Lake.snapshot`), as it is read more than once.
+        lake: a snapshot (`Lake.snapshot`), because it is read more than once.
     """
     spans, n_items, n_partitions = _slices(lake, stream)
     state = State(stream, n_partitions)
@@ -58,7 +58,7 @@ def fold_lake(lake: Lake, stream: Stream) -> Iterator[Folded]:
 
 
 def _slices(lake: Lake, stream: Stream) -> tuple[list[Span], int, int]:
-    """Spans of about `SLICE` rows that follow one another, the number of rows, and that of partitions."""
+    """Consecutive spans of about `SLICE` rows, the number of rows, and the number of partitions."""
     kinds = (LABEL, EVENT) if stream.labels else (EVENT,)
     low, high, n_partitions = 2**62, -(2**62), 1
     for kind in kinds:
@@ -77,22 +77,22 @@ def _slices(lake: Lake, stream: Stream) -> tuple[list[Span], int, int]:
             counts += np.bincount((at - low) // width, minlength=len(counts))
     before = np.cumsum(counts) - counts
     cuts = low + width * np.flatnonzero(np.diff(before // SLICE, prepend=0))
-    # what was folded out of turn may have its place outside of these times
+    # records folded out of turn may have a place outside of these times
     edges = [-(2**62), *cuts.tolist(), 2**62]
     return [Span(*ends) for ends in pairwise(edges)], int(counts.sum()), n_partitions
 
 
 def _lag_ms(stream: Stream, kind: int) -> int:
-    """From a record's arrival to its effect."""
+    """Delay from the arrival of a record to its effect, ms."""
     return stream.labels.lag_ms if stream.labels and kind == LABEL else 0
 
 
 def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None, *, during: Span | None = None) -> Block:
-    """All (or the chosen) events and labels of the lake, ready to fold; without the texts of entities and categories.
+    """Events and labels of the lake, ready to fold, without the texts of entities and categories.
 
     Args:
-        chosen: says by a record's place and `is_event`, `partition`, `offset` whether it is wanted.
-        during: only what takes effect then is read.
+        chosen: selects records by their place, `is_event`, `partition` and `offset`; all by default.
+        during: read only records that take effect in this span.
     """
     frames = [placed(lake, stream, "events", EVENT, during=during)]
     if stream.labels:
@@ -131,11 +131,11 @@ def placed(
     columns: list[str] | None = None,
     during: Span | None = None,
 ) -> pl.DataFrame:
-    """Rows of a table with their place in the one order: by arrival, or where the scorer said that it folded them.
+    """Rows of a table with their place in the one order: by arrival, or where the scorer recorded that it folded them.
 
     Args:
-        columns: names, `partition`, `offset` and `arrival_ms` among them; None reads all.
-        during: only rows that take effect then.
+        columns: column names, including `partition`, `offset` and `arrival_ms`; None reads all.
+        during: read only rows that take effect in this span.
     """
     lag_ms = _lag_ms(stream, kind)
     told = (
@@ -163,7 +163,7 @@ def placed(
 def _taking_effect(
     lake: Lake, table: str, columns: list[str] | None, told: pl.DataFrame, during: Span, lag_ms: int
 ) -> pl.DataFrame:
-    """Rows that take effect during a span, by their arrival or by a recorded place."""
+    """Rows that take effect in a span, by arrival or by a recorded place."""
     arrival, place = pc.field("arrival_ms"), ["partition", "offset"]
     in_turn = (arrival >= during.from_ms - lag_ms) & (arrival < during.until_ms - lag_ms)
     rows = lake.read(table, columns=columns, where=in_turn).join(told, on=place, how="anti", maintain_order="left")

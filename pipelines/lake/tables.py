@@ -1,4 +1,4 @@
-"""The lake: Delta tables of what went through Kafka, each record in it once. The only file with deltalake."""
+"""The lake: Delta tables of the records in Kafka, each record once. The only file that imports deltalake."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")
 _FILLED_FROM = (("events", "events"), ("labels", "labels"), ("scores", "scores"), ("places", "progress"))
 _ATTEMPTS = 20
-_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}  # pyarrow's own buffers gigabytes of a wide table
+_READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}  # pyarrow buffers gigabytes by default
 _APP_FORMAT = "unmask/format"
 _Types = dict[str, type[pl.DataType]]
 _ARROW = {
@@ -36,7 +36,7 @@ _ARROW = {
 
 
 class _Shape(NamedTuple):
-    """A table's columns, and which of them say where a row's record lay in its topic."""
+    """Columns of a table, and those that identify the record of a row in its topic."""
 
     columns: _Types
     place: tuple[str, str]
@@ -50,10 +50,10 @@ class Lake:
 
     Args:
         root: folder of all lakes.
-        stream: whose lake it is.
+        stream: the stream of the lake.
 
     Raises:
-        LakeError: a field of the stream has the name of one of the lake's own columns.
+        LakeError: a field of the stream has a name that the lake reserves.
     """
 
     def __init__(self, root: Path, stream: Stream) -> None:
@@ -64,10 +64,10 @@ class Lake:
         self._pinned: Mapping[str, DeltaTable | None] | None = None
 
     def bind(self, topic_ids: Mapping[str, str]) -> None:
-        """Say from which Kafka topics rows come: name -> id (a UUID). Every table keeps the id of its topic.
+        """Set the Kafka topics that rows come from: name -> id (a UUID). Every table stores the id of its topic.
 
         Raises:
-            LakeError: a table was filled from another topic of that name, or by a newer version of Unmask.
+            LakeError: a table has rows of another topic with this name, or was written by a newer version of Unmask.
         """
         self._topic_ids = {topic: _low_bits(topic_id) for topic, topic_id in topic_ids.items()}
         for table, kind in _FILLED_FROM:
@@ -76,13 +76,13 @@ class Lake:
                 self._check_topic(delta, table, topic)
 
     def is_filled_from(self, table: str, topic: str, topic_id: str | None) -> bool:
-        """Whether a table's rows come from the topic of that id, as far as is known."""
+        """Whether the rows of a table come from the topic with this id; True if the id is unknown."""
         delta = self._open(table)
         noted = None if delta is None else delta.transaction_version(_app_topic_id(topic))
         return noted is None or topic_id is None or noted == _low_bits(topic_id)
 
     def columns(self, table: str) -> list[str]:
-        """The columns that a table was written with; none where it is not there yet."""
+        """Columns of a table on disk; empty if it does not exist yet."""
         delta = self._open(table)
         return [] if delta is None else [field.name for field in delta.schema().fields]
 
@@ -100,7 +100,7 @@ class Lake:
         self._sync(table, delta.version())
 
     def frame(self, table: str, data: Mapping[str, Any] | Sequence[tuple]) -> pl.DataFrame:
-        """Columns, or row tuples in the order of the table's columns without `topic`, in the table's types."""
+        """A frame with the types of a table, from columns or row tuples (in its order, without `topic`)."""
         types = {name: kind for name, kind in self._shapes[table].columns.items() if name != "topic"}
         if isinstance(data, Mapping):
             return pl.DataFrame(data, schema_overrides=types)
@@ -115,20 +115,20 @@ class Lake:
         through: Mapping[int, int],
         arrivals: Mapping[int, int] | None = None,
     ) -> int:
-        """Append rows made from the records of `topic` up to the offsets `through` (partition -> last offset).
+        """Append rows of the records of `topic` up to the offsets `through` (partition -> last offset).
 
-        One commit for all partitions, on disk when this returns. Rows that are already in the table are skipped.
+        All partitions are written in one commit, which is on disk on return. Rows already in the table are skipped.
 
         Args:
             table: one of `TABLES`.
-            rows: the table's columns (`topic` is filled in); may be empty: then only the offsets are noted.
-            arrivals: running maximum of record time per partition, ms; kept with the same commit.
+            rows: columns of the table without `topic`; if there are no rows, only the offsets are stored.
+            arrivals: running maximum of record time per partition, ms; stored in the same commit.
 
         Returns:
             Number of rows written.
 
         Raises:
-            LakeError: the table cannot be written, or was written under other types.
+            LakeError: the table cannot be written, or has other column types.
         """
         shape = self._shapes[table]
         if "topic" in shape.columns:
@@ -159,7 +159,7 @@ class Lake:
                     commit_properties=CommitProperties(app_transactions=marks),
                 )
             except CommitFailedError:
-                continue  # another writer was first; the next attempt skips the records that it covered
+                continue  # another writer was first; the next attempt skips its records
             except (DeltaError, OSError) as error:
                 raise LakeError(
                     f"{self.folder / table}: cannot be written ({type(error).__name__}: {error})"
@@ -171,11 +171,11 @@ class Lake:
         )
 
     def read(self, table: str, *, columns: list[str] | None = None, where: pc.Expression | None = None) -> pl.DataFrame:
-        """Rows of a table in the order of its topic; empty where nothing was written yet.
+        """Rows of a table in the order of its topic; empty if nothing was written yet.
 
         Args:
             columns: names of the columns; None reads all.
-            where: which rows; files whose statistics rule them out are not read. None reads all.
+            where: filter of the rows; files are skipped by their statistics. None reads all.
 
         Raises:
             LakeError: the table cannot be read.
@@ -200,7 +200,7 @@ class Lake:
         return frame.cast({c: shape.columns[c] for c in wanted}).sort(shape.place).select(columns or wanted)  # type: ignore[arg-type]
 
     def batches(self, table: str, columns: list[str]) -> Iterator[pl.DataFrame]:
-        """Some columns of all rows, a bounded number of rows at a time, in no particular order.
+        """Columns of all rows in bounded batches, in no particular order.
 
         Raises:
             LakeError: the table cannot be read.
@@ -220,7 +220,7 @@ class Lake:
             raise LakeError(f"{self.folder / table}: cannot be read ({type(error).__name__}: {error})") from error
 
     def snapshot(self) -> "Lake":
-        """The lake as it is now, for reading: what is appended later does not show.
+        """A view of the lake for reading, without rows that are appended later.
 
         Raises:
             LakeError: a table cannot be read.
@@ -234,20 +234,20 @@ class Lake:
         return {(topic, p): last + 1 for topic, p, last in self._noted(_app)}
 
     def arrivals(self) -> dict[tuple[str, int], int]:
-        """Running maximum of record time, ms, over all that was ingested: accepted, refused or repeated."""
+        """Running maximum of record time, ms, per topic and partition, over all ingested records."""
         return {(topic, p): stamp for topic, p, stamp in self._noted(_app_arrival)}
 
     def version(self) -> str:
         """Version of every table, for lineage.
 
         Example:
-            "events=12 labels=3 refused=1 scores=9 places=9"; a table that is not there yet has version "-".
+            "events=12 labels=3 refused=1 scores=9 places=9"; a table that does not exist yet has version "-".
         """
         tables = ((name, self._open(name)) for name in TABLES)
         return " ".join(f"{name}={'-' if delta is None else delta.version()}" for name, delta in tables)
 
     def identity(self, tables: Sequence[str]) -> list[tuple[str, int] | None]:
-        """What each table holds: its id, drawn at random when it was made, and its version; None before that."""
+        """Random id and version of each table; None if it does not exist."""
         opened = [self._open(table) for table in tables]
         return [None if delta is None else (str(delta.metadata().id), delta.version()) for delta in opened]
 
@@ -272,7 +272,7 @@ class Lake:
             )
 
     def _first_marks(self, delta: DeltaTable, topic: str) -> list[Transaction]:
-        """The table's format and its topic's id, where they are not noted yet."""
+        """Format of the table and id of its topic, if they are not stored yet."""
         wanted = {_APP_FORMAT: FORMAT}
         if topic in self._topic_ids:
             wanted[_app_topic_id(topic)] = self._topic_ids[topic]
@@ -295,7 +295,7 @@ class Lake:
                 "it was written by a newer version of Unmask; run that version"
             )
         ours = {field.name: field.type for field in Schema.from_arrow(self._arrow(table)).fields}
-        for field in delta.schema().fields:  # delta-rs would cast without a word where it can
+        for field in delta.schema().fields:  # delta-rs would cast silently if possible
             if field.name in ours and field.type != ours[field.name]:
                 raise LakeError(
                     f"{self.folder / table}: {field.name} was written as {field.type}, now it is {ours[field.name]}; "
@@ -317,7 +317,7 @@ class Lake:
         return pa.schema([(name, _ARROW[kind]) for name, kind in self._shapes[table].columns.items()])
 
     def _sync(self, table: str, version: int) -> None:
-        """delta-rs never calls fsync: without this a power cut could lose a commit that Kafka was told of."""
+        """Flush new files to disk, which delta-rs does not: a power cut could otherwise lose a committed append."""
         folder = self.folder / table
         commit = folder / "_delta_log" / f"{version:020}.json"
         actions = [json.loads(line) for line in commit.read_text().splitlines()]
@@ -361,7 +361,7 @@ def _shapes(stream: Stream) -> dict[str, _Shape]:
 
 
 def _beyond(rows: pl.DataFrame, place: tuple[str, str], covered: Mapping[int, int]) -> pl.DataFrame:
-    """Rows of the partitions in `covered`, beyond the offset covered there."""
+    """Rows of the partitions in `covered` that are beyond the covered offset."""
     partition, offset = place
     last = pl.col(partition).replace_strict(covered, default=None, return_dtype=pl.Int64)
     return rows.filter(pl.col(offset) > last)
@@ -380,7 +380,7 @@ def _app_topic_id(topic: str) -> str:
 
 
 def _low_bits(topic_id: str) -> int:
-    """What of a UUID fits into a transaction's version."""
+    """The bits of a UUID that fit into a transaction version."""
     return uuid.UUID(topic_id).int & (2**63 - 1)
 
 

@@ -17,11 +17,11 @@ from pipelines.lake.tables import Lake
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """Rows by event time, each with the label known by a time. Shapes: `rows`, `time_ms`, `label` and `known` (n,).
+    """Rows by event time with their labels as of a time. Shapes: `rows`, `time_ms`, `label` and `known` (n,).
 
-    `rows` says which rows of `features` these are: the features themselves stay on disk until they are asked for.
-    `label` is 1 where the latest report that had taken effect says so. `known` says that the label counts: the event is
-    old enough, so that a 0 means no fraud and not merely no report yet.
+    `rows` are indices of rows in `features`, which stay on disk until they are read.
+    `label` is 1 if the latest label in effect is fraud. `known` is True if the event is old enough that a 0 means
+    legitimate, not merely unlabelled.
     """
 
     features: FeatureTable
@@ -36,7 +36,7 @@ class TrainingTable:
 
     @property
     def event_id(self) -> pl.Series:
-        """The rows' event ids."""
+        """Event ids of the rows."""
         return self.features.event_id.gather(self.rows)
 
 
@@ -48,13 +48,13 @@ def training_table(
     as_of_ms: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainingTable:
-    """The events that had taken effect before a time, with features as of each event and labels as of that time.
+    """Events that took effect before a time, with features as of each event and labels as of that time.
 
-    In memory are some 30 bytes a row and the ids of the reported frauds; the features are mapped.
+    Memory: about 30 bytes per row and the ids of the reported frauds; features are memory-mapped.
 
     Args:
-        folder: of the stream's feature tables.
-        as_of_ms: ms since 1970, on the stream's clock; nothing that takes effect later is looked at.
+        folder: folder of the stream's feature tables.
+        as_of_ms: ms since 1970, on the stream's clock; later records are not used.
         progress: as in `feature_table`.
     """
     lake = lake.snapshot()
@@ -70,7 +70,7 @@ def training_table(
 
 
 def category_names(lake: Lake, stream: Stream) -> dict[int, str]:
-    """The text behind every category hash in the lake."""
+    """Texts of all category hashes in the lake."""
     texts: set[str] = set()
     if stream.categories:
         for batch in lake.batches("events", list(stream.categories)):

@@ -1,4 +1,4 @@
-"""Cells of a file as values of the stream's field types: numbers, times, texts, labels."""
+"""Converts cells of a file to values of the field types: numbers, times, texts, labels."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import polars as pl
 from pipelines.contracts.stream import DAY_MS, HOUR_MS
 
 MISSING_TEXTS = ("", "-", "--", "n/a", "null", "none", "nan", "<na>", "#n/a", "(null)", "\\n")
-MISSING_VALUES = (*MISSING_TEXTS, "na", "?", ".")  # of numbers and times: "NA" may be a country
+MISSING_VALUES = (*MISSING_TEXTS, "na", "?", ".")  # for numbers and times only: "NA" may be a country
 _POSITIVE = ("1", "1.0", "true", "t", "yes", "y", "fraud", "fraudulent", "anomaly", "anomalous", "attack", "outlier")
 _NEGATIVE = (
     "0",
@@ -36,7 +36,7 @@ _PROBE_ROWS = 400
 
 @dataclass(frozen=True)
 class Times:
-    """Event times of a column: `ms` since 1970 (null where there is none), and how they were read."""
+    """Event times of a column, `ms` since 1970 (null if missing), and how they were read."""
 
     ms: pl.Series
     how: str
@@ -45,7 +45,7 @@ class Times:
 
 
 def is_missing(column: pl.Series, *, of_values: bool) -> pl.Series:
-    """Which cells say that nothing is known; `of_values` for numbers and times."""
+    """Which cells are missing values; `of_values` for numbers and times."""
     if column.dtype != pl.String:
         nan = column.is_nan().fill_null(False) if column.dtype.is_float() else pl.repeat(False, len(column), eager=True)
         return column.is_null() | nan
@@ -54,7 +54,7 @@ def is_missing(column: pl.Series, *, of_values: bool) -> pl.Series:
 
 
 def numbers(column: pl.Series) -> pl.Series:
-    """Float64; null where a cell is missing or no finite number.
+    """Float64; null if a cell is missing or not a finite number.
 
     Spaces, currency signs and % are ignored; decimal commas and commas between thousands are understood.
 
@@ -78,7 +78,7 @@ def numbers(column: pl.Series) -> pl.Series:
 
 
 def wholes(column: pl.Series) -> pl.Series:
-    """Int64; null where a cell is missing or no whole number.
+    """Int64; null if a cell is missing or not a whole number.
 
     >>> wholes(pl.Series(["12", "3.0", "3.5", None])).to_list()
     [12, 3, None, None]
@@ -95,7 +95,7 @@ def wholes(column: pl.Series) -> pl.Series:
 
 
 def texts(column: pl.Series) -> pl.Series:
-    """String without surrounding space; null where a cell is missing.
+    """String without surrounding space; null if a cell is missing.
 
     >>> texts(pl.Series([" DE ", "N/A", "NA", ""])).to_list(), texts(pl.Series([7.0, None])).to_list()
     (['DE', None, 'NA', None], ['7', None])
@@ -114,7 +114,7 @@ def texts(column: pl.Series) -> pl.Series:
 
 
 def labels(column: pl.Series) -> pl.Series:
-    """Int8: 1 = fraud, 0 = not, null where a cell is missing or says neither.
+    """Int8: 1 = fraud, 0 = legitimate, null if a cell is missing or neither.
 
     >>> labels(pl.Series(["yes", "No", "", "maybe"])).to_list(), labels(pl.Series([True, False])).to_list()
     ([1, 0, None, None], [1, 0])
@@ -128,7 +128,7 @@ def labels(column: pl.Series) -> pl.Series:
 def times(column: pl.Series) -> Times:
     """Event times: time stamps with or without zone (then UTC), dates, seconds, ms, us or ns since 1970.
 
-    Between day first and month first the order in which the column rises decides.
+    Day first or month first: the order in which the column is sorted is chosen.
 
     >>> times(pl.Series(["2026-01-01 00:00:01", "N/A"])).ms.to_list()
     [1767225601000, None]

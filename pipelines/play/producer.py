@@ -23,16 +23,16 @@ from pipelines.order import KIND_NAMES, Source, sources
 
 BULK_RECORDS = 20_000
 LIVE_FLUSH_S = 0.025
-_LINGER_MS = 1_000  # we flush ourselves; a sender that wakes for every few records halves the speed
+_LINGER_MS = 1_000  # `play` flushes; a sender that sends every few records is half as fast
 _LATER_MS = (1_000, 600_000)  # a duplicate comes this much later, on the stream's clock
-_LARGEST_BROKEN_BYTES = 900_000  # what a broker takes by default, with room for headers
+_LARGEST_BROKEN_BYTES = 900_000  # the default limit of a broker, less some room for headers
 _encode = msgspec.json.Encoder().encode
 _GOOD, _REPEATED, _BROKEN, _REPORT = range(4)
 
 
 @dataclass(frozen=True)
 class Played:
-    """What a replay sent. `n_events` counts every record of the events topic: good, broken and repeated ones."""
+    """Counts of a replay. `n_events` counts all records of the events topic: good, broken and repeated ones."""
 
     n_events: int
     n_labels: int
@@ -44,10 +44,10 @@ class Played:
 def create_stream_topics(
     connection: Connection, stream: Stream, *, n_partitions: int = 4, append_time: bool, replication: int = 1
 ) -> list[str]:
-    """Create those of the stream's topics that do not exist, without a limit of time or size; returns their names.
+    """Create the missing topics of a stream, with unlimited retention; returns their names.
 
     Args:
-        append_time: the broker stamps events and labels on arrival (production); else their producer does (a replay).
+        append_time: the broker stamps events and labels on arrival (live); otherwise their producer does (a replay).
         replication: copies of each partition.
     """
     there = topics.topic_names(connection)
@@ -68,7 +68,7 @@ def create_stream_topics(
 
 
 class _Schedule(NamedTuple):
-    """The records of one play in the order of their stamps. All arrays have n rows."""
+    """The records of one `play` in the order of their timestamps. All arrays have n rows."""
 
     stamp_ms: NDArray[np.int64]
     kind: NDArray[np.int8]
@@ -76,10 +76,10 @@ class _Schedule(NamedTuple):
 
 
 class Replayer:
-    """Sends frames of past events and moves the stream's clock on: after each flush it writes how far time has come.
+    """Sends past events. After each flush it writes the time reached to the clock topic of the stream.
 
     Args:
-        n_partitions: of the events and labels topics.
+        n_partitions: partitions of the events and labels topics.
 
     Example:
         replayer = Replayer(connection, stream, n_partitions=4)
@@ -112,15 +112,15 @@ class Replayer:
         on_sent: Callable[[str, float], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Played:
-        """Send every record stamped from_ms <= stamp < until_ms: events at their time, frauds' labels a delay later.
+        """Send the records with from_ms <= timestamp < until_ms: events at their time, labels of frauds a delay later.
 
         Args:
-            frame: as `simulate.read_folder` gives it, by rising event time.
-            rate: records of the events topic per second of wall time; None as fast as it goes.
-            broken_share: of the good events, how many are followed by a broken copy (every rule of the contract).
-            duplicate_share: of the good events, how many are sent again a little later.
+            frame: events from `simulate.read_folder`, sorted by event time.
+            rate: records of the events topic per second of wall time; None = as fast as possible.
+            broken_share: share of the good events that are followed by a broken copy.
+            duplicate_share: share of the good events that are sent again a little later.
             on_sent: called with the event id and the wall time (s) of every good event as it is sent.
-            progress: called with the number of records sent and the number there are to send.
+            progress: called with the number of records sent and the total.
         """
         began_s = time.monotonic()
         plan = self._plan(frame, label_delay_ms, from_ms, until_ms, broken_share, duplicate_share, seed)
@@ -149,7 +149,7 @@ class Replayer:
         return Played(n_events, int(n_kind[_REPORT]), int(n_kind[_REPEATED]), dict(n_broken), wall_s)
 
     def finish(self) -> None:
-        """Say that nothing comes any more: all that was sent can be scored."""
+        """Mark the end of the replay, so that all records sent can be scored."""
         with self._connection.writer(linger_ms=_LINGER_MS) as writer:
             self._flush_and_mark(writer, None)
 
@@ -200,7 +200,7 @@ class Replayer:
         label_delay_ms: int,
         n_broken: Counter[str],
     ) -> Iterator[tuple[int, list[tuple[Message, str | None]]]]:
-        """Chunks of at most `size` messages, each with its event's id where it is a good one."""
+        """Chunks of at most `size` messages, each with its event id if it is a good event."""
         stream = self._stream
         events, labels = stream.topic("events"), stream.topic("labels")
         names = [f.name for f in stream.fields]
@@ -236,7 +236,7 @@ class Replayer:
 
 
 class _Breaker:
-    """Makes broken copies of good events: every rule of the contract that the stream's fields allow, in turn."""
+    """Makes broken copies of good events, one rule of the contract after the other."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -250,9 +250,9 @@ class _Breaker:
         self._rules = rules
 
     def broken(self, index: int, row: Mapping[str, Any], key: bytes, stamp_ms: int) -> tuple[str, bytes, bytes]:
-        """The rule that is broken, the key and the message."""
+        """The broken rule, the key and the message."""
         stream, number, time_field = self._stream, self._number, self._stream.event_time
-        rule = self._rules[index % len(self._rules)]  # the same, however the plays are cut
+        rule = self._rules[index % len(self._rules)]  # independent of how the replay is divided
         match rule:
             case "bad_json":
                 return rule, key, _encode(row)[:-3]

@@ -35,13 +35,13 @@ class TableFileError(StreamFileError):
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table as it was read.
+    """A table read from a file.
 
     Args:
-        path: where it lies.
-        frame: its columns under their field names. CSV: every column is text, null where the cell is empty.
+        path: path of the file.
+        frame: columns under their field names. CSV: all columns are text, null if the cell is empty.
         columns: field name -> the column's name in the file.
-        notes: what a person should know about how it was read, one sentence each.
+        notes: remarks for the user on how it was read, one sentence each.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class TableFile:
 
 
 def field_name(column: str) -> str:
-    """The name of a column as a field of a stream: letters, digits and _.
+    """Turn a column name into a field name: letters, digits and _.
 
     >>> field_name("card no"), field_name("Beträge (EUR)"), field_name("amount"), field_name("2nd"), field_name("hour")
     ('card_no', 'betraege_eur', 'amount', '_2nd', 'hour_')
@@ -66,7 +66,7 @@ def field_name(column: str) -> str:
 
 
 def field_names(columns: Sequence[str]) -> dict[str, str]:
-    """Field name -> column, unique, in the order of the columns.
+    """Unique field names: field name -> column, in the order of the columns.
 
     >>> field_names(["card no", "card_no", "金額"])
     {'card_no': 'card no', 'card_no_2': 'card_no', 'column_3': '金額'}
@@ -82,12 +82,12 @@ def field_names(columns: Sequence[str]) -> dict[str, str]:
 
 
 def read_table(path: Path) -> TableFile:
-    """Read a CSV or Parquet file; which of them it is follows from its content.
+    """Read a CSV or Parquet file; the format is detected from the content.
 
     CSV may be UTF-8, UTF-16 or Windows-1252, separated by comma, semicolon, tab or |, and compressed with gzip.
 
     Raises:
-        TableFileError: the file is missing, empty, of another kind or too wide; says how to fix it.
+        TableFileError: the file is missing, empty, of another format or too wide.
     """
     path = Path(path)
     try:
@@ -164,7 +164,7 @@ def _decoded(path: Path, data: bytes) -> tuple[str, list[str]]:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that gives the first lines the same number of cells, and the most of them."""
+    """The separator that divides the first lines into the same, largest number of cells."""
 
     def fit(separator: str) -> tuple[int, int]:
         rows = list(csv.reader(lines, delimiter=separator))
@@ -176,7 +176,7 @@ def _separator(lines: Sequence[str]) -> str:
 
 
 def _distinct(header: Sequence[str]) -> list[str]:
-    """Column names without surrounding space; a repeated one gets its number."""
+    """Column names without surrounding space; repeated names are numbered."""
     seen: dict[str, int] = {}
     names = []
     for number, cell in enumerate(header, start=1):

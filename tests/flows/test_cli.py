@@ -23,7 +23,8 @@ from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.scoring import Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
-COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover", "topics create"]
+COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
+COMMANDS += ["topics create", "topics live"]
 COMMANDS += [f"{server} {action}" for server in ("kafka", "ui") for action in ("start", "stop", "status")]
 
 

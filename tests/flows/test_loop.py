@@ -1,15 +1,17 @@
-"""The whole path on a stream that is not of payments: one entity, no labels, append-time topics."""
+"""The whole path on a stream of logins, without labels: past events from a file, training, then live events."""
 
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from flows.local import processes
@@ -23,7 +25,6 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.lake import audit
 from pipelines.lake.feature_table import feature_table
-from pipelines.play import producer
 from tests.patience import wait_until
 
 LOGINS = Path(__file__).parent / "logins.toml"
@@ -65,6 +66,13 @@ def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> lis
     return events
 
 
+def unmask(*words: str) -> str:
+    """Run a command that must succeed; returns what it prints."""
+    ran = subprocess.run([sys.executable, "-m", "flows.cli", *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 def send(connection: Connection, stream: Stream, events: list[dict[str, object]]) -> None:
     with connection.writer() as writer:
         for event in events:
@@ -90,13 +98,17 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     topics = f"logins-{time.time_ns()}"
     stream_file.write_text(LOGINS.read_text().replace("[stream]\n", f'[stream]\ntopics = "{topics}"\n', 1))
     stream, settings, connection = load(stream_file), Settings(), Connection(kafka)
-    producer.create_stream_topics(connection, stream, n_partitions=2, append_time=True)
     rng = np.random.default_rng(7)
-    send(connection, stream, logins(rng, N_HISTORY, 0))
+    history = pl.DataFrame(logins(rng, N_HISTORY, 0)).with_columns(pl.col("at").cast(pl.Datetime("ms", "UTC")))
+    (home / "history").mkdir()
+    history.write_parquet(home / "history" / "logins.parquet")
+    unmask("topics", "create", "--stream", str(stream_file), "--partitions", "2", "--replay")
+    unmask("simulate", "--stream", str(stream_file), "--data", str(home / "history"))
     ingest(stream_file)
     pretrain(stream_file)
     finetune(stream_file)
     assert promote(stream_file).promoted
+    assert "stamps" in unmask("topics", "live", "--stream", str(stream_file))
 
     command = [sys.executable, "-m", "flows.cli", "score", "--stream", str(stream_file), "--from", "latest"]
     scorer = processes.launch("scorer", command, folder=home, address="", env=dict(os.environ))

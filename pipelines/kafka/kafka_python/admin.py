@@ -62,6 +62,14 @@ class KafkaPythonAdmin(Admin):
             )["topic"]
         return {topic: {name: said.get("value") for name, said in found[topic].items()} for topic in topics}
 
+    def change_settings(self, names: Iterable[str], settings: Mapping[str, str]) -> None:
+        topics = sorted(names)
+        with client_errors(f"the settings of {', '.join(topics)} were not changed"):
+            self._client.alter_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings)) for topic in topics],
+                incremental=True,
+            )
+
     def group_positions(self, group: str) -> dict[Position, int]:
         with client_errors(f"no answer about group {group}"):
             found = self._client.list_group_offsets(group)[group]

@@ -131,7 +131,7 @@ def test_weights_that_are_not_finite_and_golden_rows_that_score_otherwise_are_re
     original = load_file(copy / "model.safetensors")
     for name, value, message in (
         ("rules.coding.scale", np.nan, "rules.coding.scale in model.safetensors contains values that are not finite"),
-        ("golden.score", 0.5, "scores of the golden rows differ"),
+        ("golden.score", 0.5, "scores of the reference rows differ"),
     ):
         arrays = {k: v.copy() for k, v in original.items()}
         arrays[name][:] = value
