@@ -56,7 +56,7 @@ def scorer(stream_file: Path, stream: Stream, folder: Path) -> Iterator[Process]
     env = processes.inherited("KAFKA_", "UNMASK_", "MLFLOW_TRACKING_") | {"UNMASK_HOME": str(settings.home)}
     process = processes.launch("scorer", command, folder=folder, address="", env=env)
     try:
-        process.wait_until_up(lambda: bool(status_of(stream).get("caught_up")), silence_s=SILENCE_S)
+        process.wait_until_up(lambda: bool(read_status(stream).get("caught_up")), silence_s=SILENCE_S)
         yield process
     finally:
         process.stop()
@@ -91,7 +91,7 @@ def play(process: Process, source: Source, follower: Follower, *, rate: float, s
     )
 
 
-def status_of(stream: Stream) -> dict[str, Any]:
+def read_status(stream: Stream) -> dict[str, Any]:
     """The status file of the scorer; empty before it is written."""
     path = Settings().scorer_status(stream)
     return json.loads(path.read_text()) if path.exists() else {}
@@ -105,7 +105,7 @@ def outcomes(status: dict[str, Any]) -> tuple[int, int, int]:
 def _await_scores(process: Process, stream: Stream, follower: Follower, n_sent: int, report: Report) -> None:
     seen, changed_s = (0, 0, 0), time.monotonic()
     while True:
-        scored, refused, duplicates = outcomes(status_of(stream))
+        scored, refused, duplicates = outcomes(read_status(stream))
         n_done, n_read = scored + refused + duplicates, len(follower.scores)
         n_alerting = sum(s.alert for s in list(follower.scores.values()))
         if n_done >= n_sent and n_read >= scored and len(follower.alerts) >= n_alerting:

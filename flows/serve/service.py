@@ -11,7 +11,7 @@ from flows.settings import Settings
 from pipelines import faults
 from pipelines.contracts.stream import Stream
 from pipelines.live.scorer import Scorer
-from pipelines.live.takeover import ScorerSetting, StartFrom
+from pipelines.live.setting import ScorerSetting, StartFrom
 
 STATUS_EVERY_S = 0.5
 

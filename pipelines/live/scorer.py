@@ -14,8 +14,9 @@ from pipelines.live.input import Input, first_positions
 from pipelines.live.lanes import Lanes
 from pipelines.live.metrics import ScorerCounters
 from pipelines.live.replica import Replica, needed_places
+from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.snapshots import SnapshotSchedule
-from pipelines.live.takeover import ScorerSetting, StartFrom, TakeOver, places_after
+from pipelines.live.takeover import TakeOver, places_after
 from pipelines.live.topic_checks import TopicChecks, checked_partitions, stamped_by_broker
 from pipelines.model import Model
 

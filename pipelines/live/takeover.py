@@ -5,10 +5,8 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -16,7 +14,6 @@ import msgspec
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
-from pipelines.faults import Fault, no_fault
 from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
@@ -24,6 +21,7 @@ from pipelines.kafka.connection import Connection, Shared
 from pipelines.kafka.progress import all_progress, progress_of, read_progress
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import is_ahead, places_told, tells_more
+from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.topic_checks import input_ids, remade_words
 from pipelines.model import Model
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
@@ -31,24 +29,6 @@ from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, f
 log = logging.getLogger(__name__)
 
 CLAIMS_AT_ONCE = 8
-StartFrom = Literal["earliest", "latest"]
-
-
-@dataclass(frozen=True)
-class ScorerSetting:
-    """Folders, limits and timeouts of a scorer."""
-
-    stream: Stream
-    connection: Connection
-    snapshots: Path
-    snapshot_every: timedelta = timedelta(seconds=30)
-    order_wait: timedelta = timedelta(milliseconds=50)  # tolerance for the broker's clock and latency
-    stall_deadline: timedelta = timedelta(minutes=5)  # time without progress after which the scorer ends
-    health_after: timedelta = timedelta(seconds=30)  # time without progress after which health is red
-    check_topics_every: timedelta = timedelta(seconds=20)
-    max_outbox_bytes: int = 64 << 20
-    max_in_hand_bytes: int = 128 << 20  # of buffered records that wait for those of other partitions
-    fault: Fault = no_fault
 
 
 class TakeOver:

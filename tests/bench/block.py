@@ -28,7 +28,7 @@ from pipelines.live.replica import Replica
 from pipelines.order import EVENT, Mark, Source, by_kind, sources
 from pipelines.record import Received
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.rig import START_MS, event_message, payments_stream
+from tests.pipelines.payments import START_MS, event_message, payments_stream
 
 STEP, MS_PER_EVENT = 2_000, 500
 

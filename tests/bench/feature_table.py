@@ -28,7 +28,7 @@ from pipelines.contracts.stream import DAY_MS
 from pipelines.lake.feature_table import feature_table
 from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
-from tests.pipelines.live.rig import START_MS, payments_stream
+from tests.pipelines.payments import START_MS, payments_stream
 
 BATCH = 100_000
 DAYS = 180

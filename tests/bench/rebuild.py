@@ -22,7 +22,7 @@ from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.order import EVENT, LABEL, Source, by_kind
 from pipelines.play.simulate import payments
 from pipelines.record import Received
-from tests.pipelines.live.rig import START, event_message, label_message, payments_stream
+from tests.pipelines.payments import START, event_message, label_message, payments_stream
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ from pipelines.contracts.stream import TOPICS
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.live.scorer import Scorer
-from pipelines.live.takeover import ScorerSetting
+from pipelines.live.setting import ScorerSetting
 from pipelines.live.topic_checks import checked_partitions
 from tests.patience import HANG_S
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.scoring import Rig, running
+from tests.pipelines.live.rig import Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]

@@ -17,7 +17,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.play.producer import Replayer, create_stream_topics
 from tests.flows.test_cli import unmask
 from tests.patience import HANG_S
-from tests.pipelines.live.rig import STREAMS, few_payments
+from tests.pipelines.payments import STREAMS, few_payments
 from tests.silent_server import SilentServer
 
 NOBODY = "127.0.0.1:9"

@@ -12,7 +12,7 @@ from flows.settings import Settings
 from pipelines.errors import UnmaskError
 from pipelines.kafka.connection import Connection
 from pipelines.play.producer import create_stream_topics
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 
 
 def test_a_scorer_that_ended_is_reported_with_every_outcome_and_the_end_of_its_log(

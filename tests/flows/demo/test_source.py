@@ -8,7 +8,7 @@ import pytest
 from flows.demo import source
 from flows.streams.shipped import load
 from pipelines.errors import StreamFileError, UnmaskError
-from tests.pipelines.live.rig import few_payments
+from tests.pipelines.payments import few_payments
 
 
 def test_the_demo_plays_under_a_name_and_topics_of_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipelines.kafka.port import Message
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.play.producer import create_stream_topics
-from tests.pipelines.live.rig import START_MS, event_message, payments_stream
+from tests.pipelines.payments import START_MS, event_message, payments_stream
 
 
 @pytest.mark.parametrize("key", ["c1", "c2", "customer-3"])

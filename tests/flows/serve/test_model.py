@@ -17,7 +17,7 @@ from models.table import Column
 from tests.models.battery import CHECKS, D_NUM, Candidate, Score, too_few_columns_are_refused
 from tests.models.conftest import COLUMNS
 from tests.models.test_every_model import served, trained
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 
 
 class Recorder:

@@ -9,7 +9,7 @@ import pytest
 
 from flows.serve.status import StatusFile
 from tests.patience import HANG_S
-from tests.pipelines.live.scoring import Rig, running
+from tests.pipelines.live.rig import Rig, running
 
 
 def test_a_status_file_that_cannot_be_written_costs_no_score(
@@ -37,7 +37,7 @@ from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
 from flows.serve.status import StatusFile
-from tests.pipelines.live.scoring import Rig, running
+from tests.pipelines.live.rig import Rig, running
 folder = Path(sys.argv[2])
 rig = Rig(sys.argv[1], folder)
 status = StatusFile(folder / "scorer.json")

@@ -127,7 +127,7 @@ def test_a_server_that_never_answers_costs_seconds(silent_server: SilentServer, 
         (b'{"version": 3, "digest": "../.."}', "names a copy that does not exist"),
     ],
 )
-def test_a_damaged_pointer_to_the_last_good_copy_is_told_with_its_mend(pointer: bytes, says: str, tmp_path: Path):
+def test_a_damaged_pointer_to_the_last_good_copy_is_reported_with_its_fix(pointer: bytes, says: str, tmp_path: Path):
     last_good_copy(tmp_path)
     (tmp_path / "payments-scorer.champion.json").write_bytes(pointer)
     with pytest.raises(RegistryError, match=r"did not answer .*Start MLflow") as raised:

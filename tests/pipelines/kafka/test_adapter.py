@@ -84,7 +84,7 @@ def reach(reader: Reader, position: Position, offset: int) -> None:
 # --- reading
 
 
-def test_a_reader_starts_where_it_is_told_and_can_be_assigned_anew(connection: Connection) -> None:
+def test_a_reader_starts_at_its_offsets_and_can_be_assigned_again(connection: Connection) -> None:
     topic = new_topic(connection, 2)
     write(connection, *(Message(topic, b"%d" % n, partition=n % 2) for n in range(20)))
     with connection.reader({(topic, 0): 7}) as reader:
@@ -332,7 +332,7 @@ def test_one_record_that_is_too_large_takes_its_transaction_with_it(connection: 
     assert values(whole(connection, topic)) == [b"fits"]
 
 
-def test_what_the_broker_refuses_for_good_is_told_apart(connection: Connection) -> None:
+def test_what_the_broker_rejects_permanently_is_an_error_of_its_own(connection: Connection) -> None:
     topic = new_topic(connection, config={"cleanup.policy": "compact"})  # takes no record without a key
     with connection.transactional_writer(topic) as writer, pytest.raises(RejectedError):
         writer.commit([Message(topic, b"x", partition=0)])

@@ -110,7 +110,7 @@ def test_a_login_that_fits_works_over_each_listener(secured: Secured, adapter: A
         ("SSL", {"security_protocol": "SSL"}, "a certificate that is not trusted; check KAFKA_SSL_CAFILE"),
     ],
 )
-def test_settings_that_do_not_fit_are_told_by_name(
+def test_settings_that_do_not_fit_are_named(
     secured: Secured, adapter: Adapter, listener: str, options: dict[str, str], told: str
 ) -> None:
     connection = Connection(secured.at(listener), options, adapter)
@@ -129,7 +129,7 @@ def test_settings_that_do_not_fit_are_told_by_name(
     assert "right" not in said
 
 
-def test_a_wrong_password_is_told_wherever_a_client_is_opened(secured: Secured, adapter: Adapter) -> None:
+def test_a_wrong_password_is_reported_wherever_a_client_is_opened(secured: Secured, adapter: Adapter) -> None:
     connection = Connection(secured.at("SASL_PLAINTEXT"), sasl("wrong"), adapter)
     for ask in (
         lambda: topic_names(connection),

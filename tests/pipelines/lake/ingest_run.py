@@ -7,7 +7,7 @@ from pipelines.faults import kill_at
 from pipelines.kafka.connection import Connection
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from pipelines.lake.audit import Findings, NoModelError, Outcomes, Reconciliatio
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.scorer import Scorer
-from pipelines.live.takeover import ScorerSetting, StartFrom
+from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.play.producer import Replayer, create_stream_topics
 from pipelines.record import Received
 from tests.patience import wait_until
-from tests.pipelines.live.rig import START_MS, Linear, event_message, few_payments, payments_stream
+from tests.pipelines.payments import START_MS, ShiftedSum, event_message, few_payments, payments_stream
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_garbage_among_scores_and_dead_letters_is_named_and_steps_over(
 
 
 @pytest.mark.parametrize("value", [b"no JSON", b"{}", b"\xff", b"", b"[" * 100_000])
-def test_a_foreign_progress_record_is_told_with_its_place_and_the_command(
+def test_a_foreign_progress_record_is_reported_with_its_place_and_the_command(
     connection: Connection, stream: Stream, topics: Topics, value: bytes
 ) -> None:
     topics.events(1)
@@ -191,9 +191,7 @@ def test_progress_of_a_newer_version_is_refused(connection: Connection, stream: 
         reconcile(connection, stream)
 
 
-def test_books_that_begin_anew_leave_earlier_outcomes_out(
-    connection: Connection, stream: Stream, topics: Topics
-) -> None:
+def test_after_a_recovery_earlier_outcomes_do_not_count(connection: Connection, stream: Stream, topics: Topics) -> None:
     topics.events(3)
     topics.scored(0, 1, 2)
     topics.refused(0)
@@ -240,8 +238,8 @@ class Scored:
         self.connection, self.folder = connection, folder
         self.stream = payments_stream(f"scored-{uuid.uuid4().hex[:8]}")
         self.models = {
-            "first": Linear(self.stream, digest="first"),
-            "second": Linear(self.stream, digest="second", shift=0.05),
+            "first": ShiftedSum(self.stream, digest="first"),
+            "second": ShiftedSum(self.stream, digest="second", shift=0.05),
         }
         create_stream_topics(connection, self.stream, n_partitions=2, append_time=False)
         replayer, frame = Replayer(connection, self.stream, n_partitions=2), few_payments()
@@ -261,14 +259,14 @@ class Scored:
         self.lake, self.features = Lake(folder / "lake", self.stream), folder / "features"
         ingest(connection, self.stream, self.lake)
 
-    def model(self, digest: str) -> Linear:
+    def model(self, digest: str) -> ShiftedSum:
         """What `skew_audit` asks for."""
         if digest not in self.models:
             raise NoModelError(f"the registry has no {digest}")
         return self.models[digest]
 
     @contextmanager
-    def _scoring(self, model: Linear, *, start: StartFrom | None = None) -> Iterator[None]:
+    def _scoring(self, model: ShiftedSum, *, start: StartFrom | None = None) -> Iterator[None]:
         scorer = Scorer(ScorerSetting(self.stream, self.connection, self.folder / "snapshots"), model, start=start)
         stop = threading.Event()
         thread = threading.Thread(target=lambda: scorer.run(stop.is_set))

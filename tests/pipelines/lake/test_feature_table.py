@@ -16,7 +16,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.lake.feature_table import KEPT, feature_table
 from pipelines.lake.tables import Lake
 from tests.pipelines.lake.test_lake_replay import into_lake, payments_logs
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ import logging, os, resource, signal, sys
 from pathlib import Path
 from pipelines.lake.feature_table import feature_table
 from pipelines.lake.tables import Lake
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 import pipelines.lake.replay
 logging.basicConfig(level=logging.INFO)
 root, what = Path(sys.argv[1]), sys.argv[2]

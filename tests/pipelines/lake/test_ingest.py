@@ -22,7 +22,7 @@ from pipelines.play.producer import Replayer, create_stream_topics
 from tests.patience import HANG_S
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import ZSTD, Raw
-from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
+from tests.pipelines.payments import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 ROOT = Path(__file__).parents[3]
 
@@ -127,7 +127,9 @@ def test_what_nobody_can_read_stops_no_ingest(
     assert lake.read("events")["offset"].to_list() == [0, 2]
 
 
-def test_kafka_is_told_how_far_the_lake_has_come(connection: Connection, stream: Stream, tmp_path: Path) -> None:
+def test_the_group_s_offsets_in_kafka_are_the_lake_s_positions(
+    connection: Connection, stream: Stream, tmp_path: Path
+) -> None:
     send(connection, event(stream, "e0", START_MS), event(stream, "e1", START_MS, partition=1))
     told: list[tuple[int, int]] = []
     ingest(connection, stream, Lake(tmp_path, stream), progress=lambda done, total: told.append((done, total)))
@@ -181,7 +183,7 @@ def test_a_crash_between_the_refused_and_the_events_doubles_nothing(tmp_path: Pa
     assert lake.read("events")["offset"].to_list() == [1, 3, 5, 7, 9]
 
 
-def test_a_future_stamp_is_told_by_the_running_arrival_over_all_records_and_ingests(tmp_path: Path) -> None:
+def test_a_future_stamp_is_judged_by_the_running_arrival_over_all_records_and_ingests(tmp_path: Path) -> None:
     stream = payments_stream("future")
     lake, log = Lake(tmp_path, stream), Log("future.events")
     ahead_ms = stream.future_tolerance_ms
@@ -216,7 +218,7 @@ def test_a_longer_topic_of_the_same_name_stops_the_ingest(
         ingest(connection, stream, Lake(tmp_path, stream))
 
 
-def test_a_topic_that_was_made_anew_stops_the_ingest(connection: Connection, stream: Stream, tmp_path: Path) -> None:
+def test_a_recreated_topic_stops_the_ingest(connection: Connection, stream: Stream, tmp_path: Path) -> None:
     lake = Lake(tmp_path, stream)
     lake.append("events", lake.frame("events", []), topic=stream.topic("events"), through={0: 41})
     with pytest.raises(

@@ -19,7 +19,7 @@ from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
 from pipelines.order import EVENT, LABEL, Mark, Merge, Source, sources
 from pipelines.record import Received
-from tests.pipelines.live.rig import START_MS, Log, event_message, few_payments, label_message, payments_stream
+from tests.pipelines.payments import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 N_PARTITIONS = 3
 
@@ -128,7 +128,7 @@ def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(tmp_path:
     assert int((replay.late_ms > 0).sum()) > 10
 
 
-def test_what_was_folded_out_of_turn_is_folded_at_its_told_place(tmp_path: Path) -> None:
+def test_what_was_folded_out_of_turn_is_folded_at_its_recorded_place(tmp_path: Path) -> None:
     stream = payments_stream("t")
     events, labels = payments_logs(stream, seed=4)
     live = fold_live(stream, events, labels, held_back=40)

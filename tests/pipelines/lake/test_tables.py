@@ -10,7 +10,7 @@ import pytest
 from pipelines.contracts.stream import Field, Stream
 from pipelines.errors import LakeError
 from pipelines.lake.tables import Lake
-from tests.pipelines.live.rig import payments_stream
+from tests.pipelines.payments import payments_stream
 
 TOPIC = "p.events"
 
@@ -108,7 +108,7 @@ def test_a_field_named_like_a_column_of_the_lake_is_refused(tmp_path: Path, stre
         Lake(tmp_path, clashing)
 
 
-def test_rows_of_a_topic_that_was_made_anew_do_not_join_those_of_the_old_one(tmp_path: Path, stream: Stream) -> None:
+def test_rows_of_a_recreated_topic_do_not_join_those_of_the_old_one(tmp_path: Path, stream: Stream) -> None:
     first, second = str(uuid.uuid4()), str(uuid.uuid4())
     lake = Lake(tmp_path, stream)
     lake.append("events", rows(lake, 0, 0, 2), topic=TOPIC, through={0: 1})  # as a version without ids wrote it

@@ -21,7 +21,7 @@ from pipelines.lake.tables import Lake
 from tests.patience import HANG_S
 from tests.pipelines.kafka import batches
 from tests.pipelines.kafka.batches import GZIP, LZ4, NONE, SNAPPY, ZSTD, Raw
-from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running
 
 SCORED, DUPLICATE, UNREADABLE = "scored", "duplicate", "unreadable_record"
 TAKEN = "taken"  # of a label

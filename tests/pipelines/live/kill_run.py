@@ -129,12 +129,16 @@ def kill_run(run: Run, folder: Path) -> Outcome:
             outcome.kills[died_of] = outcome.kills.get(died_of, 0) + 1
         with open(folder / "life-last.log", "wb") as log:
             last = _start(run, stream, snapshots, "", log)
-            load.stop()
-            outcome.seconds_of_load = round(time.monotonic() - started, 1)
-            _wait_until_drained(connection, stream, last)
-            last.terminate()
-            if last.wait(timeout=HANG_S) != 0:
-                raise RuntimeError(f"the last scorer did not stop cleanly; see {log.name}")
+            try:
+                load.stop()
+                outcome.seconds_of_load = round(time.monotonic() - started, 1)
+                _wait_until_drained(connection, stream, last)
+                last.terminate()
+                if last.wait(timeout=HANG_S) != 0:
+                    raise RuntimeError(f"the last scorer did not stop cleanly; see {log.name}")
+            finally:
+                last.kill()
+                last.wait()
     finally:
         load.stopping.set()
     outcome.n_from_snapshot = sum("restored from snapshot" in p.read_text() for p in folder.glob("life-*.log"))

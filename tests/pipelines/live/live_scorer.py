@@ -20,7 +20,7 @@ from pipelines.kafka.kafka_python.opening import Server
 from pipelines.kafka.kafka_python.reader import KafkaPythonReader
 from pipelines.kafka.port import ANSWER_MS, Position, Reader
 from pipelines.live.scorer import Scorer
-from pipelines.live.takeover import ScorerSetting
+from pipelines.live.setting import ScorerSetting
 from tests.pipelines.live.kill_stream import stream_named
 
 THRESHOLD = 1 - 2**-12  # a 32-bit number, like the scores

@@ -1,85 +1,170 @@
-"""What tests of the lake and of what is made from it share: the payments stream, a log in memory, a plain model."""
+"""What the broker tests of scorer and lane share: a stream of their own, a scorer in a thread, what came out."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-import msgspec
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-
+from pipelines.contracts.block import Block
+from pipelines.contracts.decode import Decoder
+from pipelines.contracts.messages import Refused, decode
 from pipelines.contracts.stream import Stream
-from pipelines.contracts.stream_file import load
-from pipelines.play.simulate import payments
+from pipelines.errors import BrokerError
+from pipelines.faults import Fault
+from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
+from pipelines.kafka.progress import read_progress
+from pipelines.kafka.topics import KEEP_FOR_EVER
+from pipelines.live.scorer import Scorer
+from pipelines.live.setting import ScorerSetting, StartFrom
+from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
+from tests.patience import HANG_S, wait_until
+from tests.pipelines.live.kill_stream import stream_named
+from tests.pipelines.live.live_scorer import Linear
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-START_MS = round(START.timestamp() * 1000)
-STREAMS = Path(__file__).parents[3] / "flows" / "streams"
-
-
-def payments_stream(topics: str) -> Stream:
-    """The demo's stream under topics of a test's own."""
-    return msgspec.structs.replace(load(STREAMS / "payments.toml"), topics=topics)
+N_PARTITIONS = 2
 
 
-def few_payments(*, seed: int = 1, days: int = 12, n_customers: int = 60) -> pl.DataFrame:
-    """About two payments a day and customer."""
-    return payments(seed=seed, n_customers=n_customers, n_terminals=80, days=days, start=START)
+def broken_events(stream: Stream, first: int, end: int) -> Block:
+    """Refused events at the offsets [first, end) of partition 0."""
+    clock = SourceClock(Source(EVENT, 0))
+    records = [Received(stream.topic("events"), 0, offset, 0, None, b"{") for offset in range(first, end)]
+    return Decoder(stream).block([clock.item(record) for record in records])
 
 
-def event_message(event_id: str, customer: str, time_ms: int, **fields: object) -> bytes:
-    """The JSON of a payment."""
-    head = {"event_id": event_id, "time": time_ms, "customer_id": customer, "terminal_id": "t1", "amount": 9.5}
-    return msgspec.json.encode(head | fields)
+class Rig:
+    """A stream of its own on a broker; `configs` gives some of them (by kind) a configuration of their own."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        n_partitions: int = N_PARTITIONS,
+        configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
+        self.n_partitions = n_partitions
+        self.connection = Connection(bootstrap)
+        self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
+        self.folder = folder
+        kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
+        config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
+        for kind in kinds:
+            own = {self.stream.topic(kind): n_partitions}
+            topics.create_topics(self.connection, own, config=config | dict(configs.get(kind, {})))
+        self.n_sent = 0
+
+    def send(self, n: int) -> None:
+        """Valid events, stored."""
+        with self.connection.writer() as writer:
+            for _ in range(n):
+                card = f"c{self.n_sent % 7}"
+                event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
+                writer.send(Message(self.stream.topic("events"), json.dumps(event).encode(), card.encode()))
+                self.n_sent += 1
+            writer.flush()
+
+    def send_raw(self, value: bytes, key: bytes | None, *, kind: str = "events", partition: int | None = None) -> None:
+        """Any record, stored."""
+        self.send_many([value], key, kind=kind, partition=partition)
+
+    def send_many(
+        self, values: Sequence[bytes], key: bytes | None, *, kind: str = "events", partition: int | None = None
+    ) -> None:
+        """Any records of one key, stored."""
+        with self.connection.writer() as writer:
+            for value in values:
+                writer.send(Message(self.stream.topic(kind), value, key, partition))
+            writer.flush()
+        self.n_sent += len(values) if kind == "events" else 0
+
+    def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
+        """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
+        full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
+        return Scorer(full, Linear(self.stream), start=start)
+
+    def published(self, kind: str) -> list[Received]:
+        """Every committed record of a topic."""
+        spans = topics.bounds(self.connection, [self.stream.topic(kind)])
+        return [record for batch in topics.read_between(self.connection, spans) for record in batch]
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every committed score."""
+        return [json.loads(record.value or b"") for record in self.published("scores")]
+
+    def refused(self) -> list[Refused]:
+        """Every committed dead letter."""
+        return [decode(record.value, Refused) for record in self.published("refused")]
+
+    def wait_until_out(self) -> None:
+        """Until progress says that everything sent is out."""
+        n_out = [0] * self.n_partitions
+
+        def all_is_out() -> bool:
+            with suppress(BrokerError):  # it may stand still: that is tested
+                told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
+                n_out[:] = [progress.next_offset if progress else 0 for progress in told]
+            return sum(n_out) == self.n_sent
+
+        wait_until(all_is_out, seen=lambda: f"of {self.n_sent} events sent {n_out} are out")
 
 
-def label_message(event_id: str, customer: str, time_ms: int, label: int = 1, **fields: object) -> bytes:
-    """The JSON of a report."""
-    head = {"event_id": event_id, "customer_id": customer, "terminal_id": "t1", "time": time_ms}
-    return msgspec.json.encode(head | {"label": label, "labelled_at": time_ms, "source": "test"} | fields)
+class Running:
+    """A scorer in a thread; `error` is what it ended with."""
 
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.error = scorer, None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
 
-class Log:
-    """The records of one topic, in memory: `add` gives each its offset."""
+    error: BaseException | None
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
-        self.records: list[Received] = []
-        self._ends: dict[int, int] = {}
-
-    def add(self, partition: int, stamp_ms: int, key: str | None, value: bytes | None) -> Received:
-        offset = self._ends.get(partition, 0)
-        self._ends[partition] = offset + 1
-        raw_key = None if key is None else key.encode()
-        record = Received(self.topic, partition, offset, stamp_ms, raw_key, value)
-        self.records.append(record)
-        return record
+    def _run(self) -> None:
+        try:
+            self.scorer.run(self._stop.is_set)
+        except BaseException as error:
+            self.error = error
 
     @property
-    def through(self) -> dict[int, int]:
-        return {p: end - 1 for p, end in self._ends.items()}
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join(HANG_S)
+        assert not self._thread.is_alive(), "the scorer did not end"
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()
 
 
-class Linear:
-    """A model that is a plain function of the features."""
-
-    threshold = 0.9
-
-    def __init__(self, stream: Stream, *, shift: float = 0.0, digest: str = "linear") -> None:
-        self.digest = digest
-        self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
-        self._shift = shift
-
-    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
-        total = np.nan_to_num(numeric).sum(axis=1) + (categorical % 97).sum(axis=1)
-        return (total % 1 * 0.9 + self._shift).astype(np.float32)
-
-    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence["_Why"]:
-        return [_Why() for _ in numeric]
+@contextmanager
+def running(scorer: Scorer) -> Iterator[Running]:
+    """Run a scorer; its error, if it has one, is raised at the end."""
+    run = Running(scorer)
+    try:
+        yield run
+    finally:
+        run.stop()
+    if run.error:
+        raise run.error
 
 
-class _Why:
-    reasons: Sequence[dict[str, object]] = ()
-    score_if_all_expected = 0.1
+def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:
+    """A fault that acts at the nth passage of a point."""
+    passed = [0]
+
+    def fault(name: str) -> None:
+        passed[0] += name == point
+        if name == point and passed[0] == nth:
+            act()
+
+    return fault

@@ -17,7 +17,7 @@ from pipelines.live.replica import Replica
 from pipelines.order import EVENT, Merge, Source, by_kind
 from pipelines.record import Received
 from tests.pipelines.live.kill_stream import stream_named
-from tests.pipelines.live.scoring import broken_events
+from tests.pipelines.live.rig import broken_events
 
 N = 3_000
 WIDE = parse(

@@ -9,7 +9,7 @@ from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.kill_stream import stream_named
-from tests.pipelines.live.scoring import Rig, at_passage, broken_events, running
+from tests.pipelines.live.rig import Rig, at_passage, broken_events, running
 
 
 def signal_to(own: Broker, kind: signal.Signals) -> None:
@@ -54,7 +54,7 @@ def test_rows_go_out_only_with_the_frontier_and_the_places_they_were_folded_unde
     assert len(outbox) == outbox.n_bytes == 0
 
 
-def test_places_are_told_where_no_row_goes_out_and_in_records_of_bounded_size() -> None:
+def test_places_are_recorded_without_rows_too_and_in_records_of_bounded_size() -> None:
     outbox = Outbox()
     for n in range(3):
         outbox.put(

@@ -28,7 +28,7 @@ from pipelines.live.outbox import Put
 from pipelines.model import Explained
 from tests.patience import wait_until
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.scoring import Rig, Running, broken_events, running
+from tests.pipelines.live.rig import Rig, Running, broken_events, running
 
 SECOND = timedelta(seconds=1)
 

@@ -32,7 +32,7 @@ from pipelines.order import EVENT, LABEL, Source
 from tests.patience import HANG_S, wait_until
 from tests.pipelines.live.kill_stream import TEXT, stream_named
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, running
 
 ROOT = Path(__file__).parents[3]
 APPEND_TIME = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
@@ -112,7 +112,7 @@ def books(kafka: str, tmp_path: Path) -> Books:
     return Books(kafka, tmp_path)
 
 
-def test_events_made_anew_begin_new_books(books: Books) -> None:
+def test_recreated_events_begin_new_books(books: Books) -> None:
     n_new = 130  # longer than the old topic
     books.send(60)
     books.score_and_ingest()
@@ -132,7 +132,7 @@ def test_events_made_anew_begin_new_books(books: Books) -> None:
     assert len(list(books.folder.glob(f"lake/{books.stream.topics}.*"))) == 1
 
 
-def test_labels_made_anew_score_no_event_again(books: Books) -> None:
+def test_recreated_labels_score_no_event_again(books: Books) -> None:
     books.send(60)
     books.send_labels(10)
     books.score_and_ingest()
@@ -165,7 +165,7 @@ def test_partitions_that_were_added_are_scored_from_their_beginning(books: Books
     books.check(n_scored=150)
 
 
-def test_partitions_added_to_every_topic_are_told_too(books: Books) -> None:
+def test_partitions_added_to_every_topic_are_reported_too(books: Books) -> None:
     books.send(30)
     books.score_and_ingest()
     kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
@@ -177,7 +177,7 @@ def test_partitions_added_to_every_topic_are_told_too(books: Books) -> None:
         books.wait_until_balanced()
 
 
-def test_progress_that_was_emptied_is_made_again_from_what_was_published(books: Books) -> None:
+def test_emptied_progress_is_rebuilt_from_what_was_published(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
     books.remake("progress")
@@ -189,7 +189,7 @@ def test_progress_that_was_emptied_is_made_again_from_what_was_published(books: 
     books.check(n_scored=80)
 
 
-def test_scores_made_anew_are_counted_from_then_on(books: Books) -> None:
+def test_recreated_scores_are_counted_from_then_on(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
     books.remake("scores")
@@ -352,7 +352,7 @@ def test_a_recovery_fences_a_scorer_that_still_runs(books: Books) -> None:
     assert len({s["event_id"] for s in books.scores()}) == len(books.scores()) == 40
 
 
-def test_the_command_tells_and_does_nothing_without_yes(books: Books, tmp_path: Path) -> None:
+def test_the_command_only_reports_without_yes(books: Books, tmp_path: Path) -> None:
     books.send(30)
     books.score_and_ingest()
     books.remake("events")
@@ -436,7 +436,7 @@ def test_each_trouble_has_its_plan(changes: dict[str, object], name: str) -> Non
     assert all(words for _, words in found.words(1000.0))
 
 
-def test_labels_made_anew_leave_the_events_books_where_they_are() -> None:
+def test_recreated_labels_leave_the_events_books_where_they_are() -> None:
     found = plan(facts(topic_ids={"events": "e", "labels": "other"}))
     assert found is not None
     assert [record.next_offset for records in found.progress.values() for record in records] == [5, 5]
@@ -450,7 +450,7 @@ def test_a_remade_topic_with_fewer_partitions_has_no_way_on_but_more_of_them() -
         plan(facts(topic_ids={"events": "other"}, counts=counts, spans=one))
 
 
-def test_what_came_out_of_turn_is_told_again_from_the_lake() -> None:
+def test_what_came_out_of_turn_is_recorded_again_from_the_lake() -> None:
     told = [[EVENT, 0, n, 9, EVENT, 1, 0, 1] for n in range(2_500)]
     gone = {0: None, 1: None}
     found = plan(facts(progress=gone, published={0: Published(2, 8, 5, 1, 1, 0, "m")}, told=told))

@@ -29,7 +29,7 @@ from pipelines.order import EVENT, Mark, Source
 from pipelines.record import Received
 from tests.patience import wait_until
 from tests.pipelines.live.kill_stream import TEXT
-from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, at_passage, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, at_passage, running
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_first_start_must_say_where_to_begin(rig: Rig) -> None:
         rig.scorer(start=None)
 
 
-def test_an_emptied_progress_topic_is_told_and_nothing_is_scored_twice(rig: Rig) -> None:
+def test_an_emptied_progress_topic_is_reported_and_nothing_is_scored_twice(rig: Rig) -> None:
     rig.send(50)
     with running(rig.scorer()):
         rig.wait_until_out()
@@ -74,7 +74,7 @@ def test_an_emptied_progress_topic_is_told_and_nothing_is_scored_twice(rig: Rig)
 
 
 @pytest.mark.parametrize("n_new", [0, 200])  # also where the new topic has grown longer than the old one
-def test_events_made_anew_are_told_instead_of_being_skipped(rig: Rig, n_new: int) -> None:
+def test_recreated_events_are_reported_instead_of_being_skipped(rig: Rig, n_new: int) -> None:
     rig.send(50)
     with running(rig.scorer()):
         rig.wait_until_out()
@@ -90,7 +90,7 @@ def test_events_made_anew_are_told_instead_of_being_skipped(rig: Rig, n_new: int
     assert not found.holds
 
 
-def test_a_running_scorer_can_ask_whether_its_input_was_made_anew(rig: Rig) -> None:
+def test_a_running_scorer_can_ask_whether_its_input_was_recreated(rig: Rig) -> None:
     told = input_ids(rig.connection, rig.stream)
     assert set(told) == {"events", "labels"}
     check_inputs(rig.connection, rig.stream, told)
@@ -239,7 +239,7 @@ def test_a_damaged_snapshot_is_left_aside_and_a_part_of_one_is_cleared_away(
     assert not list(snapshots.glob("*.part"))
 
 
-def test_no_broker_is_told_with_what_to_do(free_port: int) -> None:
+def test_a_missing_broker_is_reported_with_what_to_do(free_port: int) -> None:
     with pytest.raises(BrokerError, match=r"no Kafka answers at .* start one with `unmask kafka start`"):
         topics.wait_until_up(Connection(f"127.0.0.1:{free_port}"), deadline_s=0.5)
 
@@ -320,7 +320,7 @@ def test_partitions_added_while_it_runs_stop_the_scorer_and_nothing_of_the_old_o
     assert len(rig.scores()) == 30
 
 
-def test_a_topic_made_anew_under_a_running_scorer_stops_it(rig: Rig) -> None:
+def test_a_topic_recreated_under_a_running_scorer_stops_it(rig: Rig) -> None:
     run = Running(rig.scorer(check_topics_every=timedelta(seconds=1)))
     rig.send(30)
     rig.wait_until_out()

@@ -17,7 +17,7 @@ from pipelines.kafka.port import Message, Position
 from pipelines.kafka.progress import all_progress
 from pipelines.live.takeover import places_after
 from pipelines.order import EVENT, LABEL, Key, Source
-from tests.pipelines.live.scoring import N_PARTITIONS, Rig, Running, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, running
 
 
 class Counted:
@@ -115,7 +115,7 @@ def test_after_one_event_out_of_turn_a_start_reads_back_only_what_its_snapshot_n
         assert places == {(EVENT, 0, 105): Key(7, EVENT, 0, 3, 1)}
 
 
-def test_what_a_recovery_told_again_is_read_though_a_later_frontier_does_not_reach_it(
+def test_places_recorded_again_by_a_recovery_are_read_though_a_later_frontier_does_not_reach_them(
     kafka: str, tmp_path: Path
 ) -> None:
     rig = Rig(kafka, tmp_path)

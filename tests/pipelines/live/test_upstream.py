@@ -16,7 +16,7 @@ from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
-from tests.pipelines.live.scoring import N_PARTITIONS, Rig, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, running
 
 
 def event(rig: Rig, partition: int) -> Message:

@@ -14,7 +14,7 @@ from pipelines.live.marks import mark_of
 from pipelines.order import EVENT, LABEL, Source
 from pipelines.play.producer import Replayer, create_stream_topics
 from pipelines.record import Received
-from tests.pipelines.live.rig import START_MS, few_payments, payments_stream
+from tests.pipelines.payments import START_MS, few_payments, payments_stream
 
 N_PARTITIONS = 3
 

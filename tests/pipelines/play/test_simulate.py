@@ -10,7 +10,7 @@ from pipelines.contracts.contract import Event, EventContract
 from pipelines.contracts.stream import Stream
 from pipelines.errors import StreamFileError
 from pipelines.play.simulate import payments, read_folder
-from tests.pipelines.live.rig import START, few_payments, payments_stream
+from tests.pipelines.payments import START, few_payments, payments_stream
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_integer_times_are_milliseconds_since_1970(tmp_path: Path, stream: Strea
         ),
     ],
 )
-def test_a_folder_that_does_not_fit_the_stream_file_is_told_with_the_mend(
+def test_a_folder_that_does_not_fit_the_stream_file_is_reported_with_the_fix(
     tmp_path: Path, stream: Stream, change: Callable[[pl.DataFrame], pl.DataFrame], message: str
 ) -> None:
     write(tmp_path, "a", change(few_payments()))
@@ -121,7 +121,7 @@ def test_a_folder_that_does_not_fit_the_stream_file_is_told_with_the_mend(
         read_folder(stream, tmp_path)
 
 
-def test_an_empty_folder_is_told(tmp_path: Path, stream: Stream) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path, stream: Stream) -> None:
     with pytest.raises(StreamFileError, match=r"has no \.parquet or \.csv file"):
         read_folder(stream, tmp_path)
 
