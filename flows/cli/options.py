@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for. Heavy imports wait, so that `--help` is quick."""
+"""Options shared by several commands, and their values. Heavy imports are deferred, so that `--help` is fast."""
 
 import shlex
 from pathlib import Path

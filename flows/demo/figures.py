@@ -108,7 +108,7 @@ class Figures:
         }
 
     def verdict(self) -> str:
-        """One sentence: whether the demo holds, and what came of it."""
+        """One sentence: whether all checks hold, and the result."""
         books = self.books
         outcomes = f"{books.n_scored:,} scored, {books.n_refused:,} refused, {books.n_duplicates:,} duplicates"
         if not self.holds:
@@ -138,7 +138,7 @@ class Figures:
         return said
 
     def explanations(self, source: Source) -> list[str]:
-        """What a reader may wonder about, with the facts that explain it; only what this run shows."""
+        """Explanations of surprising figures; only of those in this run."""
         return [words for words in (self._why_ap_fell(source), self._why_latency()) if words]
 
     def _why_ap_fell(self, source: Source) -> str | None:

@@ -260,7 +260,7 @@ class Demo:
         return found
 
     def _stop(self) -> None:
-        """End every server side by side, and say what still runs and where it is."""
+        """Stop all servers in parallel, and report those that are still running."""
         servers.drain_prefect()
         if not self._keep:
             self._stop_servers()

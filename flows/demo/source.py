@@ -24,7 +24,7 @@ N_PARTITIONS = 4
 
 @dataclass(frozen=True)
 class Source:
-    """Past events in time order; what lies in [live_from_ms, live_until_ms) of event time is played live."""
+    """Past events in time order; those with an event time in [live_from_ms, live_until_ms) are played live."""
 
     frame: pl.DataFrame
     stream: Stream

@@ -195,7 +195,7 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
     Columns go by their field names (`table_file.field_name`), so "card no" is the field card_no.
 
     Args:
-        stream: says which columns there must be; the truth stands in `stream.labels.column` (0 or 1).
+        stream: stream with the required columns; `stream.labels.column` is the column of the truth (0 or 1).
 
     Returns:
         The stream's fields (event time as UTC with milliseconds) and the truth; other columns are omitted.
