@@ -153,7 +153,7 @@ def tests_pass(tree: Path, tests: tuple[str, ...], log: Path) -> bool:
         RuntimeError: pytest could not run them.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONPATH": str(tree), "CI": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(tree), "CI": "true", "OMP_NUM_THREADS": "1", "HANG_S": "60"}
     with log.open("wb") as out:
         code = subprocess.run(command, cwd=tree, env=environment, stdout=out, stderr=out, check=False).returncode
     if code not in (0, 1):
