@@ -56,7 +56,7 @@ def alerts_over_time(tried: Tried) -> str:
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(top=1.25 * max(below.max(), 1))  # room for the legend
+        axes.set_ylim(top=1.4 * max(below.max(), 1))  # room for the legend
         if right.any():
             axes.legend(frameon=False, loc="upper right", ncols=2)
     return _svg(figure)

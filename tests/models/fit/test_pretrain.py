@@ -135,7 +135,7 @@ def test_a_mapped_file_read_in_another_order_trains_the_network_of_an_array_in_m
 def test_tables_that_cannot_be_learned_from_are_refused() -> None:
     fed = (Column("rate", "numeric", label_fed=True),)
     table = Table(fed, np.zeros((50, 1)), np.zeros((50, 0), np.uint64), np.arange(50), {})
-    with pytest.raises(TableError, match="every column is label_fed"):
+    with pytest.raises(TableError, match="all columns are computed from labels"):
         pretrain(table, config=SMALL, seed=0)
     with pytest.raises(TableError, match="at least 3 rows"):
         pretrain(table.take(slice(0, 2)), config=replace(SMALL, validation=0.5), seed=0)
