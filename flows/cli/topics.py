@@ -37,18 +37,19 @@ def create(
 
     spec = stream_of(stream)
     connection = settings().connection()
+    names = topics.topic_names(connection)
+    inputs = [topic for topic in _inputs(spec) if topic in names]
+    if inputs and topics.stamps_appends(connection, *inputs) == replay:
+        now, wanted = ("LogAppendTime", "CreateTime") if replay else ("CreateTime", "LogAppendTime")
+        raise UnmaskError(
+            f"{' and '.join(inputs)} {'exist' if len(inputs) > 1 else 'exists'} with message.timestamp.type={now}; "
+            f"{'a replay' if replay else 'live scoring'} needs {wanted}. Use other topics (`topics` in the stream "
+            f"file), or {'omit' if replay else 'add'} --replay if these are the right ones"
+        )
     made = producer.create_stream_topics(
         connection, spec, n_partitions=partitions, append_time=not replay, replication=replication
     )
     n_partitions = checked_partitions(connection, spec)
-    inputs = _inputs(spec)
-    if topics.stamps_appends(connection, *inputs) == replay:
-        now, wanted = ("LogAppendTime", "CreateTime") if replay else ("CreateTime", "LogAppendTime")
-        raise UnmaskError(
-            f"{' and '.join(inputs)} exist with message.timestamp.type={now}; "
-            f"{'a replay' if replay else 'live scoring'} needs {wanted}. Use other topics (`topics` in the stream "
-            f"file), or {'omit' if replay else 'add'} --replay if these are the right ones"
-        )
     out.print(f"Created {', '.join(made)}." if made else f"All topics of {spec.topics} exist.", soft_wrap=True)
     out.print(
         f"{n_partitions} partitions each; the time of an event is "

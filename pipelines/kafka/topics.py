@@ -10,6 +10,7 @@ from pipelines.kafka.kafka_python.partitioner import partition_of as partition_o
 from pipelines.kafka.port import Position, TopicFacts
 from pipelines.record import Received
 
+_LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1  # what a date can show; a stamp may be any number
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
@@ -109,7 +110,7 @@ def stamp_appends(connection: Connection, *topics: str) -> None:
     positions = [position for topic in topics for position in partitions_of(connection, topic)]
     for (topic, partition), record in last_records(connection, positions).items():
         if record.timestamp_ms > now_ms:
-            until = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).isoformat(timespec="seconds")
+            until = datetime.fromtimestamp(min(record.timestamp_ms / 1000, _LAST_S), UTC).isoformat(timespec="seconds")
             raise BrokerError(
                 f"{topic} [{partition}] has a record with the timestamp {until}, which is in the future: new records "
                 "could not be ordered after it; wait until then, or replay only the past into other topics"

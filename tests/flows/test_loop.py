@@ -66,11 +66,11 @@ def logins(rng: np.random.Generator, n: int, first: int, *, odd: int = 0) -> lis
     return events
 
 
-def unmask(*words: str) -> str:
-    """Run a command that must succeed; returns what it prints."""
+def unmask(*words: str, ends_with: int = 0) -> str:
+    """Run a command; returns what it prints, or its error."""
     ran = subprocess.run([sys.executable, "-m", "flows.cli", *words], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    assert ran.returncode == ends_with, ran.stderr
+    return ran.stderr if ends_with else ran.stdout
 
 
 def send(connection: Connection, stream: Stream, events: list[dict[str, object]]) -> None:
@@ -109,6 +109,8 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     finetune(stream_file)
     assert promote(stream_file).promoted
     assert "stamps" in unmask("topics", "live", "--stream", str(stream_file))
+    refused = unmask("simulate", "--stream", str(stream_file), "--data", str(home / "history"), ends_with=2)
+    assert "past events would count as new ones" in " ".join(refused.split())
 
     command = [sys.executable, "-m", "flows.cli", "score", "--stream", str(stream_file), "--from", "latest"]
     scorer = processes.launch("scorer", command, folder=home, address="", env=dict(os.environ))
