@@ -1,15 +1,12 @@
 """`unmask topics`: the topics of a stream."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.cli.options import StreamOption, settings, stream_of
 from flows.cli.terminal import out
 from pipelines.errors import UnmaskError
-
-if TYPE_CHECKING:
-    from pipelines.contracts.stream import Stream
 
 app = typer.Typer(help="Create the topics of a stream, and change from a replay to live.", no_args_is_help=True)
 
@@ -38,7 +35,7 @@ def create(
     spec = stream_of(stream)
     connection = settings().connection()
     names = topics.topic_names(connection)
-    inputs = [topic for topic in _inputs(spec) if topic in names]
+    inputs = [topic for kind in spec.inputs if (topic := spec.topic(kind)) in names]
     if inputs and topics.stamps_appends(connection, *inputs) == replay:
         now, wanted = ("LogAppendTime", "CreateTime") if replay else ("CreateTime", "LogAppendTime")
         raise UnmaskError(
@@ -73,10 +70,6 @@ def live(stream: StreamOption = None) -> None:
     spec = stream_of(stream)
     connection = settings().connection()
     checked_partitions(connection, spec)
-    inputs = _inputs(spec)
+    inputs = [spec.topic(kind) for kind in spec.inputs]
     topics.stamp_appends(connection, *inputs)
     out.print(f"The broker now stamps {' and '.join(inputs)} on arrival. Start your producers.", soft_wrap=True)
-
-
-def _inputs(stream: "Stream") -> list[str]:
-    return [stream.topic("events"), *([stream.topic("labels")] if stream.labels else [])]

@@ -105,9 +105,8 @@ def try_(
     """
     if not 0.1 <= train_share <= 0.95:
         raise UnmaskError(f"--train-share is {train_share:g}; it must be between 0.1 and 0.95")
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # set before torch is loaded, so that waiting threads do not spin
+    # Set before torch is loaded, so that waiting threads do not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from flows import progress

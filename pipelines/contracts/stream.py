@@ -139,6 +139,11 @@ class Stream(msgspec.Struct, frozen=True):
         return f"{self.topics}.{kind}"
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Kinds of the input topics: events, and labels if the stream has any."""
+        return ("events", "labels") if self.labels else ("events",)
+
+    @property
     def key(self) -> str:
         """The entity whose id is the Kafka key."""
         return self.entities[0]

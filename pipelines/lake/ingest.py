@@ -69,7 +69,7 @@ def ingest(
         LakeError: Kafka has deleted records that are not in the lake, or a topic was recreated.
         BrokerError: Kafka does not answer, a topic is missing, or the broker stamps the events but not the labels.
     """
-    inputs = ["events", "labels"] if stream.labels else ["events"]
+    inputs = stream.inputs
     topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
     lake.bind(topics.topic_ids(connection, [stream.topic(kind) for kind in (*inputs, "scores", "progress")]))
     intake = Intake(stream, lake)

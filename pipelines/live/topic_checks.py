@@ -12,9 +12,8 @@ from pipelines.kafka.port import Reader
 
 def input_ids(connection: Connection, stream: Stream) -> dict[str, str]:
     """Kafka's ids (KIP-516) of the input topics by kind; empty if the broker does not support ids."""
-    kinds = ["events", "labels"] if stream.labels else ["events"]
-    found = topics.topic_ids(connection, [stream.topic(kind) for kind in kinds])
-    return {kind: found[stream.topic(kind)] for kind in kinds if stream.topic(kind) in found}
+    found = topics.topic_ids(connection, [stream.topic(kind) for kind in stream.inputs])
+    return {kind: found[stream.topic(kind)] for kind in stream.inputs if stream.topic(kind) in found}
 
 
 def check_inputs(connection: Connection, stream: Stream, told: Mapping[str, str]) -> None:
@@ -62,8 +61,7 @@ def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
     Raises:
         BrokerError: neither is the case, or the topics differ.
     """
-    inputs = ["events", "labels"] if stream.labels else ["events"]
-    live = topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
+    live = topics.stamps_appends(connection, *(stream.topic(kind) for kind in stream.inputs))
     if not live and stream.topic("clock") not in topics.topic_names(connection):
         raise BrokerError(
             f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which has its "

@@ -380,25 +380,19 @@ def test_topics_are_created_described_and_deleted(connection: Connection) -> Non
     assert topics.topic_ids(connection, [topic])[topic] != first
 
 
-def _send_at(connection: Connection, topic: str, stamp_ms: int) -> None:
-    with connection.writer() as writer:
-        writer.send(Message(topic, b"", None, 1, stamp_ms))
-        writer.flush()
-
-
 def test_a_topic_changes_to_stamps_on_arrival_unless_its_newest_record_is_in_the_future(connection: Connection) -> None:
     topic = new_topic(connection, 2, KEEP_FOR_EVER | {"message.timestamp.after.max.ms": str(2**63 - 1)})
     before = int(time.time() * 1000)
     for later in (before + 60_000, 2**62):
-        _send_at(connection, topic, later)
+        write(connection, Message(topic, b"", None, 1, later))
         with pytest.raises(BrokerError, match=r"\[1\] has a record with the timestamp .* in the future"):
             topics.stamp_appends(connection, topic)
         assert not topics.stamps_appends(connection, topic)
     past = new_topic(connection, 2)
-    _send_at(connection, past, 1_000)
+    write(connection, Message(past, b"", None, 1, 1_000))
     topics.stamp_appends(connection, past)
     assert topics.stamps_appends(connection, past)
-    _send_at(connection, past, 2_000)
+    write(connection, Message(past, b"", None, 1, 2_000))
     spans = topics.bounds(connection, [past])
     stamps = [record.timestamp_ms for batch in topics.read_between(connection, spans) for record in batch]
     assert stamps[0] == 1_000

@@ -83,10 +83,7 @@ def wrong(run: Run, outcome: Outcome) -> list[str]:
         ("a start without snapshots", outcome.n_without_snapshots >= 1),
         ("balanced books", counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"]),
         ("events out of turn", counts["out of turn"] > 0 or run.order_wait_ms >= 0),
-        *(
-            (kind, counts[kind] > least)
-            for kind in ("late", "duplicates", "refused", "labels", "alerts", "with frauds")
-        ),
+        *((kind, counts[kind] > least) for kind in KINDS),
     ):
         if not holds:
             told.append(f"not seen: {what}")
