@@ -22,8 +22,11 @@ class Column:
         of: the field of *this* event from which the column is computed. Masking a field masks every column with the
             same ``of``. None: history before the event, or context.
         label_fed: whether it is built from labels (a matured fraud rate). The label-free score does not read it.
+        entity: the entity whose past it describes; None for a field of the event.
+        stat: the statistic, such as ``"ratio"``, or ``"hour"`` and ``"weekday"``; None for a field of the event.
+        window_ms: how far the window reaches back; None: the entity's whole past, or no window.
 
-    >>> Column("customer_id.amount.ratio.7d", "numeric", of="amount").of
+    >>> Column("customer_id.amount.ratio.7d", "numeric", "amount", False, "customer_id", "ratio", 604_800_000).of
     'amount'
     """
 
@@ -31,6 +34,9 @@ class Column:
     kind: Literal["numeric", "categorical"]
     of: str | None = None
     label_fed: bool = False
+    entity: str | None = None
+    stat: str | None = None
+    window_ms: int | None = None
 
 
 class PickedRows:

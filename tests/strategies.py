@@ -14,8 +14,9 @@ from tests.pipelines.features.reference import Item
 
 DAY_MS = 86_400_000
 WINDOWS_MS = (12, 60, 5_000, 3_600_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 60 * DAY_MS)
-VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore")
-ALL_TIME_STATS = ("mean", "std", "ratio", "zscore")
+HABIT_STATS = ("above", "wmean", "wratio")
+VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS, *HABIT_STATS)
+ALL_TIME_STATS = ("mean", "std", "ratio", "zscore", *HABIT_STATS)
 
 
 class Case(NamedTuple):
@@ -62,13 +63,19 @@ def features(
     """Any one feature that these columns allow, named after what it is."""
     entity, window = st.sampled_from(entities), st.sampled_from(windows_ms)
     of_events = st.tuples(st.sampled_from(("count", "fraud_rate", "fraud_count")), entity, st.none(), window)
-    whole = st.tuples(st.sampled_from(("count", "since_last")), entity, st.none(), st.none())
+    whole = st.tuples(st.sampled_from(("count", "since_last", "hour_share")), entity, st.none(), st.none())
     of_values = st.tuples(st.sampled_from(VALUE_STATS), entity, st.sampled_from(numbers), window)
     whole_values = st.tuples(st.sampled_from(ALL_TIME_STATS), entity, st.sampled_from(numbers), st.none())
     others = st.tuples(entity, st.sampled_from(hashed)).filter(lambda pair: pair[0] != pair[1])
     distinct = st.tuples(others, window).map(lambda p: ("distinct", *p[0], p[1]))
-    parts = st.one_of(of_events, whole, of_values, of_values, whole_values, distinct)
-    return parts.map(lambda p: Feature(".".join(map(str, p)), *p))
+    share = others.map(lambda pair: ("share", *pair, None))
+    parts = st.one_of(of_events, whole, of_values, of_values, whole_values, distinct, share)
+    return st.tuples(parts, st.sampled_from((3.0, 1.5))).map(_named)
+
+
+def _named(parts: tuple[tuple[str, str, str | None, int | None], float]) -> Feature:
+    (stat, entity, field, window_ms), factor = parts
+    return Feature(f"{stat}.{entity}.{field}.{window_ms}.{factor}", stat, entity, field, window_ms, factor)
 
 
 amounts = st.one_of(
@@ -117,7 +124,7 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
                 clock_ms + draw(shift),
                 tuple(draw(ids) for _ in entities),
                 tuple(draw(amounts) for _ in numbers),
-                tuple(draw(st.integers(0, 2**64 - 1)) for _ in hashed),
+                tuple(draw(st.one_of(st.integers(0, 3), st.integers(0, 2**64 - 1))) for _ in hashed),
                 None,
             )
         else:

@@ -4,7 +4,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from pipelines.contracts.stream import ALL_TIME_STATS, DAY_MS, HOUR_MS, LABEL_STATS, STATS, VALUE_STATS, Feature
+from pipelines.contracts.stream import (
+    ALL_TIME_STATS,
+    DAY_MS,
+    HASHED_STATS,
+    HOUR_MS,
+    LABEL_STATS,
+    LIFETIME_STATS,
+    STATS,
+    VALUE_STATS,
+    Feature,
+)
 
 
 class FeatureFault(NamedTuple):
@@ -73,7 +83,7 @@ def fault_of(
         feature: the feature; its statistic may be unknown.
         entities: names of the stream's entities.
         numbers: names of the fields that are numbers.
-        hashed: names of the fields that `distinct` can count: categories and entities.
+        hashed: names of the fields that `distinct` and `share` can count: categories and entities.
         has_labels: whether the stream has a [labels] table.
     """
     stat, field, window_ms = feature.stat, feature.field, feature.window_ms
@@ -88,14 +98,16 @@ def fault_of(
     if takes_value and field not in numbers:
         fix = f"it must be a field of type int or number for {stat}: {_list(numbers)}"
         return FeatureFault("field", field, "is not a number", fix, numbers)
-    if stat == "distinct" and (field not in hashed or field == feature.entity):
+    if stat in HASHED_STATS and (field not in hashed or field == feature.entity):
         others = [name for name in hashed if name != feature.entity]
-        fix = f"it must be a category or another entity for distinct: {_list(others)}"
+        fix = f"it must be a category or another entity for {stat}: {_list(others)}"
         return FeatureFault("field", field, "cannot be counted", fix, others)
-    if not takes_value and stat != "distinct" and field is not None:
+    if not takes_value and stat not in HASHED_STATS and field is not None:
         return FeatureFault("field", field, "is not used", f"{stat} does not take a field")
     if stat == "since_last" and window_ms is not None:
         return FeatureFault("windows", f"{window_ms}ms", "is not used", "since_last takes no window")
+    if stat in LIFETIME_STATS and window_ms is not None:
+        return FeatureFault("windows", f"{window_ms}ms", f"{stat} does not have", 'its only window is "all"')
     if stat != "since_last" and window_ms is None and stat not in ALL_TIME_STATS:
         fix = f"it needs a window such as 7d; only {', '.join(ALL_TIME_STATS)} have all"
         return FeatureFault("windows", "all", f"{stat} does not have", fix)

@@ -8,10 +8,14 @@ import msgspec
 FIELD_TYPES = ("int", "number", "text", "category", "time")
 ID_TYPES = ("int", "text")
 LABEL_STATS = ("fraud_rate", "fraud_count")
-VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore")
-ENTITY_STATS = ("count", "since_last", *LABEL_STATS)
-STATS = (*ENTITY_STATS, *VALUE_STATS, "distinct")
-ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore")
+HABIT_STATS = ("above", "wmean", "wratio")  # against the entity's own winsorised mean; they take a factor
+VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS)
+HASHED_STATS = ("distinct", "share")
+ENTITY_STATS = ("count", "since_last", "hour_share", *LABEL_STATS)
+STATS = (*ENTITY_STATS, *VALUE_STATS, *HASHED_STATS)
+LIFETIME_STATS = ("share", "hour_share")  # only for the window "all"
+ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore", *HABIT_STATS, *LIFETIME_STATS)
+OF_EVENT_STATS = ("ratio", "zscore", "wratio", "share")  # computed from the event's own value of the field
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock")
@@ -47,13 +51,14 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Feature(msgspec.Struct, frozen=True):
-    """One feature of an event; `window_ms` None means the entity's whole past."""
+    """One feature of an event; `window_ms` None means the entity's whole past. `factor` is for `HABIT_STATS`."""
 
     name: str
     stat: str
     entity: str | None = None
     field: str | None = None
     window_ms: int | None = None
+    factor: float = 3.0
 
 
 class InputColumn(msgspec.Struct, frozen=True):
@@ -61,8 +66,11 @@ class InputColumn(msgspec.Struct, frozen=True):
 
     name: str
     kind: Literal["numeric", "categorical"]
-    of: str | None
-    label_fed: bool
+    of: str | None = None
+    label_fed: bool = False
+    entity: str | None = None
+    stat: str | None = None
+    window_ms: int | None = None
 
 
 class Labels(msgspec.Struct, frozen=True):
@@ -160,7 +168,7 @@ class Stream(msgspec.Struct, frozen=True):
 
     @property
     def hashed(self) -> tuple[str, ...]:
-        """Fields that `distinct` can count: categories, then entities."""
+        """Fields that `distinct` and `share` can count: categories, then entities."""
         return (*self.categories, *self.entities)
 
     @property
@@ -171,17 +179,25 @@ class Stream(msgspec.Struct, frozen=True):
     @property
     def columns(self) -> tuple[InputColumn, ...]:
         """Every model input: numeric ones, then categorical ones."""
-        own = [InputColumn(name, "numeric", name, False) for name in self.numbers]
-        clock = [InputColumn(name, "numeric", None, False) for name in ("hour", "weekday")]
+        own = [InputColumn(name, "numeric", name) for name in self.numbers]
+        clock = [InputColumn(name, "numeric", stat=name) for name in ("hour", "weekday")]
         windows = [
-            InputColumn(f.name, "numeric", f.field if f.stat in ("ratio", "zscore") else None, f.stat in LABEL_STATS)
+            InputColumn(
+                f.name,
+                "numeric",
+                f.field if f.stat in OF_EVENT_STATS else None,
+                f.stat in LABEL_STATS,
+                f.entity,
+                f.stat,
+                f.window_ms,
+            )
             for f in self.features
         ]
         return (
             *own,
             *clock,
             *windows,
-            *(InputColumn(name, "categorical", name, False) for name in self.categories),
+            *(InputColumn(name, "categorical", name) for name in self.categories),
         )
 
     @property

@@ -10,6 +10,8 @@ import msgspec
 from pipelines.contracts.feature_rules import FeatureFault, fault_of
 from pipelines.contracts.stream import (
     DAY_MS,
+    HABIT_STATS,
+    HASHED_STATS,
     ID_TYPES,
     RESERVED,
     STATS,
@@ -182,6 +184,9 @@ class StreamChecks:
                 self._check_stat(at, table, stat)
             self._require(at, "entity", '"customer_id"')
             self._require(at, "stats", '["count"]')
+            if "factor" in (self._raw(at) or {}) and table.stats and not set(table.stats) & set(HABIT_STATS):
+                fix = f"only {', '.join(HABIT_STATS)} take one; remove it"
+                self.problems.add((*at, "factor"), f"is {table.factor:g}, which is not used", fix, value=table.factor)
             if (self._raw(at) or {}).get("stats") == []:
                 self.problems.add((*at, "stats"), "is empty", f"list at least one of {', '.join(STATS)}")
         if len(self.features) > MAX_FEATURES:
@@ -197,16 +202,25 @@ class StreamChecks:
             self.problems.add((*at, "field"), f"is {table.field!r}, which is not a field", fix, value=table.field)
 
     def _check_stat(self, at: Path, table: FeaturesTable, stat: Stat) -> None:
-        takes_field = stat in VALUE_STATS or stat == "distinct"
+        takes_field = stat in VALUE_STATS or stat in HASHED_STATS
         entity, field = table.entity or _ENTITY, (table.field or _FIELD) if takes_field else None
         named = f"{entity}.{field}.{stat}" if takes_field else f"{entity}.{stat}"
         if stat == "since_last":
             self._add_feature(at, Feature(named, str(stat), entity))
         elif table.windows:
             for window in table.windows:
-                self._add_feature(at, Feature(f"{named}.{window}", str(stat), entity, field, window.ms), window)
+                feature = Feature(f"{named}.{window}", str(stat), entity, field, window.ms, table.factor)
+                self._add_feature(at, self._named_apart(feature), window)
         elif not self.problems.at((*at, "windows")):
             self.problems.add((*at, "windows"), "is missing", f'{stat} needs it, as in windows = ["1d", "7d"]')
+
+    def _named_apart(self, feature: Feature) -> Feature:
+        """The feature, with its factor in its name if an earlier feature differs from it only in the factor."""
+        twin = self.features.get(feature.name)
+        if twin is None or twin.factor == feature.factor or feature.stat not in HABIT_STATS:
+            return feature
+        head, stat, window = feature.name.rsplit(".", 2)
+        return msgspec.structs.replace(feature, name=f"{head}.{stat}_{feature.factor:g}.{window}")
 
     def _add_feature(self, at: Path, feature: Feature, window: Window | None = None) -> None:
         fault = self._fault_of(at, feature)

@@ -1,12 +1,20 @@
 """The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
 Each entity has one *row* of 64-bit words: clock of the last event, newest event time, number of events, then one
-section for each all-time feature, window and label window. The words up to the last all-time section are the lifetime
+section for each all-time number, habit, tally, window and label window. The words up to the last tally are the lifetime
 facts. They are kept longer than the windows; of a dormant entity only they are kept. The section of a window is [newest
 pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest pane, the bit below it the pane before.
 The words of a dead pane are never read, so they need not be cleared when time advances. A pane has 32-bit counts (all
-events, then the values of each number), then the other accumulators. The section of a label window is [newest pane,
-ring of (events, frauds)]. Half words are in little-endian order.
+events, then for each number its values and those above the limit), then the other accumulators. The section of a label
+window is [newest pane, ring of (events, frauds)]. Half and quarter words are in little-endian order.
+
+A *habit* is the all-time mean of a number in which no single value weighs more than `factor` times the mean before it:
+[values, mean, values above the limit]. The limit of a value is factor * mean of the earlier ones; the first `FEW`
+values, and those of an entity whose mean is not positive, have none. A value above its limit counts as `above` and
+enters `wmean` and `wratio`, here and in the windows, as the limit.
+
+A *tally* counts the entity's earlier events by value, [events, 16-bit counters]: by hash of a category or an entity in
+`SHARE_CELLS` cells, or by hour of the day. Before a counter would overflow, all counters of the tally are halved.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -28,26 +36,33 @@ HEADER_WORDS = 3
 DISTINCT_BITS = 256
 LIMIT = 1e100  # larger numbers count as missing, so that sums of squares stay finite
 ROUNDING = 1e-12  # a variance below this share of the mean square is a rounding error and counts as zero
+FEW = 3  # values of an entity before it has a habit
+SHARE_CELLS, HOURS, HOUR_MS = 64, 24, 3_600_000
+FULL = 65_535  # the largest counter of a tally
 AHEAD = 4  # how many items ahead a row is prefetched; 2 to 8 are equally fast
 AHEAD_WORDS = 1024  # of the row, at most
 
-COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT = range(12)
+COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT, ABOVE, SHARE = range(14)
 
 
 def _record(*names: str) -> np.dtype[np.void]:
     return np.dtype([(name, np.int64) for name in names])
 
 
-# Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; a
-# count's in half words. An unused accumulator has offset -1. Ranges exclude their last.
+# Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; those of
+# `count` and `above` in half words. An unused accumulator has offset -1. Ranges exclude their last.
 WINDOW = _record(
     "base", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
     "first_number", "last_number", "first_distinct", "last_distinct",
 )  # fmt: skip
-NUMBER = _record("column", "count", "sum", "square", "low", "high", "first_output", "last_output")
+NUMBER = _record(  # of values as they are (habit -1), or cut at the limit of a habit
+    "column", "habit", "count", "above", "sum", "square", "low", "high", "first_output", "last_output"
+)
 DISTINCT_COUNT = _record("column", "at", "output")
 LABEL_WINDOW = _record("base", "pane_ms", "panes", "ring", "first_output", "last_output")
 LIFETIME = _record("base", "column", "first_output", "last_output")
+HABIT = _record("base", "column", "first_output", "last_output")
+TALLY = _record("base", "column", "output")  # column -1: by hour of the day
 OUTPUT = _record("stat", "column")
 
 
@@ -62,7 +77,7 @@ class FoldInput(NamedTuple):
     time_ms: NDArray[np.int64]  # event time; for a label, the time of its event
     entities: NDArray[np.uint64]  # hash of the id, 0 = missing
     numbers: NDArray[np.float64]  # NaN = missing; not read for labels
-    hashed: NDArray[np.uint64]  # values counted by `distinct`, 0 = missing; not read for labels
+    hashed: NDArray[np.uint64]  # values counted by `distinct` and `share`, 0 = missing; not read for labels
     delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 withdrawn, 0 no change
 
     def slice(self, start: int, stop: int) -> "FoldInput":
@@ -83,22 +98,26 @@ class Layout(NamedTuple):
     distincts: NDArray[np.void]
     label_windows: NDArray[np.void]
     lifetimes: NDArray[np.void]
+    habits: NDArray[np.void]
+    factors: NDArray[np.float64]  # of the habits
+    tallies: NDArray[np.void]
     outputs: NDArray[np.void]
     estimates: NDArray[np.float64]  # distinct values by number of zero bits
 
 
 class Memory(NamedTuple):
-    """The rows of one entity column: the same bytes viewed as four types."""
+    """The rows of one entity column: the same bytes viewed as five types."""
 
     words: NDArray[np.uint64]
     floats: NDArray[np.float64]
     ints: NDArray[np.int64]
     counts: NDArray[np.uint32]
+    shorts: NDArray[np.uint16]
 
     @classmethod
     def of(cls, words: NDArray[np.uint64]) -> "Memory":
         """All views of `words`."""
-        return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32))
+        return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32), words.view(np.uint16))
 
 
 class Dormant(NamedTuple):
@@ -328,6 +347,69 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
 
 
 @compiled
+def _limit(base, factor, memory):
+    """What a value counts as at most, for the habit at `base`; infinite if there is no habit yet."""
+    mean = memory.floats[base + 1]
+    return factor * mean if memory.ints[base] >= FEW and mean > 0.0 else np.inf
+
+
+@compiled
+def _habits(i, at, row, batch, memory, layout, out):
+    """The features of the habits, then the habits with this event; the windows have read them before."""
+    floats, ints = memory.floats, memory.ints
+    for h in range(layout.habits.shape[0]):
+        habit = layout.habits[h]
+        base = at + habit.base
+        value = _measured(batch.numbers[i, habit.column])
+        n = ints[base]
+        mean = floats[base + 1]
+        for o in range(habit.first_output, habit.last_output):
+            output = layout.outputs[o]
+            result = np.nan
+            if output.stat == ABOVE:
+                result = float(ints[base + 2])
+            elif n > 0:
+                result = mean if output.stat == MEAN else value / mean
+            out[row, output.column] = _finite(result)
+        if not math.isnan(value):
+            limit = _limit(base, layout.factors[h], memory)
+            ints[base + 2] += value > limit
+            ints[base] = n + 1
+            floats[base + 1] = mean + (min(value, limit) - mean) / (n + 1)
+
+
+@compiled
+def _tallies(i, at, row, batch, memory, layout, out):
+    """The shares of this event's value and hour among the earlier ones, then the tallies with this event."""
+    ints, shorts = memory.ints, memory.shorts
+    for t in range(layout.tallies.shape[0]):
+        tally = layout.tallies[t]
+        base = at + tally.base
+        n = ints[base]
+        first = 4 * (base + 1)
+        if tally.column < 0:
+            cells = HOURS
+            cell = (batch.time_ms[i] // HOUR_MS) % HOURS
+            near = _int(shorts[first + cell])
+            near += _int(shorts[first + (cell + 1) % HOURS]) + _int(shorts[first + (cell + HOURS - 1) % HOURS])
+            out[row, tally.output] = (near + 1) / (n + 8)
+        else:
+            seen = batch.hashed[i, tally.column]
+            if seen == _ZERO:
+                continue
+            cells = SHARE_CELLS
+            cell = _int(seen & np.uint64(SHARE_CELLS - 1))
+            out[row, tally.output] = (_int(shorts[first + cell]) + 0.5) / (n + 1)
+        if shorts[first + cell] == FULL:
+            n = _int(0)
+            for c in range(first, first + cells):
+                shorts[c] >>= np.uint16(1)
+                n += _int(shorts[c])
+        shorts[first + cell] += np.uint16(1)
+        ints[base] = n + 1
+
+
+@compiled
 def _window(i, at, row, w, batch, memory, layout, counters, out):
     """Compute the features of one window, then add the event to its pane."""
     window = layout.windows[w]
@@ -355,7 +437,7 @@ def _window(i, at, row, w, batch, memory, layout, counters, out):
     if live & bit == _ZERO:
         memory.words[cell : cell + window.words] = _ZERO
         memory.words[section + 1] = live | bit
-    _enter(i, cell, window, batch, memory, layout)
+    _enter(i, at, cell, window, batch, memory, layout)
 
 
 @compiled
@@ -393,6 +475,7 @@ def _valued(i, row, base, turn, covered, window, number, batch, memory, layout, 
     square = 0.0
     low = np.inf
     high = -np.inf
+    above = _int(0)
     left = covered
     while left:
         cell = base + _next(left, turn, window.ring) * window.words
@@ -408,10 +491,15 @@ def _valued(i, row, base, turn, covered, window, number, batch, memory, layout, 
                 low = min(low, floats[cell + number.low])
             if number.high >= 0:
                 high = max(high, floats[cell + number.high])
+            if number.above >= 0:
+                above += _int(counts[2 * cell + number.above])
     value = _measured(batch.numbers[i, number.column])
     for o in range(number.first_output, number.last_output):
         output = layout.outputs[o]
-        out[row, output.column] = _finite(_statistic(output.stat, value, n, total, square, low, high))
+        if output.stat == ABOVE:
+            out[row, output.column] = float(above)
+        else:
+            out[row, output.column] = _finite(_statistic(output.stat, value, n, total, square, low, high))
 
 
 @compiled
@@ -432,7 +520,7 @@ def _distinct(row, base, turn, covered, window, distinct, memory, layout, out):
 
 
 @compiled
-def _enter(i, cell, window, batch, memory, layout):
+def _enter(i, at, cell, window, batch, memory, layout):
     """Add the event to the pane at `cell`."""
     words, floats, counts = memory.words, memory.floats, memory.counts
     counts[2 * cell] += np.uint32(1)
@@ -441,6 +529,11 @@ def _enter(i, cell, window, batch, memory, layout):
         value = _measured(batch.numbers[i, number.column])
         if math.isnan(value):
             continue
+        if number.habit >= 0:
+            limit = _limit(at + layout.habits[number.habit].base, layout.factors[number.habit], memory)
+            if number.above >= 0 and value > limit:
+                counts[2 * cell + number.above] += np.uint32(1)
+            value = min(value, limit)
         first = counts[2 * cell + number.count] == 0
         counts[2 * cell + number.count] += np.uint32(1)
         if number.sum >= 0:
@@ -544,5 +637,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             _window(i, at, row, w, batch, memory, layout, counters, out)
         for w in range(layout.label_windows.shape[0]):
             _label_window(i, at, row, w, batch, memory, layout, counters, out)
+        _habits(i, at, row, batch, memory, layout, out)
+        _tallies(i, at, row, batch, memory, layout, out)
         row += 1
     return n_items, row, used

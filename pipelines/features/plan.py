@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts.feature_rules import Panes, fault_of
-from pipelines.contracts.stream import DAY_MS, LABEL_STATS, Feature
+from pipelines.contracts.stream import DAY_MS, HABIT_STATS, LABEL_STATS, LIFETIME_STATS, Feature
 from pipelines.errors import StreamFileError
 from pipelines.features import kernel
 from pipelines.features.kernel import Layout
 
-KERNEL_VERSION = 2  # increase it if the same items can result in other features or another snapshot
+KERNEL_VERSION = 3  # increase it if the same items can result in other features or another snapshot
 LIFETIME_MS = 400 * DAY_MS
 _ACCUMULATORS = {
     "sum": ("sum",),
@@ -30,6 +30,9 @@ _ACCUMULATORS = {
     "max": ("high",),
     "ratio": ("sum",),
     "zscore": ("sum", "square"),
+    "above": (),
+    "wmean": ("sum",),
+    "wratio": ("sum",),
 }
 _STATS = {
     "count": kernel.COUNT,
@@ -44,7 +47,12 @@ _STATS = {
     "zscore": kernel.ZSCORE,
     "fraud_rate": kernel.FRAUD_RATE,
     "fraud_count": kernel.FRAUD_COUNT,
+    "above": kernel.ABOVE,
+    "wmean": kernel.MEAN,
+    "wratio": kernel.RATIO,
 }
+# A number as it is (None), or cut at the limit of the habit with this factor.
+_Cut = tuple[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class FeaturePlan:
                 raise StreamFileError(f"feature {f.name!r}: {fault}")
         definition = [
             KERNEL_VERSION,
-            [[f.name, f.stat, f.entity, f.field, f.window_ms] for f in features],
+            [[f.name, f.stat, f.entity, f.field, f.window_ms, _cut(f)[1]] for f in features],
             [list(entities), list(numbers), list(hashed)],
             maturity_ms,
             lifetime_ms,
@@ -163,15 +171,27 @@ class _RowPlan:
         self.distincts: list[tuple[int, ...]] = []
         self.label_windows: list[tuple[int, ...]] = []
         self.lifetimes: list[tuple[int, ...]] = []
+        self.habits: dict[_Cut, tuple[int, ...]] = {}
+        self.tallies: list[tuple[int, ...]] = []
         self.outputs: list[tuple[int, ...]] = []
 
-    def add_lifetimes(self, number_columns: Mapping[str, int]) -> None:
-        """All-time features: three words for each number."""
-        for field in _fields(f for _, f in self.features if f.window_ms is None):
-            of_field = [(c, f) for c, f in self.features if f.window_ms is None and f.field == field]
+    def add_lifetimes(self, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
+        """Lifetime facts: three words for each number and each habit, and the tallies."""
+        habitual = [(c, f) for c, f in self.features if f.stat in HABIT_STATS]
+        tallied = [(c, f) for c, f in self.features if f.stat in LIFETIME_STATS]
+        others = [(c, f) for c, f in self.features if f.window_ms is None and (c, f) not in habitual + tallied]
+        for field in _fields(f for _, f in others):
             column = -1 if field is None else number_columns[field]
-            self.lifetimes.append((self.words, column, *self._emit(of_field)))
+            self.lifetimes.append((self.words, column, *self._emit((c, f) for c, f in others if f.field == field)))
             self.words += 0 if field is None else 3
+        for cut in sorted({_cut(f) for _, f in habitual}):
+            all_time = [(c, f) for c, f in habitual if f.window_ms is None and _cut(f) == cut]
+            self.habits[cut] = (self.words, number_columns[cut[0]], *self._emit(all_time))
+            self.words += 3
+        for output, f in tallied:
+            column, cells = (-1, kernel.HOURS) if f.field is None else (hashed_columns[f.field], kernel.SHARE_CELLS)
+            self.tallies.append((self.words, column, output))
+            self.words += 1 + cells // 4
         self.lifetime_words = self.words
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
@@ -181,17 +201,23 @@ class _RowPlan:
             return
         panes = Panes.of(window_ms)
         counts = self._emit((c, f) for c, f in here if f.stat == "count")
-        fields = _fields(f for _, f in here if f.stat in _ACCUMULATORS)
-        words = (1 + len(fields) + 1) // 2  # counts are half words
+        valued = [(c, f) for c, f in here if f.stat in _ACCUMULATORS]
+        cuts = sorted({_cut(f) for _, f in valued}, key=str)
+        surprised = {_cut(f) for _, f in valued if f.stat == "above"}
+        halves = 1 + len(cuts) + len(surprised)  # counts are half words
+        words, half = (halves + 1) // 2, 1
         first_number, first_distinct = len(self.numbers), len(self.distincts)
-        for place, field in enumerate(fields, start=1):
-            of_field = [(c, f) for c, f in here if f.stat in _ACCUMULATORS and f.field == field]
-            needed = {name for _, f in of_field for name in _ACCUMULATORS[f.stat]}
+        for cut in cuts:
+            of_cut = [(c, f) for c, f in valued if _cut(f) == cut]
+            needed = {name for _, f in of_cut for name in _ACCUMULATORS[f.stat]}
             offsets = []
             for name in ("sum", "square", "low", "high"):
                 offsets.append(words if name in needed else -1)
                 words += name in needed
-            self.numbers.append((number_columns[str(field)], place, *offsets, *self._emit(of_field)))
+            habit = list(self.habits).index(cut) if cut in self.habits else -1
+            above = half + 1 if cut in surprised else -1
+            self.numbers.append((number_columns[cut[0]], habit, half, above, *offsets, *self._emit(of_cut)))
+            half += 1 + (cut in surprised)
         for field in _fields(f for _, f in here if f.stat == "distinct"):
             for column, f in here:
                 if f.stat == "distinct" and f.field == field:
@@ -220,7 +246,7 @@ class _RowPlan:
         return Layout(
             stride=self.words,
             idle_ms=idle_ms,
-            lifetime_ms=max(idle_ms, lifetime_ms) if self.lifetimes else idle_ms,
+            lifetime_ms=max(idle_ms, lifetime_ms) if self.lifetimes or self.habits or self.tallies else idle_ms,
             lifetime_words=self.lifetime_words,
             maturity_ms=self.maturity_ms,
             windows=np.array(self.windows, kernel.WINDOW),
@@ -228,6 +254,9 @@ class _RowPlan:
             distincts=np.array(self.distincts, kernel.DISTINCT_COUNT),
             label_windows=np.array(self.label_windows, kernel.LABEL_WINDOW),
             lifetimes=np.array(self.lifetimes, kernel.LIFETIME),
+            habits=np.array(list(self.habits.values()), kernel.HABIT),
+            factors=np.array([factor for _, factor in self.habits], np.float64),
+            tallies=np.array(self.tallies, kernel.TALLY),
             outputs=np.array(self.outputs, kernel.OUTPUT),
             estimates=_estimates(),
         )
@@ -249,13 +278,18 @@ def _lay_out(
     number_columns = {name: column for column, name in enumerate(numbers)}
     hashed_columns = {name: column for column, name in enumerate(hashed)}
     row = _RowPlan(features, maturity_ms)
-    row.add_lifetimes(number_columns)
+    row.add_lifetimes(number_columns, hashed_columns)
     widths = sorted({f.window_ms for _, f in features if f.window_ms is not None})
     for window_ms in widths:
         row.add_window(window_ms, number_columns, hashed_columns)
     for window_ms in widths:
         row.add_label_window(window_ms)
     return row.layout(lifetime_ms)
+
+
+def _cut(feature: Feature) -> _Cut:
+    """The number of a feature: its field, and the factor of its habit."""
+    return str(feature.field), feature.factor if feature.stat in HABIT_STATS else None
 
 
 def _fields(features: Iterable[Feature]) -> list[str | None]:

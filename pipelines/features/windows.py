@@ -206,7 +206,7 @@ class _EntityRows:
         return self.memory.words.nbytes + self.keys.nbytes + self.table.nbytes + sum(a.nbytes for a in self.dormant)
 
     def fold(self, number: int, batch: FoldInput, out: NDArray[np.float64]) -> None:
-        if not len(self.layout.outputs) and not len(self.layout.distincts):
+        if not (len(self.layout.outputs) or len(self.layout.distincts) or len(self.layout.tallies)):
             return  # no feature is about this entity
         if len(self.dormant.keys):
             self._wake(batch.entities[batch.is_event, number])

@@ -3,7 +3,15 @@
 import pytest
 
 from pipelines.contracts.feature_rules import Panes, WindowError, fault_of
-from pipelines.contracts.stream import ALL_TIME_STATS, LABEL_STATS, STATS, VALUE_STATS, Feature
+from pipelines.contracts.stream import (
+    ALL_TIME_STATS,
+    HASHED_STATS,
+    LABEL_STATS,
+    LIFETIME_STATS,
+    STATS,
+    VALUE_STATS,
+    Feature,
+)
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -31,6 +39,9 @@ def fault(feature: Feature, *, has_labels: bool = False) -> str:
         (customer("distinct", field="customer"), "field is 'customer', which cannot be counted; it must be a categor"),
         (customer("count", field="amount"), "field is 'amount', which is not used; count does not take a field"),
         (customer("distinct", None, field="country"), "windows is 'all', which distinct does not have; it needs a wi"),
+        (customer("share", field="country"), "windows is '3600000ms', which share does not have; its only window is "),
+        (customer("share", None, field="amount"), "field is 'amount', which cannot be counted; it must be a category"),
+        (customer("hour_share", None, field="amount"), "field is 'amount', which is not used; hour_share does not ta"),
         (customer("since_last"), "windows is '3600000ms', which is not used; since_last takes no window"),
         (customer("fraud_rate"), "stats is 'fraud_rate', which needs labels; add a [labels] table"),
         (customer("count", 101), "windows is '101ms', which cannot be cut evenly; it must be a whole number of milli"),
@@ -42,8 +53,8 @@ def test_a_feature_that_cannot_be_computed_is_at_fault(feature: Feature, said: s
 
 @pytest.mark.parametrize("stat", STATS)
 def test_every_statistic_has_a_form_that_can_be_computed(stat: str) -> None:
-    field = "amount" if stat in VALUE_STATS else "shop" if stat == "distinct" else None
-    window_ms = None if stat == "since_last" else DAY_MS
+    field = "amount" if stat in VALUE_STATS else "shop" if stat in HASHED_STATS else None
+    window_ms = None if stat in ("since_last", *LIFETIME_STATS) else DAY_MS
     assert fault(customer(stat, window_ms, field=field), has_labels=stat in LABEL_STATS) == "None"
     all_time = fault(customer(stat, None, field=field), has_labels=True)
     assert (all_time == "None") == (stat in (*ALL_TIME_STATS, "since_last"))

@@ -66,6 +66,26 @@ def test_a_good_file_is_read_whole() -> None:
     assert stream.topic("events") == "payments.events"
 
 
+def test_a_column_says_what_it_is_of() -> None:
+    text = GOOD.replace('stats = ["mean"]', 'stats = ["mean", "wratio"]')
+    about = {c.name: (c.of, c.label_fed, c.entity, c.stat, c.window_ms) for c in parse(text).columns}
+    assert about["amount"] == ("amount", False, None, None, None)
+    assert about["country"] == ("country", False, None, None, None)
+    assert about["hour"] == (None, False, None, "hour", None)
+    assert about["card.amount.wratio.all"] == ("amount", False, "card", "wratio", None)
+    assert about["shop.fraud_rate.1d"] == (None, True, "shop", "fraud_rate", 86_400_000)
+
+
+def test_a_factor_is_in_the_name_only_where_two_would_share_one() -> None:
+    group = '[[features]]\nentity = "card"\nfield = "amount"\nwindows = ["1d"]\nstats = ["above"]\nfactor = {}\n'
+    stream = parse(GOOD + "".join(map(group.format, (3, 5, 2.5))))
+    assert {f.name: f.factor for f in stream.features if f.stat == "above"} == {
+        "card.amount.above.1d": 3.0, "card.amount.above_5.1d": 5.0, "card.amount.above_2.5.1d": 2.5,
+    }  # fmt: skip
+    with pytest.raises(StreamFileError, match=r"computes card\.amount\.above_5\.1d a second time"):
+        parse(GOOD + "".join(map(group.format, (3, 5, 5))))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -109,6 +129,8 @@ def test_a_good_file_is_read_whole() -> None:
         ('windows = ["1d"]', 'windows = ["1 day"]', "line 26: features.#2.windows has '1 day'; it must be a duration"),
         ('windows = ["1d"]', 'windows = ["10000000d"]', "line 26: features.#2.windows has '10000000d'; it must be a d"),
         ('windows = ["1d"]', 'windows = ["1ms"]', "line 26: features.#2.windows has '1ms'; it must be a whole number"),
+        ('windows = ["1d"]', 'windows = ["1d"]\nfactor = 2', "line 27: features.#2.factor is 2, which is not used; on"),
+        ('stats = ["mean"]', 'stats = ["above"]\nfactor = 1', "line 23: features.#1.factor is 1; it must be a number "),
         ('windows = ["1d"]', 'windows = ["all"]', "line 26: features.#2.windows has 'all', which fraud_rate does not"),
         ('windows = ["1d"]', "", "line 24: features.#2.windows is missing; count needs it, as in windows = "),
         ('"fraud_rate"]', '"median"]', "line 27: features.#2.stats has 'median'; did you mean 'mean'? It must be one"),

@@ -92,6 +92,8 @@ class Reference:
             return max(0, item.time_ms - max(times)) / 1000.0 if times else NAN
         if f.stat in ("fraud_rate", "fraud_count"):
             return self.fraud(f, past, item)
+        if f.stat in ("share", "hour_share"):
+            return self.share(f, life, item)
         value = measured(item.numbers[self.numbers.index(f.field)]) if f.field in self.numbers else None
         if f.window_ms is None:
             return self.lifetime(f, life, value)
@@ -108,12 +110,24 @@ class Reference:
             bits = {i.hashed[place] % 256 for pane in covered for i in pane if i.hashed[place]}
             return 256 * math.log(256 / max(1, 256 - len(bits)))
         place = self.numbers.index(f.field or "")
+        if f.stat in ("above", "wmean", "wratio"):
+            habit = self.habit(f, life)
+            if f.stat == "above":
+                return float(sum(habit[id(i)][1] for pane in covered for i in pane if id(i) in habit))
+            values = [[habit[id(i)][0] for i in pane if id(i) in habit] for pane in covered]
+            return statistic(f.stat.removeprefix("w"), [pane for pane in values if pane], value)
         values = [[v for i in pane if (v := measured(i.numbers[place])) is not None] for pane in covered]
         return statistic(f.stat, [pane for pane in values if pane], value)
 
     def lifetime(self, f: Feature, events: list[Item], value: float | None) -> float:
         if f.stat == "count":
             return float(len(events))
+        if f.stat in ("above", "wmean", "wratio"):
+            habit = list(self.habit(f, events).values())
+            if f.stat == "above":
+                return float(sum(is_above for _, is_above in habit))
+            mean = running_mean([cut for cut, _ in habit]) if habit else NAN
+            return compared(f.stat.removeprefix("w"), value, len(habit), mean, 0.0)
         n, mean, moment = 0, 0.0, 0.0
         for i in events:
             x = measured(i.numbers[self.numbers.index(f.field or "")])
@@ -125,6 +139,27 @@ class Reference:
         if n == 0:
             return NAN
         return compared(f.stat, value, n, mean, moment / n)
+
+    def habit(self, f: Feature, events: list[Item]) -> dict[int, tuple[float, bool]]:
+        """Of each event with a value, by identity: the value as it entered the habit, and whether it was above."""
+        found: dict[int, tuple[float, bool]] = {}
+        for i in events:
+            x = measured(i.numbers[self.numbers.index(f.field or "")])
+            if x is not None:
+                mean = running_mean([cut for cut, _ in found.values()])
+                limit = f.factor * mean if len(found) >= 3 and mean > 0 else math.inf
+                found[id(i)] = (min(x, limit), x > limit)
+        return found
+
+    def share(self, f: Feature, events: list[Item], item: Item) -> float:
+        if f.stat == "hour_share":
+            hours, hour = tally([i.time_ms // HOUR % 24 for i in events], 24), item.time_ms // HOUR % 24
+            return (hours[hour] + hours[hour - 1] + hours[(hour + 1) % 24] + 1) / (sum(hours) + 8)
+        place = self.hashed.index(f.field or "")
+        if not item.hashed[place]:
+            return NAN
+        cells = tally([i.hashed[place] % 64 for i in events if i.hashed[place]], 64)
+        return (cells[item.hashed[place] % 64] + 0.5) / (sum(cells) + 1)
 
     def fraud(self, f: Feature, past: list[Item], item: Item) -> float:
         assert f.window_ms is not None
@@ -197,6 +232,23 @@ def kept_panes(window_ms: int, ring: int, items: list[Item]) -> tuple[dict[int, 
 def measured(value: float) -> float | None:
     """The value as it counts: NaN and beyond 1e100 is missing, -0.0 is 0.0."""
     return None if math.isnan(value) or abs(value) > 1e100 else 0.0 if value == 0 else value
+
+
+def tally(cells: list[int], n_cells: int) -> list[int]:
+    """How many events fall into each cell; all are halved before one exceeds 16 bits."""
+    counts = [0] * n_cells
+    for cell in cells:
+        if counts[cell] == 65_535:
+            counts = [count // 2 for count in counts]
+        counts[cell] += 1
+    return counts
+
+
+def running_mean(values: list[float]) -> float:
+    mean = 0.0
+    for n, x in enumerate(values, start=1):
+        mean += (x - mean) / n
+    return mean
 
 
 def statistic(stat: str, values: list[list[float]], value: float | None) -> float:

@@ -12,7 +12,7 @@ from pipelines.contracts.stream import Feature
 from pipelines.errors import RestoreError
 from pipelines.features.kernel import FoldInput
 from pipelines.features.windows import Windows
-from tests.pipelines.features.reference import Item, Reference
+from tests.pipelines.features.reference import Item, Reference, tally
 from tests.strategies import DAY_MS, Case, batch_of, cases
 
 HOUR_MS = 3_600_000
@@ -228,6 +228,51 @@ def test_distinct_values_are_estimated_within_a_tenth_up_to_two_hundred() -> Non
     assert rows[200][0] == pytest.approx(200, rel=0.1)
 
 
+def test_a_value_far_above_the_own_mean_is_counted_and_teaches_the_habit_no_more_than_the_limit() -> None:
+    features = [customer(stat, window_ms, field="amount") for stat in ("above", "wmean", "wratio")
+                for window_ms in (HOUR_MS, None)]  # fmt: skip
+    rows = fold(features, [event(t, amount) for t, amount in enumerate((10.0, 1_000.0, 1.0, 13.0, 0.0, 2_000.0, 1.0))])
+    assert rows[3][:4] == [0.0, 0.0, 337.0, 337.0], "the first three values have no limit"
+    assert rows[3][4:] == [13 / 337, 13 / 337]
+    assert rows[5][:4] == pytest.approx([0.0, 0.0, 204.8, 204.8])
+    cut = (5 * 204.8 + 3 * 204.8) / 6
+    assert rows[6] == pytest.approx([1.0, 1.0, cut, cut, 1 / cut, 1 / cut])
+
+
+def test_the_limit_of_a_window_is_the_entitys_whole_past_and_the_factor_its_own() -> None:
+    def feature(factor: float) -> Feature:
+        return Feature(f"above {factor}", "above", "customer", "amount", HOUR_MS, factor)
+
+    rows = fold([feature(3.0), feature(5.0)], [*(event(t) for t in range(3)), event(DAY_MS, 4.0), event(DAY_MS + 1)])
+    assert rows[-1] == [1.0, 0.0]
+
+
+def test_an_entity_whose_mean_is_not_positive_has_no_limit() -> None:
+    rows = fold([customer("above", None, field="amount")], [*(event(t, 0.0) for t in range(4)), event(5), event(6)])
+    assert rows[-1] == [0.0]
+
+
+def test_the_share_of_a_value_and_of_an_hour_grows_with_its_events() -> None:
+    features = [customer("share", None, field="country"), customer("hour_share", None)]
+    items = [event(n * HOUR_MS, country=v) for n, v in ((0, 7), (23, 7), (25, 8), (36, 0), (48, 7))]
+    rows = fold(features, items)
+    assert [row[1] for row in rows] == [1 / 8, 2 / 9, 2 / 10, 1 / 11, 4 / 12]
+    assert [row[0] for row in rows[:3]] == [0.5, 1.5 / 2, 0.5 / 3]
+    assert np.isnan(rows[3][0])
+    assert rows[4][0] == 2.5 / 4, "an event without the value does not count"
+
+
+def test_counters_of_a_tally_are_halved_before_they_overflow() -> None:
+    values = [1 + (n % 7 == 0) for n in range(80_000)]
+    items = tuple(event(n * HOUR_MS // 10_000, country=v) for n, v in enumerate(values))
+    features = (customer("share", None, field="country"), customer("hour_share", None))
+    case = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, items)
+    last = Windows(case.plan).fold(whole(case))[-1]
+    cells, hours = tally(values[:-1], 64), tally([i.time_ms // HOUR_MS for i in items[:-1]], 24)
+    assert sum(cells) < 66_000
+    assert last.tolist() == [(cells[values[-1]] + 0.5) / (sum(cells) + 1), (sum(hours[6:9]) + 1) / (sum(hours) + 8)]
+
+
 def test_frauds_count_once_they_are_mature_and_can_be_taken_back() -> None:
     features = [customer("fraud_rate"), customer("fraud_count")]
     early = [event(0), event(1), label(2, about_ms=1), event(3)]
@@ -392,8 +437,9 @@ def test_a_snapshot_of_other_features_is_refused_and_any_change_of_them_shows_in
         base._replace(lifetime_ms=DAY_MS),
         base._replace(numbers=("amount", "balance")),
         base._replace(features=(customer("count"), customer("count", DAY_MS))),
+        *(base._replace(features=(Feature("c", "above", "customer", "amount", None, k),)) for k in (3.0, 4.0)),
     ]
-    assert len({case.plan.digest for case in (base, *changed)}) == 6
+    assert len({case.plan.digest for case in (base, *changed)}) == 8
     assert base.plan.digest == base._replace(items=(event(0),)).plan.digest
     with pytest.raises(RestoreError, match=r"the snapshot has feature definition .* rebuild the state"):
         Windows.restore(changed[0].plan, Windows(base.plan).snapshot())
