@@ -54,7 +54,8 @@ def backtest(
     parent = _unseeing_encoder(settings, spec, since_ms)
     before = training_data.load(lake, spec, settings.features(spec), as_of_ms=since_ms)
     whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=_end_ms(lake, spec))
-    test, label = _test_rows(whole, since_ms=since_ms, until_ms=until_ms, truth=truth)
+    is_unknown = spec.labels is not None and spec.labels.reports == "both"
+    test, label = _test_rows(whole, since_ms=since_ms, until_ms=until_ms, truth=truth, unlabelled_is_unknown=is_unknown)
     if not label[test].any():
         raise NothingToTestError(f"{spec.name}: the test period has no known fraud; wait until its labels have matured")
     rows = whole.table.take(test)
@@ -92,7 +93,7 @@ def _unseeing_encoder(settings: Settings, stream: Stream, since_ms: int) -> Foun
 
 
 def _test_rows(
-    whole: TrainingData, *, since_ms: int, until_ms: int | None, truth: Path | None
+    whole: TrainingData, *, since_ms: int, until_ms: int | None, truth: Path | None, unlabelled_is_unknown: bool
 ) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
     """The test rows, and the label of every row."""
     test = whole.table.time_ms >= since_ms
@@ -100,7 +101,10 @@ def _test_rows(
         test &= whole.table.time_ms < until_ms
     if truth is None:
         return test & whole.known, whole.label
-    return test, _labels_of(whole.event_id, Path(truth))
+    label = _labels_of(whole.event_id, Path(truth))
+    if unlabelled_is_unknown:
+        test &= label.is_not_null().to_numpy()
+    return test, label.fill_null(0).cast(pl.Int8).to_numpy()
 
 
 def _figures(scores: Mapping[str, NDArray[np.floating]], label: NDArray[np.int8]) -> dict[str, float]:
@@ -138,7 +142,7 @@ def _end_ms(lake: Lake, stream: Stream) -> int:
     return max(lake.arrivals().values(), default=0) + lag_ms + 1
 
 
-def _labels_of(event_id: pl.Series, truth: Path) -> NDArray[np.int8]:
+def _labels_of(event_id: pl.Series, truth: Path) -> pl.Series:
     known = pl.read_parquet(truth, columns=["event_id", "label"]).unique("event_id")
     joined = pl.DataFrame({"event_id": event_id}).join(known, on="event_id", how="left", maintain_order="left")
-    return joined["label"].fill_null(0).cast(pl.Int8).to_numpy()
+    return joined["label"]

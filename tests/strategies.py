@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pipelines.contracts.feature_rules import Panes
-from pipelines.contracts.stream import Feature
+from pipelines.contracts.stream import Feature, Reports
 from pipelines.features.kernel import FoldInput
 from pipelines.features.plan import FeaturePlan
 from tests.pipelines.features.reference import Item
@@ -15,6 +15,8 @@ from tests.pipelines.features.reference import Item
 DAY_MS = 86_400_000
 WINDOWS_MS = (12, 60, 5_000, 3_600_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 60 * DAY_MS)
 HABIT_STATS = ("above", "wmean", "wratio")
+LABEL_WINDOW_STATS = ("fraud_rate", "fraud_count", "labelled_count", "smoothed_fraud_rate")
+LABEL_HISTORY_STATS = ("since_fraud", "since_legit", "fraud_run", "fraud_run_age")
 VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS, *HABIT_STATS)
 ALL_TIME_STATS = ("mean", "std", "ratio", "zscore", *HABIT_STATS)
 
@@ -29,6 +31,7 @@ class Case(NamedTuple):
     maturity_ms: int
     items: tuple[Item, ...]
     lifetime_ms: int = 400 * DAY_MS
+    reports: Reports = "frauds"
 
     @property
     def plan(self) -> FeaturePlan:
@@ -39,6 +42,7 @@ class Case(NamedTuple):
             numbers=self.numbers,
             hashed=self.hashed,
             maturity_ms=self.maturity_ms,
+            reports=self.reports,
             lifetime_ms=self.lifetime_ms,
         )
 
@@ -54,16 +58,22 @@ def batch_of(items: Sequence[Item], *, n_entities: int, n_numbers: int, n_hashed
         numbers=np.array([i.numbers for i in items], np.float64).reshape(n, n_numbers),
         hashed=np.array([i.hashed for i in items], np.uint64).reshape(n, n_hashed),
         delta=np.array([i.delta or 0 for i in items], np.int8),
+        legit=np.array([i.legit for i in items], np.int8),
     )
 
 
 def features(
-    entities: Sequence[str], numbers: Sequence[str], hashed: Sequence[str], windows_ms: Sequence[int]
+    entities: Sequence[str],
+    numbers: Sequence[str],
+    hashed: Sequence[str],
+    windows_ms: Sequence[int],
+    reports: Reports = "frauds",
 ) -> st.SearchStrategy[Feature]:
     """Any one feature that these columns allow, named after what it is."""
     entity, window = st.sampled_from(entities), st.sampled_from(windows_ms)
-    of_events = st.tuples(st.sampled_from(("count", "fraud_rate", "fraud_count")), entity, st.none(), window)
-    whole = st.tuples(st.sampled_from(("count", "since_last", "hour_share")), entity, st.none(), st.none())
+    of_events = st.tuples(st.sampled_from(("count", *LABEL_WINDOW_STATS)), entity, st.none(), window)
+    of_labels = LABEL_HISTORY_STATS if reports == "both" else ("since_fraud",)
+    whole = st.tuples(st.sampled_from(("count", "since_last", "hour_share", *of_labels)), entity, st.none(), st.none())
     of_values = st.tuples(st.sampled_from(VALUE_STATS), entity, st.sampled_from(numbers), window)
     whole_values = st.tuples(st.sampled_from(ALL_TIME_STATS), entity, st.sampled_from(numbers), st.none())
     others = st.tuples(entity, st.sampled_from(hashed)).filter(lambda pair: pair[0] != pair[1])
@@ -98,9 +108,11 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
     windows_ms = draw(st.lists(st.sampled_from(WINDOWS_MS), min_size=1, max_size=2, unique=True))
     finest_ms = Panes.of(min(windows_ms)).width_ms
     maturity_ms = draw(st.sampled_from((1, finest_ms, 5 * finest_ms + 1, 12 * finest_ms, 36 * finest_ms)))
+    reports: Reports = draw(st.sampled_from(("frauds", "both")))
+    changes = ((1, 0), (1, 0), (-1, 0), (0, 0), (0, 1), (1, -1), (-1, 1))[: 7 if reports == "both" else 4]
     wanted = draw(
         st.lists(
-            features(entities, numbers, hashed, windows_ms),
+            features(entities, numbers, hashed, windows_ms, reports),
             min_size=1,
             max_size=9,
             unique_by=lambda f: f.name,
@@ -118,7 +130,7 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
     for _ in range(draw(st.integers(0, max_items))):
         clock_ms += draw(jump) if draw(st.booleans()) else 0
         events = [i for i in items if i.delta is None]
-        if draw(st.integers(0, 3)) or not items:
+        if draw(st.integers(0, 2)) or not items:
             item = Item(
                 clock_ms,
                 clock_ms + draw(shift),
@@ -136,7 +148,7 @@ def cases(draw: st.DrawFn, *, max_items: int = 60) -> Case:
                 about.entities if about else tuple(draw(ids) for _ in entities),
                 (float("nan"),) * len(numbers),
                 (0,) * len(hashed),
-                draw(st.sampled_from((1, 1, -1, 0))),
+                *draw(st.sampled_from(changes)),
             )
         items.append(item)
-    return Case(tuple(wanted), entities, numbers, hashed, maturity_ms, tuple(items), lifetime_ms)
+    return Case(tuple(wanted), entities, numbers, hashed, maturity_ms, tuple(items), lifetime_ms, reports)

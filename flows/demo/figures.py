@@ -183,7 +183,7 @@ def quality_of(source: Source, live: LiveRun) -> Quality | None:
 
     ids = source.frame[stream.event_id].cast(pl.String)
     truth_of = dict(zip(ids, source.frame[stream.labels.column], strict=True))
-    scores = list(live.scores.values())
+    scores = [s for s in live.scores.values() if truth_of[s.event_id] is not None]
     truth = np.array([truth_of[s.event_id] for s in scores], np.int8)
     alert = np.array([s.alert for s in scores], np.int8)
     return Quality(

@@ -60,11 +60,13 @@ class FileEvents:
             )
 
     def report(self, index: int, at_ms: int) -> tuple[bytes, bytes]:
-        """Key and value of the Kafka message that reports a row as fraud."""
+        """Key and value of the Kafka message that reports the label of a row."""
         stream = self.stream
         names = (stream.event_id, stream.event_time, *stream.entities)
         values = {name: self.cells[name][index] for name in names if name in self.cells}
-        return self._key(values), _encode({**values, "label": 1, "labelled_at": at_ms, "source": "file"})
+        return self._key(values), _encode(
+            {**values, "label": int(self.label[index]), "labelled_at": at_ms, "source": "file"}
+        )
 
     def _key(self, values: dict[str, Any]) -> bytes:
         value = values.get(self.stream.key)

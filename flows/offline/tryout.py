@@ -281,8 +281,9 @@ def fill(lake: Lake, stream: Stream, events: FileEvents) -> None:
 
 
 def _reports(stream: Stream, events: FileEvents, at_ms: NDArray[np.int64]) -> Iterator[Received]:
+    assert stream.labels is not None
     topic = stream.topic("labels")
-    for offset, index in enumerate(np.flatnonzero(events.label == 1).tolist()):
+    for offset, index in enumerate(np.flatnonzero(np.isin(events.label, stream.labels.sent)).tolist()):
         key, value = events.report(index, int(at_ms[index]))
         yield Received(topic, 0, offset, int(at_ms[index]), key, value)
 

@@ -10,10 +10,13 @@ from pipelines.contracts.stream import (
     HASHED_STATS,
     HOUR_MS,
     LABEL_STATS,
+    LEGIT_STATS,
     LIFETIME_STATS,
+    NO_WINDOW_STATS,
     STATS,
     VALUE_STATS,
     Feature,
+    Reports,
 )
 
 
@@ -75,7 +78,7 @@ def fault_of(
     entities: Collection[str],
     numbers: Collection[str],
     hashed: Collection[str],
-    has_labels: bool,
+    reports: Reports | None,
 ) -> FeatureFault | None:
     """Why `feature` cannot be computed, or None if it can.
 
@@ -84,7 +87,7 @@ def fault_of(
         entities: names of the stream's entities.
         numbers: names of the fields that are numbers.
         hashed: names of the fields that `distinct` and `share` can count: categories and entities.
-        has_labels: whether the stream has a [labels] table.
+        reports: what the stream's labels report; None if it has no [labels] table.
     """
     stat, field, window_ms = feature.stat, feature.field, feature.window_ms
     takes_value = stat in VALUE_STATS
@@ -93,8 +96,11 @@ def fault_of(
     if feature.entity not in entities:
         fix = f"it must be one of the stream's entities: {', '.join(entities)}"
         return FeatureFault("entity", feature.entity, "is not an entity", fix, entities)
-    if stat in LABEL_STATS and not has_labels:
+    if stat in LABEL_STATS and reports is None:
         return FeatureFault("stats", stat, "needs labels", "add a [labels] table with maturity")
+    if stat in LEGIT_STATS and reports != "both":
+        fix = 'set reports = "both" in [labels] if legitimate events are reported too'
+        return FeatureFault("stats", stat, "needs reports of legitimate events", fix)
     if takes_value and field not in numbers:
         fix = f"it must be a field of type int or number for {stat}: {_list(numbers)}"
         return FeatureFault("field", field, "is not a number", fix, numbers)
@@ -104,11 +110,11 @@ def fault_of(
         return FeatureFault("field", field, "cannot be counted", fix, others)
     if not takes_value and stat not in HASHED_STATS and field is not None:
         return FeatureFault("field", field, "is not used", f"{stat} does not take a field")
-    if stat == "since_last" and window_ms is not None:
-        return FeatureFault("windows", f"{window_ms}ms", "is not used", "since_last takes no window")
+    if stat in NO_WINDOW_STATS and window_ms is not None:
+        return FeatureFault("windows", f"{window_ms}ms", "is not used", f"{stat} takes no window")
     if stat in LIFETIME_STATS and window_ms is not None:
         return FeatureFault("windows", f"{window_ms}ms", f"{stat} does not have", 'its only window is "all"')
-    if stat != "since_last" and window_ms is None and stat not in ALL_TIME_STATS:
+    if stat not in NO_WINDOW_STATS and window_ms is None and stat not in ALL_TIME_STATS:
         fix = f"it needs a window such as 7d; only {', '.join(ALL_TIME_STATS)} have all"
         return FeatureFault("windows", "all", f"{stat} does not have", fix)
     try:

@@ -7,7 +7,11 @@ import msgspec
 
 FIELD_TYPES = ("int", "number", "text", "category", "time")
 ID_TYPES = ("int", "text")
-LABEL_STATS = ("fraud_rate", "fraud_count")
+LABEL_WINDOW_STATS = ("fraud_rate", "fraud_count", "labelled_count", "smoothed_fraud_rate")
+LEGIT_STATS = ("since_legit", "fraud_run", "fraud_run_age")  # need reports of legitimate events
+LABEL_HISTORY_STATS = ("since_fraud", *LEGIT_STATS)
+LABEL_STATS = (*LABEL_WINDOW_STATS, *LABEL_HISTORY_STATS)
+NO_WINDOW_STATS = ("since_last", *LABEL_HISTORY_STATS)
 HABIT_STATS = ("above", "wmean", "wratio")  # against the entity's own winsorised mean; they take a factor
 VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS)
 HASHED_STATS = ("distinct", "share")
@@ -16,6 +20,7 @@ STATS = (*ENTITY_STATS, *VALUE_STATS, *HASHED_STATS)
 LIFETIME_STATS = ("share", "hour_share")  # only for the window "all"
 ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore", *HABIT_STATS, *LIFETIME_STATS)
 OF_EVENT_STATS = ("ratio", "zscore", "wratio", "share")  # computed from the event's own value of the field
+Reports = Literal["frauds", "both"]
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock")
@@ -76,12 +81,22 @@ class InputColumn(msgspec.Struct, frozen=True):
 class Labels(msgspec.Struct, frozen=True):
     """How labels arrive: they are final `maturity_ms` after the event, and take effect `lag_ms` after their arrival.
 
-    `column` is the column of the truth (0 or 1) in a folder of past events; live events never have it.
+    `reports` says what an event without a label is: legitimate once it is mature, because only frauds are reported
+    ("frauds"), or unknown, because legitimate events are reported too ("both").
+
+    `column` is the column of the truth (0 or 1) in a folder of past events; live events never have it. Where legitimate
+    events are reported too, it may be empty in some rows: nobody knows.
     """
 
     maturity_ms: int
     lag_ms: int
     column: str = "label"
+    reports: Reports = "frauds"
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """The values of the truth that past events send as labels."""
+        return (0, 1) if self.reports == "both" else (1,)
 
 
 class LivePeriod(msgspec.Struct, frozen=True):

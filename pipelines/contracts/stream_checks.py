@@ -13,6 +13,7 @@ from pipelines.contracts.stream import (
     HABIT_STATS,
     HASHED_STATS,
     ID_TYPES,
+    NO_WINDOW_STATS,
     RESERVED,
     STATS,
     VALUE_STATS,
@@ -20,14 +21,17 @@ from pipelines.contracts.stream import (
     Field,
     Labels,
     LivePeriod,
+    Reports,
     Stream,
 )
 from pipelines.contracts.stream_tables import (
     TABLES,
     BudgetTable,
     Document,
+    Duration,
     FeaturesTable,
     FieldTable,
+    LabelsTable,
     Problems,
     Stat,
     StreamTable,
@@ -81,7 +85,7 @@ class StreamChecks:
             entities=tuple(head.entities),
             fields=tuple(_field(name, table, name in must) for name, table in self.fields.items()),
             features=tuple(self.features.values()),
-            labels=Labels(labels.maturity.ms, labels.lag.ms, labels.column) if labels and labels.maturity else None,
+            labels=_labels(labels, labels.maturity) if labels and labels.maturity else None,
             budget=dict(self.raw.get("alerts", {}).get("budget", {"rate": 0.005})),
             future_tolerance_ms=head.future_tolerance.ms,
             duplicate_memory_ms=head.duplicate_memory.ms,
@@ -205,7 +209,7 @@ class StreamChecks:
         takes_field = stat in VALUE_STATS or stat in HASHED_STATS
         entity, field = table.entity or _ENTITY, (table.field or _FIELD) if takes_field else None
         named = f"{entity}.{field}.{stat}" if takes_field else f"{entity}.{stat}"
-        if stat == "since_last":
+        if stat in NO_WINDOW_STATS:
             self._add_feature(at, Feature(named, str(stat), entity))
         elif table.windows:
             for window in table.windows:
@@ -252,8 +256,14 @@ class StreamChecks:
             feature = msgspec.structs.replace(feature, field=None)
         elif field is not None and self._is_unsure_of(field):
             numbers, hashed = [*numbers, field], [*hashed, field]
-        has_labels = "labels" in self.raw or self.problems.at(("labels",))
-        return fault_of(feature, entities=entities, numbers=numbers, hashed=hashed, has_labels=has_labels)
+        return fault_of(feature, entities=entities, numbers=numbers, hashed=hashed, reports=self._reports())
+
+    def _reports(self) -> Reports | None:
+        """What labels report; where a mistake hides it, what allows every statistic."""
+        labels = self.document.labels
+        if labels is None or self.problems.at(("labels", "reports")):
+            return "both" if self.problems.at(("labels",)) else None
+        return _reports(labels)
 
     def _is_unsure_of(self, field: str) -> bool:
         """Whether the role of a field is unknown: its name, its type, or whether it is an entity."""
@@ -328,6 +338,14 @@ def _ms(window: Window) -> int:
 
 def _field(name: str, table: FieldTable, required: bool) -> Field:
     return Field(name, str(table.type), table.required or required, table.min, table.max, table.max_length)
+
+
+def _labels(table: LabelsTable, maturity: Duration) -> Labels:
+    return Labels(maturity.ms, table.lag.ms, table.column, _reports(table))
+
+
+def _reports(table: LabelsTable) -> Reports:
+    return "both" if table.reports == "both" else "frauds"
 
 
 def _day_ms(day: date) -> int:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipelines.contracts.feature_rules import Panes
-from pipelines.contracts.stream import FIELD_TYPES, STATS
+from pipelines.contracts.stream import FIELD_TYPES, STATS, Reports
 from pipelines.contracts.toml_lines import Path
 from pipelines.errors import Problem
 
@@ -103,6 +103,12 @@ class Stat(_Choice):
     known = STATS
 
 
+class ReportKind(_Choice):
+    """What labels report."""
+
+    known = get_args(Reports)
+
+
 TopicName = Annotated[
     str,
     Meta(pattern="^[a-zA-Z0-9_-]{1,100}$", description="must be 1-100 letters, digits, _ or - (it names Kafka topics)"),
@@ -149,6 +155,7 @@ class LabelsTable(Struct, kw_only=True):
 
     maturity: Duration | None = None
     lag: Duration = Duration("60s")
+    reports: ReportKind = ReportKind("frauds")
     column: Text = "label"
 
 

@@ -24,7 +24,7 @@ from pipelines.features.kernel import compiled
 from pipelines.features.pieces import Pieces
 
 ID_KEY_BYTES = 16
-_SMALLEST, _LARGEST = 1 << 12, 1 << 24  # entries in a segment
+SMALLEST, _LARGEST = 1 << 12, 1 << 24  # entries in a segment
 _ZERO, _ONE, _LOW_HALF = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFF)
 _int = np.int64
 
@@ -86,7 +86,7 @@ class IdLog:
         smallest: number of entries in the first segments, a power of two.
     """
 
-    def __init__(self, memory_ms: int, most: int, *, smallest: int = _SMALLEST) -> None:
+    def __init__(self, memory_ms: int, most: int, *, smallest: int = SMALLEST) -> None:
         self.memory_ms, self.most = memory_ms, most
         self.n_evicted = 0  # entries dropped before their time because there were too many
         self._smallest = smallest
@@ -129,7 +129,7 @@ class IdLog:
         return self._segments[-1].end
 
     def _enter(
-        self, step: Callable[..., tuple[int, int]], ids: NDArray[np.uint64], columns: tuple[NDArray[Any], ...], out: Any
+        self, step: Callable[..., tuple[int, int]], ids: NDArray[np.uint64], columns: tuple[Any, ...], out: Any
     ) -> None:
         """Call a compiled `step` that adds ids and writes `out`, again for each new segment when one is full."""
         segment, found, done = self._segments[-1], self._look_up(ids), 0

@@ -1,12 +1,16 @@
 """The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
 Each entity has one *row* of 64-bit words: clock of the last event, newest event time, number of events, then one
-section for each all-time number, habit, tally, window and label window. The words up to the last tally are the lifetime
-facts. They are kept longer than the windows; of a dormant entity only they are kept. The section of a window is [newest
-pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest pane, the bit below it the pane before.
-The words of a dead pane are never read, so they need not be cleared when time advances. A pane has 32-bit counts (all
-events, then for each number its values and those above the limit), then the other accumulators. The section of a label
-window is [newest pane, ring of (events, frauds)]. Half and quarter words are in little-endian order.
+section for each all-time number, habit, tally, label history, window and label window. The words up to the last label
+history are the lifetime facts. They are kept longer than the windows; of a dormant entity only they are kept. The
+section of a window is [newest pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest pane, the
+bit below it the pane before. The words of a dead pane are never read, so they need not be cleared when time advances. A
+pane has 32-bit counts (all events, then for each number its values and those above the limit), then the other
+accumulators. The section of a label window is [newest pane, ring of (events, frauds)]. Half and quarter words are in
+little-endian order.
+
+The events of a label window are all that are old enough to have their labels. Where legitimate events are reported too,
+they are those with a label, of any age, and without one a rate is missing.
 
 A *habit* is the all-time mean of a number in which no single value weighs more than `factor` times the mean before it:
 [values, mean, values above the limit]. The limit of a value is factor * mean of the earlier ones; the first `FEW`
@@ -15,6 +19,14 @@ enters `wmean` and `wratio`, here and in the windows, as the limit.
 
 A *tally* counts the entity's earlier events by value, [events, 16-bit counters]: by hash of a category or an entity in
 `SHARE_CELLS` cells, or by hour of the day. Before a counter would overflow, all counters of the tally are halved.
+
+A *label history* has the event times of the newest known frauds and the newest known legitimate events, newest first:
+[frauds, legitimate, older, first older, `FRAUDS` times, `LEGITS` times]. A label that takes effect adds its time, a
+label taken back removes it; what was pushed off the end of a list does not return. The *run* of frauds is those after
+the newest known legitimate event: those in the list, and the number `older` of those pushed off it, of which the first
+was at `first older`. These are given up when a legitimate event at or after that time becomes known, as it is not kept
+how many of them came after it. So a run of any length is exact unless a label arrives later than `FRAUDS` of frauds of
+later events, or `LEGITS` of legitimate events are taken back in a row.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -38,11 +50,17 @@ LIMIT = 1e100  # larger numbers count as missing, so that sums of squares stay f
 ROUNDING = 1e-12  # a variance below this share of the mean square is a rounding error and counts as zero
 FEW = 3  # values of an entity before it has a habit
 SHARE_CELLS, HOURS, HOUR_MS = 64, 24, 3_600_000
+FRAUDS, LEGITS = 8, 4  # times in a label history
+HISTORY_WORDS = 4 + FRAUDS + LEGITS
+NEVER = -(2**62)
+PRIOR_FRAUDS, PRIOR_EVENTS = 0.1, 10.0  # of the smoothed fraud rate
 FULL = 65_535  # the largest counter of a tally
 AHEAD = 4  # how many items ahead a row is prefetched; 2 to 8 are equally fast
 AHEAD_WORDS = 1024  # of the row, at most
 
-COUNT, DISTINCT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, FRAUD_RATE, FRAUD_COUNT, ABOVE, SHARE = range(14)
+COUNT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, ABOVE = range(10)
+FRAUD_RATE, FRAUD_COUNT, LABELLED_COUNT, SMOOTHED_FRAUD_RATE = range(10, 14)
+SINCE_FRAUD, SINCE_LEGIT, FRAUD_RUN, FRAUD_RUN_AGE = range(14, 18)
 
 
 def _record(*names: str) -> np.dtype[np.void]:
@@ -63,6 +81,7 @@ LABEL_WINDOW = _record("base", "pane_ms", "panes", "ring", "first_output", "last
 LIFETIME = _record("base", "column", "first_output", "last_output")
 HABIT = _record("base", "column", "first_output", "last_output")
 TALLY = _record("base", "column", "output")  # column -1: by hour of the day
+HISTORY = _record("base", "first_output", "last_output")
 OUTPUT = _record("stat", "column")
 
 
@@ -79,6 +98,7 @@ class FoldInput(NamedTuple):
     numbers: NDArray[np.float64]  # NaN = missing; not read for labels
     hashed: NDArray[np.uint64]  # values counted by `distinct` and `share`, 0 = missing; not read for labels
     delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 withdrawn, 0 no change
+    legit: NDArray[np.int8]  # labels: +1 reported as legitimate, -1 withdrawn, 0 no change
 
     def slice(self, start: int, stop: int) -> "FoldInput":
         """Views of the items from `start` to `stop`."""
@@ -93,6 +113,7 @@ class Layout(NamedTuple):
     lifetime_ms: int  # the lifetime facts too; at least idle_ms, equal to it without all-time features
     lifetime_words: int  # of the lifetime facts, at the row's start
     maturity_ms: int
+    counts_labelled: bool  # label windows count the events with a label, not all that are old enough
     windows: NDArray[np.void]
     numbers: NDArray[np.void]
     distincts: NDArray[np.void]
@@ -101,6 +122,7 @@ class Layout(NamedTuple):
     habits: NDArray[np.void]
     factors: NDArray[np.float64]  # of the habits
     tallies: NDArray[np.void]
+    histories: NDArray[np.void]  # one or none
     outputs: NDArray[np.void]
     estimates: NDArray[np.float64]  # distinct values by number of zero bits
 
@@ -286,7 +308,7 @@ def _begin(time_ms, at, first, memory, layout):
 @compiled
 def _report(i, at, known, batch, memory, layout, counters):
     """Apply a label to the pane of its event, if the pane is still kept."""
-    if batch.delta[i] == 0:
+    if batch.delta[i] == 0 and batch.legit[i] == 0:
         return
     for w in range(layout.label_windows.shape[0]):
         window = layout.label_windows[w]
@@ -295,11 +317,107 @@ def _report(i, at, known, batch, memory, layout, counters):
         if not known or pane > memory.ints[base] or pane <= memory.ints[base] - window.ring:
             counters.labels_outside[w] += 1
             continue
-        frauds = 2 * (base + 1 + pane % window.ring) + 1
-        if batch.delta[i] > 0:
-            memory.counts[frauds] += np.uint32(1)
-        elif memory.counts[frauds] > 0:
-            memory.counts[frauds] -= np.uint32(1)
+        events = 2 * (base + 1 + pane % window.ring)
+        if layout.counts_labelled:
+            _change(events, batch.delta[i] + batch.legit[i], memory)
+        _change(events + 1, batch.delta[i], memory)
+
+
+@compiled
+def _change(at, change, memory):
+    """Change a count, to no less than 0."""
+    memory.counts[at] = np.uint32(max(_int(memory.counts[at]) + change, 0))
+
+
+@compiled
+def _add_time(length, first, most, time_ms, ints):
+    """Add a time to a list of the newest ones; returns the time that is pushed off its end, or `NEVER`."""
+    n = ints[length]
+    pushed = _int(NEVER)
+    if n == most:
+        pushed = ints[first + most - 1]
+        if time_ms <= pushed:
+            return time_ms
+        n -= 1
+    place = first + n
+    while place > first and ints[place - 1] < time_ms:
+        ints[place] = ints[place - 1]
+        place -= 1
+    ints[place] = time_ms
+    ints[length] = n + 1
+    return pushed
+
+
+@compiled
+def _remove_time(length, first, time_ms, ints):
+    """Remove a time from a list; returns whether it was there."""
+    last = first + ints[length] - 1
+    for place in range(first, last + 1):
+        if ints[place] == time_ms:
+            for after in range(place, last):
+                ints[after] = ints[after + 1]
+            ints[last] = 0
+            ints[length] -= 1
+            return True
+    return False
+
+
+@compiled
+def _learn(i, at, batch, memory, layout):
+    """Apply a label to the label history."""
+    ints, time_ms = memory.ints, batch.time_ms[i]
+    for h in range(layout.histories.shape[0]):
+        base = at + layout.histories[h].base
+        frauds = base + 4
+        legits = frauds + FRAUDS
+        if batch.legit[i] < 0:
+            _remove_time(base + 1, legits, time_ms, ints)
+        elif batch.legit[i] > 0:
+            _add_time(base + 1, legits, LEGITS, time_ms, ints)
+        newest_legit = ints[legits] if ints[base + 1] > 0 else _int(NEVER)
+        if batch.delta[i] < 0:
+            if not _remove_time(base, frauds, time_ms, ints) and ints[base + 2] > 0 and time_ms >= ints[base + 3]:
+                ints[base + 2] -= 1
+        elif batch.delta[i] > 0:
+            pushed = _add_time(base, frauds, FRAUDS, time_ms, ints)
+            if pushed > newest_legit:
+                ints[base + 3] = min(ints[base + 3], pushed) if ints[base + 2] > 0 else pushed
+                ints[base + 2] += 1
+        if newest_legit >= ints[base + 3]:
+            ints[base + 2] = 0
+        if ints[base + 2] == 0:
+            ints[base + 3] = 0
+
+
+@compiled
+def _label_history(i, at, row, batch, memory, layout, out):
+    """Times since the newest known fraud and legitimate event, length and age of the run of frauds."""
+    ints, time_ms = memory.ints, batch.time_ms[i]
+    for h in range(layout.histories.shape[0]):
+        history = layout.histories[h]
+        base = at + history.base
+        frauds = base + 4
+        legits = frauds + FRAUDS
+        newest_legit = ints[legits] if ints[base + 1] > 0 else _int(NEVER)
+        run = ints[base + 2]
+        first = ints[base + 3]
+        for place in range(frauds, frauds + ints[base]):
+            if ints[place] > newest_legit:
+                run += 1
+                if ints[base + 2] == 0:
+                    first = ints[place]
+        for o in range(history.first_output, history.last_output):
+            output = layout.outputs[o]
+            result = np.nan
+            if output.stat == FRAUD_RUN:
+                result = float(run)
+            elif output.stat == SINCE_FRAUD and ints[base] > 0:
+                result = max(time_ms - ints[frauds], 0) / 1000.0
+            elif output.stat == SINCE_LEGIT and ints[base + 1] > 0:
+                result = max(time_ms - newest_legit, 0) / 1000.0
+            elif output.stat == FRAUD_RUN_AGE and run > 0:
+                result = max(time_ms - first, 0) / 1000.0
+            out[row, output.column] = result
 
 
 @compiled
@@ -553,7 +671,7 @@ def _enter(i, at, cell, window, batch, memory, layout):
 
 @compiled
 def _label_window(i, at, row, w, batch, memory, layout, counters, out):
-    """Compute the frauds among the events old enough to have their labels, then add the event to its pane."""
+    """Compute the frauds among the events that count, then add the event to its pane, unless its label will."""
     words = memory.words
     window = layout.label_windows[w]
     ring = window.ring
@@ -570,6 +688,8 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
         memory.ints[base - 1] = newest
     until = (batch.time_ms[i] - layout.maturity_ms) // window.pane_ms
     first = max(until - window.panes, newest - ring + 1)
+    if layout.counts_labelled:
+        until = pane + 1
     both = _ZERO  # a word is a pane's events (low half) and frauds (high half)
     if first < until:
         where = first % ring
@@ -582,8 +702,19 @@ def _label_window(i, at, row, w, batch, memory, layout, counters, out):
     frauds = _int(both >> np.uint64(32))
     for o in range(window.first_output, window.last_output):
         output = layout.outputs[o]
-        rate = frauds / n if n > 0 else 0.0
-        out[row, output.column] = float(frauds) if output.stat == FRAUD_COUNT else rate
+        if output.stat == FRAUD_COUNT:
+            result = float(frauds)
+        elif output.stat == LABELLED_COUNT:
+            result = float(n)
+        elif output.stat == SMOOTHED_FRAUD_RATE:
+            result = (frauds + PRIOR_FRAUDS) / (n + PRIOR_EVENTS)
+        elif n > 0:
+            result = frauds / n
+        else:
+            result = np.nan if layout.counts_labelled else 0.0
+        out[row, output.column] = result
+    if layout.counts_labelled:
+        return
     if pane <= newest - ring:
         counters.label_late[w] += 1
     else:
@@ -617,6 +748,8 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
         known = slot >= 0 and batch.clock_ms[i] - ints[at] <= layout.idle_ms
         if not event:
             _report(i, at, known, batch, memory, layout, counters)
+            if slot >= 0 and batch.clock_ms[i] - ints[at] <= layout.lifetime_ms:
+                _learn(i, at, batch, memory, layout)
             continue
         if not known:
             first = 0
@@ -639,5 +772,6 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             _label_window(i, at, row, w, batch, memory, layout, counters, out)
         _habits(i, at, row, batch, memory, layout, out)
         _tallies(i, at, row, batch, memory, layout, out)
+        _label_history(i, at, row, batch, memory, layout, out)
         row += 1
     return n_items, row, used

@@ -15,13 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contracts.feature_rules import Panes, fault_of
-from pipelines.contracts.stream import DAY_MS, HABIT_STATS, LABEL_STATS, LIFETIME_STATS, Feature
+from pipelines.contracts.stream import (
+    DAY_MS,
+    HABIT_STATS,
+    LABEL_HISTORY_STATS,
+    LABEL_STATS,
+    LIFETIME_STATS,
+    Feature,
+    Reports,
+)
 from pipelines.errors import StreamFileError
 from pipelines.features import kernel
 from pipelines.features.kernel import Layout
 
 KERNEL_VERSION = 3  # increase it if the same items can result in other features or another snapshot
 LIFETIME_MS = 400 * DAY_MS
+REPORT_MS = 30 * DAY_MS  # a label history takes labels that come no later than this after the maturity
 _ACCUMULATORS = {
     "sum": ("sum",),
     "mean": ("sum",),
@@ -36,7 +45,6 @@ _ACCUMULATORS = {
 }
 _STATS = {
     "count": kernel.COUNT,
-    "distinct": kernel.DISTINCT,
     "since_last": kernel.SINCE_LAST,
     "sum": kernel.SUM,
     "mean": kernel.MEAN,
@@ -47,6 +55,12 @@ _STATS = {
     "zscore": kernel.ZSCORE,
     "fraud_rate": kernel.FRAUD_RATE,
     "fraud_count": kernel.FRAUD_COUNT,
+    "labelled_count": kernel.LABELLED_COUNT,
+    "smoothed_fraud_rate": kernel.SMOOTHED_FRAUD_RATE,
+    "since_fraud": kernel.SINCE_FRAUD,
+    "since_legit": kernel.SINCE_LEGIT,
+    "fraud_run": kernel.FRAUD_RUN,
+    "fraud_run_age": kernel.FRAUD_RUN_AGE,
     "above": kernel.ABOVE,
     "wmean": kernel.MEAN,
     "wratio": kernel.RATIO,
@@ -84,6 +98,7 @@ class FeaturePlan:
         numbers: Sequence[str],
         hashed: Sequence[str],
         maturity_ms: int | None,
+        reports: Reports = "frauds",
         lifetime_ms: int = LIFETIME_MS,
     ) -> Self:
         """Compile features.
@@ -93,22 +108,24 @@ class FeaturePlan:
             entities: names of the columns of `FoldInput.entities`.
             numbers: names of the columns of `FoldInput.numbers`.
             hashed: names of the columns of `FoldInput.hashed`.
-            maturity_ms: time after the event at which its label is final; for fraud_rate and fraud_count.
+            maturity_ms: time after the event at which its label is final; None if the stream has no labels.
+            reports: what labels report, as in `Labels`.
             lifetime_ms: time without an event after which an entity's all-time features start over; at least its
                 longest window.
 
         Raises:
             StreamFileError: a feature cannot be computed.
         """
+        reported = None if maturity_ms is None else reports
         for f in features:
-            has_labels = maturity_ms is not None
-            if fault := fault_of(f, entities=entities, numbers=numbers, hashed=hashed, has_labels=has_labels):
+            if fault := fault_of(f, entities=entities, numbers=numbers, hashed=hashed, reports=reported):
                 raise StreamFileError(f"feature {f.name!r}: {fault}")
         definition = [
             KERNEL_VERSION,
             [[f.name, f.stat, f.entity, f.field, f.window_ms, _cut(f)[1]] for f in features],
             [list(entities), list(numbers), list(hashed)],
             maturity_ms,
+            reported,
             lifetime_ms,
         ]
         layouts = tuple(
@@ -118,6 +135,7 @@ class FeaturePlan:
                 hashed,
                 maturity_ms or 0,
                 lifetime_ms,
+                counts_labelled=reports == "both",
             )
             for entity in entities
         )
@@ -146,6 +164,12 @@ class FeaturePlan:
         return tuple(layout.lifetime_ms for layout in self.layouts)
 
     @property
+    def report_memory_ms(self) -> int:
+        """How long after its event a label still changes a feature, ms of the clock."""
+        told = [layout.maturity_ms + REPORT_MS for layout in self.layouts if len(layout.histories)]
+        return max([*self.idle_ms, *told], default=DAY_MS)
+
+    @property
     def bytes_per_entity(self) -> tuple[int, ...]:
         """Per entity column: size of a row, without its share of the hash table."""
         return tuple(8 * layout.stride for layout in self.layouts)
@@ -161,9 +185,9 @@ class FeaturePlan:
 class _RowPlan:
     """Lays out the row of one entity column, section by section."""
 
-    def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int) -> None:
+    def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int, *, counts_labelled: bool) -> None:
         self.features = features  # with the output column of each
-        self.maturity_ms = maturity_ms
+        self.maturity_ms, self.counts_labelled = maturity_ms, counts_labelled
         self.words = self.lifetime_words = kernel.HEADER_WORDS
         self.spans_ms: list[int] = []  # how long each window needs its entity
         self.windows: list[tuple[int, ...]] = []
@@ -173,13 +197,15 @@ class _RowPlan:
         self.lifetimes: list[tuple[int, ...]] = []
         self.habits: dict[_Cut, tuple[int, ...]] = {}
         self.tallies: list[tuple[int, ...]] = []
+        self.histories: list[tuple[int, ...]] = []
         self.outputs: list[tuple[int, ...]] = []
 
     def add_lifetimes(self, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
-        """Lifetime facts: three words for each number and each habit, and the tallies."""
+        """Lifetime facts: three words for each number and each habit, the tallies, and the label history."""
         habitual = [(c, f) for c, f in self.features if f.stat in HABIT_STATS]
         tallied = [(c, f) for c, f in self.features if f.stat in LIFETIME_STATS]
-        others = [(c, f) for c, f in self.features if f.window_ms is None and (c, f) not in habitual + tallied]
+        told = [(c, f) for c, f in self.features if f.stat in LABEL_HISTORY_STATS]
+        others = [(c, f) for c, f in self.features if f.window_ms is None and (c, f) not in habitual + tallied + told]
         for field in _fields(f for _, f in others):
             column = -1 if field is None else number_columns[field]
             self.lifetimes.append((self.words, column, *self._emit((c, f) for c, f in others if f.field == field)))
@@ -192,6 +218,9 @@ class _RowPlan:
             column, cells = (-1, kernel.HOURS) if f.field is None else (hashed_columns[f.field], kernel.SHARE_CELLS)
             self.tallies.append((self.words, column, output))
             self.words += 1 + cells // 4
+        if told:
+            self.histories.append((self.words, *self._emit(told)))
+            self.words += kernel.HISTORY_WORDS
         self.lifetime_words = self.words
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
@@ -240,15 +269,21 @@ class _RowPlan:
         self.words += 1 + ring
         self.spans_ms.append(window_ms + self.maturity_ms + 2 * panes.width_ms)
 
+    @property
+    def has_lifetime_facts(self) -> bool:
+        """Whether a feature needs the entity's past beyond its windows."""
+        return bool(self.lifetimes or self.habits or self.tallies or self.histories)
+
     def layout(self, lifetime_ms: int) -> Layout:
         """The finished layout."""
         idle_ms = max(self.spans_ms, default=lifetime_ms)
         return Layout(
             stride=self.words,
             idle_ms=idle_ms,
-            lifetime_ms=max(idle_ms, lifetime_ms) if self.lifetimes or self.habits or self.tallies else idle_ms,
+            lifetime_ms=max(idle_ms, lifetime_ms) if self.has_lifetime_facts else idle_ms,
             lifetime_words=self.lifetime_words,
             maturity_ms=self.maturity_ms,
+            counts_labelled=self.counts_labelled,
             windows=np.array(self.windows, kernel.WINDOW),
             numbers=np.array(self.numbers, kernel.NUMBER),
             distincts=np.array(self.distincts, kernel.DISTINCT_COUNT),
@@ -257,6 +292,7 @@ class _RowPlan:
             habits=np.array(list(self.habits.values()), kernel.HABIT),
             factors=np.array([factor for _, factor in self.habits], np.float64),
             tallies=np.array(self.tallies, kernel.TALLY),
+            histories=np.array(self.histories, kernel.HISTORY),
             outputs=np.array(self.outputs, kernel.OUTPUT),
             estimates=_estimates(),
         )
@@ -274,10 +310,12 @@ def _lay_out(
     hashed: Sequence[str],
     maturity_ms: int,
     lifetime_ms: int,
+    *,
+    counts_labelled: bool,
 ) -> Layout:
     number_columns = {name: column for column, name in enumerate(numbers)}
     hashed_columns = {name: column for column, name in enumerate(hashed)}
-    row = _RowPlan(features, maturity_ms)
+    row = _RowPlan(features, maturity_ms, counts_labelled=counts_labelled)
     row.add_lifetimes(number_columns, hashed_columns)
     widths = sorted({f.window_ms for _, f in features if f.window_ms is not None})
     for window_ms in widths:

@@ -33,6 +33,7 @@ def plan_of(stream: Stream) -> FeaturePlan:
         numbers=stream.numbers,
         hashed=stream.hashed,
         maturity_ms=stream.labels.maturity_ms if stream.labels else None,
+        reports=stream.labels.reports if stream.labels else "frauds",
         lifetime_ms=stream.lifetime_memory_ms,
     )
 
@@ -62,7 +63,11 @@ class State:
         # [kind, partition, offset, place...] of out-of-turn records that are not in a progress record yet
         self.places: list[list[int]] = []
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
-        self._reported = Reports(max(self.plan.idle_ms, default=DAY_MS), stream.duplicate_memory_ids)
+        self._reported = Reports(
+            self.plan.report_memory_ms,
+            stream.duplicate_memory_ids,
+            both=stream.labels is not None and stream.labels.reports == "both",
+        )
         self._steps_begun = 0
 
     @property
@@ -102,7 +107,7 @@ class State:
     def _fold(self, block: Block) -> Block:
         accepted = np.flatnonzero(block.is_accepted)
         is_event = block.is_event[accepted]
-        originals, delta = self._looked_up(block, accepted, is_event)
+        originals, changes = self._looked_up(block, accepted, is_event)
         is_new = originals < 0  # labels, and events that repeat none
         items, scored = accepted[is_new], accepted[is_new & is_event]
         late_ms = np.zeros(len(block), np.int64)
@@ -117,7 +122,8 @@ class State:
                 block.entity_hashes[items],
                 block.numbers[items],
                 np.concatenate([block.category_hashes[items], block.entity_hashes[items]], axis=1),
-                delta[is_new],
+                changes[is_new, 0],
+                changes[is_new, 1],
             )
         )
         features = np.concatenate([block.numbers[scored], _calendar(block.time_ms[scored]), windows], axis=1)
@@ -132,9 +138,9 @@ class State:
     def _looked_up(
         self, block: Block, rows: NDArray[np.int64], is_event: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """For some rows: offset of the original of each event (-1: none), and the change by each label."""
+        """For some rows: offset of the original of each event (-1: none), and the changes by each label, (n, 2)."""
         ids = hash_ids(block.event_id[rows].tolist(), self.id_key)
-        originals, delta = np.full(len(rows), -1, np.int64), np.zeros(len(rows), np.int8)
+        originals, changes = np.full(len(rows), -1, np.int64), np.zeros((len(rows), 2), np.int8)
         events, labels = rows[is_event], rows[~is_event]
         originals[is_event] = self._seen.first_offsets(
             ids[is_event], block.partition[events], block.offset[events], block.clock_ms[events]
@@ -144,10 +150,10 @@ class State:
             raise InternalError(
                 f"the event at offset {block.offset[row]} of partition {block.partition[row]} was folded twice"
             )
-        delta[~is_event] = self._reported.changes(
+        changes[~is_event] = self._reported.changes(
             ids[~is_event], block.clock_ms[labels], block.time_ms[labels], block.label[labels]
         )
-        return originals, delta
+        return originals, changes
 
     def _lateness(self, partition: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """Lateness of each event against the newest one of its partition before it, ms; updates the watermarks."""

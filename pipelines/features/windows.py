@@ -42,6 +42,7 @@ class Windows:
         ...     numbers=np.empty((2, 0)),
         ...     hashed=np.empty((2, 0), np.uint64),
         ...     delta=np.zeros(2, np.int8),
+        ...     legit=np.zeros(2, np.int8),
         ... )
         >>> windows.fold(two).tolist()
         [[0.0], [1.0]]
@@ -163,8 +164,9 @@ class Windows:
             (n, len(plan.numbers)),
             (n, len(plan.hashed)),
             (n,),
+            (n,),
         )
-        types = (np.bool_, np.int64, np.int64, np.uint64, np.float64, np.uint64, np.int8)
+        types = (np.bool_, np.int64, np.int64, np.uint64, np.float64, np.uint64, np.int8, np.int8)
         columns: tuple[NDArray[Any], ...] = tuple(batch)
         for name, column, shape, kind in zip(FoldInput._fields, columns, shapes, types, strict=True):
             if column.shape != shape or column.dtype != kind:
@@ -209,7 +211,8 @@ class _EntityRows:
         if not (len(self.layout.outputs) or len(self.layout.distincts) or len(self.layout.tallies)):
             return  # no feature is about this entity
         if len(self.dormant.keys):
-            self._wake(batch.entities[batch.is_event, number])
+            takes = batch.is_event | bool(len(self.layout.histories))  # labels too, where they are lifetime facts
+            self._wake(batch.entities[takes, number])
         done = row = 0
         while True:
             done, row, self.used = kernel.fold(
@@ -265,7 +268,7 @@ class _EntityRows:
         self.counters = WindowCounters(*(arrays[name].whole() for name in WindowCounters._fields))
 
     def _wake(self, keys: NDArray[np.uint64]) -> None:
-        """Give rows with their lifetime facts to those of `keys` that are dormant, before their next event."""
+        """Give rows with their lifetime facts to those of `keys` that are dormant, before they change."""
         absent = np.empty(len(keys), bool)
         kernel.find_absent(self.table, keys, absent)
         wanted = np.unique(keys[absent])

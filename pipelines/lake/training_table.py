@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.contracts.contract import hash64
 from pipelines.contracts.stream import Stream
 from pipelines.lake.feature_table import FeatureTable, feature_table
-from pipelines.lake.labels import is_known, reported_frauds
+from pipelines.lake.labels import labels_of
 from pipelines.lake.tables import Lake
 
 
@@ -20,8 +20,8 @@ class TrainingTable:
     """Rows by event time with their labels as of a time. Shapes: `rows`, `time_ms`, `label` and `known` (n,).
 
     `rows` are indices of rows in `features`, which stay on disk until they are read.
-    `label` is 1 if the latest label in effect is fraud. `known` is True if the event is old enough that a 0 means
-    legitimate, not merely unlabelled.
+    `label` is 1 if the latest label in effect is fraud. `known` is True if a 0 means legitimate, not merely unlabelled:
+    the event is old enough or, where legitimate events are reported too, it has a label (`pipelines.lake.labels`).
     """
 
     features: FeatureTable
@@ -50,7 +50,7 @@ def training_table(
 ) -> TrainingTable:
     """Events that took effect before a time, with features as of each event and labels as of that time.
 
-    Memory: about 30 bytes per row and the ids of the reported frauds; features are memory-mapped.
+    Memory: about 30 bytes per row and the ids of the reported events; features are memory-mapped.
 
     Args:
         folder: folder of the stream's feature tables.
@@ -61,12 +61,9 @@ def training_table(
     features = feature_table(lake, stream, folder, progress=progress)
     n = int(np.searchsorted(features.clock_ms, as_of_ms))
     rows = np.argsort(features.time_ms[:n], kind="stable")
-    time_ms, label = features.time_ms[rows], np.zeros(n, np.int8)
-    if stream.labels:
-        frauds = reported_frauds(lake, stream, as_of_ms=as_of_ms)
-        label[features.event_id[:n].is_in(frauds.implode()).to_numpy()] = 1
-    known = is_known(time_ms, stream.labels, as_of_ms=as_of_ms)
-    return TrainingTable(features, rows, time_ms, label[rows], known, category_names(lake, stream))
+    label, known = labels_of(lake, stream, features.event_id[:n], features.time_ms[:n], as_of_ms=as_of_ms)
+    names = category_names(lake, stream)
+    return TrainingTable(features, rows, features.time_ms[rows], label[rows], known[rows], names)
 
 
 def category_names(lake: Lake, stream: Stream) -> dict[int, str]:

@@ -112,7 +112,9 @@ class Replayer:
         on_sent: Callable[[str, float], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Played:
-        """Send the records with from_ms <= timestamp < until_ms: events at their time, labels of frauds a delay later.
+        """Send the records with from_ms <= timestamp < until_ms: events at their time, their labels a delay later.
+
+        The stream's `reports` says which labels: those of frauds, or those of all events whose truth is known.
 
         Args:
             frame: events from `simulate.read_folder`, sorted by event time.
@@ -178,9 +180,8 @@ class Replayer:
         broken = rows[rng.random(len(rows)) < broken_share]
         repeated = rows[rng.random(len(rows)) < duplicate_share]
         later = rng.integers(*_LATER_MS, len(repeated))
-        reported = (
-            np.flatnonzero(frame[self._stream.labels.column].to_numpy() == 1) if self._stream.labels else rows[:0]
-        )
+        labels = self._stream.labels
+        reported = np.flatnonzero(np.isin(frame[labels.column].to_numpy(), labels.sent)) if labels else rows[:0]
         stamp = np.concatenate([times, times[repeated] + later, times[broken], times[reported] + label_delay_ms])
         counts = [len(rows), len(repeated), len(broken), len(reported)]
         kind = np.repeat(np.array([_GOOD, _REPEATED, _BROKEN, _REPORT], np.int8), counts)
@@ -203,8 +204,8 @@ class Replayer:
         """Chunks of at most `size` messages, each with its event id if it is a good event."""
         stream = self._stream
         events, labels = stream.topic("events"), stream.topic("labels")
-        names = [f.name for f in stream.fields]
-        fields = frame.select(names)
+        truth = [stream.labels.column] if stream.labels else []
+        fields = frame.select([*(f.name for f in stream.fields), *truth])
         reported = [stream.event_id, *stream.entities, stream.event_time]
         for begin in range(0, len(plan.row), size):
             part = slice(begin, begin + size)
@@ -214,10 +215,11 @@ class Replayer:
                 plan.kind[part].tolist(), plan.stamp_ms[part].tolist(), rows, strict=True
             ):
                 key = text_of(row[stream.key]).encode()
+                label = [row.pop(name) for name in truth]
                 topic, event_id = events, None
                 if kind == _REPORT:
                     report = {name: row[name] for name in reported}
-                    value = _encode({**report, "label": 1, "labelled_at": stamp_ms, "source": "replay"})
+                    value = _encode({**report, "label": label[0], "labelled_at": stamp_ms, "source": "replay"})
                     topic = labels
                 elif kind == _BROKEN:
                     rule, key, value = breaker.broken(index, row, key, stamp_ms)

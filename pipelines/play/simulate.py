@@ -198,7 +198,8 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         stream: stream with the required columns; `stream.labels.column` is the column of the truth (0 or 1).
 
     Returns:
-        The stream's fields (event time as UTC with milliseconds) and the truth; other columns are omitted.
+        The stream's fields (event time as UTC with milliseconds) and the truth; other columns are omitted. The truth is
+        null where it is unknown, which only a stream whose labels report legitimate events too allows.
 
     Raises:
         StreamFileError: a column is missing or has another type than the stream file names.
@@ -235,7 +236,8 @@ def read_folder(stream: Stream, folder: Path) -> pl.DataFrame:
         )
         parts.append(part.with_columns(when, *(pl.col(name).cast(pl.Int8) for name in truth)).select(*wanted, *truth))
     frame = pl.concat(parts, how="vertical_relaxed").sort(stream.event_time, maintain_order=True)
-    for name in (stream.event_id, stream.event_time, stream.key, *truth):
+    filled = truth if stream.labels and stream.labels.reports == "frauds" else []
+    for name in (stream.event_id, stream.event_time, stream.key, *filled):
         if n_missing := frame[name].null_count():
             raise StreamFileError(f"{folder}: column {name} is null in {n_missing} rows; fill it or drop the rows")
     if truth and not frame[truth[0]].is_in([0, 1]).all():
@@ -271,7 +273,8 @@ def _typed(stream: Stream, table: TableFile) -> pl.DataFrame:
     if stream.labels and stream.labels.column in frame.columns:
         column = frame[stream.labels.column]
         truth = cells.labels(column)
-        wrong = truth.is_null().arg_true()
+        is_unknown = cells.is_missing(column, of_values=False) & (stream.labels.reports == "both")
+        wrong = (truth.is_null() & ~is_unknown).arg_true()
         if len(wrong):
             raise StreamFileError(
                 f"{table.path.name}: column {stream.labels.column} has {column[wrong[0]]!r} in row {wrong[0] + 1}; it "

@@ -65,6 +65,7 @@ def history(n_events: int, n_customers: int, *, days: int = 180, label_share: fl
         numbers=random.lognormal(3.0, 1.0, (n_events, 1)),
         hashed=entities[:, 1:],
         delta=np.where(is_event, 0, 1).astype(np.int8),
+        legit=np.zeros(n_events, np.int8),
     )
 
 

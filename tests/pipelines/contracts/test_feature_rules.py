@@ -7,10 +7,13 @@ from pipelines.contracts.stream import (
     ALL_TIME_STATS,
     HASHED_STATS,
     LABEL_STATS,
+    LEGIT_STATS,
     LIFETIME_STATS,
+    NO_WINDOW_STATS,
     STATS,
     VALUE_STATS,
     Feature,
+    Reports,
 )
 
 HOUR_MS = 3_600_000
@@ -21,11 +24,9 @@ def customer(stat: str, window_ms: int | None = HOUR_MS, *, field: str | None = 
     return Feature("", stat, "customer", field, window_ms)
 
 
-def fault(feature: Feature, *, has_labels: bool = False) -> str:
+def fault(feature: Feature, *, reports: Reports | None = None) -> str:
     hashed = ["country", "customer", "shop"]
-    return str(
-        fault_of(feature, entities=["customer", "shop"], numbers=["amount"], hashed=hashed, has_labels=has_labels)
-    )
+    return str(fault_of(feature, entities=["customer", "shop"], numbers=["amount"], hashed=hashed, reports=reports))
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,17 @@ def test_a_feature_that_cannot_be_computed_is_at_fault(feature: Feature, said: s
 @pytest.mark.parametrize("stat", STATS)
 def test_every_statistic_has_a_form_that_can_be_computed(stat: str) -> None:
     field = "amount" if stat in VALUE_STATS else "shop" if stat in HASHED_STATS else None
-    window_ms = None if stat in ("since_last", *LIFETIME_STATS) else DAY_MS
-    assert fault(customer(stat, window_ms, field=field), has_labels=stat in LABEL_STATS) == "None"
-    all_time = fault(customer(stat, None, field=field), has_labels=True)
-    assert (all_time == "None") == (stat in (*ALL_TIME_STATS, "since_last"))
+    window_ms = None if stat in (*NO_WINDOW_STATS, *LIFETIME_STATS) else DAY_MS
+    reports: Reports | None = "both" if stat in LEGIT_STATS else "frauds" if stat in LABEL_STATS else None
+    assert fault(customer(stat, window_ms, field=field), reports=reports) == "None"
+    all_time = fault(customer(stat, None, field=field), reports="both")
+    assert (all_time == "None") == (stat in (*ALL_TIME_STATS, *NO_WINDOW_STATS))
+
+
+@pytest.mark.parametrize("stat", LEGIT_STATS)
+def test_what_is_known_legitimate_needs_reports_of_it(stat: str) -> None:
+    said = f'stats is {stat!r}, which needs reports of legitimate events; set reports = "both" in [labels]'
+    assert fault(customer(stat, None), reports="frauds").startswith(said)
 
 
 def test_panes_are_finer_for_shorter_windows() -> None:

@@ -12,6 +12,7 @@ from pipelines.contracts.stream import Feature
 
 NAN = float("nan")
 HOUR, DAY = 3_600_000, 86_400_000
+RATES = ("fraud_rate", "fraud_count", "labelled_count", "smoothed_fraud_rate")
 
 
 class Item(NamedTuple):
@@ -22,7 +23,8 @@ class Item(NamedTuple):
     entities: tuple[int, ...]
     numbers: tuple[float, ...]
     hashed: tuple[int, ...]
-    delta: int | None
+    delta: int | None  # change of the number of known frauds
+    legit: int = 0  # and of known legitimate events
 
 
 class Reference:
@@ -36,6 +38,7 @@ class Reference:
         hashed: Sequence[str],
         maturity_ms: int | None,
         lifetime_ms: int = 400 * DAY,
+        reports: str = "frauds",
     ) -> None:
         self.features = features
         self.entities = entities
@@ -43,8 +46,10 @@ class Reference:
         self.hashed = hashed
         self.maturity_ms = maturity_ms or 0
         self.lifetime_ms = lifetime_ms
+        self.both = reports == "both"
         self.past: list[dict[int, list[Item]]] = [{} for _ in entities]  # what windows know of
         self.life: list[dict[int, list[Item]]] = [{} for _ in entities]  # events that all-time features know of
+        self.told: list[dict[int, list[Item]]] = [{} for _ in entities]  # labels that label histories know of
         self.late_dropped: dict[str, int] = {}
         self.labels_outside: dict[str, int] = {}
 
@@ -58,19 +63,23 @@ class Reference:
                 continue
             past = self.past[column].setdefault(key, [])
             life = self.life[column].setdefault(key, [])
+            told = self.told[column].setdefault(key, [])
             idle_ms = self.idle_ms(wanted)
             if life and item.clock_ms - life[-1].clock_ms > idle_ms:
                 past.clear()
             if life and item.clock_ms - life[-1].clock_ms > max(idle_ms, self.lifetime_ms):
                 life.clear()
-            for window_ms in {f.window_ms for f in wanted if f.stat in ("fraud_rate", "fraud_count")}:
+                told.clear()
+            for window_ms in {f.window_ms for f in wanted if f.stat in RATES}:
                 self.count_outside(entity, window_ms, past, item)
+            if item.delta is not None and life:
+                told.append(item)
             if item.delta is None:
-                for window_ms, fed in {(f.window_ms, "fraud" in f.stat) for f in wanted if f.window_ms is not None}:
+                for window_ms, fed in {(f.window_ms, f.stat in RATES) for f in wanted if f.window_ms is not None}:
                     self.count_late(entity, window_ms, fed, past, item)
                 for place, feature in enumerate(self.features):
                     if feature.entity == entity:
-                        value = self.value(feature, past, life, item)
+                        value = self.value(feature, past, life, told, item)
                         row[place] = value if math.isfinite(value) else NAN
             if item.delta is None or past:
                 past.append(item)
@@ -83,15 +92,20 @@ class Reference:
         for f in features:
             if f.window_ms is not None:
                 _, width = panes(f.window_ms)
-                spans.append(f.window_ms + (self.maturity_ms + 2 * width if "fraud" in f.stat else width))
+                spans.append(f.window_ms + (self.maturity_ms + 2 * width if f.stat in RATES else width))
         return max(spans) or self.lifetime_ms
 
-    def value(self, f: Feature, past: list[Item], life: list[Item], item: Item) -> float:
+    def value(self, f: Feature, past: list[Item], life: list[Item], told: list[Item], item: Item) -> float:
         if f.stat == "since_last":
             times = [i.time_ms for i in life]
             return max(0, item.time_ms - max(times)) / 1000.0 if times else NAN
-        if f.stat in ("fraud_rate", "fraud_count"):
+        if f.stat in RATES:
             return self.fraud(f, past, item)
+        if f.stat in ("since_fraud", "since_legit", "fraud_run", "fraud_run_age"):
+            found = history(told)[f.stat]
+            if f.stat == "fraud_run" or found is None:
+                return NAN if found is None else float(found)
+            return max(0, item.time_ms - found) / 1000.0
         if f.stat in ("share", "hour_share"):
             return self.share(f, life, item)
         value = measured(item.numbers[self.numbers.index(f.field)]) if f.field in self.numbers else None
@@ -167,24 +181,33 @@ class Reference:
         ring = self.label_ring(f.window_ms)
         kept, newest = kept_panes(f.window_ms, ring, [*past, item])
         until = (item.time_ms - self.maturity_ms) // width
-        covered = [p for p in range(until - count, until) if p > newest - ring]
-        frauds = sum(self.reported(f.window_ms, past, pane) for pane in covered)
-        events = sum(sum(i is not item for i in kept.get(pane, [])) for pane in covered)
-        if f.stat == "fraud_count":
-            return float(frauds)
-        return frauds / events if events else 0.0
+        end = item.time_ms // width + 1 if self.both else until
+        covered = [p for p in range(until - count, end) if p > newest - ring]
+        reported = [self.reported(f.window_ms, past, pane) for pane in covered]
+        frauds = sum(frauds for frauds, _ in reported)
+        events = sum(labelled for _, labelled in reported)
+        if not self.both:
+            events = sum(sum(i is not item for i in kept.get(pane, [])) for pane in covered)
+        if f.stat in ("fraud_count", "labelled_count"):
+            return float(frauds if f.stat == "fraud_count" else events)
+        if f.stat == "smoothed_fraud_rate":
+            return (frauds + 0.1) / (events + 10)
+        return frauds / events if events else NAN if self.both else 0.0
 
     def label_ring(self, window_ms: int) -> int:
         count, width = panes(window_ms)
         return count + math.ceil(self.maturity_ms / width) + 2
 
-    def reported(self, window_ms: int, past: list[Item], pane: int) -> int:
-        """Frauds reported in a pane: never below none, and only while the pane was held."""
-        frauds = 0
+    def reported(self, window_ms: int, past: list[Item], pane: int) -> tuple[int, int]:
+        """Frauds and events reported in a pane: never below none, and only while the pane was held."""
+        frauds = labelled = 0
         for place, i in enumerate(past):
-            if i.delta and i.time_ms // panes(window_ms)[1] == pane and self.is_held(window_ms, past[:place], pane):
+            if i.delta is None or i.time_ms // panes(window_ms)[1] != pane:
+                continue
+            if self.is_held(window_ms, past[:place], pane):
                 frauds = max(0, frauds + i.delta)
-        return frauds
+                labelled = max(0, labelled + i.delta + i.legit)
+        return frauds, labelled
 
     def is_held(self, window_ms: int, past: list[Item], pane: int) -> bool:
         if not past:
@@ -194,7 +217,7 @@ class Reference:
 
     def count_outside(self, entity: str, window_ms: int | None, past: list[Item], item: Item) -> None:
         assert window_ms is not None
-        if item.delta:
+        if item.delta or item.legit:
             name = f"{entity}, {window_ms} ms, labels"
             outside = not self.is_held(window_ms, past, item.time_ms // panes(window_ms)[1])
             self.labels_outside[name] = self.labels_outside.get(name, 0) + outside
@@ -202,9 +225,44 @@ class Reference:
     def count_late(self, entity: str, window_ms: int, fed: bool, past: list[Item], item: Item) -> None:
         count, width = panes(window_ms)
         name = f"{entity}, {window_ms} ms" + (", labels" if fed else "")
+        if fed and self.both:
+            return  # not events are counted, but their labels
         ring = self.label_ring(window_ms) if fed else count + 2
         _, newest = kept_panes(window_ms, ring, [*past, item])
         self.late_dropped[name] = self.late_dropped.get(name, 0) + (item.time_ms // width <= newest - ring)
+
+
+def history(told: list[Item]) -> dict[str, int | None]:
+    """What is known of an entity after some labels: newest times, and number and first of the frauds in the run."""
+    frauds: list[int] = []  # the newest 8 that are known, rising
+    legits: list[int] = []  # the newest 4
+    older, first_older = 0, 0  # frauds of the run that are not in the list any more
+    for label in told:
+        if label.legit < 0 and label.time_ms in legits:
+            legits.remove(label.time_ms)
+        if label.legit > 0:
+            legits = sorted([*legits, label.time_ms])[-4:]
+        if label.delta == -1:
+            if label.time_ms in frauds:
+                frauds.remove(label.time_ms)
+            elif older and label.time_ms >= first_older:
+                older -= 1
+        if label.delta == 1:
+            frauds = sorted([*frauds, label.time_ms])
+            if len(frauds) > 8:
+                pushed = frauds.pop(0)
+                if not legits or pushed > legits[-1]:
+                    first_older = min(first_older, pushed) if older else pushed
+                    older += 1
+        if legits and older and first_older <= legits[-1]:
+            older = 0
+    run = [t for t in frauds if not legits or t > legits[-1]]
+    return {
+        "since_fraud": frauds[-1] if frauds else None,
+        "since_legit": legits[-1] if legits else None,
+        "fraud_run": older + len(run),
+        "fraud_run_age": first_older if older else run[0] if run else None,
+    }
 
 
 def panes(window_ms: int) -> tuple[int, int]:

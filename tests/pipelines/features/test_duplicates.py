@@ -5,6 +5,7 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -103,34 +104,34 @@ def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(cas
         assert memory.snapshot(int(clock_ms[-1])).tobytes() == once.snapshot(int(clock_ms[-1])).tobytes()
 
 
-@given(cases())
-def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case) -> None:
-    reported: dict[str, tuple[int, int]] = {}
+@pytest.mark.parametrize("both", [False, True])
+@given(case=cases())
+def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case, both: bool) -> None:
+    reported: dict[str, tuple[int, int, int]] = {}
     expected = []
     for id_, clock, time, label in zip(case.ids, case.clock_ms, case.time_ms, case.labels, strict=True):
         if clock - time > case.memory_ms:
-            expected.append(0)
+            expected.append([0, 0])
             continue
-        known = id_ in reported and clock - min(reported[id_]) <= case.memory_ms
-        expected.append(label - known)
-        if label and not known:
-            reported[id_] = (time, clock)
-        elif known and not label:
-            del reported[id_]
+        known = id_ in reported and clock - min(reported[id_][:2]) <= case.memory_ms
+        was = reported[id_][2] if known else None if both else 0
+        expected.append([label - (was == 1), (not label) - (was == 0) if both else 0])
+        if label != was:
+            reported[id_] = (time, clock, label)
     # By number: as many as there are items; that they are bounded too is the same code as for duplicates.
-    memory = Reports(case.memory_ms, 1_000, smallest=case.smallest)
+    memory = Reports(case.memory_ms, 1_000, both=both, smallest=case.smallest)
     columns: tuple[NDArray[Any], ...] = (
         hash_ids(case.ids, KEY),
         np.array(case.clock_ms, np.int64),
         np.array(case.time_ms, np.int64),
         np.array(case.labels, np.int8),
     )
-    found: list[int] = []
+    found: list[list[int]] = []
     for part, restart in parts(case):
         found += memory.changes(*(column[part] for column in columns)).tolist()
         if restart:
             now_ms = case.clock_ms[part.stop - 1] if part.stop else 0
-            before, memory = memory, Reports(case.memory_ms, 1_000, smallest=case.smallest)
+            before, memory = memory, Reports(case.memory_ms, 1_000, both=both, smallest=case.smallest)
             memory.restore(before.snapshot(now_ms))
     assert found == expected
 

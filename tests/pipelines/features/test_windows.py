@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.contracts.stream import Feature
+from pipelines.contracts.stream import LABEL_HISTORY_STATS, Feature, Reports
 from pipelines.errors import RestoreError
 from pipelines.features.kernel import FoldInput
 from pipelines.features.windows import Windows
@@ -24,7 +24,7 @@ def whole(case: Case) -> FoldInput:
 
 
 def reference_of(case: Case) -> tuple[Reference, NDArray[np.float64]]:
-    reference = Reference(case.features, case.entities, case.numbers, case.hashed, case.maturity_ms, case.lifetime_ms)
+    reference = Reference(*case[:5], case.lifetime_ms, case.reports)
     rows = [row for item in case.items if (row := reference.fold(item)) is not None]
     return reference, np.array(rows, np.float64).reshape(len(rows), len(case.features))
 
@@ -49,9 +49,11 @@ def customer(stat: str, window_ms: int | None = HOUR_MS, *, field: str | None = 
     return Feature(f"customer.{stat}.{field}.{window_ms}", stat, "customer", field, window_ms)
 
 
-def fold(features: Sequence[Feature], items: Sequence[Item], *, maturity_ms: int = HOUR_MS) -> list[list[float]]:
+def fold(
+    features: Sequence[Feature], items: Sequence[Item], *, maturity_ms: int = HOUR_MS, reports: Reports = "frauds"
+) -> list[list[float]]:
     """Features of items of one entity, one number and one hashed column; held to the reference."""
-    case = Case(tuple(features), ("customer",), ("amount",), ("country",), maturity_ms, tuple(items))
+    case = Case(tuple(features), ("customer",), ("amount",), ("country",), maturity_ms, tuple(items), reports=reports)
     check(case)
     return Windows(case.plan).fold(whole(case)).tolist()
 
@@ -60,8 +62,8 @@ def event(time_ms: int, amount: float = 1.0, *, id: int = 1, country: int = 0, c
     return Item(time_ms if clock_ms is None else clock_ms, time_ms, (id,), (amount,), (country,), None)
 
 
-def label(clock_ms: int, *, about_ms: int, delta: int = 1, id: int = 1) -> Item:
-    return Item(clock_ms, about_ms, (id,), (NAN,), (0,), delta)
+def label(clock_ms: int, *, about_ms: int, delta: int = 1, legit: int = 0, id: int = 1) -> Item:
+    return Item(clock_ms, about_ms, (id,), (NAN,), (0,), delta, legit)
 
 
 @given(cases())
@@ -282,6 +284,93 @@ def test_frauds_count_once_they_are_mature_and_can_be_taken_back() -> None:
     assert fold(features, [*early, label(4, about_ms=1, delta=-1), event(later)])[-1] == [0.0, 0.0]
 
 
+def test_where_both_are_reported_only_events_with_a_label_count_and_at_once() -> None:
+    features = [customer(stat) for stat in ("fraud_rate", "fraud_count", "labelled_count", "smoothed_fraud_rate")]
+    events = [event(0), event(1), event(2)]
+    reports = [label(3, about_ms=0), label(3, about_ms=1, delta=0, legit=1)]
+    rows = fold(features, [*events, event(3), *reports, event(4), event(2 * HOUR_MS)], reports="both")
+    assert np.isnan(rows[3][0]), "nothing is known"
+    assert rows[3][1:] == [0.0, 0.0, 0.01]
+    assert rows[4] == rows[5] == [0.5, 1.0, 2.0, 1.1 / 12]
+    turned = [label(5, about_ms=0, delta=-1, legit=1), event(6), label(7, about_ms=1, legit=-1), event(8)]
+    rows = fold(features, [*events, *reports, *turned], reports="both")
+    assert rows[-2:] == [[0.0, 0.0, 2.0, 0.1 / 12], [0.5, 1.0, 2.0, 1.1 / 12]]
+
+
+def test_where_frauds_are_reported_the_events_that_count_are_the_mature_ones() -> None:
+    features = [customer("labelled_count"), customer("smoothed_fraud_rate")]
+    items = [event(0), event(1), label(2, about_ms=1), event(3), event(HOUR_MS + HOUR_MS // 2)]
+    assert fold(features, items)[2:] == [[0.0, 0.01], [3.0, 1.1 / 13]]
+
+
+def test_a_run_of_frauds_begins_after_the_newest_known_legitimate_event() -> None:
+    features = [customer(stat, None) for stat in LABEL_HISTORY_STATS]
+    items = [event(s * 1000) for s in range(6)]
+
+    def row(*reports: tuple[int, int, int]) -> list[float]:
+        told = [label(6000, about_ms=s * 1000, delta=delta, legit=legit) for s, delta, legit in reports]
+        return fold(features, [*items, *told, event(9000)], reports="both")[-1]
+
+    fraud, legit = (1, 0), (0, 1)
+    assert row((0, *fraud), (1, *legit), (3, *fraud), (4, *fraud)) == [5.0, 8.0, 2.0, 6.0]
+    assert row((3, *fraud), (4, *fraud), (1, *fraud), (2, *legit)) == [5.0, 7.0, 2.0, 6.0], "in another order"
+    assert row((1, *legit), (3, *fraud), (3, -1, 1), (5, *fraud)) == [4.0, 6.0, 1.0, 4.0], "taken back"
+    assert row((1, *legit), (3, *legit), (2, *fraud), (3, 1, -1)) == [6.0, 8.0, 2.0, 7.0]
+    nothing = row()
+    assert nothing[2] == 0.0
+    assert np.isnan(nothing[:2] + nothing[3:]).all()
+
+
+def test_a_long_run_is_counted_whole_and_its_first_fraud_is_remembered() -> None:
+    features = [customer("fraud_run", None), customer("fraud_run_age", None)]
+    events = [event(s * 1000) for s in range(40)]
+    frauds = [label(40_000, about_ms=s * 1000) for s in range(40)]
+    assert fold(features, [*events, *frauds, event(50_000)], reports="both")[-1] == [40.0, 50.0]
+    late = [label(41_000, about_ms=30_000, delta=-1, legit=1), event(50_000)]
+    assert fold(features, [*events, *frauds, *late], reports="both")[-1] == [8.0, 18.0]
+
+
+@given(st.lists(st.tuples(st.sampled_from((0, 1, 2, 3, 10, 11, 12, 13)), st.booleans()), max_size=30))
+def test_a_label_history_of_few_events_is_that_of_their_latest_labels(reports: list[tuple[int, bool]]) -> None:
+    """Labels of at most four legitimate events, and eight frauds."""
+    known: dict[int, bool] = {}
+    items = [event(s * 1000) for s in range(14)]
+    for second, fraud in reports:
+        if second < 10 or fraud:  # the others are only frauds
+            was = known.get(second)
+            delta, legit = fraud - (was is True), (not fraud) - (was is False)
+            items.append(label(20_000, about_ms=second * 1000, delta=delta, legit=legit))
+            known[second] = fraud
+    frauds = [s for s, fraud in known.items() if fraud]
+    newest_legit = max([s for s, fraud in known.items() if not fraud], default=-1)
+    run = [s for s in frauds if s > newest_legit]
+    expected = [
+        20.0 - max(frauds) if frauds else NAN,
+        20.0 - newest_legit if newest_legit >= 0 else NAN,
+        float(len(run)),
+        20.0 - min(run) if run else NAN,
+    ]
+    features = [customer(stat, None) for stat in LABEL_HISTORY_STATS]
+    assert fold(features, [*items, event(20_000)], reports="both")[-1] == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_label_reaches_a_dormant_entity_and_is_forgotten_with_it() -> None:
+    features = (customer("count"), customer("since_fraud", None), customer("fraud_run", None))
+    first, idle_ms = event(0), HOUR_MS + HOUR_MS // 12
+    told, back = label(DAY_MS, about_ms=0), event(2 * DAY_MS)
+    for away_ms, expected in ((2 * DAY_MS, [0.0, 172_800.0, 1.0]), (401 * DAY_MS, [0.0, NAN, 0.0])):
+        back = event(away_ms)
+        rows = fold(features, [first, told, back], reports="both")
+        assert rows[-1] == pytest.approx(expected, nan_ok=True)
+        plan = Case(features, ("customer",), ("amount",), ("country",), HOUR_MS, (), reports="both").plan
+        windows = Windows(plan)
+        for item in (first, event(2 * idle_ms, id=0), told, event(DAY_MS + 1, id=0), back):
+            batch = batch_of([item], n_entities=1, n_numbers=1, n_hashed=1)
+            row = windows.fold(batch)
+            windows.sweep(2**60)
+        assert row.tolist()[-1] == pytest.approx(expected, nan_ok=True)
+
+
 def test_a_label_of_an_unknown_entity_or_before_its_event_is_counted_as_outside() -> None:
     items = (
         label(0, about_ms=0),
@@ -434,12 +523,13 @@ def test_a_snapshot_of_other_features_is_refused_and_any_change_of_them_shows_in
     changed = [
         base._replace(features=(customer("count", DAY_MS),)),
         base._replace(maturity_ms=DAY_MS),
+        base._replace(reports="both"),
         base._replace(lifetime_ms=DAY_MS),
         base._replace(numbers=("amount", "balance")),
         base._replace(features=(customer("count"), customer("count", DAY_MS))),
         *(base._replace(features=(Feature("c", "above", "customer", "amount", None, k),)) for k in (3.0, 4.0)),
     ]
-    assert len({case.plan.digest for case in (base, *changed)}) == 8
+    assert len({case.plan.digest for case in (base, *changed)}) == 9
     assert base.plan.digest == base._replace(items=(event(0),)).plan.digest
     with pytest.raises(RestoreError, match=r"the snapshot has feature definition .* rebuild the state"):
         Windows.restore(changed[0].plan, Windows(base.plan).snapshot())

@@ -215,6 +215,15 @@ def test_a_label_is_known_once_its_event_is_older_than_the_maturity(tmp_path: Pa
     assert labelled(tmp_path, mature, [])["known"].to_list() == [True, False, False]
 
 
+def test_where_both_are_reported_a_label_is_known_once_there_is_one(tmp_path: Path) -> None:
+    stream = payments_stream("t")
+    assert stream.labels is not None
+    both = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
+    table = labelled(tmp_path, both, [("a", 1, 3 * DAY_MS), ("c", 0, 3 * DAY_MS), ("b", 0, 10 * DAY_MS)])
+    assert table["label"].to_list() == [1, 0, 0]
+    assert table["known"].to_list() == [True, False, True]
+
+
 def test_without_labels_in_the_stream_no_label_is_known(tmp_path: Path) -> None:
     stream = payments_stream("t")
     unlabelled = msgspec.structs.replace(

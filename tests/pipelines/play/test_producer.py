@@ -61,6 +61,19 @@ def test_events_carry_their_own_time_and_frauds_are_reported_after_the_delay(
         assert record.timestamp_ms == label.labelled_at_ms == label.time_ms + 2 * DAY_MS
 
 
+def test_where_both_are_reported_a_label_follows_every_event_whose_truth_is_known(connection: Connection) -> None:
+    stream = new_stream(connection)
+    assert stream.labels is not None
+    stream = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
+    frame = few_payments(days=4).with_columns(pl.when(pl.int_range(pl.len()) % 3 > 0).then(pl.col("label")))
+    played = Replayer(connection, stream, n_partitions=N_PARTITIONS).play(frame, label_delay_ms=DAY_MS)
+    decode = LabelContract(stream).decode
+    sent = [decode(record.value, record.key) for record in records(connection, stream, "labels")]
+    known = frame.filter(pl.col("label").is_not_null())
+    assert played.n_labels == len(sent) == known.height
+    assert {(s.event_id, s.label) for s in sent if isinstance(s, Label)} == set(known["event_id", "label"].rows())
+
+
 def test_two_halves_send_what_one_play_sends(connection: Connection, stream: Stream) -> None:
     frame, other, middle_ms = few_payments(), new_stream(connection), START_MS + 5 * DAY_MS
     shares = {"broken_share": 0.05, "duplicate_share": 0.05, "seed": 4}

@@ -121,6 +121,20 @@ def test_a_folder_that_does_not_fit_the_stream_file_is_reported_with_the_fix(
         read_folder(stream, tmp_path)
 
 
+def test_a_truth_that_nobody_knows_may_be_empty_where_both_are_reported(tmp_path: Path, stream: Stream) -> None:
+    frame = few_payments().with_columns(pl.when(pl.int_range(pl.len()) % 2 > 0).then(pl.col("label")))
+    for folder in ("parquet", "csv"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "parquet", "a", frame)
+    frame.write_csv(tmp_path / "csv" / "a.csv")
+    assert stream.labels is not None
+    both = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
+    for folder in ("parquet", "csv"):
+        assert read_folder(both, tmp_path / folder)["label"].to_list() == frame["label"].to_list()
+        with pytest.raises(StreamFileError, match="column label"):
+            read_folder(stream, tmp_path / folder)
+
+
 def test_an_empty_folder_is_reported(tmp_path: Path, stream: Stream) -> None:
     with pytest.raises(StreamFileError, match=r"has no \.parquet or \.csv file"):
         read_folder(stream, tmp_path)
