@@ -61,7 +61,7 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
             "needed. Run `unmask ingest` first"
         )
     numeric, categorical = (PickedRows(m, found.rows) for m in (found.features.numeric, found.features.categorical))
-    table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names)
+    table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names, found.entity)
     return TrainingData(table, found.label, found.known, found.event_id, as_of_ms, found.features.key)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.table import Column, Table, TableError
+from models.table import Column, PickedRows, Table, TableError
 
 LIMIT = 1e4  # scaled values are clipped to this, so that float32 products stay finite
 MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; codes of known values follow
 CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
+CONSTANT = 0.98  # a field that repeats in this share of consecutive events of an entity is context
 
 
 class Cells(NamedTuple):
@@ -40,6 +41,7 @@ class CellCoding:
             **shape (d_num, n_edges)**.
         vocabularies: for each categorical column, the sorted hashes that have their own code.
         whole: which numeric columns contain only whole numbers (hours, counts), bool, **shape (d_num,)**.
+        context: fields that hardly vary within an entity, such as a home town: they are read, but not predicted.
     """
 
     columns: tuple[Column, ...]
@@ -48,6 +50,7 @@ class CellCoding:
     edges: NDArray[np.float32]
     vocabularies: tuple[NDArray[np.uint64], ...]
     whole: NDArray[np.bool_]
+    context: tuple[str, ...] = ()
 
     @classmethod
     def fit(cls, table: Table, *, n_bins: int = 16, max_vocabulary: int = 256, max_rows: int = 200_000) -> Self:
@@ -78,7 +81,7 @@ class CellCoding:
             np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders]) if ladders else np.zeros((0, 2))
         )
         vocabularies = tuple(_vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1]))
-        return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies, whole)
+        return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies, whole, _context(table, max_rows))
 
     @property
     def d_num(self) -> int:
@@ -162,3 +165,28 @@ def _edges(scaled: NDArray[np.float64], n_bins: int) -> NDArray[np.float32]:
 def _vocabulary(hashes: NDArray[np.uint64], limit: int) -> NDArray[np.uint64]:
     found, counts = np.unique(hashes[hashes != 0], return_counts=True)
     return np.sort(found[np.argsort(-counts, kind="stable")[:limit]])
+
+
+def _context(table: Table, max_rows: int) -> tuple[str, ...]:
+    """Fields that have the value of the entity's previous event in `CONSTANT` of the rows. Reads the last rows."""
+    if table.entity is None:
+        return ()
+    part = table.take(slice(max(0, len(table) - max_rows), None))
+    assert part.entity is not None
+    order = np.argsort(part.entity, kind="stable")
+    again = part.entity[order][1:] == part.entity[order][:-1]
+    found = []
+    for i, column in enumerate(table.columns):
+        if column.of != column.name or not again.any():
+            continue
+        seen = _column(part, i)[order]
+        if np.mean((seen[1:] == seen[:-1])[again]) > CONSTANT:
+            found.append(column.name)
+    return tuple(found)
+
+
+def _column(table: Table, i: int) -> NDArray[Any]:
+    if i >= table.d_num:
+        return table.category(i - table.d_num)
+    block = table.numeric
+    return block.column(i) if isinstance(block, PickedRows) else block[:, i]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,8 @@ class MaskedField:
     columns: tuple[int, ...]
 
 
-def event_fields(columns: Sequence[Column]) -> tuple[MaskedField, ...]:
-    """The fields of the event that are predicted. Columns built from labels are excluded.
+def event_fields(columns: Sequence[Column], context: Collection[str] = ()) -> tuple[MaskedField, ...]:
+    """The fields of the event that are predicted. Columns built from labels are excluded, and fields of the context.
 
     If no column has a field (`Column.of`), each column is treated as a field.
 
@@ -43,7 +43,7 @@ def event_fields(columns: Sequence[Column]) -> tuple[MaskedField, ...]:
     members: dict[str, list[int]] = {}
     for i in usable:
         of = columns[i].of
-        if of is not None:
+        if of is not None and of not in context:
             members.setdefault(of, []).append(i)
     by_name = {columns[i].name: i for i in usable}
     return tuple(MaskedField(of, by_name.get(of, found[0]), tuple(found)) for of, found in members.items())

@@ -92,6 +92,7 @@ class Table:
         categorical: uint64 hashes, **shape (n, d_cat)**; 0 is a masked cell. An array or `PickedRows`.
         time_ms: event time, int64, **shape (n,)**, in ascending order.
         category_names: texts of category hashes, as far as known.
+        entity: hash of the key entity of each row, uint64, **shape (n,)**; None = rows without entities.
 
     Raises:
         TableError: a shape, the order of rows or the kind of a column is wrong.
@@ -107,6 +108,7 @@ class Table:
     categorical: NDArray[np.uint64] | PickedRows
     time_ms: NDArray[np.int64]
     category_names: Mapping[int, str]
+    entity: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         kinds = [column.kind for column in self.columns]
@@ -167,4 +169,5 @@ class Table:
             categorical.pick(rows) if isinstance(categorical, PickedRows) else categorical[rows],
             self.time_ms[rows],
             self.category_names,
+            None if self.entity is None else self.entity[rows],
         )

@@ -78,7 +78,7 @@ class TrainedModel:
     def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
         """Scores in [0, 1], high = anomalous, **shape (n,)**, computed by torch. `artifact.load` uses ONNX instead."""
         logit, nats = self.outputs(self.rules.coding.transform(numeric, categorical))
-        return self.rules.score(logit, nats)
+        return self.rules.score(logit, nats, numeric)
 
     def outputs(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits (n,) and surprises (n, n_fields) of the network."""

@@ -22,7 +22,7 @@ from models.net.expectation import Expectation
 from models.score.budget import Budget
 from models.score.calibrate import TailCalibration
 from models.score.rules import Rules
-from models.score.surprise import SurpriseScale
+from models.score.evidence import Evidence
 from models.table import Table, TableError
 
 MIN_SKILL = 0.05  # nats that a prediction must gain over the field's marginal distribution on later rows
@@ -81,9 +81,9 @@ class Pretrained:
         table.require(self.rules.columns)
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(table), CHUNK):
-            part = self.rules.coding.cells(table.take(slice(start, start + CHUNK)))
-            nats = surprises_of(self.expectation, part)
-            found.append(self.rules.score(np.zeros(len(nats), np.float32), nats))
+            part = table.take(slice(start, start + CHUNK))
+            nats = surprises_of(self.expectation, self.rules.coding.cells(part))
+            found.append(self.rules.score(np.zeros(len(nats), np.float32), nats, np.asarray(part.numeric)))
         return np.concatenate(found)
 
 
@@ -124,9 +124,14 @@ def pretrain(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     coding = CellCoding.fit(table.take(slice(0, n_train)), n_bins=config.n_bins)
-    network = Expectation(table.columns, coding.edges, coding.n_codes, width=config.width, n_layers=config.n_layers).to(
-        device
-    )
+    network = Expectation(
+        table.columns,
+        coding.edges,
+        coding.n_codes,
+        width=config.width,
+        n_layers=config.n_layers,
+        context=coding.context,
+    ).to(device)
     if not network.fields:
         raise TableError("all columns are computed from labels; pretraining needs at least one other column")
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
@@ -304,6 +309,7 @@ def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> Non
 def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
     nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
-    surprise = SurpriseScale.fit(nats)
-    tail = TailCalibration.fit(surprise.combine(nats))
-    return Rules(coding, surprise, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))
+    numeric = np.asarray(table.numeric[rows])
+    evidence = Evidence.fit(table.columns, network.fields, numeric, nats)
+    tail = TailCalibration.fit(evidence.combine(numeric, nats))
+    return Rules(coding, evidence, tail, None, 1.0, Budget(rate=0.005), dict(table.category_names))

@@ -39,6 +39,7 @@ class Expectation(nn.Module):
         *,
         width: int,
         n_layers: int,
+        context: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.columns = tuple(columns)
@@ -50,7 +51,7 @@ class Expectation(nn.Module):
         self.register_buffer("marginal", torch.zeros(sum(self.n_codes)))
         d_out = 2 * self.d_num + sum(self.n_codes)
         self.encoder = Encoder(edges, n_codes, width=width, n_layers=n_layers, d_out=d_out)
-        self.fields: tuple[MaskedField, ...] = event_fields(self.columns)
+        self.fields: tuple[MaskedField, ...] = event_fields(self.columns, context)
         self.views = views(self.fields, len(self.columns))
 
     def forward(self, values: Tensor, present: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,7 +63,7 @@ class Group:
     shown: tuple[int, ...]
 
 
-def groups(columns: Sequence[Column]) -> tuple[Group, ...]:
+def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Group, ...]:
     """The fields of the event, then the histories. A history has the name of its columns without the window.
 
     >>> found = groups([Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
@@ -71,7 +71,7 @@ def groups(columns: Sequence[Column]) -> tuple[Group, ...]:
     >>> [(g.name, g.columns) for g in found]
     [('amount', (0,)), ('c.count', (1, 2))]
     """
-    fields = event_fields(columns)
+    fields = event_fields(columns, context)
     taken = {i for field in fields for i in field.columns}
     found = [Group(field.name, field.columns, (field.target,)) for field in fields]
     histories: dict[str, list[int]] = {}
@@ -98,7 +98,7 @@ def explain(
     """
     if len(numeric) == 0:
         return []
-    parts = groups(rules.columns)
+    parts = groups(rules.columns, rules.coding.context)
     n, n_groups = len(numeric), len(parts)
     cells = rules.coding.transform(numeric, categorical)
     predicted = _predict(rules, expect, parts, cells)

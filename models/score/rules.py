@@ -13,7 +13,7 @@ from models.cells import CellCoding
 from models.masking import MaskedField, event_fields
 from models.score.budget import Budget
 from models.score.calibrate import LogitCalibration, TailCalibration
-from models.score.surprise import SurpriseScale
+from models.score.evidence import Evidence
 from models.table import Column
 
 
@@ -23,7 +23,7 @@ class Rules:
 
     Args:
         coding: scales, edges and vocabularies of the columns.
-        surprise: scales that combine the surprises of the fields.
+        evidence: combines surprises and columns into one label-free value.
         tail: label-free calibration.
         logit: calibration of the head; None = no head, the score is the calibrated surprise.
         threshold: an event raises an alert if score > threshold.
@@ -32,7 +32,7 @@ class Rules:
     """
 
     coding: CellCoding
-    surprise: SurpriseScale
+    evidence: Evidence
     tail: TailCalibration
     logit: LogitCalibration | None
     threshold: float
@@ -47,18 +47,21 @@ class Rules:
     @property
     def fields(self) -> tuple[MaskedField, ...]:
         """Fields of the event that are predicted."""
-        return event_fields(self.coding.columns)
+        return event_fields(self.coding.columns, self.coding.context)
 
-    def score(self, logit: NDArray[np.float32], nats: NDArray[np.float32]) -> NDArray[np.float32]:
+    def score(
+        self, logit: NDArray[np.float32], nats: NDArray[np.float32], numeric: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
         """Scores in [0, 1], high = anomalous.
 
         Args:
             logit: logits of the head, **shape (n,)**; ignored if there is no head.
             nats: surprises, **shape (n, n_fields)**, NaN = missing.
+            numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
         """
         if self.logit is not None:
             return self.logit.apply(logit.astype(np.float64)).astype(np.float32)
-        return self.tail.apply(self.surprise.combine(nats.astype(np.float64))).astype(np.float32)
+        return self.tail.apply(self.evidence.combine(numeric, nats.astype(np.float64))).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
@@ -67,14 +70,10 @@ class Rules:
             "coding.scale": self.coding.scale,
             "coding.edges": self.coding.edges,
             "coding.whole": self.coding.whole,
-            "surprise.point": self.surprise.point,
-            "surprise.power": self.surprise.power,
-            "surprise.knots": self.surprise.knots,
-            "surprise.excess": self.surprise.excess,
-            "surprise.weight": self.surprise.weight,
             "tail.knots": self.tail.knots,
             "tail.tail": self.tail.tail,
         }
+        parts |= {f"evidence.{name}": array for name, array in self.evidence.arrays().items()}
         parts |= {f"coding.vocabulary.{j}": v for j, v in enumerate(self.coding.vocabularies)}
         return {name: np.ascontiguousarray(array) for name, array in parts.items()}
 
@@ -83,6 +82,8 @@ class Rules:
         known = {int(h) for vocabulary in self.coding.vocabularies for h in vocabulary}
         return {
             "columns": [asdict(column) for column in self.columns],
+            "context": list(self.coding.context),
+            "evidence": self.evidence.config(),
             "logit": None if self.logit is None else asdict(self.logit),
             "threshold": self.threshold,
             "budget": asdict(self.budget),
@@ -104,9 +105,11 @@ class Rules:
                 arrays["coding.edges"],
                 vocabularies,
                 arrays["coding.whole"],
+                tuple(config["context"]),
             ),
-            surprise=SurpriseScale(
-                *(arrays[f"surprise.{name}"] for name in ("point", "power", "knots", "excess", "weight"))
+            evidence=Evidence.of_parts(
+                config["evidence"],
+                {k.removeprefix("evidence."): v for k, v in arrays.items() if k.startswith("evidence.")},
             ),
             tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
             logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),

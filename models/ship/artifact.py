@@ -145,7 +145,7 @@ class ServedModel:
         for start in range(0, len(numeric), MAX_ROWS):
             rows = slice(start, start + MAX_ROWS)
             logit, nats = _run(self.scorer, self.rules.coding.transform(numeric[rows], categorical[rows]))
-            found.append(self.rules.score(logit, nats))
+            found.append(self.rules.score(logit, nats, numeric[rows]))
         return np.concatenate(found)
 
     def explain(
@@ -168,7 +168,7 @@ class ServedModel:
         """Memory for the cells, pieces, predictions and replaced rows of one row's groups."""
         coding = self.rules.coding
         numbers = coding.d_num * (coding.edges.shape[1] + 8) + 2 * sum(coding.n_codes) + 4 * len(coding.n_codes)
-        return 8 * numbers * max(1, len(groups(self.rules.columns)))
+        return 8 * numbers * max(1, len(groups(self.rules.columns, self.rules.coding.context)))
 
     def _expect(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         mean, spread, logits = _run(self.expectation, cells)

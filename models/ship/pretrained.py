@@ -46,7 +46,12 @@ def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
     arrays = {k.removeprefix("rules."): v.numpy() for k, v in tensors.items() if k.startswith("rules.")}
     rules, config = Rules.of_parts(about["rules"], arrays), PretrainConfig(**about["config"])
     network = Expectation(
-        rules.columns, rules.coding.edges, rules.coding.n_codes, width=config.width, n_layers=config.n_layers
+        rules.columns,
+        rules.coding.edges,
+        rules.coding.n_codes,
+        width=config.width,
+        n_layers=config.n_layers,
+        context=rules.coding.context,
     )
     network.load_state_dict(
         {k.removeprefix("expectation."): v for k, v in tensors.items() if k.startswith("expectation.")}

@@ -20,11 +20,12 @@ _CHUNK = 50_000
 class OfflineFeatures:
     """Features of n events, in the order of the frame.
 
-    Shapes: `time_ms` (n,), `numeric` (n, d) with NaN = missing, `categorical` (n, c) hashes with 0 = missing.
+    Shapes: `time_ms` and `entity` (n,), the hash of the key entity; `numeric` (n, d) with NaN = missing, `categorical` (n, c) hashes with 0 = missing.
     `category_names` maps hashes to texts.
     """
 
     time_ms: NDArray[np.int64]
+    entity: NDArray[np.uint64]
     numeric: NDArray[np.float64]
     categorical: NDArray[np.uint64]
     category_names: dict[int, str]
@@ -111,9 +112,10 @@ def features_of(
         if progress:
             progress(min(begin + _CHUNK, len(row)), len(row))
     names = {hash64(text): text for column in texts for text in column.unique().drop_nulls().to_list()}
-    return OfflineFeatures(time_ms, numeric, categorical, names)
+    return OfflineFeatures(time_ms, entities[:, 0], numeric, categorical, names)
 
 
 def _is_sent(stream: Stream, is_labelled: NDArray[np.bool_], label: NDArray[np.int8]) -> NDArray[np.bool_]:
     """Which labels are reported: with ``reports = "frauds"`` only those of frauds."""
-    return is_labelled & (label == 1)
+    both = stream.labels is not None and stream.labels.reports == "both"
+    return is_labelled & ((label == 1) | both)

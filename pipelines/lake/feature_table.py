@@ -31,7 +31,7 @@ from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 3  # tables kept per stream; the least recently used one is removed first
 _MANIFEST = "manifest.json"
 _EVENT_IDS = "event_id.arrow"
@@ -46,8 +46,9 @@ class FeatureTable:
     of the records that took effect before t.
 
     Shapes: `numeric` (n, d), `categorical` (n, c) hashes, `duplicates` (m, 3), the others (n,). `clock_ms` is the
-    effective time and never decreases; `hashes` are the feature hashes in scores. A row of `duplicates` has the
-    partition and offset of a duplicate and the offset of its original. The arrays are memory-mapped.
+    effective time and never decreases; `entity` is the hash of the key; `hashes` are the feature hashes in scores. A
+    row of `duplicates` has the partition and offset of a duplicate and the offset of its original. The arrays are
+    memory-mapped.
     """
 
     key: str
@@ -55,6 +56,7 @@ class FeatureTable:
     offset: NDArray[np.int64]
     clock_ms: NDArray[np.int64]
     time_ms: NDArray[np.int64]
+    entity: NDArray[np.uint64]
     numeric: NDArray[np.float64]
     categorical: NDArray[np.uint64]
     hashes: NDArray[np.uint64]
@@ -155,6 +157,7 @@ def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable
                 "offset": scored.offset,
                 "clock_ms": scored.clock_ms,
                 "time_ms": scored.time_ms,
+                "entity": scored.entity_hashes[:, 0],
                 "numeric": scored.numeric,
                 "categorical": scored.category_hashes,
                 "hashes": scored.features_hash,
@@ -182,6 +185,7 @@ def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
         "offset": (np.int64, None),
         "clock_ms": (np.int64, None),
         "time_ms": (np.int64, None),
+        "entity": (np.uint64, None),
         "numeric": (np.float64, d),
         "categorical": (np.uint64, c),
         "hashes": (np.uint64, None),

@@ -17,9 +17,9 @@ from pipelines.lake.tables import Lake
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """Rows by event time with their labels as of a time. Shapes: `rows`, `time_ms`, `label` and `known` (n,).
+    """Rows by event time with their labels as of a time. All arrays have the shape (n,).
 
-    `rows` are indices of rows in `features`, which stay on disk until they are read.
+    `rows` are indices of rows in `features`, which stay on disk until they are read. `entity` is the hash of the key.
     `label` is 1 if the latest label in effect is fraud. `known` is True if a 0 means legitimate, not merely unlabelled:
     the event is old enough or, where legitimate events are reported too, it has a label (`pipelines.lake.labels`).
     """
@@ -29,6 +29,7 @@ class TrainingTable:
     time_ms: NDArray[np.int64]
     label: NDArray[np.int8]
     known: NDArray[np.bool_]
+    entity: NDArray[np.uint64]
     category_names: dict[int, str]
 
     def __len__(self) -> int:
@@ -63,7 +64,8 @@ def training_table(
     rows = np.argsort(features.time_ms[:n], kind="stable")
     label, known = labels_of(lake, stream, features.event_id[:n], features.time_ms[:n], as_of_ms=as_of_ms)
     names = category_names(lake, stream)
-    return TrainingTable(features, rows, features.time_ms[rows], label[rows], known[rows], names)
+    entity = features.entity[rows]
+    return TrainingTable(features, rows, features.time_ms[rows], label[rows], known[rows], entity, names)
 
 
 def category_names(lake: Lake, stream: Stream) -> dict[int, str]:

@@ -1,0 +1,317 @@
+"""The label-free score of an event with a history: evidence of its fields and of its entity's recent activity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.masking import MaskedField
+from models.table import Column
+
+RECENT_MS = 7 * 86_400_000  # windows up to this width describe recent activity
+SHRINK = 10.0  # earlier events of an entity that weigh as much as the mean of all entities
+BODY = (0.90, 0.98)  # quantiles that define the tail of normal values; up to 2 % of anomalies do not affect it
+FAR = 0.9995  # quantile at which the excess over that tail is measured
+FULL_EXCESS = 4.0  # nats of excess that give a measure its full weight
+TAILS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # tail shares at which tail dependence is measured
+DEPENDENT = 0.3  # smallest support in nats that is kept
+N_KNOTS = 64
+
+
+class Measure(NamedTuple):
+    """One number per event that is large if the event is odd.
+
+    Args:
+        name: for messages.
+        group: measures of one group are alternatives; the strongest counts.
+        kind: how it is computed from the columns (see `Evidence`).
+        column: the numeric column, or the index of the field for a surprise.
+        other, count: further columns, -1 = none.
+        sign: 1 = large values are odd, -1 = small ones are.
+        share: width of the window over that of `other`.
+    """
+
+    name: str
+    group: str
+    kind: str
+    column: int
+    other: int = -1
+    count: int = -1
+    sign: float = 1.0
+    share: float = 1.0
+
+
+def measures(columns: Sequence[Column], fields: Sequence[MaskedField]) -> tuple[Measure, ...]:
+    """The measures that the columns allow.
+
+    - ``value``: a number of the event against everyone's, both tails.
+    - ``habit``: the same number over the entity's own mean, which is shrunk towards everyone's mean.
+    - ``surprise``: the surprise of a field under the encoder's prediction.
+    - ``rare``: an unusual category or hour of this entity (statistics share and hour_share).
+    - ``recent``: counts, sums, maxima and distinct values of the entity's last days; ``pace``: the same relative to
+      its longest window.
+
+    >>> columns = [Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric", None, False, "c", "count", 1)]
+    >>> [m.name for m in measures(columns, [])]
+    ['amount.high', 'amount.low', 'c.count.1d']
+    """
+    numeric = [(i, column) for i, column in enumerate(columns) if column.kind == "numeric" and not column.label_fed]
+    usable = {field.name for field in fields}
+    found: list[Measure] = []
+    for i, column in numeric:
+        if column.stat is None and column.of == column.name:
+            for name, sign in (("high", 1.0), ("low", -1.0)):
+                found.append(Measure(f"{column.name}.{name}", column.name, "value", i, sign=sign))
+            found += _habits(column, i, numeric)
+        elif column.stat in ("share", "hour_share"):
+            found.append(Measure(column.name, column.of or "hour", "rare", i))
+        elif column.stat in ("count", "sum", "max", "distinct", "above") and (column.window_ms or 2**62) <= RECENT_MS:
+            group = f"{column.entity} lately"
+            found.append(Measure(column.name, group, "recent", i))
+            longest, width_ms = _longest(column, numeric)
+            if longest != i and column.stat == "count":
+                share = (column.window_ms or 0) / width_ms
+                found.append(Measure(f"{column.name}.pace", group, "pace", i, other=longest, share=share))
+    found += [Measure(f"{field.name}.surprise", field.name, "surprise", j) for j, field in enumerate(fields)]
+    context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - usable if fields else set()
+    return tuple(m for m in found if m.group not in context)
+
+
+def _habits(field: Column, i: int, numeric: Sequence[tuple[int, Column]]) -> list[Measure]:
+    """The number over the all-time mean of each entity that has one and a count of its events."""
+    found = []
+    entities = sorted({c.entity for _, c in numeric if c.entity})
+    for entity in entities:
+        at = {
+            (c.stat, _belongs(c, field)): j
+            for j, c in numeric
+            if c.entity == entity and c.window_ms is None and c.stat in ("count", "mean", "wmean")
+        }
+        mean = at.get(("wmean", True), at.get(("mean", True)))
+        count = at.get(("count", False))
+        if mean is not None and count is not None:
+            for name, sign in (("above", 1.0), ("below", -1.0)):
+                measure = Measure(f"{field.name}.{name}.{entity}", field.name, "habit", i, mean, count, sign)
+                found.append(measure)
+    return found
+
+
+def _belongs(column: Column, field: Column) -> bool:
+    """Whether a window column is computed from a field: `entity.field.stat.window`."""
+    return column.name.startswith(f"{column.entity}.{field.name}.")
+
+
+def _longest(column: Column, numeric: Sequence[tuple[int, Column]]) -> tuple[int, int]:
+    """The column with the same statistic over the longest limited window, and the width of that, ms."""
+    stem = column.name.rpartition(".")[0]
+    same = [(c.window_ms or 0, j) for j, c in numeric if c.name.rpartition(".")[0] == stem and c.stat == column.stat]
+    width_ms, longest = max(same)
+    return longest, width_ms
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A label-free score: log-odds, up to a constant, that an event is an anomaly.
+
+    Each measure gives ``-log`` of the share of training events that are at least as odd. How much of it counts is
+    decided without labels:
+
+    - *Excess*: the tail of normal values is extrapolated from the body of the distribution (Weibull through the 90 %
+      and 98 % quantiles). A measure whose largest values are much more frequent than that has two kinds of events in
+      it; its weight grows with the excess. Noise has none (the empirical null of Efron, 2004).
+    - *Tail dependence*: two measures of different groups that are extreme together, more than their dependence in the
+      body explains (the lift at 1 % over the square of the lift at 10 %, see Ledford and Tawn, 1996), support each
+      other. The support is the log of that ratio, measured at several tail shares: a likelihood ratio.
+
+    The score of an event is the strongest measure's evidence plus the support of the other groups.
+
+    Args:
+        measures: what is measured.
+        center: mean of the column over training rows, for shrinkage, **shape (k,)**.
+        knots, nats: -log tail share as a function of a measure, ascending, **shape (k, n_knots)**.
+        slope: nats per unit beyond the last knot, **shape (k,)**.
+        weight: weight of each measure, in [0, 1], **shape (k,)**.
+        support: support of measure j by measure i at the knots ``-log(TAILS)``, in nats, **shape (k, k, n_tails)**.
+        cost: subtracted from the support, so that it has no effect on average, **shape (k, k)**.
+    """
+
+    measures: tuple[Measure, ...]
+    center: NDArray[np.float64]
+    knots: NDArray[np.float64]
+    nats: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    support: NDArray[np.float64]
+    cost: NDArray[np.float64]
+
+    @classmethod
+    def fit(
+        cls,
+        columns: Sequence[Column],
+        fields: Sequence[MaskedField],
+        numeric: NDArray[np.float64],
+        surprises: NDArray[np.float64],
+    ) -> Self:
+        """Fit on unlabelled rows.
+
+        Args:
+            columns: input columns.
+            fields: predicted fields, in the order of the surprises.
+            numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
+            surprises: in nats, **shape (n, n_fields)**, NaN = missing.
+        """
+        parts = measures(columns, fields)
+        center = np.array([_mean(numeric[:, m.column]) if m.kind == "habit" else 0.0 for m in parts])
+        raw = _raw(parts, center, numeric, surprises)
+        knots, nats, slope = (np.array(a) for a in zip(*map(_tail, raw), strict=True))
+        weight = np.clip([_excess(x) / FULL_EXCESS for x in raw], 0.0, 1.0)
+        fitted = cls(parts, center, knots, nats, slope, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
+        support, cost = _supports(parts, fitted._nats(raw))
+        return cls(parts, center, knots, nats, slope, weight, support, cost)
+
+    def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
+        """One value per row in nats, high = anomalous, **shape (n,)**. A missing value is no evidence."""
+        return np.asarray(self.by_measure(numeric, surprises).max(axis=0, initial=-np.inf))
+
+    def by_measure(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The evidence of each measure with the support of the other groups, **shape (k, n)**."""
+        nats = self._nats(_raw(self.measures, self.center, numeric, surprises))
+        total = self.weight[:, None] * nats
+        at = -np.log(np.array(TAILS))
+        groups = np.array([m.group for m in self.measures])
+        for j in range(len(total)):
+            for group in np.unique(groups):
+                best: NDArray[np.float64] | None = None
+                for i in np.flatnonzero((groups == group) & (self.support[j, :, -1] > 0)):
+                    one = np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i]
+                    best = one if best is None else np.maximum(best, one)
+                if best is not None:
+                    total[j] += best
+        return total
+
+    def _nats(self, raw: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        found = np.zeros((len(raw), len(raw[0]) if raw else 0))
+        for j, x in enumerate(raw):
+            known = np.where(np.isfinite(x), x, self.knots[j, 0])
+            beyond = np.maximum(known - self.knots[j, -1], 0.0)
+            found[j] = np.interp(known, self.knots[j], self.nats[j]) + np.log1p(self.slope[j] * beyond)
+            found[j][~np.isfinite(x)] = 0.0
+        return found
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays, for safetensors."""
+        names = ("center", "knots", "nats", "slope", "weight", "support", "cost")
+        return {name: getattr(self, name) for name in names}
+
+    def config(self) -> list[dict[str, Any]]:
+        """The measures, for JSON."""
+        return [m._asdict() for m in self.measures]
+
+    @classmethod
+    def of_parts(cls, config: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Create it from the results of `config` and `arrays`."""
+        return cls(tuple(Measure(**m) for m in config), **arrays)
+
+
+def _mean(x: NDArray[np.float64]) -> float:
+    seen = x[np.isfinite(x)]
+    return float(seen.mean()) if seen.size else 0.0
+
+
+def _raw(
+    parts: Sequence[Measure],
+    center: NDArray[np.float64],
+    numeric: NDArray[np.float64],
+    surprises: NDArray[np.float64],
+) -> list[NDArray[np.float64]]:
+    """The measures of rows, each **shape (n,)**, NaN = missing."""
+    found = []
+    for m, mean in zip(parts, center, strict=True):
+        if m.kind == "surprise":
+            x = surprises[:, m.column]
+        elif m.kind == "habit":
+            n, own = (np.nan_to_num(numeric[:, c]) for c in (m.count, m.other))
+            usual = (n * own + SHRINK * mean) / (n + SHRINK)
+            x = numeric[:, m.column] / np.where(np.abs(usual) > 1e-9, usual, np.nan)
+        elif m.kind == "rare":
+            x = -np.log(np.maximum(numeric[:, m.column], 1e-9))
+        elif m.kind == "pace":
+            x = (numeric[:, m.column] + 1.0) / (numeric[:, m.other] * m.share + 1.0)
+        else:
+            x = numeric[:, m.column]
+        found.append(m.sign * x)
+    return found
+
+
+def _tail(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Knots of ``-log`` of the share of rows at or above a value (ties count half), and a slope beyond the last."""
+    seen = np.sort(x[np.isfinite(x)])
+    if seen.size == 0:
+        return np.arange(N_KNOTS, dtype=np.float64), np.zeros(N_KNOTS), 0.0
+    shares = np.concatenate([np.linspace(1, 0.1, 19)[:-1], np.geomspace(0.1, 1 / seen.size, N_KNOTS - 18)])
+    where = np.minimum(np.ceil((1 - shares) * seen.size).astype(np.int64), seen.size - 1)
+    values = np.unique(seen[np.maximum(where, 0)])
+    low, high = (np.searchsorted(seen, values, side) for side in ("left", "right"))
+    nats = -np.log((seen.size - (low + high) / 2 + 0.5) / (seen.size + 1))
+    pad = N_KNOTS - len(values)
+    reach = max(float(values[-1] - np.median(seen)), 1e-9)
+    return np.pad(values, (0, pad), mode="edge"), np.pad(nats, (0, pad), mode="edge"), 1.0 / reach
+
+
+def _excess(x: NDArray[np.float64]) -> float:
+    """Nats by which the far tail is heavier than the tail extrapolated from the body."""
+    seen = x[np.isfinite(x)]
+    if seen.size == 0:
+        return 0.0
+    seen = seen - np.median(seen)
+    above = float((seen > 0).mean())
+    if above < 2 * (1 - BODY[1]):  # nearly constant: it has no body
+        return 0.0
+    first, second = BODY if above > 1.2 * (1 - BODY[0]) else (1 - 0.7 * above, 1 - 0.2 * above)
+    low, high, far = np.quantile(seen, [first, second, FAR])
+    if low <= 0:
+        return 0.0
+    power = np.log(np.log1p(-second) / np.log1p(-first)) / np.log(max(high / low, 1.05))
+    return float(-np.log1p(-second) * (far / high) ** min(power, 2.0) + np.log1p(-FAR))
+
+
+def _supports(parts: Sequence[Measure], nats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tail dependence of every two measures of different groups; see `Evidence`."""
+    k, n = nats.shape
+    tails = np.array(TAILS)
+    random = np.random.default_rng(0)
+    ranks = np.stack([_ranks(row, random) for row in nats]) if k else np.zeros((0, n))
+    extreme = ranks[:, None, :] > 1 - tails[None, :, None]  # (k, n_tails, n)
+    body, far = TAILS.index(0.1), TAILS.index(0.01)
+    support, cost = np.zeros((k, k, len(tails))), np.zeros((k, k))
+    between = np.append(tails[:-1] - tails[1:], tails[-1])
+    for j in range(k):
+        if n == 0:
+            break
+        shared = extreme[j, far]
+        together = extreme[:, :, shared].sum(axis=2)  # (k, n_tails)
+        lift_body = (extreme[:, body] & extreme[j, body]).mean(axis=1) / 0.01
+        explained = np.maximum(np.log(np.maximum(lift_body, 1e-9)), 0.0)
+        for i, other in enumerate(parts):
+            if other.group == parts[j].group or (other.kind == parts[j].kind == "surprise"):
+                continue  # two surprises read each other's column
+            sure = np.maximum(together[i] - np.sqrt(together[i]), 1e-3)
+            lift = np.log(sure / (shared.sum() * tails))
+            gain = np.maximum(lift - explained[i] * (2 - np.log10(tails)) / 2, 0.0)
+            gain[0] = 0.0
+            gain = np.maximum.accumulate(gain)
+            if gain[-1] > DEPENDENT:
+                support[j, i] = gain
+                cost[j, i] = np.log1p(-tails[0] + np.sum(between * np.exp(gain)))
+    return support, cost
+
+
+def _ranks(x: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
+    """Ranks in (0, 1), ties in random order."""
+    ranks = np.empty(len(x))
+    ranks[np.lexsort((random.random(len(x)), x))] = (np.arange(len(x)) + 0.5) / len(x)
+    return ranks
