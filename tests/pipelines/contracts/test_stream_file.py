@@ -159,6 +159,18 @@ def test_a_mistake_is_reported_once_with_line_value_and_fix(old: str, new: str, 
     assert len(raised.value.problems) == 1
 
 
+def test_what_is_known_legitimate_needs_reports_of_it() -> None:
+    text = GOOD.replace('"fraud_rate"]', '"since_legit"]')
+    with pytest.raises(
+        StreamFileError, match=r"'since_legit', which needs reports of legitimate .* reports = \"both\""
+    ):
+        parse(text)
+    stream = parse(text.replace('maturity = "7d"', 'maturity = "7d"\nreports = "both"'))
+    assert stream.labels is not None
+    assert stream.labels.reports == "both"
+    assert {c.name for c in stream.columns if c.label_fed} == {"shop.since_legit"}
+
+
 def test_label_features_need_labels() -> None:
     with pytest.raises(StreamFileError, match=r"has 'fraud_rate', which needs labels; add a \[labels\] table with mat"):
         parse(GOOD.replace('[labels]\nmaturity = "7d"\n', ""))
@@ -278,6 +290,8 @@ MISTAKES = [
     (r"^stats = .*", "stats = [1]", "features.#{}.stats"),
     (r"^stats = .*", 'stats = "count"', "features.#{}.stats"),
     (r"^stats = .*", 'stat = ["count"]', "features.#{}.stat"),
+    (r"^reports = .*", 'reports = "all"', "labels.reports"),
+    (r"^reports = .*", 'report = "both"', "labels.report"),
     (r"^budget = .*", "budget = { rate = 7 }", "alerts.budget.rate"),
     (r"^budget = .*", "budgt = { rate = 0.1 }", "alerts.budgt"),
     (r"^live_from = .*", 'live_from = "soon"', "replay.live_from"),
@@ -285,7 +299,7 @@ MISTAKES = [
 ]
 
 
-@given(data=st.data(), name=st.sampled_from(["payments", "handbook"]))
+@given(data=st.data(), name=st.sampled_from(["payments", "handbook", "sparkov"]))
 def test_random_mistakes_in_the_shipped_files_are_all_reported_and_nothing_else(data: st.DataObject, name: str) -> None:
     lines = (STREAMS / f"{name}.toml").read_text().splitlines()
     groups = [sum(line == "[[features]]" for line in lines[: n + 1]) for n in range(len(lines))]
@@ -310,7 +324,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@given(data=st.data(), name=st.sampled_from(["payments", "handbook"]))
+@given(data=st.data(), name=st.sampled_from(["payments", "handbook", "sparkov"]))
 def test_no_file_whatever_raises_anything_but_its_own_error(data: st.DataObject, name: str) -> None:
     lines = (STREAMS / f"{name}.toml").read_text().splitlines()
     for _ in range(data.draw(st.integers(1, 6))):

@@ -20,7 +20,10 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
         yield from paths(item, (*path, key))
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "flows/streams/payments.toml", "flows/streams/handbook.toml"])
+@pytest.mark.parametrize(
+    "file",
+    ["pyproject.toml", *(f"flows/streams/{name}.toml" for name in ("payments", "handbook", "sparkov"))],
+)
 def test_everything_that_is_read_has_a_line(file: str) -> None:
     text = (ROOT / file).read_text()
     assert set(lines_of(text)) == set(paths(tomllib.loads(text)))

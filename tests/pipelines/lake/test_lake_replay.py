@@ -11,7 +11,7 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.contract import hash64
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
-from pipelines.contracts.stream import DAY_MS, Stream
+from pipelines.contracts.stream import DAY_MS, LABEL_STATS, Stream
 from pipelines.features.state import State
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
@@ -227,7 +227,7 @@ def test_where_both_are_reported_a_label_is_known_once_there_is_one(tmp_path: Pa
 def test_without_labels_in_the_stream_no_label_is_known(tmp_path: Path) -> None:
     stream = payments_stream("t")
     unlabelled = msgspec.structs.replace(
-        stream, labels=None, features=tuple(f for f in stream.features if not f.stat.startswith("fraud"))
+        stream, labels=None, features=tuple(f for f in stream.features if f.stat not in LABEL_STATS)
     )
     table = labelled(tmp_path, unlabelled, [])
     assert (table["label"].sum(), table["known"].sum(), table.height) == (0, 0, 3)
