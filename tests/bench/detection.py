@@ -39,6 +39,7 @@ from tests.bench.tables import BenchError, Row
 
 SETTINGS = ("contaminated", "one-class", "1 %", "5 %", "10 %", "100 %")
 UNKNOWN = -1
+VERSION = 1  # increase it if a cell means something else; other code is recognised by its digest
 VALIDATION, MIN_TO_CHOOSE, MIN_KEPT = 0.25, 4, 30
 
 
@@ -178,8 +179,8 @@ def run(files: Sequence[Path], seeds: Sequence[int], settings: Sequence[str], op
     data = {file.stem: load(file, max_rows=options.max_rows) for file in files}
     cells, progress = tables.Cells(out.with_suffix(".cells")), tables.Progress(len(files) * len(seeds) * len(settings))
     code = {
-        "unmask": tables.code_digest("models", "tests/bench/detection.py"),
-        "peers": tables.code_digest("tests/bench/peers.py", "tests/bench/detection.py"),
+        "unmask": tables.code_digest("models"),
+        "peers": tables.code_digest("tests/bench/peers.py"),
     }
     protocol: dict[str, Any] = {
         "rows": f"at most {options.max_rows:,} per data set, 70 % for training",
@@ -201,7 +202,7 @@ def run(files: Sequence[Path], seeds: Sequence[int], settings: Sequence[str], op
                 for method in methods_of(setting):
                     key = {"data": file.name, "files": tables.files_digest([file]), "setting": setting, "seed": seed}
                     version = code["unmask" if method == "unmask" else "peers"]
-                    key |= {"method": method, "options": vars(options), "code": version}
+                    key |= {"method": method, "options": vars(options), "code": version, "version": VERSION}
                     place = {"data": file.stem, "setting": setting, "seed": seed}
                     found = cells.get(key, partial(cell, part, setting, method, seed, options))
                     here += [place | row for row in found]

@@ -166,7 +166,7 @@ def summarise(
             both = [cell for cell in mine if baseline in cells[cell]]
             entry: dict[str, Any] = {"setting": setting, "method": method, "n": len(mine)}
             for name in _figures(mine.values()):
-                entry[name] = _mean({cell: row[name] for cell, row in mine.items() if row[name] is not None})
+                entry[name] = _mean({cell: row[name] for cell, row in mine.items() if row.get(name) is not None})
             for name, drawn in (("auc_roc", None), ("average_precision", resamples)):
                 spread = _interval({cell: _drawn(row, drawn, name) for cell, row in mine.items()})
                 entry[f"{name}_low"], entry[f"{name}_high"] = spread
