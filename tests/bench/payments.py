@@ -56,7 +56,8 @@ from tests.bench.tables import BenchError, Row
 
 MIN_DRAWS, FEW_LABELS = 10, 0.01
 WARM_UP_MS = 30 * DAY_MS  # of windows, before the first training row
-N_FIT, N_FREQUENT, QUICK_ROWS = 100_000, 32, 60_000
+N_FIT, N_FREQUENT = 100_000, 32
+QUICK_ROWS, QUICK_STEPS = 60_000, 120
 SHRINK = 10  # events of the global mean in an entity's own mean
 VERSION = 1  # increase it if a cell means something else; other code is recognised by its digest
 
@@ -239,8 +240,8 @@ def measure(draw: Draw, method: str, score: Callable[[slice], NDArray[np.floatin
 def _configs(data: Data, *, pretrained: bool) -> tuple[PretrainConfig, FinetuneConfig]:
     first, second = PretrainConfig(), FinetuneConfig(budget=data.budget)
     if data.options.quick:
-        first = PretrainConfig(max_steps=120, min_steps=120)
-        second = FinetuneConfig(budget=data.budget, min_steps=100, max_steps=100)
+        first = PretrainConfig(max_steps=QUICK_STEPS, min_steps=QUICK_STEPS)
+        second = FinetuneConfig(budget=data.budget, min_steps=QUICK_STEPS, max_steps=QUICK_STEPS)
     if not pretrained:
         first = PretrainConfig(max_steps=0, min_steps=0)
     return first, second

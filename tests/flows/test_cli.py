@@ -125,7 +125,10 @@ def test_a_mistake_in_the_stream_file_comes_before_any_server(words: list[str], 
 def test_a_shipped_stream_is_known_by_its_name_everywhere(tmp_path: Path) -> None:
     ran = unmask("reconcile", home=tmp_path, UNMASK_STREAM="handbok")
     assert ran.returncode == 2
-    assert "handbok: no such file, nor a shipped stream (handbook, payments); did you mean 'handbook'?" in ran.stderr
+    assert (
+        "handbok: no such file, nor a shipped stream (handbook, payments, sparkov); did you mean 'handbook'?"
+        in ran.stderr
+    )
     ran = unmask("reconcile", home=tmp_path, UNMASK_STREAM="handbook")
     assert "unmask kafka start" in ran.stderr
 
