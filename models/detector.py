@@ -90,16 +90,12 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
         config = FinetuneConfig(
             budget=Budget(rate=min(self.contamination, 0.499)),
-            max_steps=self.max_steps,
-            min_steps=min(self.max_steps, FinetuneConfig.min_steps),
-            batch=256,
-            negatives=10,
             validation=0.25,
         )
         pretrained = pretrain(table, config=pre_config, seed=seed)
         model = finetune(pretrained, table, label=label[order], known=known[order], config=config, seed=seed)
         # in double precision a score does not depend on the other rows of the batch, as scikit-learn requires
-        model = replace(model, network=deepcopy(model.network).double())
+        model = replace(model, expectation=deepcopy(model.expectation).double())
         scores = model.score(array, np.zeros((n, 0), np.uint64))
         threshold = float(np.quantile(scores, 1 - self.contamination))
         self.model_ = replace(model, rules=replace(model.rules, threshold=threshold))

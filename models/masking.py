@@ -46,7 +46,9 @@ def event_fields(columns: Sequence[Column], context: Collection[str] = ()) -> tu
         if of is not None and of not in context:
             members.setdefault(of, []).append(i)
     by_name = {columns[i].name: i for i in usable}
-    return tuple(MaskedField(of, by_name.get(of, found[0]), tuple(found)) for of, found in members.items())
+    targets = {of: by_name.get(of, found[0]) for of, found in members.items()}
+    # of an entity, such as a shop, the columns have only statistics: there is no value to predict
+    return tuple(MaskedField(of, i, tuple(members[of])) for of, i in targets.items() if columns[i].stat is None)
 
 
 def views(fields: Sequence[MaskedField], d: int, *, seed: int = 0) -> NDArray[np.bool_]:

@@ -1,8 +1,7 @@
-"""Fine-tuning: a calibrated model with a threshold. Without labels, its score is the calibrated surprise."""
+"""Fine-tuning: label evidence moves the label-free score. Without labels, the score stays label-free."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,67 +10,56 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from models.cells import Cells
-from models.fit.checkpoint import weights_of
+from models.cells import CHUNK, Cells
 from models.fit.pretrain import Pretrained
-from models.fit.schedule import OnMetrics, OnShare, Schedule
+from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
-from models.net.batches import as_batch, chunks, surprises_of
-from models.net.encoder import Encoder
+from models.fit.trees import boost, no_trees
+from models.net.batches import as_batch, chunks
 from models.net.expectation import Expectation
-from models.net.risk import ScoringNetwork, beside, risk_network
 from models.score.budget import Budget, threshold_for
 from models.score.calibrate import LogitCalibration
+from models.score.prior import Prior
 from models.score.rules import Rules
+from models.score.trees import Trees
 from models.table import Table, TableError
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of fine-tuning. The steps per network are ``epochs * positives * (negatives + 1) / batch``.
+    """Settings of fine-tuning.
 
     Args:
         budget: alert budget, converted to a threshold on the validation period.
-        n_networks: number of risk networks, whose logits are averaged.
-        epochs: maximum passes over the positives.
-        min_steps, max_steps: limits of the optimiser steps per network.
-        batch: rows per step.
-        negatives: normal rows drawn per fraud, in training only. The calibration corrects for the changed prior.
-        lr: peak learning rate, with cosine decay to zero.
-        weight_decay: weight decay of AdamW.
-        dropout: share of hidden units dropped.
-        cell_dropout: share of rows with some hidden cells, for robustness to missing columns.
-        validation: share of the known rows, the last in time, for early stopping, calibration and threshold.
-        min_frauds: minimum number of frauds in training; a third of it in validation. With fewer frauds, the score
-            is label-free.
-        n_checks: number of validations per network.
+        n_trees: largest number of trees; trees that gain too little are left out.
+        depth: largest depth of a tree.
+        rate: learning rate of the trees.
+        min_gain: nats that a split must gain. It limits the trees to what the labels support.
+        ridge: penalty of large leaf values.
+        ordinary: largest number of legitimate rows that are used; each stands for several if there are more.
+        validation: share of the known rows, the last in time, for calibration and threshold.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(rate=0.005))
-    n_networks: int = 2
-    epochs: float = 10.0
-    min_steps: int = 400
-    max_steps: int = 3000
-    batch: int = 1024
-    negatives: int = 60
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    dropout: float = 0.2
-    cell_dropout: float = 0.1
+    n_trees: int = 150
+    depth: int = 4
+    rate: float = 0.1
+    min_gain: float = 6.0
+    ridge: float = 10.0
+    ordinary: int = 60_000
     validation: float = 0.1
-    min_frauds: int = 9
-    n_checks: int = 6
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A scoring network with its rules. ``metrics`` are those of the validation period.
+    """A pretrained network, the trees that labels added and the rules. ``metrics`` are of the validation period.
 
     >>> TrainedModel.score.__doc__.split(",")[0]
     'Scores in [0'
     """
 
-    network: ScoringNetwork
+    expectation: Expectation
+    trees: Trees
     rules: Rules
     metrics: Mapping[str, float]
 
@@ -81,16 +69,15 @@ class TrainedModel:
         return self.rules.score(logit, nats, numeric)
 
     def outputs(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (n,) and surprises (n, n_fields) of the network."""
-        logits, nats = [np.zeros(0, np.float32)], [np.zeros((0, len(self.rules.fields)), np.float32)]
-        dtype = self.network.expectation.readable.dtype
+        """What the trees add (n,), and surprises (n, n_fields)."""
+        logits, nats = [np.zeros(0)], [np.zeros((0, len(self.rules.fields)), np.float32)]
+        dtype = self.expectation.readable.dtype
         with torch.no_grad():
             for part in chunks(cells):
                 values, present, codes = as_batch(part)
-                logit, surprise = self.network(values.to(dtype), present.to(dtype), codes)
-                logits.append(logit.numpy())
-                nats.append(surprise.numpy())
-        return np.concatenate(logits), np.concatenate(nats)
+                nats.append(self.expectation.surprises(values.to(dtype), present.to(dtype), codes).numpy())
+                logits.append(self.trees.score(part))
+        return np.concatenate(logits).astype(np.float32), np.concatenate(nats)
 
 
 def finetune(
@@ -104,16 +91,20 @@ def finetune(
     report: OnMetrics | None = None,
     progress: OnShare | None = None,
 ) -> TrainedModel:
-    """Train the risk networks on known labels, calibrate, and turn the budget into a threshold.
+    """Fit the prior and the trees to known labels, calibrate, and turn the budget into a threshold.
+
+    The prior is the label-free score as log-odds, with what labels say about the entities (`Prior`). Trees start from
+    it and split only where the labels are strong enough evidence, so that few labels change little and many change
+    much. If only frauds are known, the other rows count as legitimate in training.
 
     Args:
         pretrained: pretrained network with the same columns as the table.
         table: rows in time order. If labels are known, rows after the last known one are not used.
         label: 1 = fraud, int8, **shape (n,)**; read only where ``known`` is true.
-        known: which labels have matured, **shape (n,)**. If none has, the model is label-free.
+        known: which labels are known, **shape (n,)**. If no fraud is, the model is label-free.
         config: settings.
-        seed: seed of weights and batches.
-        report: called with metrics and the step.
+        seed: seed of the trees and of subsamples.
+        report: called with metrics and the number of trees.
         progress: called with the share done and a description.
 
     Raises:
@@ -122,132 +113,104 @@ def finetune(
     table.require(pretrained.rules.columns)
     if label.shape != (len(table),) or known.shape != (len(table),):
         raise TableError(f"label and known have shapes {label.shape} and {known.shape}; both must be ({len(table)},)")
-    train, valid = last_share(np.flatnonzero(known), config.validation)
-    n_frauds, n_valid_frauds = int((label[train] == 1).sum()), int((label[valid] == 1).sum())
-    enough = n_frauds >= config.min_frauds and 3 * n_valid_frauds >= config.min_frauds and n_frauds < len(train)
     rules = replace(pretrained.rules, category_names=dict(table.category_names), budget=config.budget)
-    if not enough:
-        return _day_zero(pretrained, rules, table, label, known, valid, {"frauds": float(n_frauds + n_valid_frauds)})
-
-    expectation, coding = pretrained.expectation, rules.coding
-    frauds, others = train[label[train] == 1], train[label[train] != 1]
-    random = np.random.default_rng(seed)
-    if len(others) > 40 * config.negatives * len(frauds):
-        others = np.sort(random.choice(others, 40 * config.negatives * len(frauds), replace=False))
-    pool = np.concatenate([frauds, others])
-    cells = coding.cells(table, pool)
-    nats = surprises_of(expectation, cells)
-    valid_cells = coding.cells(table, valid)
-    valid_nats = surprises_of(expectation, valid_cells)
-    valid_fraud = label[valid] == 1
-
-    risks: list[Encoder] = []
-    steps = int(
-        np.clip(
-            config.epochs * len(frauds) * (config.negatives + 1) / config.batch,
-            config.min_steps,
-            config.max_steps,
-        )
+    train, valid = last_share(np.flatnonzero(known), config.validation)
+    model = TrainedModel(pretrained.expectation, no_trees(), rules, {"frauds": float((label[known] == 1).sum())})
+    if not (label[train] == 1).any():
+        return _with_threshold(model, table, label, known, _period(table, valid))
+    if (label[train] == 1).all():  # only frauds are known
+        train = np.union1d(train, np.flatnonzero(~known))
+    label = np.where(known, label, 0).astype(np.int8)
+    rows, weight = _drawn(train, label, config.ordinary, seed)
+    if progress:
+        progress(0.1, f"{int((label[rows] == 1).sum()):,} frauds and {len(rows):,} rows")
+    numeric = np.asarray(table.numeric[rows])
+    cells = rules.coding.cells(table, rows)
+    _, nats = model.outputs(cells)
+    evidence = rules.evidence.combine(numeric, nats.astype(np.float64))
+    prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
+    if progress:
+        progress(0.3, "trees")
+    trees = boost(
+        cells,
+        label[rows],
+        prior.log_odds(evidence, numeric),
+        weight=weight,
+        n_trees=config.n_trees,
+        depth=config.depth,
+        rate=config.rate,
+        min_gain=config.min_gain,
+        ridge=config.ridge,
+        seed=seed,
     )
-    schedule = Schedule(steps, config.n_checks, config.lr, warm_up=10)
-    n_fraud_rows = max(config.batch // (config.negatives + 1), min(len(frauds), config.batch // 16))
-    began = time.monotonic()
-    for k in range(config.n_networks):
-        torch.manual_seed(seed * 1000 + k)
-        random = np.random.default_rng((seed, k))
-        risk = risk_network(expectation, nats, dropout=config.dropout)
-        optimizer = torch.optim.AdamW(risk.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        best, best_ap = weights_of(risk), -1.0
-        for step in range(steps):
-            schedule.set_rate(optimizer, step)
-            drawn = np.concatenate(
-                [
-                    random.integers(0, len(frauds), n_fraud_rows),
-                    len(frauds) + random.integers(0, len(others), config.batch - n_fraud_rows),
-                ]
-            )
-            values, present, codes = as_batch(cells.take(drawn))
-            values, present = beside(expectation, values, present, codes, torch.from_numpy(nats[drawn]))
-            hide = random.random((config.batch, 1)) < config.cell_dropout
-            present = present * torch.from_numpy(random.random(present.shape) >= 0.3 * hide).float()
-            logit = risk(values, present, codes)[:, 0]
-            target = torch.zeros(config.batch)
-            target[:n_fraud_rows] = 1.0
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, target)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            done = step + 1
-            if schedule.checks(done):
-                ap = float(average_precision_score(valid_fraud, _logits(expectation, [risk], valid_cells, valid_nats)))
-                if ap > best_ap:
-                    best, best_ap = weights_of(risk), ap
-                if report:
-                    found = {
-                        "train_loss": float(loss.detach()),
-                        "validation_ap": ap,
-                        "seconds": time.monotonic() - began,
-                    }
-                    report(found, k * steps + done)
-                if progress:
-                    share = (k * steps + done) / (config.n_networks * steps)
-                    progress(share, f"network {k + 1} of {config.n_networks}, validation AP {ap:.4f}")
-        risk.load_state_dict(best)
-        risks.append(risk.eval())
+    if report:
+        report({"trees": float(len(trees.feature))}, len(trees.feature))
+    model = replace(model, trees=trees, rules=replace(rules, prior=prior))
+    return _with_threshold(_calibrated(model, table, label, valid), table, label, known, _period(table, valid))
 
-    logit = _logits(expectation, risks, valid_cells, valid_nats)
-    day_zero = rules.score(logit, valid_nats)
+
+def _drawn(
+    train: NDArray[np.int64], label: NDArray[np.int8], ordinary: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Every fraud and at most `ordinary` other rows, in time order, and how many rows each stands for."""
+    frauds, others = train[label[train] == 1], train[label[train] != 1]
+    each = max(1.0, len(others) / ordinary)
+    if each > 1:
+        others = np.random.default_rng(seed).choice(others, ordinary, replace=False)
+    rows = np.sort(np.concatenate([frauds, others]))
+    return rows, np.where(label[rows] == 1, 1.0, each)
+
+
+def _period(table: Table, valid: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All rows of the validation period, labelled or not; without labels the last tenth."""
+    if len(valid) == 0:
+        return last_share(np.arange(len(table)), 0.1, at_least=1).valid
+    return np.arange(valid[0], valid[-1] + 1)
+
+
+def _calibrated(model: TrainedModel, table: Table, label: NDArray[np.int8], valid: NDArray[np.int64]) -> TrainedModel:
+    """Calibrate the log-odds and measure the ranking on the known rows of the validation period."""
+    fraud = label[valid] == 1
+    if not fraud.any() or fraud.all():
+        return model
+    scores = _scores(model, table, valid)
+    free = _scores(replace(model, rules=replace(model.rules, prior=None)), table, valid)
+    log_odds = np.log(np.clip(scores, 1e-12, 1 - 1e-7)) - np.log1p(-np.clip(scores, 1e-12, 1 - 1e-7))
     metrics = {
-        "frauds": float(n_frauds + n_valid_frauds),
-        "validation_ap": float(average_precision_score(valid_fraud, logit)),
-        "validation_ap_label_free": float(average_precision_score(valid_fraud, day_zero)),
+        "validation_ap": float(average_precision_score(fraud, scores)),
+        "validation_ap_label_free": float(average_precision_score(fraud, free)),
     }
-    if metrics["validation_ap"] < metrics["validation_ap_label_free"]:
-        return _day_zero(pretrained, rules, table, label, known, valid, metrics)
-    rules = replace(rules, logit=LogitCalibration.fit(logit.astype(np.float64), label[valid]))
-    scores = rules.score(logit, valid_nats)
-    threshold = threshold_for(config.budget, scores, table.time_ms[valid], label[valid], np.ones(len(valid), bool))
-    alerts = scores > threshold
-    metrics |= {
-        "validation_alert_rate": float(alerts.mean()),
-        "validation_recall_at_budget": float(valid_fraud[alerts].sum() / valid_fraud.sum()),
-        "validation_precision_at_budget": float(valid_fraud[alerts].mean()) if alerts.any() else 0.0,
-        "has_head": 1.0,
-    }
-    return TrainedModel(ScoringNetwork(expectation, risks).eval(), replace(rules, threshold=threshold), metrics)
+    logit = LogitCalibration.fit(log_odds.astype(np.float64), label[valid])
+    return replace(model, rules=replace(model.rules, logit=logit), metrics={**model.metrics, **metrics})
 
 
-def _day_zero(
-    pretrained: Pretrained,
-    rules: Rules,
+def _with_threshold(
+    model: TrainedModel,
     table: Table,
     label: NDArray[np.int8],
     known: NDArray[np.bool_],
-    valid: NDArray[np.int64],
-    metrics: Mapping[str, float],
+    rows: NDArray[np.int64],
 ) -> TrainedModel:
-    """The label-free model. Its threshold is computed on the validation rows, or on the last tenth of all rows."""
-    rows = valid if len(valid) >= 1000 else last_share(np.arange(len(table)), 0.1, at_least=1).valid
-    model = TrainedModel(ScoringNetwork(pretrained.expectation, []).eval(), rules, {})
-    scores = rules.score(*model.outputs(rules.coding.cells(table, rows)))
-    threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
-    found = {**metrics, "validation_alert_rate": float((scores > threshold).mean()), "has_head": 0.0}
-    return replace(model, rules=replace(rules, threshold=threshold), metrics=found)
+    """Turn the budget into a threshold on a period."""
+    scores = _scores(model, table, rows)
+    threshold = threshold_for(model.rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
+    alerts, fraud = scores > threshold, known[rows] & (label[rows] == 1)
+    metrics = {
+        "validation_alert_rate": float(alerts.mean()),
+        "trees": float(len(model.trees.feature)),
+        "has_head": float(model.rules.prior is not None),
+    }
+    if fraud.any():
+        judged = alerts & known[rows]
+        metrics["validation_recall_at_budget"] = float(fraud[alerts].sum() / fraud.sum())
+        metrics["validation_precision_at_budget"] = float(fraud[judged].mean()) if judged.any() else 0.0
+    rules = replace(model.rules, threshold=threshold)
+    return replace(model, rules=rules, metrics={**model.metrics, **metrics})
 
 
-def _logits(
-    expectation: Expectation, risks: list[Encoder], cells: Cells, nats: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    found, start = [], 0
-    for risk in risks:
-        risk.eval()
-    with torch.no_grad():
-        for part in chunks(cells):
-            n = len(part.values)
-            values, present, codes = as_batch(part)
-            inputs = beside(expectation, values, present, codes, torch.from_numpy(nats[start : start + n]))
-            found.append(torch.stack([risk(*inputs, codes)[:, 0] for risk in risks]).mean(dim=0).numpy())
-            start += n
-    for risk in risks:
-        risk.train()
+def _scores(model: TrainedModel, table: Table, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    found = [np.zeros(0, np.float32)]
+    for start in range(0, len(rows), CHUNK):
+        part = table.take(rows[start : start + CHUNK])
+        found.append(model.score(np.asarray(part.numeric), np.asarray(part.categorical)))
     return np.concatenate(found)

@@ -49,24 +49,29 @@ class LogitCalibration:
     shift: float
 
     @classmethod
-    def fit(cls, logit: NDArray[np.float64], label: NDArray[np.int8]) -> Self:
-        """Fit by Newton steps on logits and labels that are not subsampled, both **shape (n,)**.
+    def fit(
+        cls, logit: NDArray[np.float64], label: NDArray[np.int8], weight: NDArray[np.float64] | None = None
+    ) -> Self:
+        """Fit by Newton steps on logits and labels, both **shape (n,)**.
+
+        ``weight`` is how many rows each row stands for, **shape (n,)**; None = one.
 
         >>> fitted = LogitCalibration.fit(np.array([-2.0, -1.0, 1.0, 2.0] * 50), np.int8([0, 0, 1, 1] * 50))
         >>> bool(fitted.apply(np.array([2.0]))[0] > 0.9)
         True
         """
         fraud = label == 1
-        n_one, n_zero = int(fraud.sum()), int((~fraud).sum())
+        weight = np.ones(len(logit)) if weight is None else weight
+        n_one, n_zero = float(weight[fraud].sum()), float(weight[~fraud].sum())
         target = np.where(fraud, (n_one + 1) / (n_one + 2), 1 / (n_zero + 2))
         x = np.stack([logit, np.ones_like(logit)], axis=1)
         prior = np.array([1.0, 0.0])
-        weights = np.array([1.0, np.log((n_one + 1) / (n_zero + 1)) - np.log(max(_odds(logit), 1e-12))])
+        weights = np.array([1.0, np.log((n_one + 1) / (n_zero + 1)) - np.log(max(_odds(logit, weight), 1e-12))])
         ridge = np.diag([1.0, 1e-3])
         for _ in range(50):
             p = _sigmoid(x @ weights)
-            gradient = x.T @ (p - target) + ridge @ (weights - prior)
-            hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
+            gradient = x.T @ (weight * (p - target)) + ridge @ (weights - prior)
+            hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + ridge
             step = np.linalg.solve(hessian, gradient)
             weights = weights - np.clip(step, -2, 2)
             if np.abs(step).max() < 1e-8:
@@ -82,6 +87,6 @@ def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -60, 60))))
 
 
-def _odds(logit: NDArray[np.float64]) -> float:
-    mean = float(_sigmoid(logit).mean())
+def _odds(logit: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    mean = float(np.average(_sigmoid(logit), weights=weight))
     return mean / max(1 - mean, 1e-12)

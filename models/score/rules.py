@@ -14,6 +14,7 @@ from models.masking import MaskedField, event_fields
 from models.score.budget import Budget
 from models.score.calibrate import LogitCalibration, TailCalibration
 from models.score.evidence import Evidence
+from models.score.prior import Prior
 from models.table import Column
 
 
@@ -25,7 +26,8 @@ class Rules:
         coding: scales, edges and vocabularies of the columns.
         evidence: combines surprises and columns into one label-free value.
         tail: label-free calibration.
-        logit: calibration of the head; None = no head, the score is the calibrated surprise.
+        prior: log-odds of fraud before the trees; None = no labels, the score is the calibrated evidence.
+        logit: calibration of the log-odds of a labelled model.
         threshold: an event raises an alert if score > threshold.
         budget: alert budget from which the threshold was computed.
         category_names: texts of category hashes, as far as known.
@@ -34,7 +36,8 @@ class Rules:
     coding: CellCoding
     evidence: Evidence
     tail: TailCalibration
-    logit: LogitCalibration | None
+    prior: Prior | None
+    logit: LogitCalibration
     threshold: float
     budget: Budget
     category_names: Mapping[int, str] = field(default_factory=dict)
@@ -55,13 +58,14 @@ class Rules:
         """Scores in [0, 1], high = anomalous.
 
         Args:
-            logit: logits of the head, **shape (n,)**; ignored if there is no head.
+            logit: what the trees add, **shape (n,)**; ignored without labels.
             nats: surprises, **shape (n, n_fields)**, NaN = missing.
             numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
         """
-        if self.logit is not None:
-            return self.logit.apply(logit.astype(np.float64)).astype(np.float32)
-        return self.tail.apply(self.evidence.combine(numeric, nats.astype(np.float64))).astype(np.float32)
+        evidence = self.evidence.combine(numeric, nats.astype(np.float64))
+        if self.prior is None:
+            return self.tail.apply(evidence).astype(np.float32)
+        return self.logit.apply(self.prior.log_odds(evidence, numeric) + logit).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
@@ -84,7 +88,8 @@ class Rules:
             "columns": [asdict(column) for column in self.columns],
             "context": list(self.coding.context),
             "evidence": self.evidence.config(),
-            "logit": None if self.logit is None else asdict(self.logit),
+            "prior": None if self.prior is None else self.prior.config(),
+            "logit": asdict(self.logit),
             "threshold": self.threshold,
             "budget": asdict(self.budget),
             "category_names": {str(h): text for h, text in self.category_names.items() if h in known},
@@ -112,7 +117,8 @@ class Rules:
                 {k.removeprefix("evidence."): v for k, v in arrays.items() if k.startswith("evidence.")},
             ),
             tail=TailCalibration(arrays["tail.knots"], arrays["tail.tail"]),
-            logit=None if config["logit"] is None else LogitCalibration(**config["logit"]),
+            prior=None if config["prior"] is None else Prior.of_config(config["prior"]),
+            logit=LogitCalibration(**config["logit"]),
             threshold=float(config["threshold"]),
             budget=Budget(**{**config["budget"], "cost": None if cost is None else (cost[0], cost[1])}),
             category_names={int(h): text for h, text in config["category_names"].items()},

@@ -52,7 +52,8 @@ def save(
 
     numeric, categorical = golden or _golden_rows(model.rules)
     arrays = {f"rules.{name}": array for name, array in model.rules.arrays().items()}
-    arrays |= {f"network.{k}": v.detach().cpu().numpy().copy() for k, v in model.network.state_dict().items()}
+    arrays |= {f"trees.{name}": array for name, array in model.trees.arrays().items()}
+    arrays |= {f"network.{k}": v.detach().cpu().numpy().copy() for k, v in model.expectation.state_dict().items()}
     arrays |= {
         "golden.numeric": np.ascontiguousarray(numeric[:N_GOLDEN]),
         "golden.categorical": np.ascontiguousarray(categorical[:N_GOLDEN]),
@@ -61,8 +62,8 @@ def save(
     config = {"rules": model.rules.config(), "metrics": dict(model.metrics)}
     contents = {
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
-        "expect.onnx": expectation_graph(model.network.expectation),
-        "model.onnx": scorer_graph(model.network),
+        "expect.onnx": expectation_graph(model.expectation),
+        "model.onnx": scorer_graph(model.expectation, model.trees),
         "model.safetensors": save_safetensors(arrays),
     }
     return write_files(folder, contents, lineage=lineage)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from models.cells import MISSING
 from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
-from models.net.risk import ScoringNetwork
+from models.score.trees import LEAF, Trees
 
 OPSET, IR_VERSION = 17, 9
 
@@ -115,6 +116,45 @@ class _Nodes:
             joint = self.op("Sub", joint, gone)
         return joint
 
+    # the methods of models/score/trees.py
+
+    def trees(self, trees: Trees) -> str:
+        missing = self.number(np.nan)
+        x = self.op("Where", self.op("Greater", "present", self.number(0.0)), "values", missing)
+        if len(trees.choices):
+            codes = self.op("Gather", "codes", self.weight(trees.choices[:, 0]), axis=1)
+            chosen = self.op("Cast", self.op("Equal", codes, self.weight(trees.choices[:, 1])), to=TensorProto.FLOAT)
+            unknown = self.op("Equal", codes, self.weight(np.array(MISSING, np.int64)))
+            x = self.op("Concat", x, self.op("Where", unknown, missing, chosen), axis=1)
+        if len(trees.feature) == 0:  # an ensemble without trees is not allowed
+            first = self.op("Cast", self.op("IsNaN", self.column(x, 0)), to=TensorProto.FLOAT)
+            return self.op("Mul", first, self.number(0.0))
+        tree, node = np.nonzero(np.ones_like(trees.feature))
+        inner = trees.feature[tree, node] != LEAF
+        leaves = ~inner
+        self.nodes.append(
+            helper.make_node(
+                "TreeEnsembleRegressor",
+                [x],
+                ["trees"],
+                domain="ai.onnx.ml",
+                n_targets=1,
+                nodes_treeids=tree.tolist(),
+                nodes_nodeids=node.tolist(),
+                nodes_modes=np.where(inner, "BRANCH_LT", "LEAF").tolist(),
+                nodes_featureids=np.where(inner, trees.feature[tree, node], 0).tolist(),
+                nodes_values=trees.split[tree, node].tolist(),
+                nodes_truenodeids=np.where(inner, trees.left[tree, node], 0).tolist(),
+                nodes_falsenodeids=np.where(inner, trees.right[tree, node], 0).tolist(),
+                nodes_missing_value_tracks_true=trees.missing_left[tree, node].astype(np.int64).tolist(),
+                target_treeids=tree[leaves].tolist(),
+                target_nodeids=node[leaves].tolist(),
+                target_ids=[0] * int(leaves.sum()),
+                target_weights=trees.value[tree, node][leaves].tolist(),
+            )
+        )
+        return self.column("trees", 0)
+
     def logits(self, net: Expectation, out: str) -> str:
         d, n = net.d_num, sum(net.n_codes)
         of_codes = np.repeat(net.trust[d:].numpy(), net.n_codes)
@@ -143,25 +183,11 @@ class _Nodes:
         return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
 
-def scorer_graph(scorer: ScoringNetwork) -> bytes:
+def scorer_graph(net: Expectation, trees: Trees) -> bytes:
     """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing``."""
-    net = scorer.expectation
     g = _Nodes()
     nats = g.surprises(net, "values", "present", "codes")
-    if len(scorer.risks):
-        missing = g.op("IsNaN", nats)
-        beside = g.op("Cast", g.op("Not", missing), to=TensorProto.FLOAT)
-        known = g.op("Where", missing, g.number(0.0), nats)
-        values = g.op("Concat", "values", g.op("Log", g.op("Add", known, g.number(1.0))), axis=1)
-        present = g.op("Concat", "present", beside, axis=1)
-        risks = [risk for risk in scorer.risks if isinstance(risk, Encoder)]
-        pieces = g.pieces(risks[0], values)  # all risk networks have the same edges
-        shown_pieces = g.shown(pieces, present)
-        logits = [g.column(g.rest(risk, g.first(risk, shown_pieces, present, "codes")), 0) for risk in risks]
-        logit = logits[0] if len(logits) == 1 else g.op("Mean", *logits)
-    else:
-        logit = g.op("Mul", g.op("Cast", g.op("IsNaN", g.column(nats, 0)), to=TensorProto.FLOAT), g.number(0.0))
-    return _model(g, net, {"logit": (logit, 1), "nats": (nats, 2)})
+    return _model(g, net, {"logit": (g.trees(trees), 1), "nats": (nats, 2)})
 
 
 def expectation_graph(net: Expectation) -> bytes:
@@ -190,6 +216,6 @@ def _model(g: _Nodes, net: Expectation, outputs: dict[str, tuple[str, int]]) -> 
         for name, (_, rank) in outputs.items()
     ]
     graph = helper.make_graph(g.nodes, "unmask", inputs, results, g.weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

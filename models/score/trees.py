@@ -1,0 +1,97 @@
+"""Boosted trees as plain arrays: scoring without the library that trained them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.cells import MISSING, Cells
+
+LEAF = -1
+MAX_CHOICES = 32  # texts of a categorical column that have an input of their own
+
+
+@dataclass(frozen=True)
+class Trees:
+    """An ensemble of binary trees whose leaf values are added.
+
+    The inputs are the numeric cells, then one 0/1 input for each frequent text. A missing cell takes the default side.
+
+    Args:
+        choices: categorical column and code of each 0/1 input, int64, **shape (m, 2)**.
+        feature: input of each node, `LEAF` at a leaf, int64, **shape (n_trees, n_nodes)**, padded with leaves of 0.
+        split: a row goes left if its input is smaller, float32, same shape.
+        left, right: the nodes below, int64, same shape. A leaf has itself.
+        missing_left: whether a missing input goes left, bool, same shape.
+        value: value of a leaf, float32, same shape.
+    """
+
+    choices: NDArray[np.int64]
+    feature: NDArray[np.int64]
+    split: NDArray[np.float32]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    missing_left: NDArray[np.bool_]
+    value: NDArray[np.float32]
+
+    @property
+    def depth(self) -> int:
+        """Largest number of splits on the way to a leaf."""
+        level, depth = np.zeros((len(self.feature), 1), np.int64), 0
+        at = np.arange(len(self.feature))[:, None]
+        while len(self.feature) and (self.feature[at, level] != LEAF).any():
+            level, depth = np.concatenate([self.left[at, level], self.right[at, level]], axis=1), depth + 1
+        return depth
+
+    def score(self, cells: Cells) -> NDArray[np.float64]:
+        """Sum of the leaf values of each row, **shape (n,)**."""
+        x = inputs(cells, self.choices)
+        n, n_trees = len(x), len(self.feature)
+        tree, row = np.arange(n_trees)[None, :], np.arange(n)[:, None]
+        node = np.zeros((n, n_trees), np.int64)
+        for _ in range(self.depth):
+            given = x[row, np.maximum(self.feature[tree, node], 0)]
+            goes_left = np.where(np.isnan(given), self.missing_left[tree, node], given < self.split[tree, node])
+            node = np.where(goes_left, self.left[tree, node], self.right[tree, node])
+        return np.asarray(self.value[tree, node].sum(axis=1, dtype=np.float64))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays, for safetensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Create it from the result of `arrays`."""
+        return cls(**arrays)
+
+
+def inputs(cells: Cells, choices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The inputs of the trees, float32, **shape (n, d_num + m)**, NaN = missing.
+
+    >>> cells = Cells(np.float32([[0.5]]), np.float32([[0]]), np.array([[7]]))
+    >>> inputs(cells, np.array([[0, 7], [0, 8]]))
+    array([[nan,  1.,  0.]], dtype=float32)
+    """
+    values = np.where(cells.present > 0, cells.values, np.float32(np.nan))
+    codes = cells.codes[:, choices[:, 0]]
+    chosen = np.where(codes == MISSING, np.float32(np.nan), (codes == choices[:, 1]).astype(np.float32))
+    return np.concatenate([values, chosen], axis=1)
+
+
+def frequent_choices(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Categorical column and code of the most frequent texts, **shape (m, 2)**.
+
+    >>> frequent_choices(np.array([[2], [3], [3], [0]])).tolist()
+    [[0, 3], [0, 2]]
+    """
+    found = []
+    for j in range(codes.shape[1]):
+        counts = np.bincount(codes[:, j])
+        counts[MISSING] = 0
+        order = np.argsort(-counts, kind="stable")[:MAX_CHOICES]
+        found += [(j, int(code)) for code in order if counts[code] > 0]
+    return np.array(found, np.int64).reshape(-1, 2)
