@@ -47,13 +47,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/pipelines/features/test_state.py",),
     ),
     Mutation(
-        "a-fraud-teaches-the-habit",
-        "pipelines/features/kernel.py",
-        "(min(value, limit) - mean) / (n + 1)",
-        "(value - mean) / (n + 1)",
-        ("tests/pipelines/features/test_windows.py",),
-    ),
-    Mutation(
         "unlabelled-counts-as-legitimate",
         "pipelines/features/reports.py",
         "(is_known or not both)",
