@@ -151,10 +151,14 @@ class _Draft:
     def _labels(self) -> Iterator[str]:
         if self.roles.label is None:
             return
-        yield "# Labels arrive late. An event that is not reported within `maturity` counts as not fraud."
+        has_gaps = self.roles.label.n_missing > 0
+        unlabelled = "without a label is unknown" if has_gaps else "that is not reported within `maturity` is not fraud"
+        yield f"# Labels arrive late. An event {unlabelled}."
         yield "[labels]"
         hours = self._maturity_ms() // HOUR_MS
         yield f'maturity = "{f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"}"'
+        if has_gaps:
+            yield 'reports = "both"'
         yield f'column = "{self.roles.label.name}"  # in files of past events; live labels have their own topic'
         yield ""
 

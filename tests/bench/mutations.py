@@ -47,6 +47,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/pipelines/features/test_state.py",),
     ),
     Mutation(
+        "unlabelled-counts-as-legitimate",
+        "pipelines/features/reports.py",
+        "(is_known or not both)",
+        "True",
+        ("tests/pipelines/lake/test_labels.py", "tests/pipelines/features/test_duplicates.py"),
+    ),
+    Mutation(
         "fenced-lane-reopens-at-once",
         "pipelines/live/lane.py",
         "until = time.monotonic() + CLAIM_S",

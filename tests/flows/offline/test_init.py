@@ -63,6 +63,14 @@ def test_every_column_gets_a_part_and_a_reason(tmp_path: Path) -> None:
     assert "tell the model the answer" in words["`fraud type` → fraud_type"]
 
 
+def test_a_row_without_a_label_is_unknown_where_the_others_say_fraud_or_not(tmp_path: Path) -> None:
+    gaps = hostile().with_columns(pl.when(pl.int_range(pl.len()) % 3 > 0).then(pl.col("is fraud")))
+    for frame, reports in ((hostile(), "frauds"), (gaps, "both")):
+        stream, _ = guessed(tmp_path, frame)
+        assert stream.labels is not None
+        assert stream.labels.reports == reports
+
+
 def test_the_histories_fit_the_file(tmp_path: Path) -> None:
     names = {feature.name for feature in guessed(tmp_path, hostile())[0].features}
     assert {"card_no.count.10m", "card_no.count.7d", "card_no.since_last", "card_no.betrag_eur.zscore.all"} <= names

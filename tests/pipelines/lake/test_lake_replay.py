@@ -11,7 +11,7 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.contract import hash64
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
-from pipelines.contracts.stream import DAY_MS, LABEL_STATS, Stream
+from pipelines.contracts.stream import DAY_MS, LABEL_STATS, LEGIT_STATS, Feature, Reports, Stream
 from pipelines.features.state import State
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
@@ -117,9 +117,20 @@ def assert_bit_equal(replay: FeatureTable, live: Live) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(tmp_path: Path, seed: int) -> None:
+def both_stream() -> Stream:
+    """Payments whose labels report legitimate ones too, with the statistics that need that."""
     stream = payments_stream("t")
+    assert stream.labels is not None
+    more = tuple(Feature(f"terminal_id.{stat}", stat, "terminal_id") for stat in LEGIT_STATS)
+    labels = msgspec.structs.replace(stream.labels, reports="both")
+    return msgspec.structs.replace(stream, labels=labels, features=(*stream.features, *more))
+
+
+@pytest.mark.parametrize(("seed", "reports"), [(1, "frauds"), (2, "frauds"), (3, "both")])
+def test_features_made_from_the_lake_are_those_folded_live_bit_for_bit(
+    tmp_path: Path, seed: int, reports: Reports
+) -> None:
+    stream = both_stream() if reports == "both" else payments_stream("t")
     events, labels = payments_logs(stream, seed=seed)
     live = fold_live(stream, events, labels)
     replay = feature_table(into_lake(tmp_path, stream, events, labels, batch=97), stream, tmp_path / "features")
@@ -216,10 +227,7 @@ def test_a_label_is_known_once_its_event_is_older_than_the_maturity(tmp_path: Pa
 
 
 def test_where_both_are_reported_a_label_is_known_once_there_is_one(tmp_path: Path) -> None:
-    stream = payments_stream("t")
-    assert stream.labels is not None
-    both = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
-    table = labelled(tmp_path, both, [("a", 1, 3 * DAY_MS), ("c", 0, 3 * DAY_MS), ("b", 0, 10 * DAY_MS)])
+    table = labelled(tmp_path, both_stream(), [("a", 1, 3 * DAY_MS), ("c", 0, 3 * DAY_MS), ("b", 0, 10 * DAY_MS)])
     assert table["label"].to_list() == [1, 0, 0]
     assert table["known"].to_list() == [True, False, True]
 
