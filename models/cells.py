@@ -81,7 +81,9 @@ class CellCoding:
             np.stack([np.pad(e, (0, n_edges - len(e)), mode="edge") for e in ladders]) if ladders else np.zeros((0, 2))
         )
         vocabularies = tuple(_vocabulary(categorical[:, j], max_vocabulary) for j in range(categorical.shape[1]))
-        return cls(table.columns, center, scale, edges.astype(np.float32), vocabularies, whole, _context(table, max_rows))
+        return cls(
+            table.columns, center, scale, edges.astype(np.float32), vocabularies, whole, _context(table, max_rows)
+        )
 
     @property
     def d_num(self) -> int:

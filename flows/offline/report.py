@@ -9,7 +9,6 @@ from flows.offline import charts
 from flows.offline.check import span_words
 from flows.offline.tryout import Figures, Tried
 from flows.screen import clean
-from models.fit.finetune import FinetuneConfig
 from pipelines.contracts.messages import Alert, Reason
 
 N_CARDS = 12
@@ -260,20 +259,12 @@ def _limits(tried: Tried) -> Iterator[str]:
             "training period. For them the model knows only the usual behaviour of others."
         )
     if not tried.has_head:
-        needed = FinetuneConfig().min_frauds
         why = "the file has no label column"
         if tried.stream.labels:
-            why = (
-                f"{tried.n_known_frauds:,} frauds were known by then; either they are too few (about "
-                f"{needed + needed // 3} are needed, including recent ones), or they did not improve the score"
-            )
+            why = f"{tried.n_known_frauds:,} frauds were known by then"
         yield (
             f"The score does not use labels, because {why}. It ranks events by how unusual they are; it is not a "
             "probability."
-        )
-        yield (
-            "Without labels, an alert needs an unusual value in a field. Usual values that are only unusually frequent "
-            "raise no alert."
         )
     weak = [one.name for one in tried.learned if not one.is_predictable]
     if weak:

@@ -21,8 +21,8 @@ from models.net.batches import CellTensors, as_batch, chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget
 from models.score.calibrate import LogitCalibration, TailCalibration
-from models.score.rules import Rules
 from models.score.evidence import Evidence
+from models.score.rules import Rules
 from models.table import Table, TableError
 
 MIN_SKILL = 0.05  # nats that a prediction must gain over the field's marginal distribution on later rows
@@ -312,4 +312,6 @@ def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules
     numeric = np.asarray(table.numeric[rows])
     evidence = Evidence.fit(table.columns, network.fields, numeric, nats)
     tail = TailCalibration.fit(evidence.combine(numeric, nats))
-    return Rules(coding, evidence, tail, None, LogitCalibration(1.0, 0.0), 1.0, Budget(rate=0.005), dict(table.category_names))
+    return Rules(
+        coding, evidence, tail, None, LogitCalibration(1.0, 0.0), 1.0, Budget(rate=0.005), dict(table.category_names)
+    )

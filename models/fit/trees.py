@@ -58,7 +58,7 @@ def boost(
     }
     booster = xgboost.train(settings, rows, n_trees)
     found = json.loads(booster.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]
-    return _arrays([tree for tree in found if len(tree["left_children"]) > 1], choices)
+    return _arrays([tree for tree in found if tree["left_children"][0] >= 0], choices)
 
 
 def no_trees() -> Trees:

@@ -18,6 +18,7 @@ BODY = (0.90, 0.98)  # quantiles that define the tail of normal values; up to 2 
 FAR = 0.9995  # quantile at which the excess over that tail is measured
 FULL_EXCESS = 4.0  # nats of excess that give a measure its full weight
 TAILS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # tail shares at which tail dependence is measured
+FEWEST = 10  # rows in the far tail that a measurement of dependence needs
 DEPENDENT = 0.3  # smallest support in nats that is kept
 N_KNOTS = 64
 
@@ -30,7 +31,7 @@ class Measure(NamedTuple):
         group: measures of one group are alternatives; the strongest counts.
         kind: how it is computed from the columns (see `Evidence`).
         column: the numeric column, or the index of the field for a surprise.
-        other, count: further columns, -1 = none.
+        other, events: further columns, -1 = none.
         sign: 1 = large values are odd, -1 = small ones are.
         share: width of the window over that of `other`.
     """
@@ -40,7 +41,7 @@ class Measure(NamedTuple):
     kind: str
     column: int
     other: int = -1
-    count: int = -1
+    events: int = -1
     sign: float = 1.0
     share: float = 1.0
 
@@ -234,7 +235,7 @@ def _raw(
         if m.kind == "surprise":
             x = surprises[:, m.column]
         elif m.kind == "habit":
-            n, own = (np.nan_to_num(numeric[:, c]) for c in (m.count, m.other))
+            n, own = (np.nan_to_num(numeric[:, c]) for c in (m.events, m.other))
             usual = (n * own + SHRINK * mean) / (n + SHRINK)
             x = numeric[:, m.column] / np.where(np.abs(usual) > 1e-9, usual, np.nan)
         elif m.kind == "rare":
@@ -290,9 +291,9 @@ def _supports(parts: Sequence[Measure], nats: NDArray[np.float64]) -> tuple[NDAr
     support, cost = np.zeros((k, k, len(tails))), np.zeros((k, k))
     between = np.append(tails[:-1] - tails[1:], tails[-1])
     for j in range(k):
-        if n == 0:
-            break
         shared = extreme[j, far]
+        if shared.sum() < FEWEST:
+            continue
         together = extreme[:, :, shared].sum(axis=2)  # (k, n_tails)
         lift_body = (extreme[:, body] & extreme[j, body]).mean(axis=1) / 0.01
         explained = np.maximum(np.log(np.maximum(lift_body, 1e-9)), 0.0)

@@ -216,6 +216,10 @@ def _model(g: _Nodes, net: Expectation, outputs: dict[str, tuple[str, int]]) -> 
         for name, (_, rank) in outputs.items()
     ]
     graph = helper.make_graph(g.nodes, "unmask", inputs, results, g.weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 3)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 3)],
+        ir_version=IR_VERSION,
+    )
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

@@ -20,8 +20,8 @@ _CHUNK = 50_000
 class OfflineFeatures:
     """Features of n events, in the order of the frame.
 
-    Shapes: `time_ms` and `entity` (n,), the hash of the key entity; `numeric` (n, d) with NaN = missing, `categorical` (n, c) hashes with 0 = missing.
-    `category_names` maps hashes to texts.
+    Shapes: `time_ms` and `entity` (hash of the key entity) (n,), `numeric` (n, d) with NaN = missing, `categorical`
+    (n, c) hashes with 0 = missing. `category_names` maps hashes to texts.
     """
 
     time_ms: NDArray[np.int64]

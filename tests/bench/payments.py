@@ -241,7 +241,7 @@ def _configs(data: Data, *, pretrained: bool) -> tuple[PretrainConfig, FinetuneC
     first, second = PretrainConfig(), FinetuneConfig(budget=data.budget)
     if data.options.quick:
         first = PretrainConfig(max_steps=QUICK_STEPS, min_steps=QUICK_STEPS)
-        second = FinetuneConfig(budget=data.budget, min_steps=QUICK_STEPS, max_steps=QUICK_STEPS)
+        second = FinetuneConfig(budget=data.budget, n_trees=20)
     if not pretrained:
         first = PretrainConfig(max_steps=0, min_steps=0)
     return first, second

@@ -88,7 +88,7 @@ def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         finetune_flow,
         "FinetuneConfig",
-        lambda budget: FinetuneConfig(budget=budget, n_networks=1, min_steps=60, max_steps=60, batch=256, negatives=4),
+        lambda budget: FinetuneConfig(budget=budget, n_trees=20),
     )
     with temporary_settings({PREFECT_API_URL: servers.prefect_api}):
         yield Unmask(

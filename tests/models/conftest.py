@@ -25,9 +25,7 @@ COLUMNS = (
 )
 NAMES = {11: "web", 22: "shop", 33: "phone"}
 PRETRAIN = PretrainConfig(width=48, max_steps=240, min_steps=240, batch=512)
-FINETUNE = FinetuneConfig(
-    budget=Budget(rate=0.02), n_networks=2, max_steps=400, min_steps=400, batch=256, negatives=20, validation=0.2
-)
+FINETUNE = FinetuneConfig(budget=Budget(rate=0.02), validation=0.2)
 
 
 def stream(n: int, seed: int) -> tuple[Table, NDArray[np.int8]]:

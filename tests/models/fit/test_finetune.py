@@ -10,7 +10,7 @@ from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
 from models.score.budget import Budget, BudgetError
 from models.table import TableError
 
-QUICK = FinetuneConfig(budget=Budget(rate=0.02), n_networks=1, max_steps=30, min_steps=30, batch=128, validation=0.2)
+QUICK = FinetuneConfig(budget=Budget(rate=0.02), n_trees=20, validation=0.2)
 
 
 def ap(model, trained) -> float:
@@ -39,13 +39,21 @@ def test_probabilities_match_the_prevalence_though_training_drew_frauds_more_oft
     assert abs(scores.mean() - trained.truth.mean()) < 0.01
 
 
-def test_too_few_frauds_leave_the_score_label_free(trained) -> None:
+@pytest.mark.parametrize("frauds", [1, 3, 10, 40])
+def test_few_labels_never_make_the_ranking_worse(trained, frauds: int) -> None:
     known = np.zeros(len(trained.table), bool)
-    known[np.flatnonzero(trained.label == 1)[:3]] = True
-    known[np.flatnonzero(trained.label == 0)[:3000]] = True
+    known[np.flatnonzero(trained.label == 1)[:frauds]] = True
+    known[np.flatnonzero(trained.label == 0)[:2000]] = True
     model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
-    assert model.metrics["has_head"] == 0
-    assert ap(model, trained) == ap(trained.day_zero, trained)
+    assert model.metrics["has_head"] == 1
+    assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
+
+
+def test_if_only_frauds_are_known_the_other_rows_count_as_legitimate(trained) -> None:
+    model = finetune(
+        trained.pretrained, trained.table, label=trained.label, known=trained.label == 1, config=QUICK, seed=0
+    )
+    assert ap(model, trained) > ap(trained.day_zero, trained) + 0.1
 
 
 def test_a_cost_budget_without_labels_needs_the_share_of_frauds_and_alerts_on_few(trained) -> None:

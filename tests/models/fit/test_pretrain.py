@@ -98,7 +98,7 @@ def test_a_saved_encoder_comes_back_with_its_configuration_and_columns(trained, 
 def test_a_slow_machine_trains_the_same_network(trained) -> None:
     table, label = trained.table.take(slice(0, 1500)), trained.label[:1500]
     known = np.ones(1500, bool)
-    config = FinetuneConfig(n_networks=1, min_steps=20, max_steps=20, batch=64, n_checks=4, min_frauds=3)
+    config = FinetuneConfig(n_trees=20, min_gain=0.5)
 
     def learn(pause_s: float) -> tuple[Pretrained, TrainedModel]:
         def pause(*_: object) -> None:
@@ -109,9 +109,11 @@ def test_a_slow_machine_trains_the_same_network(trained) -> None:
         return pretrained, finetune(pretrained, table, label=label, known=known, config=config, **args)
 
     (fast, fast_model), (slow, slow_model) = learn(0.0), learn(0.4)
-    assert fast_model.network.risks
-    for name, tensor in fast_model.network.state_dict().items():
-        torch.testing.assert_close(tensor, slow_model.network.state_dict()[name], rtol=0, atol=0)
+    assert len(fast_model.trees.feature)
+    for name, tensor in fast_model.expectation.state_dict().items():
+        torch.testing.assert_close(tensor, slow_model.expectation.state_dict()[name], rtol=0, atol=0)
+    for name, array in fast_model.trees.arrays().items():
+        np.testing.assert_array_equal(array, slow_model.trees.arrays()[name])
     assert fast.metrics == slow.metrics
     assert fast_model.metrics == slow_model.metrics
     assert fast_model.rules.config() == slow_model.rules.config()

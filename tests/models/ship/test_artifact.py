@@ -65,7 +65,7 @@ def test_a_field_missing_in_nine_of_ten_rows_surprises_as_before_where_it_is_the
     shop = np.full((2, 1), 22, np.uint64)
     _, surprise = model.outputs(model.rules.coding.transform(odd, shop))
     assert surprise[0, 0] > 20
-    assert model.rules.surprise.combine(surprise.astype(np.float64))[0] > 3
+    assert model.rules.evidence.combine(odd, surprise.astype(np.float64))[0] > 3
     scores = served.score(odd, shop)
     assert scores[0] > 10 * scores[1] or not frauds
     first, second = served.explain(odd, shop)
