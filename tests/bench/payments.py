@@ -57,7 +57,7 @@ from tests.bench.tables import BenchError, Row
 MIN_DRAWS, FEW_LABELS = 10, 0.01
 WARM_UP_MS = 30 * DAY_MS  # of windows, before the first training row
 N_FIT, N_FREQUENT = 100_000, 32
-QUICK_ROWS, QUICK_STEPS = 60_000, 120
+QUICK_ROWS, QUICK_STEPS = 50_000, 80
 SHRINK = 10  # events of the global mean in an entity's own mean
 VERSION = 1  # increase it if a cell means something else; other code is recognised by its digest
 
