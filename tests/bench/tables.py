@@ -46,18 +46,23 @@ class Cells:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.n_reused = 0
+        self.n_reused, self.spent_s = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: Mapping[str, Any], make: Callable[[], list[Row]]) -> list[Row]:
-        """Rows of a cell, made if they are not there yet."""
+        """Rows of a cell, made if they are not there yet. `spent_s` grows by the time it took, even if it is reused."""
         path = self.folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
         if path.exists():
             self.n_reused += 1
-            return json.loads(path.read_text(encoding="utf-8"))["rows"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.spent_s += found["seconds"]
+            return found["rows"]
+        began = time.monotonic()
         rows = make()
+        seconds = time.monotonic() - began
+        self.spent_s += seconds
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps({"key": key, "rows": rows}), encoding="utf-8")
+        draft.write_text(json.dumps({"key": key, "rows": rows, "seconds": seconds}), encoding="utf-8")
         draft.replace(path)
         return rows
 

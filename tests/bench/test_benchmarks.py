@@ -22,9 +22,10 @@ CHEAP = {"n_estimators": 5, "iterations": 5, "steps": 10}
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every method with few trees and steps."""
+    few = [{name: n for name, n in CHEAP.items() if name in method.default} for method in peers.SUPERVISED]
     methods = tuple(
-        replace(method, default=method.default | {name: n for name, n in CHEAP.items() if name in method.default})
-        for method in peers.SUPERVISED
+        replace(method, default=method.default | less, space={name: {"choice": [n]} for name, n in less.items()})
+        for method, less in zip(peers.SUPERVISED, few, strict=True)
     )
     monkeypatch.setattr(peers, "SUPERVISED", methods)
     monkeypatch.setattr(payments, "QUICK_STEPS", 8)
