@@ -187,6 +187,8 @@ class _Draft:
         # no count over "all": it only grows, so later values are outside the training range
         yield from _group("how often, and how long ago", key, None, windows, ["count"])
         yield from _group(None, key, None, [], ["since_last"])
+        if self.has_clock:
+            yield from _group("time of day, compared with the usual one", key, None, ["all"], ["hour_share"])
         usual = self._usual_window(windows)
         for column in self._numbers()[:MAX_NUMBERS_WITH_HISTORY]:
             words = f"{column.name}: compared with the usual values " + (
@@ -201,6 +203,8 @@ class _Draft:
                 short = [w for w in windows if w in ("1h", "1d")]
                 if short:
                     yield from _group(None, key, column.name, short, ["sum", "max"])
+                yield from _group(None, key, column.name, ["all"], ["wmean", "wratio"])
+                yield from _group(None, key, column.name, [usual], ["above"])
         counted = [*others, *(c.name for c in self._categories()[: MAX_DISTINCT_COUNTS - len(others)])]
         for place, field in enumerate(counted):
             yield from _group(
@@ -210,6 +214,8 @@ class _Draft:
                 [w for w in windows if w in ("1h", "1d", "7d")] or windows,
                 ["distinct"],
             )
+        for place, field in enumerate(counted):
+            yield from _group("how usual each value is" if place == 0 else None, key, field, ["all"], ["share"])
         for entity in others:
             yield from _group(f"the same for each {entity}", entity, None, windows, ["count"])
             yield from _group(None, entity, None, [], ["since_last"])

@@ -121,16 +121,35 @@ def finetune(
     if (label[train] == 1).all():  # only frauds are known
         train = np.union1d(train, np.flatnonzero(~known))
     label = np.where(known, label, 0).astype(np.int8)
-    rows, weight = _drawn(train, label, config.ordinary, seed)
     if progress:
-        progress(0.1, f"{int((label[rows] == 1).sum()):,} frauds and {len(rows):,} rows")
+        progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
+    judged = _fitted(model, table, train, label, config, seed)
+    model = _with_threshold(_calibrated(judged, table, label, valid), table, label, known, _period(table, valid))
+    if report:
+        report(model.metrics, len(model.trees.feature))
+    if progress:
+        progress(0.6, "all known labels")
+    # the newest labels are worth the most: the calibration and the threshold are those of the model without them
+    final = _fitted(model, table, np.union1d(train, valid), label, config, seed)
+    return replace(model, trees=final.trees, rules=replace(model.rules, prior=final.rules.prior))
+
+
+def _fitted(
+    model: TrainedModel,
+    table: Table,
+    train: NDArray[np.int64],
+    label: NDArray[np.int8],
+    config: FinetuneConfig,
+    seed: int,
+) -> TrainedModel:
+    """Fit the prior and the trees to some rows."""
+    rules = model.rules
+    rows, weight = _drawn(train, label, config.ordinary, seed)
     numeric = np.asarray(table.numeric[rows])
     cells = rules.coding.cells(table, rows)
     _, nats = model.outputs(cells)
     evidence = rules.evidence.combine(numeric, nats.astype(np.float64))
     prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
-    if progress:
-        progress(0.3, "trees")
     trees = boost(
         cells,
         label[rows],
@@ -143,10 +162,7 @@ def finetune(
         ridge=config.ridge,
         seed=seed,
     )
-    if report:
-        report({"trees": float(len(trees.feature))}, len(trees.feature))
-    model = replace(model, trees=trees, rules=replace(rules, prior=prior))
-    return _with_threshold(_calibrated(model, table, label, valid), table, label, known, _period(table, valid))
+    return replace(model, trees=trees, rules=replace(rules, prior=prior))
 
 
 def _drawn(

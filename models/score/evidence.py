@@ -21,6 +21,7 @@ TAILS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # tail shares at which tail depend
 FEWEST = 10  # rows in the far tail that a measurement of dependence needs
 DEPENDENT = 0.3  # smallest support in nats that is kept
 N_KNOTS = 64
+FOREVER = 2**62
 
 
 class Measure(NamedTuple):
@@ -70,7 +71,7 @@ def measures(columns: Sequence[Column], fields: Sequence[MaskedField]) -> tuple[
             found += _habits(column, i, numeric)
         elif column.stat in ("share", "hour_share"):
             found.append(Measure(column.name, column.of or "hour", "rare", i))
-        elif column.stat in ("count", "sum", "max", "distinct", "above") and (column.window_ms or 2**62) <= RECENT_MS:
+        elif column.stat in ("count", "sum", "max", "distinct", "above") and (column.window_ms or FOREVER) <= RECENT_MS:
             group = f"{column.entity} lately"
             found.append(Measure(column.name, group, "recent", i))
             longest, width_ms = _longest(column, numeric)
@@ -83,27 +84,22 @@ def measures(columns: Sequence[Column], fields: Sequence[MaskedField]) -> tuple[
 
 
 def _habits(field: Column, i: int, numeric: Sequence[tuple[int, Column]]) -> list[Measure]:
-    """The number over the all-time mean of each entity that has one and a count of its events."""
+    """The number over its mean for each entity that has one, over the longest window."""
     found = []
-    entities = sorted({c.entity for _, c in numeric if c.entity})
-    for entity in entities:
-        at = {
-            (c.stat, _belongs(c, field)): j
-            for j, c in numeric
-            if c.entity == entity and c.window_ms is None and c.stat in ("count", "mean", "wmean")
-        }
-        mean = at.get(("wmean", True), at.get(("mean", True)))
-        count = at.get(("count", False))
-        if mean is not None and count is not None:
+    for entity in sorted({c.entity for _, c in numeric if c.entity}):
+        mine = [(j, c) for j, c in numeric if c.entity == entity]
+        means = [(c.window_ms or FOREVER, c.stat == "wmean", j) for j, c in mine if _is_mean(c, field)]
+        counts = [(c.window_ms or FOREVER, j) for j, c in mine if c.stat == "count"]
+        if means and counts:
             for name, sign in (("above", 1.0), ("below", -1.0)):
-                measure = Measure(f"{field.name}.{name}.{entity}", field.name, "habit", i, mean, count, sign)
-                found.append(measure)
+                measure = f"{field.name}.{name}.{entity}"
+                found.append(Measure(measure, field.name, "habit", i, max(means)[-1], max(counts)[-1], sign))
     return found
 
 
-def _belongs(column: Column, field: Column) -> bool:
-    """Whether a window column is computed from a field: `entity.field.stat.window`."""
-    return column.name.startswith(f"{column.entity}.{field.name}.")
+def _is_mean(column: Column, field: Column) -> bool:
+    """Whether a window column is a mean of a field; its name is `entity.field.stat.window`."""
+    return column.stat in ("mean", "wmean") and column.name.startswith(f"{column.entity}.{field.name}.")
 
 
 def _longest(column: Column, numeric: Sequence[tuple[int, Column]]) -> tuple[int, int]:

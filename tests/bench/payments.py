@@ -158,7 +158,8 @@ class Draw:
         assert stream.labels is not None
         shown = data.frame[stream.labels.column].set(pl.Series(~self.is_labelled), None)
         found = features_of(data.frame.with_columns(shown), stream)
-        return Table(columns_of(stream), found.numeric, found.categorical, found.time_ms, found.category_names)
+        columns, names = columns_of(stream), found.category_names
+        return Table(columns, found.numeric, found.categorical, found.time_ms, names, found.entity)
 
     @cached_property
     def training(self) -> slice:
