@@ -22,6 +22,7 @@ FEWEST = 10  # rows in the far tail that a measurement of dependence needs
 DEPENDENT = 0.3  # smallest support in nats that is kept
 N_KNOTS = 64
 FOREVER = 2**62
+MOST_BEYOND = 100.0  # nats
 
 
 class Measure(NamedTuple):
@@ -130,7 +131,8 @@ class Evidence:
         measures: what is measured.
         center: mean of the column over training rows, for shrinkage, **shape (k,)**.
         knots, nats: -log tail share as a function of a measure, ascending, **shape (k, n_knots)**.
-        slope: nats per unit beyond the last knot, **shape (k,)**.
+        normal: median, 98 % quantile above it and power of the tail of normal values, **shape (k, 3)**. Values beyond
+            the training range count by this tail. A power of 0 is no tail.
         weight: weight of each measure, in [0, 1], **shape (k,)**.
         support: support of measure j by measure i at the knots ``-log(TAILS)``, in nats, **shape (k, k, n_tails)**.
         cost: subtracted from the support, so that it has no effect on average, **shape (k, k)**.
@@ -140,7 +142,7 @@ class Evidence:
     center: NDArray[np.float64]
     knots: NDArray[np.float64]
     nats: NDArray[np.float64]
-    slope: NDArray[np.float64]
+    normal: NDArray[np.float64]
     weight: NDArray[np.float64]
     support: NDArray[np.float64]
     cost: NDArray[np.float64]
@@ -164,11 +166,13 @@ class Evidence:
         parts = measures(columns, fields)
         center = np.array([_mean(numeric[:, m.column]) if m.kind == "habit" else 0.0 for m in parts])
         raw = _raw(parts, center, numeric, surprises)
-        knots, nats, slope = (np.array(a) for a in zip(*map(_tail, raw), strict=True))
-        weight = np.clip([_excess(x) / FULL_EXCESS for x in raw], 0.0, 1.0)
-        fitted = cls(parts, center, knots, nats, slope, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
+        knots, nats = (np.array(a) for a in zip(*map(_tail, raw), strict=True))
+        normal = np.array([_normal(x) for x in raw])
+        far = np.array([np.quantile(seen, FAR) if (seen := x[np.isfinite(x)]).size else 0.0 for x in raw])
+        weight = np.clip((_normal_nats(far, normal) + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
+        fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
         support, cost = _supports(parts, fitted._nats(raw))
-        return cls(parts, center, knots, nats, slope, weight, support, cost)
+        return cls(parts, center, knots, nats, normal, weight, support, cost)
 
     def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """One value per row in nats, high = anomalous, **shape (n,)**. A missing value is no evidence."""
@@ -176,8 +180,9 @@ class Evidence:
 
     def by_measure(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """The evidence of each measure with the support of the other groups, **shape (k, n)**."""
-        nats = self._nats(_raw(self.measures, self.center, numeric, surprises))
-        total = self.weight[:, None] * nats
+        raw = _raw(self.measures, self.center, numeric, surprises)
+        nats = self._nats(raw)
+        total = self.weight[:, None] * nats + self._beyond(raw)
         at = -np.log(np.array(TAILS))
         groups = np.array([m.group for m in self.measures])
         for j in range(len(total)):
@@ -193,15 +198,21 @@ class Evidence:
     def _nats(self, raw: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         found = np.zeros((len(raw), len(raw[0]) if raw else 0))
         for j, x in enumerate(raw):
-            known = np.where(np.isfinite(x), x, self.knots[j, 0])
-            beyond = np.maximum(known - self.knots[j, -1], 0.0)
-            found[j] = np.interp(known, self.knots[j], self.nats[j]) + np.log1p(self.slope[j] * beyond)
-            found[j][~np.isfinite(x)] = 0.0
+            found[j] = np.where(np.isfinite(x), np.interp(x, self.knots[j], self.nats[j]), 0.0)
         return found
+
+    def _beyond(self, raw: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Nats of values beyond those of the training rows, under the tail of normal values."""
+        if not raw:
+            return np.zeros((0, 0))
+        x = np.stack([np.nan_to_num(values, nan=-np.inf) for values in raw])
+        last = self.knots[:, -1]
+        nats = _normal_nats(np.maximum(x, last[:, None]), self.normal) - _normal_nats(last, self.normal)[:, None]
+        return np.minimum(nats, MOST_BEYOND)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
-        names = ("center", "knots", "nats", "slope", "weight", "support", "cost")
+        names = ("center", "knots", "nats", "normal", "weight", "support", "cost")
         return {name: getattr(self, name) for name in names}
 
     def config(self) -> list[dict[str, Any]]:
@@ -244,36 +255,43 @@ def _raw(
     return found
 
 
-def _tail(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Knots of ``-log`` of the share of rows at or above a value (ties count half), and a slope beyond the last."""
+def _tail(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Knots of ``-log`` of the share of rows at or above a value; ties count half."""
     seen = np.sort(x[np.isfinite(x)])
     if seen.size == 0:
-        return np.arange(N_KNOTS, dtype=np.float64), np.zeros(N_KNOTS), 0.0
+        return np.arange(N_KNOTS, dtype=np.float64), np.zeros(N_KNOTS)
     shares = np.concatenate([np.linspace(1, 0.1, 19)[:-1], np.geomspace(0.1, 1 / seen.size, N_KNOTS - 18)])
-    where = np.minimum(np.ceil((1 - shares) * seen.size).astype(np.int64), seen.size - 1)
-    values = np.unique(seen[np.maximum(where, 0)])
+    where = np.clip(np.ceil((1 - shares) * seen.size).astype(np.int64), 0, seen.size - 1)
+    values = np.unique(seen[where])
     low, high = (np.searchsorted(seen, values, side) for side in ("left", "right"))
     nats = -np.log((seen.size - (low + high) / 2 + 0.5) / (seen.size + 1))
     pad = N_KNOTS - len(values)
-    reach = max(float(values[-1] - np.median(seen)), 1e-9)
-    return np.pad(values, (0, pad), mode="edge"), np.pad(nats, (0, pad), mode="edge"), 1.0 / reach
+    return np.pad(values, (0, pad), mode="edge"), np.pad(nats, (0, pad), mode="edge")
 
 
-def _excess(x: NDArray[np.float64]) -> float:
-    """Nats by which the far tail is heavier than the tail extrapolated from the body."""
+def _normal(x: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Median, 98 % quantile above it and power of a Weibull tail through two quantiles of the body."""
     seen = x[np.isfinite(x)]
     if seen.size == 0:
-        return 0.0
-    seen = seen - np.median(seen)
-    above = float((seen > 0).mean())
+        return 0.0, 1.0, 0.0
+    median = float(np.median(seen))
+    above = float((seen > median).mean())
     if above < 2 * (1 - BODY[1]):  # nearly constant: it has no body
-        return 0.0
+        return median, 1.0, 0.0
     first, second = BODY if above > 1.2 * (1 - BODY[0]) else (1 - 0.7 * above, 1 - 0.2 * above)
-    low, high, far = np.quantile(seen, [first, second, FAR])
+    low, high = (float(q) for q in np.quantile(seen - median, [first, second]))
     if low <= 0:
-        return 0.0
-    power = np.log(np.log1p(-second) / np.log1p(-first)) / np.log(max(high / low, 1.05))
-    return float(-np.log1p(-second) * (far / high) ** min(power, 2.0) + np.log1p(-FAR))
+        return median, 1.0, 0.0
+    power = float(np.log(np.log1p(-second) / np.log1p(-first)) / np.log(max(high / low, 1.05)))
+    point = high * (np.log1p(-BODY[1]) / np.log1p(-second)) ** (1 / power)  # where the tail reaches 2 %
+    return median, float(point), min(power, 2.0)
+
+
+def _normal_nats(x: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``-log`` of the normal tail; x has the shape (k,) or (k, n)."""
+    median, point, power = (normal[:, i].reshape(-1, *[1] * (x.ndim - 1)) for i in range(3))
+    nats = -np.log1p(-BODY[1]) * (np.maximum(x - median, 0.0) / point) ** power
+    return np.where(power > 0, nats, 0.0)
 
 
 def _supports(parts: Sequence[Measure], nats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
