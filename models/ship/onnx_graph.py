@@ -14,6 +14,7 @@ from models.cells import MISSING
 from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
 from models.net.risk import ScoringNetwork
+from models.score.blend import Blend
 from models.score.outlying import TINY, Outlyingness
 
 OPSET, IR_VERSION = 17, 9
@@ -144,7 +145,7 @@ class _Nodes:
         seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
         return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
-    # the methods of models/score/outlying.py
+    # the methods of models/score/outlying.py and blend.py
 
     def outlyingness(self, fitted: Outlyingness, values: str, present: str, codes: str) -> str:
         """The score (n,), float64: in float32 the distance to a near row would be cancellation."""
@@ -206,6 +207,13 @@ class _Nodes:
         own = self.op("Unsqueeze", own, self.weight(np.array([2], np.int64)))
         apart = self.op("Sqrt", self.op("Max", self.op("Add", nearest, own), self.double(0.0)))
         return self.op("ReduceMean", self.op("Flatten", apart, axis=1), axes=[1], keepdims=1)
+
+    def blend(self, fitted: Blend, scores: str) -> str:
+        """The blended score (n,) of the heads' scores (n, n_heads), both float64."""
+        beyond = self.op("Max", self.op("Sub", scores, self.weight(fitted.knots[:, -1])), self.double(0.0))
+        nats = self.interp(scores, fitted.knots, fitted.nats)
+        nats = self.op("Add", nats, self.op("Mul", beyond, self.weight(fitted.slope)))
+        return self.op("MatMul", nats, self.weight(fitted.weight))
 
     def double(self, value: float) -> str:
         return self.weight(np.array(value, np.float64))
