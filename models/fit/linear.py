@@ -13,7 +13,7 @@ from models.net.encoder import Encoder
 from models.table import TableError
 
 MAX_BACKGROUND = 30_000
-STRENGTH, STRENGTH_POWER = 30.0, 0.5  # total weight of the rows: 30 * sqrt(frauds)
+STRENGTH, STRENGTH_POWER = 20.0, 0.5  # total weight of the rows: 20 * sqrt(frauds)
 PAIR_TARGETS = (8.0, 4.0, 0.0)  # two frauds, a fraud and another row, two other rows
 
 

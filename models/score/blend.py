@@ -54,6 +54,26 @@ class Blend:
         return total
 
 
+def head_weights(n_frauds: int, *, known: float) -> dict[str, float]:
+    """Weights of the linear head beside its prior, of the pair head and of the trees; they sum to 1.
+
+    While the background is unknown, some of it are frauds: trees learn those rows by heart, a penalised linear layer
+    and a pair network hardly. With a known background trees take over as frauds become many.
+
+    Args:
+        n_frauds: known frauds.
+        known: share of the other training rows that are known to be legitimate, in [0, 1].
+
+    >>> head_weights(4, known=0.0)
+    {'linear': 0.5, 'pairs': 0.25, 'trees': 0.25}
+    >>> {name: round(weight, 2) for name, weight in head_weights(400, known=1.0).items()}
+    {'linear': 0.05, 'pairs': 0.0, 'trees': 0.95}
+    """
+    heads = {"linear": 2.0, "pairs": 1.0 - known, "trees": 1.0 + known * n_frauds / 10}
+    total = sum(heads.values())
+    return {name: weight / total for name, weight in heads.items()}
+
+
 def tail_ladder(ranked: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nats of the share of ascending values at or above a value: `N_KNOTS` ascending knots, and nats at them."""
     n = len(ranked)
