@@ -176,7 +176,7 @@ def _inputs(coding: CellCoding, cells: Cells) -> NDArray[np.float32]:
 def _used_inputs(coding: CellCoding, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Inputs that are not 0 in all rows, and which they are: binary columns have only one piece."""
     inputs = _inputs(coding, cells)
-    used = inputs.any(axis=0)
+    used = np.asarray(inputs.any(axis=0), np.bool_)
     return np.ascontiguousarray(inputs[:, used]), used
 
 

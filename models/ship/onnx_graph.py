@@ -172,9 +172,9 @@ class _Nodes:
         return self.op("MatMul", nats, self.weight(fitted.weight))
 
     def numbers(self, fitted: Outlyingness, values: str, present: str, codes: str) -> tuple[str, str]:
-        one = self.weight(np.array([1], np.int64))
         x, shown = ([self.op("Cast", part, to=TensorProto.DOUBLE)] for part in (values, present))
         for j, nats in enumerate(fitted.code_nats):
+            one = self.weight(np.array([1], np.int64))
             code = self.column(codes, j)
             x.append(self.op("Unsqueeze", self.op("Gather", self.weight(nats), code, axis=0), one))
             seen = self.op("Greater", code, self.weight(np.array(MISSING, np.int64)))
