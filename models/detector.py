@@ -1,9 +1,8 @@
-"""The model as a scikit-learn outlier detector."""
+"""A scikit-learn outlier detector for plain tables: rows without entities and without time."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -12,41 +11,52 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from models.fit.finetune import FinetuneConfig, finetune
-from models.fit.pretrain import PretrainConfig, pretrain
-from models.score.budget import Budget
+from models.cells import CellCoding, Cells
+from models.fit.linear import head_logits, linear_head, pair_head
+from models.fit.trees import boost
+from models.net.encoder import Encoder
+from models.score.blend import Blend, head_weights
+from models.score.calibrate import TailCalibration
+from models.score.outlying import Outlyingness
+from models.score.trees import Trees
 from models.table import Column, Table
 
+N_FORESTS = 4  # every second one also reads the terms of the label-free score
+USUAL = 2.3  # nats of the 10 % tail, where the log-odds of the prior are 0
 
-class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """Detects anomalies by the prediction errors of masked features, and uses labels if they are given.
+
+class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """Detects anomalous rows by their neighbours and tails, and uses labels if they are given.
+
+    With labels, a linear layer, a pair network and boosted trees start from the label-free score; how much each counts
+    depends on the number of labelled anomalies.
 
     `anomaly_score` and `predict_proba[:, 1]` are high for anomalies; `score_samples` and `decision_function` are
     low for them, as in scikit-learn.
 
     Args:
         contamination: expected share of anomalies, in (0, 0.5]. It is the alert budget of `predict`.
-        max_steps: optimiser steps of pretraining and of each risk network.
-        width: units of a hidden layer.
+        contaminated: False = the training rows are known to contain no anomalies (one-class training).
+        n_trees: boosted trees of each forest; they need labels.
         random_state: seed, a RandomState, or None.
 
     >>> X = np.random.default_rng(0).normal(size=(60, 3)); X[0] = 9
-    >>> detector = MaskedFeatureDetector(max_steps=20, width=16, random_state=0).fit(X)
-    >>> detector.predict(X).shape
-    (60,)
+    >>> detector = TableDetector(random_state=0).fit(X)
+    >>> int(np.argmax(detector.anomaly_score(X))), detector.predict(X).shape
+    (0, (60,))
     """
 
     def __init__(
         self,
         *,
         contamination: float = 0.1,
-        max_steps: int = 800,
-        width: int = 128,
+        contaminated: bool = True,
+        n_trees: int = 150,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.contamination = contamination
-        self.max_steps = max_steps
-        self.width = width
+        self.contaminated = contaminated
+        self.n_trees = n_trees
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
@@ -73,40 +83,81 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             ensure_min_features=1,
         )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        n = len(array)
-        label, known = _labels(y, n)
-        order = np.random.default_rng(seed).permutation(n)  # rows have no time, so the validation rows are random
-        columns = tuple(Column(f"x{i}", "numeric", of=f"x{i}") for i in range(array.shape[1]))
-        if n < 20:
-            order = np.resize(order, 20)
-        table = Table(columns, array[order], np.zeros((len(order), 0), np.uint64), np.arange(len(order)), {})
-        pre_config = PretrainConfig(
-            width=self.width,
-            max_steps=self.max_steps,
-            min_steps=min(self.max_steps, PretrainConfig.min_steps),
-            batch=min(512, max(64, n)),
-            epochs=50.0,
-            lr=1e-3,
-        )
-        config = FinetuneConfig(
-            budget=Budget(rate=min(self.contamination, 0.499)),
-            validation=0.25,
-        )
-        pretrained = pretrain(table, config=pre_config, seed=seed)
-        model = finetune(pretrained, table, label=label[order], known=known[order], config=config, seed=seed)
-        # in double precision a score does not depend on the other rows of the batch, as scikit-learn requires
-        model = replace(model, expectation=deepcopy(model.expectation).double())
-        scores = model.score(array, np.zeros((n, 0), np.uint64))
-        threshold = float(np.quantile(scores, 1 - self.contamination))
-        self.model_ = replace(model, rules=replace(model.rules, threshold=threshold))
-        self.offset_ = -threshold
+        n, d = array.shape
+        columns = tuple(Column(f"x{i}", "numeric", of=f"x{i}") for i in range(d))
+        coding = CellCoding.fit(Table(columns, array, np.zeros((n, 0), np.uint64), np.arange(n), {}))
+        self.coding_ = coding
+        cells = self._cells(array)
+        self.free_ = Outlyingness.fit(coding, cells, contaminated=self.contaminated, seed=seed)
+        nats = self.free_.score(cells)
+        self.free_tail_ = TailCalibration.fit(nats)
+        fraud, legitimate = _labels(y, n)
+        self.heads_ = None
+        if fraud.any() and not fraud.all():
+            self.heads_ = self._fit_heads(cells, fraud, legitimate, seed)
+            self.tail_ = TailCalibration.fit(self._nats(cells))
+        else:
+            self.tail_ = self.free_tail_
+        self.offset_ = -float(np.quantile(self.tail_.apply(self._nats(cells)), 1 - self.contamination))
         return self
 
+    def _fit_heads(self, cells: Cells, fraud: NDArray[np.bool_], legitimate: NDArray[np.bool_], seed: int) -> _Heads:
+        prior = self._prior(cells)
+        known = float(legitimate.sum() / (~fraud).sum())
+        weights = head_weights(int(fraud.sum()), known=known)
+        linear = linear_head(self.coding_, cells, fraud, prior, known=legitimate, seed=seed).double()
+        pairs = pair_head(self.coding_, cells, fraud, seed=seed).double() if weights["pairs"] > 0 else None
+        inputs = [cells, _beside(cells, self.free_.terms(cells))]
+        weight = np.where(fraud, np.sqrt((~fraud).sum() / fraud.sum()), 1.0)
+        forests = tuple(
+            boost(
+                inputs[i % 2],
+                fraud.astype(np.int8),
+                np.full(len(fraud), np.log(np.average(fraud, weights=weight) / np.average(~fraud, weights=weight))),
+                weight=weight,
+                n_trees=self.n_trees,
+                depth=6,
+                rate=0.1,
+                min_gain=0.0,
+                ridge=1.0,
+                seed=seed + i,
+                share=0.6,
+                min_weight=0.3,
+            )
+            for i in range(N_FORESTS)
+        )
+        heads = _Heads(linear, pairs, forests, None)
+        kept = np.array([weight for name, weight in weights.items() if pairs is not None or name != "pairs"])
+        return _Heads(linear, pairs, forests, Blend.fit(self._head_scores(heads, cells), kept))
+
+    def _head_scores(self, heads: _Heads, cells: Cells) -> NDArray[np.float64]:
+        """Scores of the heads in the order of `head_weights`, **shape (n, n_heads)**."""
+        inputs = [cells, _beside(cells, self.free_.terms(cells))]
+        found = [self._prior(cells) + head_logits(heads.linear, cells)]
+        if heads.pairs is not None:
+            found.append(head_logits(heads.pairs, cells))
+        found.append(np.mean([trees.score(inputs[i % 2]) for i, trees in enumerate(heads.forests)], axis=0))
+        return np.stack([*found, self.free_.score(cells)], axis=1)
+
+    def _prior(self, cells: Cells) -> NDArray[np.float64]:
+        """Log-odds of the label-free score, up to a constant, **shape (n,)**."""
+        rank = self.free_tail_.apply(self.free_.score(cells))
+        return np.asarray(-np.log(1 - np.minimum(rank, 1 - 1e-6)) - USUAL)
+
+    def _nats(self, cells: Cells) -> NDArray[np.float64]:
+        if self.heads_ is None:
+            return self.free_.score(cells)
+        assert self.heads_.blend is not None
+        return self.heads_.blend.score(self._head_scores(self.heads_, cells))
+
+    def _cells(self, array: NDArray[np.float64]) -> Cells:
+        return self.coding_.transform(array, np.zeros((len(array), 0), np.uint64))
+
     def anomaly_score(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Calibrated score in [0, 1], high = anomalous, **shape (n,)**."""
+        """Rank among the training rows, in [0, 1], high = anomalous, **shape (n,)**."""
         check_is_fitted(self)
         array = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
-        return self.model_.score(array, np.zeros((len(array), 0), np.uint64)).astype(np.float64)
+        return self.tail_.apply(self._nats(self._cells(array)))
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """``-anomaly_score``: low = anomalous, **shape (n,)**."""
@@ -121,15 +172,34 @@ class MaskedFeatureDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Columns normal and anomalous, **shape (n, 2)**: probabilities if labels were given, otherwise ranks."""
+        """Columns normal and anomalous, **shape (n, 2)**. They are ranks, not probabilities."""
         score = self.anomaly_score(X)
         return np.stack([1 - score, score], axis=1)
 
 
-def _labels(y: ArrayLike | None, n: int) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+@dataclass(frozen=True)
+class _Heads:
+    """What labels add to the label-free score."""
+
+    linear: Encoder
+    pairs: Encoder | None
+    forests: tuple[Trees, ...]
+    blend: Blend | None
+
+
+def _beside(cells: Cells, terms: NDArray[np.float64]) -> Cells:
+    """Cells with the terms of the label-free score as further columns."""
+    values = np.concatenate([cells.values, terms.astype(np.float32)], axis=1)
+    present = np.concatenate([cells.present, np.ones(terms.shape, np.float32)], axis=1)
+    return Cells(values, present, cells.codes)
+
+
+def _labels(y: ArrayLike | None, n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Known anomalies and known normal rows."""
+    none = np.zeros(n, bool)
     if y is None:
-        return np.zeros(n, np.int8), np.zeros(n, bool)
+        return none, none
     given = np.asarray(y).ravel()
     if given.shape != (n,) or given.dtype.kind not in "biuf" or not np.isin(given, (-1, 0, 1)).all():
-        return np.zeros(n, np.int8), np.zeros(n, bool)
-    return (given == 1).astype(np.int8), given != -1
+        return none, none
+    return given == 1, given == 0

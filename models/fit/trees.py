@@ -24,6 +24,8 @@ def boost(
     min_gain: float,
     ridge: float,
     seed: int,
+    share: float = 1.0,
+    min_weight: float = 1.0,
 ) -> Trees:
     """Fit trees with exact splits to the residuals of a prior (XGBoost, Chen and Guestrin, 2016).
 
@@ -40,6 +42,8 @@ def boost(
         min_gain: nats that a split must gain.
         ridge: penalty of the squared leaf values.
         seed: seed of the library.
+        share: share of the rows and of the columns that each tree sees.
+        min_weight: smallest sum of second derivatives in a leaf.
     """
     import xgboost
 
@@ -53,6 +57,9 @@ def boost(
         "eta": rate,
         "gamma": min_gain,
         "lambda": ridge,
+        "subsample": share,
+        "colsample_bytree": share,
+        "min_child_weight": min_weight,
         "seed": seed,
         "nthread": 1,  # the same trees on every machine
     }

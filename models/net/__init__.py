@@ -1,1 +1,1 @@
-"""Networks: encoder, prediction of hidden cells, risk."""
+"""Networks: encoder, prediction of hidden cells."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from models.cells import MISSING
 from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
+from models.score.blend import Blend
+from models.score.outlying import TINY, Outlyingness
 from models.score.trees import LEAF, Trees
 
 OPSET, IR_VERSION = 17, 9
@@ -182,12 +184,93 @@ class _Nodes:
         seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
         return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
+    # the methods of models/score/outlying.py and blend.py
+
+    def outlyingness(self, fitted: Outlyingness, values: str, present: str, codes: str) -> str:
+        """The score (n,), float64: in float32 the distance to a near row would be cancellation."""
+        x, read = self.numbers(fitted, values, present, codes)
+        linear = self.op("Div", self.op("Sub", x, self.weight(fitted.center[0])), self.weight(fitted.deviation))
+        far = self.op("Sub", x, self.weight(fitted.center[1]))
+        size = self.op("Abs", far)
+        root = self.op("Sqrt", self.op("Add", self.op("Mul", size, size), self.double(1.0)))
+        logarithmic = self.op("Mul", self.op("Sign", far), self.op("Log", self.op("Add", size, root)))
+        nats = self.op("Mul", self.interp(x, fitted.knots, fitted.tails), read)
+        one = self.weight(np.array([1], np.int64))
+        terms = [
+            *(
+                self.distance(self.op("Mul", rows, read), near, int(fitted.n_near))
+                for rows, near in zip((linear, logarithmic), fitted.near, strict=True)
+            ),
+            self.op("ReduceSum", nats, one, keepdims=1),
+            self.op("ReduceMax", nats, axes=[1], keepdims=1),
+        ]
+        joint = self.op("Concat", *terms, axis=1)
+        last = self.weight(np.maximum(fitted.term_knots[:, -1], TINY))
+        beyond = self.op("Log", self.op("Max", self.op("Div", joint, last), self.double(1.0)))
+        nats = self.op("Add", self.interp(joint, fitted.term_knots, fitted.term_nats), beyond)
+        return self.op("MatMul", nats, self.weight(fitted.weight))
+
+    def numbers(self, fitted: Outlyingness, values: str, present: str, codes: str) -> tuple[str, str]:
+        x, shown = ([self.op("Cast", part, to=TensorProto.DOUBLE)] for part in (values, present))
+        for j, nats in enumerate(fitted.code_nats):
+            one = self.weight(np.array([1], np.int64))
+            code = self.column(codes, j)
+            x.append(self.op("Unsqueeze", self.op("Gather", self.weight(nats), code, axis=0), one))
+            seen = self.op("Greater", code, self.weight(np.array(MISSING, np.int64)))
+            shown.append(self.op("Unsqueeze", self.op("Cast", seen, to=TensorProto.DOUBLE), one))
+        read = self.op("Mul", self.op("Concat", *shown, axis=1), self.weight(fitted.use))
+        return self.op("Concat", *x, axis=1), read
+
+    def interp(self, x: str, knots: NDArray[np.float64], nats: NDArray[np.float64]) -> str:
+        """``np.interp`` of each column, (n, d), with knots and values (d, k)."""
+        width, rise = np.diff(knots, axis=1), np.diff(nats, axis=1)
+        slope = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+        wide = self.op("Unsqueeze", x, self.weight(np.array([2], np.int64)))
+        steps = self.op("Mul", self.op("Sub", wide, self.weight(knots[:, :-1])), self.weight(slope))
+        share = self.op("Mul", self.op("Clip", steps, self.double(0.0), self.double(1.0)), self.weight(rise))
+        total = self.op("ReduceSum", share, self.weight(np.array([2], np.int64)), keepdims=0)
+        return self.op("Add", total, self.weight(nats[:, 0]))
+
+    def distance(self, rows: str, near: NDArray[np.float64], n_near: int) -> str:
+        """Mean distance to the nearest rows of each sample, averaged over the samples, (n, 1)."""
+        n_samples, n_rows, d = near.shape
+        products = self.op("MatMul", rows, self.weight(-2 * near.reshape(-1, d).T))
+        square = self.op("Add", products, self.weight((near**2).sum(axis=2).ravel()))
+        square = self.op("Reshape", square, self.weight(np.array([-1, n_samples, n_rows], np.int64)))
+        nearest = f"{square}_nearest"
+        count = self.weight(np.array([n_near], np.int64))
+        self.nodes.append(
+            helper.make_node("TopK", [square, count], [nearest, f"{nearest}_rows"], axis=2, largest=0, sorted=0)
+        )
+        own = self.op("ReduceSum", self.op("Mul", rows, rows), self.weight(np.array([1], np.int64)), keepdims=1)
+        own = self.op("Unsqueeze", own, self.weight(np.array([2], np.int64)))
+        apart = self.op("Sqrt", self.op("Max", self.op("Add", nearest, own), self.double(0.0)))
+        return self.op("ReduceMean", self.op("Flatten", apart, axis=1), axes=[1], keepdims=1)
+
+    def blend(self, fitted: Blend, scores: str) -> str:
+        """The blended score (n,) of the heads' scores (n, n_heads), both float64."""
+        beyond = self.op("Max", self.op("Sub", scores, self.weight(fitted.knots[:, -1])), self.double(0.0))
+        nats = self.interp(scores, fitted.knots, fitted.nats)
+        nats = self.op("Add", nats, self.op("Mul", beyond, self.weight(fitted.slope)))
+        return self.op("MatMul", nats, self.weight(fitted.weight))
+
+    def double(self, value: float) -> str:
+        return self.weight(np.array(value, np.float64))
+
+
+def outlyingness_graph(fitted: Outlyingness) -> bytes:
+    """Serialised ONNX model: ``values, present, codes -> nats (n,)``."""
+    g = _Nodes()
+    d_cat = len(fitted.code_nats)
+    nats = g.op("Cast", g.outlyingness(fitted, "values", "present", "codes"), to=TensorProto.FLOAT)
+    return _model(g, len(fitted.use) - d_cat, d_cat, {"nats": (nats, 1)})
+
 
 def scorer_graph(net: Expectation, trees: Trees) -> bytes:
     """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing``."""
     g = _Nodes()
     nats = g.surprises(net, "values", "present", "codes")
-    return _model(g, net, {"logit": (g.trees(trees), 1), "nats": (nats, 2)})
+    return _model(g, net.d_num, len(net.n_codes), {"logit": (g.trees(trees), 1), "nats": (nats, 2)})
 
 
 def expectation_graph(net: Expectation) -> bytes:
@@ -200,16 +283,18 @@ def expectation_graph(net: Expectation) -> bytes:
     trust = g.weight(net.trust[:d])
     mean = g.op("Mul", g.columns(out, 0, d), trust)
     spread = g.op("Mul", g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD)), trust)
-    return _model(g, net, {"mean": (mean, 2), "spread": (spread, 2), "logits": (g.logits(net, out), 2)})
+    return _model(
+        g, net.d_num, len(net.n_codes), {"mean": (mean, 2), "spread": (spread, 2), "logits": (g.logits(net, out), 2)}
+    )
 
 
-def _model(g: _Nodes, net: Expectation, outputs: dict[str, tuple[str, int]]) -> bytes:
+def _model(g: _Nodes, d_num: int, d_cat: int, outputs: dict[str, tuple[str, int]]) -> bytes:
     for name, (source, _) in outputs.items():
         g.nodes.append(helper.make_node("Identity", [source], [name]))
     inputs = [
-        helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", net.d_num]),
-        helper.make_tensor_value_info("present", TensorProto.FLOAT, ["n", net.d_num]),
-        helper.make_tensor_value_info("codes", TensorProto.INT64, ["n", len(net.n_codes)]),
+        helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", d_num]),
+        helper.make_tensor_value_info("present", TensorProto.FLOAT, ["n", d_num]),
+        helper.make_tensor_value_info("codes", TensorProto.INT64, ["n", d_cat]),
     ]
     results = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *[None] * (rank - 1)])

@@ -3,11 +3,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from models.detector import MaskedFeatureDetector
+from models.detector import TableDetector
 
 
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([MaskedFeatureDetector(max_steps=8, width=16, random_state=0)])
+@parametrize_with_checks([TableDetector(n_trees=5, random_state=0)])
 def test_it_is_a_scikit_learn_estimator(estimator, check) -> None:
     check(estimator)
 
@@ -25,8 +25,8 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def test_it_finds_rows_that_break_a_relation_without_labels_and_better_with_them(rows) -> None:
     x, y = rows
-    free = MaskedFeatureDetector(max_steps=250, width=32, contamination=0.05, random_state=0).fit(x)
-    labelled = MaskedFeatureDetector(max_steps=250, width=32, contamination=0.05, random_state=0).fit(x, y)
+    free = TableDetector(contamination=0.05, random_state=0).fit(x)
+    labelled = TableDetector(contamination=0.05, random_state=0).fit(x, y)
     free_roc, labelled_roc = (roc_auc_score(y, m.anomaly_score(x)) for m in (free, labelled))
     assert free_roc > 0.85
     assert labelled_roc > free_roc
@@ -38,4 +38,4 @@ def test_it_finds_rows_that_break_a_relation_without_labels_and_better_with_them
 
 def test_contamination_out_of_range_is_refused(rows) -> None:
     with pytest.raises(ValueError, match=r"contamination is 0\.9; it must be greater than 0"):
-        MaskedFeatureDetector(contamination=0.9).fit(rows[0])
+        TableDetector(contamination=0.9).fit(rows[0])

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.baselines import isolation_forest, logistic_regression
-from models.detector import MaskedFeatureDetector
+from models.detector import TableDetector
 from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.budget import Budget
@@ -93,11 +93,11 @@ def onnx(folder: Path) -> Candidate:
 def detector(folder: Path) -> Candidate:
     names = [column.name for column in COLUMNS[:D_NUM]]
 
-    def fitted() -> MaskedFeatureDetector:
-        model = MaskedFeatureDetector(max_steps=8, width=16, random_state=0)
+    def fitted() -> TableDetector:
+        model = TableDetector(n_trees=5, random_state=0)
         return model.fit(pd.DataFrame(np.asarray(TABLE.numeric[:400]), columns=names), LABEL[:400])
 
-    def scores(model: MaskedFeatureDetector) -> Score:
+    def scores(model: TableDetector) -> Score:
         return lambda numeric, _: model.anomaly_score(pd.DataFrame(numeric, columns=names[: numeric.shape[1]]))
 
     def named(columns: Sequence[Column], numeric: NDArray[np.float64], _: NDArray[np.uint64]) -> NDArray:
