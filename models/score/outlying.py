@@ -16,6 +16,7 @@ N_SAMPLES, SAMPLE = 48, 32  # contaminated rows: samples, and rows of each
 N_CLEAN, K_CLEAN = 8192, 5  # clean rows: reference rows, and neighbours
 N_KNOTS = 64
 TINY = 1e-9
+CANCELLED = 1e-12  # of the squared length of a row: a smaller squared distance is a rounding error
 N_FIT = 4096  # rows that fit the distributions of the four terms
 CHUNK_ROWS = 512
 TERMS = ("linear neighbours", "logarithmic neighbours", "all tails", "largest tail")
@@ -187,7 +188,8 @@ def _distance(rows: NDArray[np.float64], near: NDArray[np.float64], n_near: int,
     square = square.reshape(len(rows), n_samples, n_rows) + (rows**2).sum(axis=1)[:, None, None]
     last = min(n_near + skip, n_rows)
     nearest = np.sort(np.partition(square, last - 1, axis=2)[..., :last], axis=2)[..., min(skip, last - 1) :]
-    return np.sqrt(np.maximum(nearest, 0.0)).mean(axis=(1, 2))
+    nearest[nearest < CANCELLED * (1 + (rows**2).sum(axis=1))[:, None, None]] = 0.0
+    return np.sqrt(nearest).mean(axis=(1, 2))
 
 
 def _tail_nats(seen: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
