@@ -50,11 +50,17 @@ class LogitCalibration:
 
     @classmethod
     def fit(
-        cls, logit: NDArray[np.float64], label: NDArray[np.int8], weight: NDArray[np.float64] | None = None
+        cls,
+        logit: NDArray[np.float64],
+        label: NDArray[np.int8],
+        weight: NDArray[np.float64] | None = None,
+        *,
+        firm: float = 1.0,
     ) -> Self:
         """Fit by Newton steps on logits and labels, both **shape (n,)**.
 
-        ``weight`` is how many rows each row stands for, **shape (n,)**; None = one.
+        ``weight`` is how many rows each row stands for, **shape (n,)**; None = one. ``firm`` is how firmly the slope
+        is believed to be 1 (precision of its normal prior).
 
         >>> fitted = LogitCalibration.fit(np.array([-2.0, -1.0, 1.0, 2.0] * 50), np.int8([0, 0, 1, 1] * 50))
         >>> bool(fitted.apply(np.array([2.0]))[0] > 0.9)
@@ -67,7 +73,7 @@ class LogitCalibration:
         x = np.stack([logit, np.ones_like(logit)], axis=1)
         prior = np.array([1.0, 0.0])
         weights = np.array([1.0, np.log((n_one + 1) / (n_zero + 1)) - np.log(max(_odds(logit, weight), 1e-12))])
-        ridge = np.diag([1.0, 1e-3])
+        ridge = np.diag([firm, 1e-3])
         for _ in range(50):
             p = _sigmoid(x @ weights)
             gradient = x.T @ (weight * (p - target)) + ridge @ (weights - prior)

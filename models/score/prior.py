@@ -13,7 +13,7 @@ from models.score.calibrate import LogitCalibration
 from models.table import Column
 
 NOTHING_KNOWN = 0.01  # smoothed fraud rate of an entity without labels
-SUPPOSED = 2.0  # frauds for which a rate is believed before the labels say otherwise
+FIRM = 1000.0  # the evidence is in nats already: a few frauds, perhaps of one cause, must not change its slope
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Prior:
     Args:
         evidence: from the value of `Evidence.combine` to a probability.
         rates: numeric columns with smoothed fraud rates.
-        trust: share of each rate that comes true, in [0, 1].
+        trust: share of each rate that came true among the labelled rows, less a standard error, in [0, 1].
     """
 
     evidence: LogitCalibration
@@ -56,15 +56,16 @@ class Prior:
             raised = _raised(numeric[:, i])
             told = raised > 0.0
             seen = float(weight[told & (label == 1)].sum()) - NOTHING_KNOWN * float(weight[told].sum())
-            trust.append(float(np.clip((seen + SUPPOSED) / ((weight * raised).sum() + SUPPOSED), 0.0, 1.0)))
-        return cls(LogitCalibration.fit(evidence, label, weight), rates, tuple(trust))
+            sure = seen - float(np.sqrt((told & (label == 1)).sum()))  # one standard error below what was seen
+            trust.append(float(np.clip(sure / ((weight * raised).sum() + 1.0), 0.0, 1.0)))
+        return cls(LogitCalibration.fit(evidence, label, weight, firm=FIRM), rates, tuple(trust))
 
     def log_odds(self, evidence: NDArray[np.float64], numeric: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log-odds of fraud, **shape (n,)**."""
         legitimate = np.log1p(-np.minimum(self.evidence.apply(evidence), 1 - 1e-9))
         if self.rates:
             raised = np.stack([t * _raised(numeric[:, i]) for i, t in zip(self.rates, self.trust, strict=True)])
-            legitimate = legitimate + np.log1p(-np.minimum(raised.max(axis=0), 1 - 1e-9))
+            legitimate = legitimate + np.log1p(-np.minimum(raised.max(axis=0), 0.95))
         return np.asarray(np.log(-np.expm1(legitimate)) - legitimate)
 
     def config(self) -> dict[str, Any]:
