@@ -310,7 +310,8 @@ def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
     nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
     numeric = np.asarray(table.numeric[rows])
-    evidence = Evidence.fit(table.columns, network.fields, numeric, nats)
+    predicted = [field.name for field in network.fields if network.trust[field.target] > 0]
+    evidence = Evidence.fit(table.columns, network.fields, numeric, nats, predicted)
     tail = TailCalibration.fit(evidence.combine(numeric, nats))
     return Rules(
         coding, evidence, tail, None, LogitCalibration(1.0, 0.0), 1.0, Budget(rate=0.005), dict(table.category_names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -48,18 +48,21 @@ class Measure(NamedTuple):
     share: float = 1.0
 
 
-def measures(columns: Sequence[Column], fields: Sequence[MaskedField]) -> tuple[Measure, ...]:
+def measures(
+    columns: Sequence[Column], fields: Sequence[MaskedField], predicted: Collection[str]
+) -> tuple[Measure, ...]:
     """The measures that the columns allow.
 
     - ``value``: a number of the event against everyone's, both tails.
     - ``habit``: the same number over the entity's own mean, which is shrunk towards everyone's mean.
-    - ``surprise``: the surprise of a field under the encoder's prediction.
+    - ``surprise``: the surprise of a field under the encoder's prediction, if it is better than the field's own
+      distribution.
     - ``rare``: an unusual category or hour of this entity (statistics share and hour_share).
     - ``recent``: counts, sums, maxima and distinct values of the entity's last days; ``pace``: the same relative to
       its longest window.
 
     >>> columns = [Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric", None, False, "c", "count", 1)]
-    >>> [m.name for m in measures(columns, [])]
+    >>> [m.name for m in measures(columns, [], [])]
     ['amount.high', 'amount.low', 'c.count.1d']
     """
     numeric = [(i, column) for i, column in enumerate(columns) if column.kind == "numeric" and not column.label_fed]
@@ -79,7 +82,11 @@ def measures(columns: Sequence[Column], fields: Sequence[MaskedField]) -> tuple[
             if longest != i and column.stat == "count":
                 share = (column.window_ms or 0) / width_ms
                 found.append(Measure(f"{column.name}.pace", group, "pace", i, other=longest, share=share))
-    found += [Measure(f"{field.name}.surprise", field.name, "surprise", j) for j, field in enumerate(fields)]
+    found += [
+        Measure(f"{field.name}.surprise", field.name, "surprise", j)
+        for j, field in enumerate(fields)
+        if field.name in predicted
+    ]
     context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - usable if fields else set()
     return tuple(m for m in found if m.group not in context)
 
@@ -154,6 +161,7 @@ class Evidence:
         fields: Sequence[MaskedField],
         numeric: NDArray[np.float64],
         surprises: NDArray[np.float64],
+        predicted: Collection[str],
     ) -> Self:
         """Fit on unlabelled rows.
 
@@ -162,8 +170,9 @@ class Evidence:
             fields: predicted fields, in the order of the surprises.
             numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
             surprises: in nats, **shape (n, n_fields)**, NaN = missing.
+            predicted: names of the fields that the encoder predicts better than their own distribution does.
         """
-        parts = measures(columns, fields)
+        parts = measures(columns, fields, predicted)
         center = np.array([_mean(numeric[:, m.column]) if m.kind == "habit" else 0.0 for m in parts])
         raw = _raw(parts, center, numeric, surprises)
         knots, nats = (np.array(a) for a in zip(*map(_tail, raw), strict=True))

@@ -62,5 +62,5 @@ def test_a_frame_without_labels_has_no_known_fraud() -> None:
     hidden = features_of(frame.with_columns(label=pl.lit(None, pl.Int8)), stream).numeric
     absent = features_of(frame.drop("label"), stream).numeric
     assert np.array_equal(hidden.view(np.uint64), absent.view(np.uint64))
-    fed = [column.label_fed for column in stream.columns if column.kind == "numeric"]
-    assert np.nansum(hidden[:, fed]) == 0
+    frauds = [column.stat in ("fraud_rate", "fraud_count") for column in stream.columns if column.kind == "numeric"]
+    assert np.nansum(hidden[:, frauds]) == 0
