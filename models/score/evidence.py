@@ -23,6 +23,7 @@ DEPENDENT = 0.3  # smallest support in nats that is kept
 N_KNOTS = 64
 FOREVER = 2**62
 MOST_BEYOND = 100.0  # nats
+SLICES, DRIFT = 4, 2.0  # no quarter of the training rows may have twice its share of a measure's largest values
 
 
 class Measure(NamedTuple):
@@ -92,17 +93,16 @@ def measures(
 
 
 def _habits(field: Column, i: int, numeric: Sequence[tuple[int, Column]]) -> list[Measure]:
-    """The number over its mean for each entity that has one, over the longest window."""
-    found = []
-    for entity in sorted({c.entity for _, c in numeric if c.entity}):
+    """The number over the mean, over the longest window, of the first entity that has one."""
+    for entity in dict.fromkeys(c.entity for _, c in numeric if c.entity):
         mine = [(j, c) for j, c in numeric if c.entity == entity]
         means = [(c.window_ms or FOREVER, c.stat == "wmean", j) for j, c in mine if _is_mean(c, field)]
         counts = [(c.window_ms or FOREVER, j) for j, c in mine if c.stat == "count"]
         if means and counts:
-            for name, sign in (("above", 1.0), ("below", -1.0)):
-                measure = f"{field.name}.{name}.{entity}"
-                found.append(Measure(measure, field.name, "habit", i, max(means)[-1], max(counts)[-1], sign))
-    return found
+            mean, count = max(means)[-1], max(counts)[-1]
+            signs = {"above": 1.0, "below": -1.0}
+            return [Measure(f"{field.name}.{n}", field.name, "habit", i, mean, count, s) for n, s in signs.items()]
+    return []
 
 
 def _is_mean(column: Column, field: Column) -> bool:
@@ -131,6 +131,8 @@ class Evidence:
     - *Tail dependence*: two measures of different groups that are extreme together, more than their dependence in the
       body explains (the lift at 1 % over the square of the lift at 10 %, see Ledford and Tawn, 1996), support each
       other. The support is the log of that ratio, measured at several tail shares: a likelihood ratio.
+
+    A measure that drifts during the training rows counts nothing.
 
     The score of an event is the strongest measure's evidence plus the support of the other groups.
 
@@ -180,7 +182,13 @@ class Evidence:
         far = np.array([np.quantile(seen, FAR) if (seen := x[np.isfinite(x)]).size else 0.0 for x in raw])
         weight = np.clip((_normal_nats(far, normal) + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
         fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
-        support, cost = _supports(parts, fitted._nats(raw))
+        of_rows = fitted._nats(raw)
+        steady = np.array([_is_steady(one) for one in of_rows], np.bool_)
+        weight *= steady
+        normal[~steady, 2] = 0.0
+        support, cost = _supports(parts, of_rows)
+        for table in (support, cost):
+            table[~steady], table[:, ~steady] = 0.0, 0.0
         return cls(parts, center, knots, nats, normal, weight, support, cost)
 
     def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -301,6 +309,18 @@ def _normal_nats(x: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray
     median, point, power = (normal[:, i].reshape(-1, *[1] * (x.ndim - 1)) for i in range(3))
     nats = -np.log1p(-BODY[1]) * (np.maximum(x - median, 0.0) / point) ** power
     return np.where(power > 0, nats, 0.0)
+
+
+def _is_steady(nats: NDArray[np.float64]) -> bool:
+    """Whether no quarter of the rows, which are in time order, has far more than its share of the largest values.
+
+    A measure that drifts, such as the surprise of a category whose values change every month, will be large for all
+    events one day.
+    """
+    if len(nats) < SLICES * 1000:
+        return True
+    large = nats > np.quantile(nats, 0.98)
+    return all(part.mean() <= DRIFT * large.mean() for part in np.array_split(large, SLICES))
 
 
 def _supports(parts: Sequence[Measure], nats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
