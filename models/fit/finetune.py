@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
@@ -15,7 +14,7 @@ from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
 from models.fit.trees import boost, no_trees
-from models.net.batches import as_batch, chunks
+from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget, threshold_for
 from models.score.calibrate import LogitCalibration
@@ -70,14 +69,8 @@ class TrainedModel:
 
     def outputs(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the trees add (n,), and surprises (n, n_fields)."""
-        logits, nats = [np.zeros(0)], [np.zeros((0, len(self.rules.fields)), np.float32)]
-        dtype = self.expectation.readable.dtype
-        with torch.no_grad():
-            for part in chunks(cells):
-                values, present, codes = as_batch(part)
-                nats.append(self.expectation.surprises(values.to(dtype), present.to(dtype), codes).numpy())
-                logits.append(self.trees.score(part))
-        return np.concatenate(logits).astype(np.float32), np.concatenate(nats)
+        added = [np.zeros(0), *(self.trees.score(part) for part in chunks(cells))]
+        return np.concatenate(added).astype(np.float32), surprises_of(self.expectation, cells)
 
 
 def finetune(
@@ -115,23 +108,27 @@ def finetune(
         raise TableError(f"label and known have shapes {label.shape} and {known.shape}; both must be ({len(table)},)")
     rules = replace(pretrained.rules, category_names=dict(table.category_names), budget=config.budget)
     train, valid = last_share(np.flatnonzero(known), config.validation)
-    model = TrainedModel(pretrained.expectation, no_trees(), rules, {"frauds": float((label[known] == 1).sum())})
+    model = TrainedModel(
+        pretrained.expectation, no_trees(), rules, {"frauds": float((label[known] == 1).sum()), "trees": 0.0}
+    )
     if not (label[train] == 1).any():
-        return _with_threshold(model, table, label, known, _period(table, valid))
+        return _with_threshold(model, table, label, known, valid)
     if (label[train] == 1).all():  # only frauds are known
         train = np.union1d(train, np.flatnonzero(~known))
     label = np.where(known, label, 0).astype(np.int8)
     if progress:
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
     judged = _fitted(model, table, train, label, config, seed)
-    model = _with_threshold(_calibrated(judged, table, label, valid), table, label, known, _period(table, valid))
-    if report:
-        report(model.metrics, len(model.trees.feature))
+    model = _with_threshold(judged, table, label, known, valid)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
     final = _fitted(model, table, np.union1d(train, valid), label, config, seed)
-    return replace(model, trees=final.trees, rules=replace(model.rules, prior=final.rules.prior))
+    metrics = {**model.metrics, "trees": float(len(final.trees.feature))}
+    if report:
+        report(metrics, len(final.trees.feature))
+    rules = replace(model.rules, prior=final.rules.prior)
+    return replace(model, trees=final.trees, rules=rules, metrics=metrics)
 
 
 def _fitted(
@@ -147,8 +144,7 @@ def _fitted(
     rows, weight = _drawn(train, label, config.ordinary, seed)
     numeric = np.asarray(table.numeric[rows])
     cells = rules.coding.cells(table, rows)
-    _, nats = model.outputs(cells)
-    evidence = rules.evidence.combine(numeric, nats.astype(np.float64))
+    evidence = rules.evidence_of(surprises_of(model.expectation, cells), numeric)
     prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
     trees = boost(
         cells,
@@ -184,49 +180,43 @@ def _period(table: Table, valid: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(valid[0], valid[-1] + 1)
 
 
-def _calibrated(model: TrainedModel, table: Table, label: NDArray[np.int8], valid: NDArray[np.int64]) -> TrainedModel:
-    """Calibrate the log-odds and measure the ranking on the known rows of the validation period."""
-    fraud = label[valid] == 1
-    if not fraud.any() or fraud.all():
-        return model
-    scores = _scores(model, table, valid)
-    free = _scores(replace(model, rules=replace(model.rules, prior=None)), table, valid)
-    log_odds = np.log(np.clip(scores, 1e-12, 1 - 1e-7)) - np.log1p(-np.clip(scores, 1e-12, 1 - 1e-7))
-    metrics = {
-        "validation_ap": float(average_precision_score(fraud, scores)),
-        "validation_ap_label_free": float(average_precision_score(fraud, free)),
-    }
-    logit = LogitCalibration.fit(log_odds.astype(np.float64), label[valid])
-    return replace(model, rules=replace(model.rules, logit=logit), metrics={**model.metrics, **metrics})
-
-
 def _with_threshold(
     model: TrainedModel,
     table: Table,
     label: NDArray[np.int8],
     known: NDArray[np.bool_],
-    rows: NDArray[np.int64],
+    valid: NDArray[np.int64],
 ) -> TrainedModel:
-    """Turn the budget into a threshold on a period."""
-    scores = _scores(model, table, rows)
-    threshold = threshold_for(model.rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
-    alerts, fraud = scores > threshold, known[rows] & (label[rows] == 1)
-    metrics = {
-        "validation_alert_rate": float(alerts.mean()),
-        "trees": float(len(model.trees.feature)),
-        "has_head": float(model.rules.prior is not None),
-    }
+    """Calibrate on the known rows of the validation period, and turn the budget into a threshold on all its rows."""
+    rows = _period(table, valid)
+    rules, fraud = model.rules, known[rows] & (label[rows] == 1)
+    evidence, raw = _evidence_and_raw(model, table, rows)
+    metrics = {"has_head": float(rules.prior is not None)}
+    judged = np.isin(rows, valid)
+    if rules.prior is not None and 0 < fraud[judged].sum() < judged.sum():
+        rules = replace(rules, logit=LogitCalibration.fit(raw[judged], label[rows][judged]))
+        metrics["validation_ap"] = float(average_precision_score(fraud[judged], raw[judged]))
+        metrics["validation_ap_label_free"] = float(average_precision_score(fraud[judged], evidence[judged]))
+    scores = rules.calibrated(raw)
+    threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
+    alerts = scores > threshold
+    metrics["validation_alert_rate"] = float(alerts.mean())
     if fraud.any():
-        judged = alerts & known[rows]
+        reviewed = alerts & known[rows]
         metrics["validation_recall_at_budget"] = float(fraud[alerts].sum() / fraud.sum())
-        metrics["validation_precision_at_budget"] = float(fraud[judged].mean()) if judged.any() else 0.0
-    rules = replace(model.rules, threshold=threshold)
-    return replace(model, rules=rules, metrics={**model.metrics, **metrics})
+        metrics["validation_precision_at_budget"] = float(fraud[reviewed].mean()) if reviewed.any() else 0.0
+    return replace(model, rules=replace(rules, threshold=threshold), metrics={**model.metrics, **metrics})
 
 
-def _scores(model: TrainedModel, table: Table, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    found = [np.zeros(0, np.float32)]
+def _evidence_and_raw(
+    model: TrainedModel, table: Table, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`Rules.evidence_of` and `Rules.raw` of rows, read `CHUNK` at a time, both **shape (n,)**."""
+    evidence, raw = np.empty(len(rows)), np.empty(len(rows))
     for start in range(0, len(rows), CHUNK):
-        part = table.take(rows[start : start + CHUNK])
-        found.append(model.score(np.asarray(part.numeric), np.asarray(part.categorical)))
-    return np.concatenate(found)
+        part = slice(start, start + CHUNK)
+        numeric = np.asarray(table.numeric[rows[part]])
+        added, nats = model.outputs(model.rules.coding.cells(table, rows[part]))
+        evidence[part] = model.rules.evidence_of(nats, numeric)
+        raw[part] = model.rules.raw(evidence[part], added, numeric)
+    return evidence, raw

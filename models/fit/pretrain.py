@@ -310,9 +310,8 @@ def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
     nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
     numeric = np.asarray(table.numeric[rows])
-    names = [field.name for field in network.fields]
     # if nothing can be predicted, a value can still be rare
-    predicted = [field.name for field in network.fields if network.trust[field.target] > 0] or names
+    predicted = [f.name for f in network.fields if network.trust[f.target] > 0] or [f.name for f in network.fields]
     evidence = Evidence.fit(table.columns, network.fields, numeric, nats, predicted)
     tail = TailCalibration.fit(evidence.combine(numeric, nats))
     return Rules(

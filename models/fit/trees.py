@@ -12,6 +12,7 @@ from models.cells import Cells
 from models.score.trees import LEAF, Trees, frequent_choices, inputs
 
 FEW = 20  # frauds
+PATIENCE = 20  # trees without a split before boosting ends
 
 
 def boost(
@@ -49,6 +50,15 @@ def boost(
     """
     import xgboost
 
+    class Stop(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        """Ends when no split is worth its price any more; a tree without a split costs as much time as any other."""
+
+        idle = 0
+
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            self.idle = self.idle + 1 if model[epoch : epoch + 1].get_dump()[0].startswith("0:leaf") else 0
+            return self.idle == PATIENCE
+
     choices = frequent_choices(cells.codes)
     x = inputs(cells, choices)
     rows = xgboost.DMatrix(x, label, weight=weight, base_margin=margin.astype(np.float32))
@@ -65,7 +75,7 @@ def boost(
         "seed": seed,
         "nthread": 1,  # the same trees on every machine
     }
-    booster = xgboost.train(settings, rows, n_trees)
+    booster = xgboost.train(settings, rows, n_trees, callbacks=[Stop()])
     found = json.loads(booster.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]
     return _arrays([tree for tree in found if tree["left_children"][0] >= 0], choices)
 

@@ -62,12 +62,12 @@ def measures(
     - ``recent``: counts, sums, maxima and distinct values of the entity's last days; ``pace``: the same relative to
       its longest window.
 
+    >>> from models.masking import event_fields
     >>> columns = [Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric", None, False, "c", "count", 1)]
-    >>> [m.name for m in measures(columns, [], [])]
+    >>> [m.name for m in measures(columns, event_fields(columns), [])]
     ['amount.high', 'amount.low', 'c.count.1d']
     """
     numeric = [(i, column) for i, column in enumerate(columns) if column.kind == "numeric" and not column.label_fed]
-    usable = {field.name for field in fields}
     found: list[Measure] = []
     for i, column in numeric:
         if column.stat is None and column.of == column.name:
@@ -88,7 +88,7 @@ def measures(
         for j, field in enumerate(fields)
         if field.name in predicted
     ]
-    context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - usable if fields else set()
+    context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - {field.name for field in fields}
     return tuple(m for m in found if m.group not in context)
 
 

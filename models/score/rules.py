@@ -62,10 +62,21 @@ class Rules:
             nats: surprises, **shape (n, n_fields)**, NaN = missing.
             numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
         """
-        evidence = self.evidence.combine(numeric, nats.astype(np.float64))
-        if self.prior is None:
-            return self.tail.apply(evidence).astype(np.float32)
-        return self.logit.apply(self.prior.log_odds(evidence, numeric) + logit).astype(np.float32)
+        return self.calibrated(self.raw(self.evidence_of(nats, numeric), logit, numeric))
+
+    def evidence_of(self, nats: NDArray[np.float32], numeric: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The label-free value of rows in nats, **shape (n,)**."""
+        return self.evidence.combine(numeric, nats.astype(np.float64))
+
+    def raw(
+        self, evidence: NDArray[np.float64], logit: NDArray[np.float32], numeric: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Log-odds before calibration; without labels the evidence itself, **shape (n,)**."""
+        return evidence if self.prior is None else self.prior.log_odds(evidence, numeric) + logit
+
+    def calibrated(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Scores from the result of `raw`, **shape (n,)**."""
+        return (self.tail if self.prior is None else self.logit).apply(raw).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +61,6 @@ class Trees:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Create it from the result of `arrays`."""
-        return cls(**arrays)
 
 
 def inputs(cells: Cells, choices: NDArray[np.int64]) -> NDArray[np.float32]:

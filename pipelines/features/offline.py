@@ -84,7 +84,7 @@ def features_of(
     if stream.labels and stream.labels.column in frame.columns:
         given = frame[stream.labels.column]
         label = given.fill_null(0).cast(pl.Int8).to_numpy()
-        reported = np.flatnonzero(_is_sent(stream, given.is_not_null().to_numpy(), label))
+        reported = np.flatnonzero(np.isin(given.to_numpy(), stream.labels.sent))
         delay_ms = (stream.labels.maturity_ms if label_delay_ms is None else label_delay_ms) + stream.labels.lag_ms
     row = np.concatenate([np.arange(n), reported])
     kind = np.repeat(np.array([EVENT, LABEL], np.int8), [n, len(reported)])
@@ -113,9 +113,3 @@ def features_of(
             progress(min(begin + _CHUNK, len(row)), len(row))
     names = {hash64(text): text for column in texts for text in column.unique().drop_nulls().to_list()}
     return OfflineFeatures(time_ms, entities[:, 0], numeric, categorical, names)
-
-
-def _is_sent(stream: Stream, is_labelled: NDArray[np.bool_], label: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Which labels are reported: with ``reports = "frauds"`` only those of frauds."""
-    both = stream.labels is not None and stream.labels.reports == "both"
-    return is_labelled & ((label == 1) | both)
