@@ -13,6 +13,7 @@ from models.score.budget import Budget
 from models.table import Column, PickedRows, Table
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
+from pipelines.features.offline import features_of
 from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
 
@@ -63,6 +64,13 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
     numeric, categorical = (PickedRows(m, found.rows) for m in (found.features.numeric, found.features.categorical))
     table = Table(columns_of(stream), numeric, categorical, found.time_ms, found.category_names, found.entity)
     return TrainingData(table, found.label, found.known, found.event_id, as_of_ms, found.features.key)
+
+
+def offline_table(frame: pl.DataFrame, stream: Stream) -> Table:
+    """Convert past events to the input of the models, without Kafka and lake, as in a notebook; see `features_of`."""
+    found = features_of(frame, stream)
+    columns, names = columns_of(stream), found.category_names
+    return Table(columns, found.numeric, found.categorical, found.time_ms, names, found.entity)
 
 
 def budget_of(stream: Stream) -> Budget:

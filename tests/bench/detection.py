@@ -229,10 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise BenchError(f"{asked.data}: no .npz file{f' with {asked.only!r} in its name' if asked.only else ''}")
         if asked.seeds < 1 or asked.trials < 1 or asked.max_rows < 100 or not 0 < asked.budget < 1:
             raise BenchError("--seeds and --trials must be at least 1, --max-rows at least 100, --budget within (0, 1)")
-        if not asked.out.absolute().parent.is_dir():
-            raise BenchError(f"{asked.out.absolute().parent}: no such folder; create it, or choose another --out")
-        if missing := peers.missing_packages():
-            raise BenchError(f"{', '.join(missing)} not installed: pip install 'unmask[train,bench]'")
+        tables.check_folder(asked.out)
+        peers.check_packages()
         options = Options(asked.max_rows, asked.trials, asked.budget)
         settings, n_seeds = list(SETTINGS), asked.seeds
         if asked.quick:

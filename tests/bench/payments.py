@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,13 @@ import torch
 from numpy.typing import NDArray
 
 from flows.streams import shipped
-from flows.training_data import budget_of, columns_of
+from flows.training_data import budget_of, offline_table
 from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.budget import Budget, threshold_for
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.errors import UnmaskError
-from pipelines.features.offline import features_of
 from tests.bench import peers, tables
 from tests.bench.peers import Matrix, Rows
 from tests.bench.tables import BenchError, Row
@@ -157,9 +156,7 @@ class Draw:
         data, stream = self.data, self.data.stream
         assert stream.labels is not None
         shown = data.frame[stream.labels.column].set(pl.Series(~self.is_labelled), None)
-        found = features_of(data.frame.with_columns(shown), stream)
-        columns, names = columns_of(stream), found.category_names
-        return Table(columns, found.numeric, found.categorical, found.time_ms, names, found.entity)
+        return offline_table(data.frame.with_columns(shown), stream)
 
     @cached_property
     def training(self) -> slice:
@@ -470,14 +467,6 @@ def _period(start_ms: int, end_ms: int) -> str:
     return f"{_day(start_ms)} .. {_day(end_ms - 1)}"
 
 
-def _ms(text: str) -> int:
-    try:
-        day = date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day such as 2018-06-30 ({error})") from error
-    return round(datetime.combine(day, datetime.min.time(), UTC).timestamp() * 1000)
-
-
 def _shares(text: str) -> list[float]:
     try:
         return sorted({float(part) for part in text.split(",")})
@@ -494,11 +483,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of .parquet files")
     parser.add_argument("--stream", required=True, help="stream file, or the name of a shipped stream")
-    parser.add_argument("--train-start", type=_ms, default=0, help="first day of training (default: after 30 days)")
-    parser.add_argument("--train-end", type=_ms, required=True, help="last day of training, YYYY-MM-DD")
+    parser.add_argument(
+        "--train-start", type=tables.day_ms, default=0, help="first day of training (default: after 30 days)"
+    )
+    parser.add_argument("--train-end", type=tables.day_ms, required=True, help="last day of training, YYYY-MM-DD")
     parser.add_argument("--valid-days", type=int, default=14, help="days of validation (default 14)")
-    parser.add_argument("--test-start", type=_ms, required=True, help="first day of the test period")
-    parser.add_argument("--test-end", type=_ms, required=True, help="last day of the test period")
+    parser.add_argument("--test-start", type=tables.day_ms, required=True, help="first day of the test period")
+    parser.add_argument("--test-end", type=tables.day_ms, required=True, help="last day of the test period")
     shares = [0, 0.005, 0.01, 0.05, 0.1, 0.25, 1]
     parser.add_argument("--labels", type=_shares, default=shares, help="shares of labelled members, such as 0,0.05,1")
     parser.add_argument("--seeds", type=int, default=3, help="label draws; at least 10 at 1 %% and below (default 3)")
@@ -514,10 +505,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise BenchError("--seeds, --trials and --valid-days must be at least 1, --max-ordinary at least 100")
         if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
             raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
-        if not asked.out.absolute().parent.is_dir():
-            raise BenchError(f"{asked.out.absolute().parent}: no such folder; create it, or choose another --out")
-        if missing := peers.missing_packages():
-            raise BenchError(f"{', '.join(missing)} not installed: pip install 'unmask[train,bench]'")
+        tables.check_folder(asked.out)
+        peers.check_packages()
         with_ratio = [f.field for f in stream.features if f.stat in ("ratio", "wratio") and f.field]
         options = Options(
             asked.train_start,

@@ -24,6 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import NearestNeighbors
 
+from tests.bench.tables import BenchError
+
 Matrix = NDArray[np.float64]
 Scorer = Callable[[Matrix], NDArray[np.float64]]
 Settings = dict[str, Any]
@@ -441,8 +443,9 @@ def spaces() -> dict[str, Any]:
     return {method.name: {"default": method.default, "space": method.space} for method in SUPERVISED}
 
 
-def missing_packages() -> list[str]:
-    """Packages of the extra `bench` that are not installed."""
+def check_packages() -> None:
+    """Raises BenchError if packages of the extra `bench` are not installed."""
     from importlib.util import find_spec
 
-    return [name for name in PACKAGES if find_spec(name) is None]
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise BenchError(f"{', '.join(missing)} not installed: pip install 'unmask[train,bench]'")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,21 @@ Row = dict[str, Any]
 
 class BenchError(Exception):
     """A benchmark cannot start; the message says what to change."""
+
+
+def check_folder(out: Path) -> None:
+    """Raises BenchError if the folder of a file to write does not exist."""
+    if not out.absolute().parent.is_dir():
+        raise BenchError(f"{out.absolute().parent}: no such folder; create it, or choose another --out")
+
+
+def day_ms(text: str) -> int:
+    """Start of a day in UTC, ms since 1970: the type of a command-line option."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day such as 2018-06-30 ({error})") from error
+    return round(datetime.combine(day, datetime.min.time(), UTC).timestamp() * 1000)
 
 
 class Cells:

@@ -100,7 +100,7 @@ def test_the_benchmark_of_a_stream_runs(stream_folder: Path) -> None:
 
 def test_labels_of_other_members_and_of_the_future_are_hidden_everywhere(stream_folder: Path) -> None:
     stream = load("payments")
-    start, end, last = (payments._ms(text) for text in ("2026-02-16", "2026-02-16", "2026-03-01"))
+    start, end, last = (tables.day_ms(text) for text in ("2026-02-16", "2026-02-16", "2026-03-01"))
     options = payments.Options(0, end, 14, start, last, "amount")
     data, _ = payments.load(stream_folder, stream, options)
     draw = payments.Draw(data, 0.2, 1)

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,24 +25,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from flows.streams import shipped
-from flows.training_data import columns_of
+from flows.training_data import offline_table
 from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
-from pipelines.features.offline import features_of
 from pipelines.play.simulate import payments, read_folder
+from tests.bench.tables import day_ms
 
 N_FRAUDS = (5, 10, 20, 50, 200)
 N_DRAWS = 20
-
-
-def table_of(frame: pl.DataFrame, stream: Stream) -> Table:
-    """The model's table of past events."""
-    found = features_of(frame, stream)
-    return Table(
-        columns_of(stream), found.numeric, found.categorical, found.time_ms, found.category_names, found.entity
-    )
 
 
 def simulated(seed: int) -> pl.DataFrame:
@@ -80,7 +72,7 @@ class Draws:
         labels = msgspec.structs.replace(self.stream.labels, reports="both")
         self.stream = msgspec.structs.replace(self.stream, labels=labels)
         hidden = self.frame.with_columns(pl.lit(None).alias(labels.column))
-        table = table_of(hidden, self.stream)
+        table = offline_table(hidden, self.stream)
         self.train, self.test = self._periods(table)
         self.label = self.frame[labels.column].to_numpy().astype(np.int8)
         self.known_until_ms = self.train_end_ms - labels.maturity_ms
@@ -100,7 +92,7 @@ class Draws:
         assert self.stream.labels is not None
         shown = self._shown(n_frauds, seed)
         column = self.stream.labels.column
-        table = table_of(
+        table = offline_table(
             self.frame.with_columns(pl.when(pl.Series(shown)).then(pl.col(column)).alias(column)), self.stream
         )
         known = shown & (table.time_ms < self.known_until_ms)
@@ -141,16 +133,12 @@ def not_below(results: list[Result]) -> int:
     return sum(one.fine_tuned >= one.label_free for one in results)
 
 
-def _ms(text: str) -> int:
-    return int(datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC).timestamp() * 1000)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of past events (default: simulated payments)")
     parser.add_argument("--stream", required=True, help="stream file, or the name of a shipped stream")
-    parser.add_argument("--train-end", type=_ms, help="last day of training, YYYY-MM-DD")
-    parser.add_argument("--test-end", type=_ms, help="last day of the test period")
+    parser.add_argument("--train-end", type=day_ms, help="last day of training, YYYY-MM-DD")
+    parser.add_argument("--test-end", type=day_ms, help="last day of the test period")
     parser.add_argument("--draws", type=int, default=N_DRAWS, help=f"draws per number of frauds (default {N_DRAWS})")
     parser.add_argument("--frauds", type=int, nargs="+", default=N_FRAUDS, help="numbers of known frauds")
     options = parser.parse_args(arguments)
@@ -160,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = Draws(frame, stream, options.train_end + DAY_MS, options.test_end + DAY_MS)
     else:
         frame = simulated(seed=21)
-        start = _ms("2026-01-01")
+        start = day_ms("2026-01-01")
         given = Draws(frame, stream, start + 45 * DAY_MS, start + 60 * DAY_MS)
     print(f"label-free: average precision {given.label_free:.4f}", flush=True)
     bad = False

@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from flows.streams import shipped
+from flows.training_data import offline_table
 from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, pretrain
 from models.table import Column, Table
 from pipelines.play.simulate import payments
-from tests.detection.draws import table_of
 from tests.detection.logins import KINDS, logins, stream
 
 
 @pytest.mark.parametrize("seed", [101, 102])
 def test_bursts_takeovers_and_exfiltrations_of_logins_are_found_within_the_budget(seed: int) -> None:
     frame = logins(seed=seed)
-    table, kind = table_of(frame, stream()), frame["kind"].to_numpy()
+    table, kind = offline_table(frame, stream()), frame["kind"].to_numpy()
     none = np.zeros(len(table), bool)
     model = finetune(
         pretrain(table, config=PretrainConfig(), seed=0),
@@ -66,7 +66,7 @@ def hashed(values: NDArray[np.int64], column: int) -> NDArray[np.uint64]:
 
 def test_eight_categories_of_noise_cost_at_most_a_twentieth_of_the_average_precision() -> None:
     frame = payments(seed=11, n_customers=900, n_terminals=1_200, days=50, start=datetime(2026, 1, 1, tzinfo=UTC))
-    plain = table_of(frame, shipped.load("payments"))
+    plain = offline_table(frame, shipped.load("payments"))
     late = plain.time_ms >= plain.time_ms[0] + 35 * 86_400_000
     fraud = frame["label"].to_numpy()[late]
     found = []
