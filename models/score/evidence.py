@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -182,7 +183,7 @@ class Evidence:
         far = np.array([np.quantile(seen, FAR) if (seen := x[np.isfinite(x)]).size else 0.0 for x in raw])
         weight = np.clip((_normal_nats(far, normal) + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
         fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
-        of_rows = fitted._nats(raw)
+        of_rows = fitted._nats(raw, np.ones(len(parts), np.bool_))
         steady = np.array([_is_steady(one) for one in of_rows], np.bool_)
         weight *= steady
         normal[~steady, 2] = 0.0
@@ -191,6 +192,11 @@ class Evidence:
             table[~steady], table[:, ~steady] = 0.0, 0.0
         return cls(parts, center, knots, nats, normal, weight, support, cost)
 
+    @property
+    def surprised(self) -> tuple[int, ...]:
+        """The fields whose surprises are measures."""
+        return tuple(m.column for m in self.measures if m.kind == "surprise")
+
     def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """One value per row in nats, high = anomalous, **shape (n,)**. A missing value is no evidence."""
         return np.asarray(self.by_measure(numeric, surprises).max(axis=0, initial=-np.inf))
@@ -198,34 +204,45 @@ class Evidence:
     def by_measure(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """The evidence of each measure with the support of the other groups, **shape (k, n)**."""
         raw = _raw(self.measures, self.center, numeric, surprises)
-        nats = self._nats(raw)
-        total = self.weight[:, None] * nats + self._beyond(raw)
+        nats = self._nats(raw, self._counts)
+        total = self.weight[:, None] * nats
         at = -np.log(np.array(TAILS))
-        groups = np.array([m.group for m in self.measures])
-        for j in range(len(total)):
-            for group in np.unique(groups):
-                best: NDArray[np.float64] | None = None
-                for i in np.flatnonzero((groups == group) & (self.support[j, :, -1] > 0)):
-                    one = np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i]
-                    best = one if best is None else np.maximum(best, one)
-                if best is not None:
-                    total[j] += best
+        for j, x in enumerate(raw):
+            far = np.flatnonzero(x > self.knots[j, -1])
+            total[j, far] += self._beyond(j, x[far])
+            for supporters in self._supporters[j]:
+                ones = [np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i] for i in supporters]
+                total[j] += np.max(ones, axis=0)
         return total
 
-    def _nats(self, raw: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    @cached_property
+    def _counts(self) -> NDArray[np.bool_]:
+        """Measures that can change a score within the range of the training rows, **shape (k,)**."""
+        return (self.weight > 0) | (self.support[:, :, -1] > 0).any(axis=0)
+
+    @cached_property
+    def _supporters(self) -> list[list[list[int]]]:
+        """For each measure and each group that supports it, the measures that do."""
+        found: list[list[list[int]]] = []
+        for row in self.support[:, :, -1] > 0:
+            by_group: dict[str, list[int]] = {}
+            for i in np.flatnonzero(row):
+                by_group.setdefault(self.measures[i].group, []).append(int(i))
+            found.append(list(by_group.values()))
+        return found
+
+    def _nats(self, raw: Sequence[NDArray[np.float64]], wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
         found = np.zeros((len(raw), len(raw[0]) if raw else 0))
-        for j, x in enumerate(raw):
+        for j in np.flatnonzero(wanted):
+            x = raw[int(j)]
             found[j] = np.where(np.isfinite(x), np.interp(x, self.knots[j], self.nats[j]), 0.0)
         return found
 
-    def _beyond(self, raw: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _beyond(self, j: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Nats of values beyond those of the training rows, under the tail of normal values."""
-        if not raw:
-            return np.zeros((0, 0))
-        x = np.stack([np.nan_to_num(values, nan=-np.inf) for values in raw])
-        last = self.knots[:, -1]
-        nats = _normal_nats(np.maximum(x, last[:, None]), self.normal) - _normal_nats(last, self.normal)[:, None]
-        return np.minimum(nats, MOST_BEYOND)
+        normal = self.normal[j : j + 1]
+        last = _normal_nats(self.knots[j, -1:], normal)
+        return np.minimum(_normal_nats(x[None], normal)[0] - last, MOST_BEYOND)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""

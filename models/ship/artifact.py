@@ -63,7 +63,7 @@ def save(
     contents = {
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
         "expect.onnx": expectation_graph(model.expectation),
-        "model.onnx": scorer_graph(model.expectation, model.trees),
+        "model.onnx": scorer_graph(model.expectation, model.trees, model.rules.evidence.surprised),
         "model.safetensors": save_safetensors(arrays),
     }
     return write_files(folder, contents, lineage=lineage)

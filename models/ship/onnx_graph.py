@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from models.cells import MISSING
-from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
 from models.score.blend import Blend
 from models.score.outlying import TINY, Outlyingness
 from models.score.trees import LEAF, Trees
 
 OPSET, IR_VERSION = 17, 9
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """The weights of an encoder that some of its outputs need.
+
+    Args:
+        read: numeric columns that are read, **shape (r,)**.
+        outputs: the outputs, ascending, **shape (o,)**.
+        left, slope: of the bins, **shape (r, n_bins)**.
+        pieces, missing, codes, bias: first layer and linear skip, last axis ``width + o``.
+        layers, out: weights and biases of the other layers.
+        width: units of a hidden layer.
+    """
+
+    read: NDArray[np.int64]
+    outputs: NDArray[np.int64]
+    left: NDArray[np.float32]
+    slope: NDArray[np.float32]
+    pieces: NDArray[np.float32]
+    missing: NDArray[np.float32]
+    codes: list[NDArray[np.float32]]
+    bias: NDArray[np.float32]
+    layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    out: tuple[NDArray[np.float32], NDArray[np.float32]]
+    width: int
+
+    @classmethod
+    def of(cls, net: Expectation, outputs: NDArray[np.int64]) -> Self:
+        encoder = net.encoder
+        read = np.flatnonzero(net.readable.cpu().numpy() > 0)
+        joint = np.concatenate([np.arange(encoder.width), encoder.width + outputs])
+        left, slope = _array(encoder.left), _array(encoder.slope)
+        pieces = _array(encoder.pieces_weight).reshape(*left.shape, -1)
+        missing = _array(encoder.missing_weight)
+        never = np.setdiff1d(np.arange(net.d_num), read)  # hidden in every row
+        return cls(
+            read=read,
+            outputs=outputs,
+            left=left[read],
+            slope=slope[read],
+            pieces=pieces[read][:, :, joint],
+            missing=missing[read][:, joint],
+            codes=[_array(weight)[:, joint] for weight in encoder.code_weights],
+            bias=(_array(encoder.bias) + missing[never].sum(axis=0))[joint],
+            layers=[(_array(layer.weight), _array(layer.bias)) for layer in encoder.layers],
+            out=(_array(encoder.out.weight)[outputs], _array(encoder.out.bias)[outputs]),
+            width=encoder.width,
+        )
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    return np.asarray(tensor.detach().cpu().numpy())
 
 
 class _Nodes:
@@ -27,9 +80,7 @@ class _Nodes:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def weight(self, array: Tensor | NDArray[np.generic] | list[int]) -> str:
-        if isinstance(array, Tensor):
-            array = array.detach().cpu().numpy()
+    def weight(self, array: NDArray[np.generic] | list[int]) -> str:
         name = f"w{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
@@ -52,71 +103,107 @@ class _Nodes:
     def total(self, parts: list[str]) -> str:
         return parts[0] if len(parts) == 1 else self.op("Sum", *parts)
 
+    def pick(self, of: str, at: NDArray[np.integer]) -> str:
+        return self.op("Gather", of, self.weight(at.astype(np.int64)), axis=1)
+
     # the methods of models/net/encoder.py
 
-    def pieces(self, encoder: Encoder, values: str) -> str:
+    def pieces(self, part: _Slice, values: str) -> str:
         wide = self.op("Unsqueeze", values, self.weight(np.array([2], np.int64)))
-        steps = self.op("Mul", self.op("Sub", wide, self.weight(encoder.left)), self.weight(encoder.slope))
+        steps = self.op("Mul", self.op("Sub", wide, self.weight(part.left)), self.weight(part.slope))
         return self.op("Clip", steps, self.number(0.0), self.number(1.0))
 
     def shown(self, pieces: str, present: str) -> str:
         marked = self.op("Mul", pieces, self.op("Unsqueeze", present, self.weight(np.array([2], np.int64))))
         return self.op("Flatten", marked, axis=1)
 
-    def first(self, encoder: Encoder, shown: str, present: str, codes: str) -> str:
+    def first(self, part: _Slice, shown: str, present: str, codes: str) -> str:
         absent = self.op("Sub", self.number(1.0), present)
         parts = [
-            self.op("MatMul", shown, self.weight(encoder.pieces_weight)),
-            self.op("MatMul", absent, self.weight(encoder.missing_weight)),
+            self.op("MatMul", shown, self.weight(part.pieces.reshape(-1, part.pieces.shape[2]))),
+            self.op("MatMul", absent, self.weight(part.missing)),
         ]
-        for j, weight in enumerate(encoder.code_weights):
+        for j, weight in enumerate(part.codes):
             parts.append(self.op("Gather", self.weight(weight), self.column(codes, j), axis=0))
-        return self.op("Add", self.total(parts), self.weight(encoder.bias))
+        return self.op("Add", self.total(parts), self.weight(part.bias))
 
-    def rest(self, encoder: Encoder, joint: str) -> str:
-        hidden = self.op("Relu", self.columns(joint, 0, encoder.width))
-        for layer in encoder.layers:
-            weight, bias = (self.weight(part) for part in layer.parameters())
-            step = self.op("Gemm", hidden, weight, bias, transB=1)
+    def rest(self, part: _Slice, joint: str) -> str:
+        hidden = self.op("Relu", self.columns(joint, 0, part.width))
+        for weight, bias in part.layers:
+            step = self.op("Gemm", hidden, self.weight(weight), self.weight(bias), transB=1)
             hidden = self.op("Add", hidden, self.op("Relu", step))
-        out = self.op("Gemm", hidden, self.weight(encoder.out.weight), self.weight(encoder.out.bias), transB=1)
-        return self.op("Add", out, self.columns(joint, encoder.width, encoder.width + encoder.d_out))
+        weight, bias = part.out
+        out = self.op("Gemm", hidden, self.weight(weight), self.weight(bias), transB=1)
+        return self.op("Add", out, self.columns(joint, part.width, part.width + len(part.outputs)))
 
     # the methods of models/net/expectation.py
 
-    def surprises(self, net: Expectation, values: str, present: str, codes: str) -> str:
-        encoder = net.encoder
-        present = self.op("Mul", present, self.weight(net.readable))
-        pieces = self.pieces(encoder, values)
-        joint = self.first(encoder, self.shown(pieces, present), present, codes)
+    def surprises(self, net: Expectation, values: str, present: str, codes: str, used: Collection[int]) -> str:
+        """Surprises, (n, n_fields). Those of fields that are not used are missing."""
+        trusted = [net.fields[j].target for j in used if net.trust[net.fields[j].target] > 0]
+        part = _Slice.of(net, np.array(sorted(k for target in trusted for k in _outputs(net, target)), np.int64))
+        read = self.pick(present, part.read)
+        pieces = self.pieces(part, self.pick(values, part.read))
+        joint = self.first(part, self.shown(pieces, read), read, codes)
         found: list[list[str]] = [[] for _ in net.fields]
         for view in net.views:
-            out = self.rest(encoder, self.hide(net, joint, pieces, present, codes, np.flatnonzero(view)))
-            for field, nats in zip(net.fields, found, strict=True):
-                if view[field.target]:
-                    nats.append(self.nats(net, field.target, values, present, codes, out))
-        means = [nats[0] if len(nats) == 1 else self.op("Mean", *nats) for nats in found]
+            out = ""
+            if view[trusted].any():
+                out = self.rest(part, self.hide(net, part, joint, pieces, read, codes, np.flatnonzero(view)))
+            for j, field in enumerate(net.fields):
+                if j in used and view[field.target]:
+                    found[j].append(self.nats(net, part, field.target, values, present, codes, out))
+        absent = self.op("Add", self.op("Mul", self.column(present, 0), self.number(0.0)), self.number(np.nan))
+        means = [absent if not nats else nats[0] if len(nats) == 1 else self.op("Mean", *nats) for nats in found]
         axis = self.weight(np.array([1], np.int64))
         return self.op("Concat", *[self.op("Unsqueeze", mean, axis) for mean in means], axis=1)
 
     def hide(
-        self, net: Expectation, joint: str, pieces: str, present: str, codes: str, hidden: NDArray[np.int64]
+        self,
+        net: Expectation,
+        part: _Slice,
+        joint: str,
+        pieces: str,
+        read: str,
+        codes: str,
+        hidden: NDArray[np.int64],
     ) -> str:
-        encoder = net.encoder
-        numbers = hidden[hidden < net.d_num]
-        if len(numbers):
-            at = self.weight(numbers.astype(np.int64))
-            shown = self.op("Gather", present, at, axis=1)
-            n_bins = encoder.left.shape[1]
-            weight = encoder.pieces_weight.view(net.d_num, n_bins, -1)[numbers].flatten(0, 1)
-            part = self.shown(self.op("Gather", pieces, at, axis=1), shown)
-            joint = self.op("Sub", joint, self.op("MatMul", part, self.weight(weight)))
-            joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(encoder.missing_weight[numbers])))
+        at = np.flatnonzero(np.isin(part.read, hidden))
+        if len(at):
+            shown = self.pick(read, at)
+            weight = part.pieces[at].reshape(-1, part.pieces.shape[2])
+            gone = self.op("MatMul", self.shown(self.pick(pieces, at), shown), self.weight(weight))
+            joint = self.op("Sub", joint, gone)
+            joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(part.missing[at])))
         for j in (int(i) - net.d_num for i in hidden if i >= net.d_num):
-            weight = encoder.code_weights[j]
+            weight = part.codes[j]
             gone = self.op("Gather", self.weight(weight - weight[:1]), self.column(codes, j), axis=0)
             joint = self.op("Sub", joint, gone)
         return joint
+
+    def nats(self, net: Expectation, part: _Slice, target: int, values: str, present: str, codes: str, out: str) -> str:
+        at = np.searchsorted(part.outputs, _outputs(net, target))
+        if target < net.d_num:
+            z = self.column(values, target)
+            if net.trust[target] > 0:
+                spread = self.op("Clip", self.column(out, int(at[1])), self.number(-SPREAD), self.number(SPREAD))
+                away = self.op("Sub", z, self.column(out, int(at[0])))
+                z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
+            half = self.op("Mul", self.op("Mul", z, z), self.number(0.5))
+            shown = self.op("Greater", self.column(present, target), self.number(0.0))
+            return self.op("Where", shown, half, self.number(np.nan))
+        code = self.column(codes, target - net.d_num)
+        if net.trust[target] > 0:
+            p = self.op("Softmax", self.columns(out, int(at[0]), int(at[-1]) + 1), axis=1)
+            which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
+            chosen = self.op("GatherElements", p, which, axis=1)
+            chosen = self.op("Squeeze", chosen, self.weight(np.array([1], np.int64)))
+        else:
+            marginal = np.exp(_array(net.marginal)[net.code_slice(target)])
+            chosen = self.op("Gather", self.weight(marginal / marginal.sum()), code, axis=0)
+        floored = self.op("Add", self.op("Mul", chosen, self.number(1 - FLOOR)), self.number(FLOOR / len(at)))
+        seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
+        return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
     # the methods of models/score/trees.py
 
@@ -156,33 +243,6 @@ class _Nodes:
             )
         )
         return self.column("trees", 0)
-
-    def logits(self, net: Expectation, out: str) -> str:
-        d, n = net.d_num, sum(net.n_codes)
-        of_codes = np.repeat(net.trust[d:].numpy(), net.n_codes)
-        trusted = self.op("Mul", self.columns(out, 2 * d, 2 * d + n), self.weight(of_codes))
-        return self.op("Add", trusted, self.weight(net.marginal.numpy() * (1 - of_codes)))
-
-    def nats(self, net: Expectation, target: int, values: str, present: str, codes: str, out: str) -> str:
-        d = net.d_num
-        if target < d:
-            z = self.column(values, target)
-            if net.trust[target] > 0:
-                spread = self.op("Clip", self.column(out, d + target), self.number(-SPREAD), self.number(SPREAD))
-                away = self.op("Sub", z, self.column(out, target))
-                z = self.op("Mul", away, self.op("Exp", self.op("Neg", spread)))
-            half = self.op("Mul", self.op("Mul", z, z), self.number(0.5))
-            shown = self.op("Greater", self.column(present, target), self.number(0.0))
-            return self.op("Where", shown, half, self.number(np.nan))
-        at = net.code_slice(target)
-        n = at.stop - at.start
-        p = self.op("Softmax", self.columns(self.logits(net, out), at.start, at.stop), axis=1)
-        code = self.column(codes, target - d)
-        which = self.op("Unsqueeze", code, self.weight(np.array([1], np.int64)))
-        chosen = self.op("Squeeze", self.op("GatherElements", p, which, axis=1), self.weight(np.array([1], np.int64)))
-        floored = self.op("Add", self.op("Mul", chosen, self.number(1 - FLOOR)), self.number(FLOOR / n))
-        seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
-        return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
     # the methods of models/score/outlying.py and blend.py
 
@@ -266,26 +326,40 @@ def outlyingness_graph(fitted: Outlyingness) -> bytes:
     return _model(g, len(fitted.use) - d_cat, d_cat, {"nats": (nats, 1)})
 
 
-def scorer_graph(net: Expectation, trees: Trees) -> bytes:
-    """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing``."""
+def scorer_graph(net: Expectation, trees: Trees, used: Collection[int]) -> bytes:
+    """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing or not used``.
+
+    Only the part of the network that the surprises of the used fields need is in it.
+    """
     g = _Nodes()
-    nats = g.surprises(net, "values", "present", "codes")
+    nats = g.surprises(net, "values", "present", "codes", used)
     return _model(g, net.d_num, len(net.n_codes), {"logit": (g.trees(trees), 1), "nats": (nats, 2)})
 
 
 def expectation_graph(net: Expectation) -> bytes:
     """Serialised ONNX model: ``values, present, codes -> mean, spread (n, d_num), logits (n, all codes)``."""
     g = _Nodes()
-    present = g.op("Mul", "present", g.weight(net.readable))
-    shown = g.shown(g.pieces(net.encoder, "values"), present)
-    out = g.rest(net.encoder, g.first(net.encoder, shown, present, "codes"))
-    d = net.d_num
-    trust = g.weight(net.trust[:d])
-    mean = g.op("Mul", g.columns(out, 0, d), trust)
-    spread = g.op("Mul", g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD)), trust)
-    return _model(
-        g, net.d_num, len(net.n_codes), {"mean": (mean, 2), "spread": (spread, 2), "logits": (g.logits(net, out), 2)}
-    )
+    d, n_codes = net.d_num, sum(net.n_codes)
+    part = _Slice.of(net, np.arange(2 * d + n_codes))
+    read = g.pick("present", part.read)
+    shown = g.shown(g.pieces(part, g.pick("values", part.read)), read)
+    out = g.rest(part, g.first(part, shown, read, "codes"))
+    trust = _array(net.trust)
+    mean = g.op("Mul", g.columns(out, 0, d), g.weight(trust[:d]))
+    spread = g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD))
+    spread = g.op("Mul", spread, g.weight(trust[:d]))
+    of_codes = np.repeat(trust[d:], net.n_codes)
+    logits = g.op("Mul", g.columns(out, 2 * d, 2 * d + n_codes), g.weight(of_codes))
+    logits = g.op("Add", logits, g.weight(_array(net.marginal) * (1 - of_codes)))
+    return _model(g, d, len(net.n_codes), {"mean": (mean, 2), "spread": (spread, 2), "logits": (logits, 2)})
+
+
+def _outputs(net: Expectation, target: int) -> list[int]:
+    """The outputs that describe a column: mean and log deviation, or the logits of its codes."""
+    if target < net.d_num:
+        return [target, net.d_num + target]
+    logits = net.code_slice(target)
+    return list(range(2 * net.d_num + logits.start, 2 * net.d_num + logits.stop))
 
 
 def _model(g: _Nodes, d_num: int, d_cat: int, outputs: dict[str, tuple[str, int]]) -> bytes:
