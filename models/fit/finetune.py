@@ -45,19 +45,20 @@ class FinetuneConfig:
     rate: float = 0.1
     min_gain: float = 6.0
     ridge: float = 10.0
-    ordinary: int = 60_000
+    ordinary: int = 30_000
     validation: float = 0.1
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A pretrained network, the trees that labels added and the rules. ``metrics`` are of the validation period.
+    """The pretrained networks, the trees that labels added and the rules. ``metrics`` are of the validation period.
 
     >>> TrainedModel.score.__doc__.split(",")[0]
     'Scores in [0'
     """
 
     expectation: Expectation
+    student: Expectation
     trees: Trees
     rules: Rules
     metrics: Mapping[str, float]
@@ -70,7 +71,7 @@ class TrainedModel:
     def outputs(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the trees add (n,), and surprises (n, n_fields)."""
         added = [np.zeros(0), *(self.trees.score(part) for part in chunks(cells))]
-        return np.concatenate(added).astype(np.float32), surprises_of(self.expectation, cells)
+        return np.concatenate(added).astype(np.float32), surprises_of(self.student, cells)
 
 
 def finetune(
@@ -109,7 +110,11 @@ def finetune(
     rules = replace(pretrained.rules, category_names=dict(table.category_names), budget=config.budget)
     train, valid = last_share(np.flatnonzero(known), config.validation)
     model = TrainedModel(
-        pretrained.expectation, no_trees(), rules, {"frauds": float((label[known] == 1).sum()), "trees": 0.0}
+        pretrained.expectation,
+        pretrained.student,
+        no_trees(),
+        rules,
+        {"frauds": float((label[known] == 1).sum()), "trees": 0.0},
     )
     if not (label[train] == 1).any():
         return _with_threshold(model, table, label, known, valid)
@@ -144,7 +149,7 @@ def _fitted(
     rows, weight = _drawn(train, label, config.ordinary, seed)
     numeric = np.asarray(table.numeric[rows])
     cells = rules.coding.cells(table, rows)
-    evidence = rules.evidence_of(surprises_of(model.expectation, cells), numeric)
+    evidence = rules.evidence_of(surprises_of(model.student, cells), numeric)
     prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
     trees = boost(
         cells,

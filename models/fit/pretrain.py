@@ -14,10 +14,11 @@ from torch import Tensor
 
 from models.cells import CHUNK, CellCoding, Cells
 from models.fit.checkpoint import Checkpoint, weights_of
+from models.fit.distill import distill
 from models.fit.probe import Probe
 from models.fit.schedule import OnMetrics, OnShare, Schedule
 from models.fit.split import last_share
-from models.net.batches import CellTensors, as_batch, chunks, surprises_of
+from models.net.batches import Batches, CellTensors, as_batch, chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget
 from models.score.calibrate import LogitCalibration, TailCalibration
@@ -65,9 +66,18 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained network and its fitted ``rules``, which score without labels."""
+    """A pretrained network and its fitted ``rules``, which score without labels.
+
+    Args:
+        expectation: the network; it gives the expected values of explanations.
+        student: a small network that predicts the same; it gives the surprises of scores.
+        rules: the other fitted parts.
+        config: settings of the training.
+        metrics: of the last rows in time.
+    """
 
     expectation: Expectation
+    student: Expectation
     rules: Rules
     config: PretrainConfig
     metrics: Mapping[str, float]
@@ -82,7 +92,7 @@ class Pretrained:
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(table), CHUNK):
             part = table.take(slice(start, start + CHUNK))
-            nats = surprises_of(self.expectation, self.rules.coding.cells(part))
+            nats = surprises_of(self.student, self.rules.coding.cells(part))
             found.append(self.rules.score(np.zeros(len(nats), np.float32), nats, np.asarray(part.numeric)))
         return np.concatenate(found)
 
@@ -156,13 +166,14 @@ def pretrain(
         )
         random.bit_generator.state = resumed["random"]
         torch.set_rng_state(resumed["torch_random"])
+    batches = Batches(coding, table, n_train, device)
     view_masks = torch.tensor(network.views, device=device)
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
         schedule.set_rate(optimizer, step)
         rows = random.integers(0, n_train, config.batch)
-        batch = as_batch(coding.cells(table, rows), device)
+        batch = batches.take(rows)
         hidden, viewed = _masks(view_masks, config, random, device)
         loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
         optimizer.zero_grad()
@@ -203,11 +214,12 @@ def pretrain(
     for field, gain in zip(network.fields, skill, strict=True):
         # a field that cannot be predicted on later rows, such as the calendar, would drift
         network.trust[field.target] = float(gain > MIN_SKILL)
+    student = distill(network, batches, max_steps=2 * steps, seed=seed, progress=progress).cpu()
     network = network.cpu().eval()
-    rules = _label_free(network, coding, table)
+    rules = label_free_rules(student, coding, table)
     metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
     metrics = {**metrics, "best_validation_loss": best_loss, "best_step": float(best_step)}
-    return Pretrained(network, rules, config, metrics)
+    return Pretrained(network, student, rules, config, metrics)
 
 
 def masked_loss(
@@ -306,7 +318,8 @@ def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> Non
         network.marginal[network.code_slice(network.d_num + j)] = logits.to(network.marginal.device)
 
 
-def _label_free(network: Expectation, coding: CellCoding, table: Table) -> Rules:
+def label_free_rules(network: Expectation, coding: CellCoding, table: Table) -> Rules:
+    """Fit the rules that turn a network's surprises into label-free scores."""
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
     nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
     numeric = np.asarray(table.numeric[rows])

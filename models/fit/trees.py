@@ -73,7 +73,6 @@ def boost(
         "colsample_bytree": share,
         "min_child_weight": min_weight,
         "seed": seed,
-        "nthread": 1,  # the same trees on every machine
     }
     booster = xgboost.train(settings, rows, n_trees, callbacks=[Stop()])
     found = json.loads(booster.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]

@@ -9,10 +9,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cells import CHUNK, Cells
+from models.cells import CHUNK, CellCoding, Cells
 from models.net.expectation import Expectation
+from models.table import Table
 
 CellTensors = tuple[Tensor, Tensor, Tensor]  # values, present, codes
+RESIDENT_BYTES = 2**30  # larger tables are read a batch at a time
+
+
+class Batches:
+    """Rows of a table as tensors on a device: all of them in its memory, or read for each batch if they are too many.
+
+    Args:
+        coding: converts rows to cells.
+        table: the rows.
+        n: only the first n rows.
+        device: where the tensors are.
+    """
+
+    def __init__(self, coding: CellCoding, table: Table, n: int, device: torch.device) -> None:
+        self.coding, self.table, self.n, self.device = coding, table, n, device
+        fits = n * 8 * len(table.columns) <= RESIDENT_BYTES
+        self.resident = as_batch(coding.cells(table.take(slice(0, n))), device) if fits else None
+
+    def take(self, rows: NDArray[np.int64]) -> CellTensors:
+        """Some rows, in this order."""
+        if self.resident is None:
+            return as_batch(self.coding.cells(self.table, rows), self.device)
+        at = torch.from_numpy(rows).to(self.device)
+        values, present, codes = (part[at] for part in self.resident)
+        return values, present, codes
 
 
 def surprises_of(network: Expectation, cells: Cells) -> NDArray[np.float32]:

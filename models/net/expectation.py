@@ -42,7 +42,7 @@ class Expectation(nn.Module):
         context: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.columns = tuple(columns)
+        self.columns, self.edges, self.context = tuple(columns), edges, tuple(context)
         self.d_num, self.n_codes = len(edges), tuple(n_codes)
         numeric = self.columns[: self.d_num]
         self.register_buffer("readable", torch.tensor([0.0 if c.label_fed else 1.0 for c in numeric]))

@@ -53,7 +53,8 @@ def save(
     numeric, categorical = golden or _golden_rows(model.rules)
     arrays = {f"rules.{name}": array for name, array in model.rules.arrays().items()}
     arrays |= {f"trees.{name}": array for name, array in model.trees.arrays().items()}
-    arrays |= {f"network.{k}": v.detach().cpu().numpy().copy() for k, v in model.expectation.state_dict().items()}
+    for name, network in (("expectation", model.expectation), ("student", model.student)):
+        arrays |= {f"{name}.{k}": v.detach().cpu().numpy().copy() for k, v in network.state_dict().items()}
     arrays |= {
         "golden.numeric": np.ascontiguousarray(numeric[:N_GOLDEN]),
         "golden.categorical": np.ascontiguousarray(categorical[:N_GOLDEN]),
@@ -63,7 +64,7 @@ def save(
     contents = {
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
         "expect.onnx": expectation_graph(model.expectation),
-        "model.onnx": scorer_graph(model.expectation, model.trees, model.rules.evidence.surprised),
+        "model.onnx": scorer_graph(model.student, model.trees, model.rules.evidence.surprised),
         "model.safetensors": save_safetensors(arrays),
     }
     return write_files(folder, contents, lineage=lineage)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+from models.fit.distill import untrained_student
 from models.fit.pretrain import PretrainConfig, Pretrained
 from models.net.expectation import Expectation
 from models.score.rules import Rules
@@ -20,7 +21,8 @@ FILES = ("pretrained.json", "pretrained.safetensors")
 
 def save_pretrained(pretrained: Pretrained, folder: Path, *, lineage: Mapping[str, str] | None = None) -> str:
     """Write a pretrained network as safetensors and JSON files with a manifest. Return the SHA-256 of the manifest."""
-    tensors = {f"expectation.{k}": v.contiguous() for k, v in pretrained.expectation.state_dict().items()}
+    networks = {"expectation": pretrained.expectation, "student": pretrained.student}
+    tensors = {f"{name}.{k}": v.contiguous() for name, net in networks.items() for k, v in net.state_dict().items()}
     tensors |= {f"rules.{k}": torch.from_numpy(v) for k, v in pretrained.rules.arrays().items()}
     about = {
         "config": asdict(pretrained.config),
@@ -43,7 +45,7 @@ def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
     _, contents = read_files(folder, FILES, expect=expect)
     about = json.loads(contents["pretrained.json"])
     tensors = load(contents["pretrained.safetensors"])
-    arrays = {k.removeprefix("rules."): v.numpy() for k, v in tensors.items() if k.startswith("rules.")}
+    arrays = {name: tensor.numpy() for name, tensor in _part(tensors, "rules").items()}
     rules, config = Rules.of_parts(about["rules"], arrays), PretrainConfig(**about["config"])
     network = Expectation(
         rules.columns,
@@ -53,7 +55,11 @@ def load_pretrained(folder: Path, *, expect: str | None = None) -> Pretrained:
         n_layers=config.n_layers,
         context=rules.coding.context,
     )
-    network.load_state_dict(
-        {k.removeprefix("expectation."): v for k, v in tensors.items() if k.startswith("expectation.")}
-    )
-    return Pretrained(network.eval(), rules, config, about["metrics"])
+    network.load_state_dict(_part(tensors, "expectation"))
+    student = untrained_student(network)
+    student.load_state_dict(_part(tensors, "student"))
+    return Pretrained(network.eval(), student.eval(), rules, config, about["metrics"])
+
+
+def _part(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
