@@ -23,6 +23,8 @@ from models.score.rules import Rules
 from models.score.trees import Trees
 from models.table import Table, TableError
 
+MOST_ROWS = 300_000  # other rows than frauds to which the prior is fitted
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -35,7 +37,7 @@ class FinetuneConfig:
         rate: learning rate of the trees.
         min_gain: nats that a split must gain. It limits the trees to what the labels support.
         ridge: penalty of large leaf values.
-        ordinary: largest number of legitimate rows that are used; each stands for several if there are more.
+        ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
 
@@ -45,7 +47,7 @@ class FinetuneConfig:
     rate: float = 0.1
     min_gain: float = 6.0
     ridge: float = 10.0
-    ordinary: int = 30_000
+    ordinary: int = 20_000
     validation: float = 0.1
 
 
@@ -146,16 +148,17 @@ def _fitted(
 ) -> TrainedModel:
     """Fit the prior and the trees to some rows."""
     rules = model.rules
-    rows, weight = _drawn(train, label, config.ordinary, seed)
+    rows, weight = _drawn(train, label, MOST_ROWS, seed)
     numeric = np.asarray(table.numeric[rows])
-    cells = rules.coding.cells(table, rows)
-    evidence = rules.evidence_of(surprises_of(model.student, cells), numeric)
+    evidence = rules.evidence_of(surprises_of(model.student, rules.coding.cells(table, rows)), numeric)
     prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
+    log_odds = prior.log_odds(evidence, numeric)
+    kept, more = _hardest(label[rows], log_odds, config.ordinary, seed)
     trees = boost(
-        cells,
-        label[rows],
-        prior.log_odds(evidence, numeric),
-        weight=weight,
+        rules.coding.cells(table, rows[kept]),
+        label[rows[kept]],
+        log_odds[kept],
+        weight=weight[kept] * more,
         n_trees=config.n_trees,
         depth=config.depth,
         rate=config.rate,
@@ -164,6 +167,25 @@ def _fitted(
         seed=seed,
     )
     return replace(model, trees=trees, rules=replace(rules, prior=prior))
+
+
+def _hardest(
+    label: NDArray[np.int8], log_odds: NDArray[np.float64], ordinary: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows for the trees, and by how much each counts more: all frauds, and of the other rows at most `ordinary`.
+
+    Half of those have the highest log-odds; the other half is drawn from the rest.
+    """
+    others = np.flatnonzero(label != 1)
+    if len(others) <= ordinary:
+        return np.arange(len(label)), np.ones(len(label))
+    others = others[np.argsort(-log_odds[others], kind="stable")]
+    hard, easy = others[: ordinary // 2], others[ordinary // 2 :]
+    drawn = np.random.default_rng(seed).choice(easy, ordinary - len(hard), replace=False)
+    more = np.ones(len(label))
+    more[drawn] = len(easy) / len(drawn)
+    kept = np.sort(np.concatenate([np.flatnonzero(label == 1), hard, drawn]))
+    return kept, more[kept]
 
 
 def _drawn(
