@@ -17,7 +17,8 @@ HOUR_MS = 3_600_000
 FALSE = 0.02  # largest share of legitimate events beside the frauds
 CAUGHT, SURE = 0.95, 0.9  # smallest share of the frauds in a group or a set of values, and its lower 95 % bound
 CAUGHT_BY_ONE, SURE_BY_ONE = 0.9, 0.5  # the same for one value: few strong columns have their frauds in one value
-BESIDE = 0.1  # the same among the legitimate events of the entities that have frauds
+BESIDE = 0.3  # the same among the legitimate events of the keys that have frauds
+BESIDE_OTHER = 0.7  # the same for other entities, where an unknown fraud may count as legitimate
 FEW = 1_000  # known legitimate events below which unlabelled ones count as legitimate
 FEWEST, EXPECTED = 20, 20.0  # entities, and frauds expected among them
 EXPLAINED = 0.4  # largest share of the spread of an entity's frauds that a leaked number leaves open
@@ -68,7 +69,7 @@ def find(
 
     - *A copy of the label*: nearly all frauds have one value, or it is missing, or only they have one; or numbers fall
       into two narrow groups; or a set of categories has nearly all frauds; and so have at most `FALSE` of the
-      legitimate events, and `BESIDE` of those of the entities that have frauds. Frauds of one entity within an hour
+      legitimate events, and `BESIDE` of those of the keys that have frauds. Frauds of one entity within an hour
       count as one. It takes 5 such hours for one value and 29 for a group or a set; with fewer, a strong column
       cannot be told from a leak. Wide ranges are not judged: all large amounts may well be frauds.
     - *The entity's future*: (1) the change of a number since the entity's previous event tells the label in the same
@@ -122,7 +123,8 @@ class _Rows(NamedTuple):
 
     Args:
         frauds, others: indices of the frauds and of the legitimate events.
-        weight: of each fraud; those of one key within an hour have the weight of one.
+        weight: of each fraud; those of one key within an hour weigh as much as one, and so do all of a key that has
+            no legitimate events.
         beside: for each kind of entity, which legitimate events are of entities that have frauds.
     """
 
@@ -143,7 +145,8 @@ class _Rows(NamedTuple):
         if len(others) < FEW:
             others = np.flatnonzero(~(known & (label == 1)))
         key = entities[0] if entities else np.arange(len(label))
-        hours = np.stack([key[frauds], time_ms[frauds] // HOUR_MS], axis=1)
+        hour = np.where(np.isin(key[frauds], key[others]), time_ms[frauds] // HOUR_MS, 0)
+        hours = np.stack([key[frauds], hour], axis=1)
         _, episode, size = np.unique(hours, axis=0, return_inverse=True, return_counts=True)
         beside = [np.isin(entity[others], entity[frauds]) for entity in entities]
         return cls(frauds, others, 1 / size[episode.reshape(-1)], beside)
@@ -156,7 +159,9 @@ class _Rows(NamedTuple):
     def is_leak(self, caught: NDArray[np.bool_], false: NDArray[np.bool_], share: float, sure: float) -> bool:
         """Whether a rule that catches these frauds and these legitimate events tells the label."""
         n, k = self.weight.sum(), float(self.weight[caught].sum())
-        few = false.mean() <= FALSE and all(false[one].mean() <= BESIDE for one in self.beside if one.any())
+        limits = [BESIDE, *[BESIDE_OTHER] * len(self.beside)]
+        alike = any(false[one].mean() > most for one, most in zip(self.beside, limits, strict=False) if one.any())
+        few = false.mean() <= FALSE and not alike
         return bool(few and k / n >= share and beta.ppf(0.05, k, n - k + 1) >= sure)
 
 
