@@ -116,6 +116,7 @@ def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
     methods = {row["method"] for row in by_table["new frauds"]}
     assert methods == {"unmask, its labels known", "unmask", "unmask without labels", *robustness.PEERS}
     assert {row["scenario"] for row in by_table["new frauds"]} == {"1", "2"}
+    assert all(0 <= row[name] <= 1 for row in by_table["new frauds"] for name in ("recall", "recall_apart"))
     known = [row["known"] for row in by_table["selective"]]
     assert known[0] < known[1] < known[2] < known[3] < known[-1]
     assert by_table["selective"][-1]["of_full"] == 1
