@@ -78,8 +78,8 @@ def average_precision(draw: Draw, score: Score) -> float:
 def recall(draw: Draw, score: Score, wanted: NDArray[np.bool_]) -> dict[str, float]:
     """Share of the wanted frauds of the test period that are alerted.
 
-    `recall` is at the threshold of the budget. Other frauds may use the budget up, so `recall_apart` is at the threshold
-    above which the same share of the legitimate events lies.
+    `recall` is at the threshold of the budget. Other frauds may use the budget up, so `recall_apart` is at the
+    threshold above which the same share of the legitimate events lies.
     """
     before, test = payments.judged(draw.data)
     found, those = score(test), wanted[test]
