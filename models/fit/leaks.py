@@ -24,6 +24,8 @@ FEWEST, EXPECTED = 20, 20.0  # entities, and frauds expected among them
 EXPLAINED = 0.4  # largest share of the spread of an entity's frauds that a leaked number leaves open
 FALLS = 0.9  # share of the changes of a later mean that go away from the event that leaves it
 
+BY_CHANCE = 0.75  # the same with the events in random order: a flag that is nearly always 1 lies above every 0
+
 
 class Leak(NamedTuple):
     """A field and why it is none to learn from."""
@@ -105,6 +107,7 @@ def find(
     previous = {name: _previous(codes) for name, codes in of.items()}
     fields = list(_fields(table))
     numbers = {column.name: x for column, x in fields if column.kind == "numeric"}
+    numbers["the label"] = np.where(known, label, np.nan)
     found: list[Leak] = []
     for column, x in fields:
         why = _running_number(x) if column.kind == "numeric" else _unlike(x)
@@ -285,8 +288,12 @@ def _leaves(
     moves = (previous >= 0) & np.isfinite(change) & np.isfinite(y) & (np.abs(change) > 1e-9)
     ahead = (y > x)[moves]  # the event that leaves the mean is above what is left
     falls = change[moves] < 0
+    by_chance = np.random.default_rng(0).permutation(y[moves]) > x[moves]
     each = [falls == way for way in (True, False)]
-    return all(part.sum() >= 5 * FEWEST and np.mean(ahead[part] == falls[part]) >= FALLS for part in each)
+    agree, chance = (
+        [float(np.mean(one[part] == falls[part])) for part in each if part.any()] for one in (ahead, by_chance)
+    )
+    return min(part.sum() for part in each) >= 5 * FEWEST and min(agree) >= FALLS and min(chance) <= BY_CHANCE
 
 
 def _usual(value: NDArray[np.float64]) -> float:

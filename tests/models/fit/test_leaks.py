@@ -164,3 +164,12 @@ def test_numbers_about_the_past_of_an_entity_are_no_leaks(frame: pl.DataFrame) -
                 values = frame.select(past.fill_nan(None).cast(pl.Float64)).to_series().fill_null(np.nan).to_numpy()
                 found = leaks.find(with_field(frame, values), label=label, known=known, entities=entities(frame))
                 assert found == [], (entity, what, past)
+
+
+def test_a_count_beside_a_flag_that_is_nearly_always_set_is_no_leak(frame: pl.DataFrame) -> None:
+    random, n = np.random.default_rng(2), len(frame)
+    columns = tuple(Column(name, "numeric", name) for name in ("items", "domestic"))
+    numeric = np.stack([random.poisson(0.2, n), random.random(n) < 0.99], axis=1).astype(float)
+    table = Table(columns, numeric, np.zeros((n, 0), np.uint64), frame["time"].dt.epoch("ms").to_numpy(), {})
+    label, known = frame["label"].to_numpy().astype(np.int8), np.ones(n, bool)
+    assert leaks.find(table, label=label, known=known, entities=entities(frame)) == []
