@@ -21,6 +21,7 @@ from models import baselines, plots
 from models.errors import ModelError
 from models.fit.finetune import FinetuneConfig
 from models.fit.finetune import finetune as finetune_head
+from models.fit.leaks import refuse
 from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.table import Table
@@ -42,6 +43,9 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
 
     Returns:
         The version of the model in the registry. It has the alias `challenger`.
+
+    Raises:
+        LeakError: a field of the event knows what is to be predicted.
     """
     settings, spec = Settings(), load(Path(stream))
     lake, uri, name = settings.lake(spec), settings.tracking_uri(), registry_name(spec)
@@ -52,6 +56,8 @@ def finetune(stream: Path, as_of_ms: int | None = None, seed: int = 0, encoder_r
     slices = gate.keep_back(data.known)
     n = int((~slices.newest).sum())
     table, label, known = data.table.take(slice(0, n)), data.label[:n], (data.known & ~slices.labelled)[:n]
+    entities = training_data.entities_of(lake, spec, data.event_id[:n])
+    refuse(table, label=label, known=known, entities=entities)
     kept = slices.labelled if slices.labelled.any() else slices.newest
     tags = lineage(spec, lake) | {
         "as_of_ms": str(data.as_of_ms),

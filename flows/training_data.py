@@ -66,6 +66,13 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
     return TrainingData(table, found.label, found.known, found.event_id, as_of_ms, found.features.key)
 
 
+def entities_of(lake: Lake, stream: Stream, event_id: pl.Series) -> dict[str, NDArray[np.uint32]]:
+    """For each kind of entity a number of the entity of each event, **shape (n,)**; missing ones are one entity."""
+    events = lake.read("events", columns=["event_id", *stream.entities]).unique("event_id", keep="first")
+    rows = pl.DataFrame({"event_id": event_id}).join(events, on="event_id", how="left", maintain_order="left")
+    return {name: rows[name].fill_null("").rank("dense").to_numpy() for name in stream.entities}
+
+
 def offline_table(frame: pl.DataFrame, stream: Stream) -> Table:
     """Convert past events to the input of the models, without Kafka and lake, as in a notebook; see `features_of`."""
     found = features_of(frame, stream)

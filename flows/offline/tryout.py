@@ -17,6 +17,7 @@ from flows.offline.check import RuleBroken, by_rule
 from flows.offline.events import FileEvents
 from flows.serve.model import ColumnsByName
 from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.leaks import refuse
 from models.fit.pretrain import MIN_SKILL, PretrainConfig, pretrain
 from models.ship import artifact
 from models.ship.artifact import ServedModel
@@ -175,6 +176,7 @@ def try_file(
 
     Raises:
         TooFewRowsError: too few rows are accepted.
+        LeakError: a field of the event knows what is to be predicted.
     """
     steps = _Steps(announce, progress)
     with TemporaryDirectory(prefix="unmask-try-") as folder:
@@ -187,6 +189,8 @@ def try_file(
             features = Path(folder) / "features"
             data = training_data.load(lake, stream, features, as_of_ms=split_ms, min_rows=MIN_ROWS // 2)
             rows = feature_table(lake, stream, features)
+            entities = training_data.entities_of(lake, stream, data.event_id)
+            refuse(data.table, label=data.label, known=data.known, entities=entities)
         with steps.step(0.25, 0.6, f"training the encoder on {len(data.table):,} events, without labels") as report:
             pretrained = pretrain(data.table, config=PretrainConfig(), seed=seed, progress=report)
         known_frauds = int((data.label[data.known] == 1).sum())

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from flows.streams import shipped
 from flows.training_data import budget_of, offline_table
-from models.fit.finetune import FinetuneConfig, finetune
+from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.budget import Budget, threshold_for
 from models.table import Table
@@ -245,18 +245,28 @@ def _configs(data: Data, *, pretrained: bool) -> tuple[PretrainConfig, FinetuneC
     return first, second
 
 
+def encoder_of(draw: Draw, *, pretrained: bool = True) -> Pretrained:
+    """The encoder, pretrained on the training period; or not trained at all."""
+    return pretrain(
+        draw.table.take(draw.training), config=_configs(draw.data, pretrained=pretrained)[0], seed=draw.seed
+    )
+
+
+def fine_tuned(draw: Draw, encoder: Pretrained) -> TrainedModel:
+    """The encoder fine-tuned on the known labels."""
+    data, rows = draw.data, draw.training
+    label = np.where(draw.known, data.label, 0).astype(np.int8)[rows]
+    config = _configs(data, pretrained=True)[1]
+    return finetune(encoder, draw.table.take(rows), label=label, known=draw.known[rows], config=config, seed=draw.seed)
+
+
 def unmask(draw: Draw, *, pretrained: bool) -> list[Row]:
     """Unmask with its defaults, with the label-free score that it starts from; or without pretraining."""
-    data, table = draw.data, draw.table
-    part = table.take(draw.training)
-    first, second = _configs(data, pretrained=pretrained)
-    label = np.where(draw.known, data.label, 0).astype(np.int8)
+    table = draw.table
     began = time.monotonic()
-    encoder = pretrain(part, config=first, seed=draw.seed)
+    encoder = encoder_of(draw, pretrained=pretrained)
     half_s = time.monotonic() - began
-    model = finetune(
-        encoder, part, label=label[draw.training], known=draw.known[draw.training], config=second, seed=draw.seed
-    )
+    model = fine_tuned(draw, encoder)
     fit_s = time.monotonic() - began
 
     def scored(rows: slice) -> NDArray[np.floating]:
@@ -290,13 +300,13 @@ def over_own_mean(draw: Draw) -> list[Row]:
     return [measure(draw, "amount / own mean", lambda part: draw.data.over_own_mean[part], 0.0)]
 
 
-def supervised(draw: Draw, method: peers.Supervised) -> list[Row]:
+def tuned(draw: Draw, method: peers.Supervised) -> peers.Tuned:
     """A method with labels: trials on the validation period, then all known labels."""
     data, options = draw.data, draw.data.options
     variants = {"left out": False, "as 0": True} if draw.share < 1 else {"none": False}
     start, cut, end = options.train_start_ms, data.valid_start_ms, data.known_until_ms
     fewer = options.max_ordinary // 3
-    tuned = peers.fit_tuned(
+    return peers.fit_tuned(
         method,
         {name: draw.rows(start, cut, unlabelled=use, most=fewer) for name, use in variants.items()},
         {name: draw.rows(start, end, unlabelled=use, most=options.max_ordinary) for name, use in variants.items()},
@@ -304,9 +314,14 @@ def supervised(draw: Draw, method: peers.Supervised) -> list[Row]:
         trials=options.trials,
         seed=draw.seed,
     )
-    row = measure(draw, method.name, lambda part: tuned.score(draw.matrix[part]), tuned.fit_s)
-    more = {"unlabelled": tuned.variant, "settings": tuned.settings, "validation_ap": tuned.validation_ap}
-    return [row | more | {"search_s": tuned.search_s}]
+
+
+def supervised(draw: Draw, method: peers.Supervised) -> list[Row]:
+    """The row of a method with labels."""
+    found = tuned(draw, method)
+    row = measure(draw, method.name, lambda part: found.score(draw.matrix[part]), found.fit_s)
+    more = {"unlabelled": found.variant, "settings": found.settings, "validation_ap": found.validation_ap}
+    return [row | more | {"search_s": found.search_s}]
 
 
 def methods_of(share: float) -> dict[str, Callable[[Draw], list[Row]]]:
@@ -322,8 +337,11 @@ def methods_of(share: float) -> dict[str, Callable[[Draw], list[Row]]]:
 # --- data and report ---
 
 
-def load(folder: Path, stream: Stream, options: Options) -> tuple[Data, str]:
+def load(folder: Path, stream: Stream, options: Options, *, more: Sequence[str] = ()) -> tuple[Data, str]:
     """The events of a folder until the end of the test period, and a digest of the files.
+
+    Args:
+        more: further columns to keep in the frame.
 
     Raises:
         BenchError: files, columns or periods do not fit.
@@ -336,7 +354,7 @@ def load(folder: Path, stream: Stream, options: Options) -> tuple[Data, str]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise BenchError(f"{folder}: no .parquet file")
-    wanted = list(dict.fromkeys([*(field.name for field in stream.fields), stream.labels.column]))
+    wanted = list(dict.fromkeys([*(field.name for field in stream.fields), stream.labels.column, *more]))
     parts = []
     for file in files:
         try:
@@ -474,6 +492,49 @@ def _shares(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} must be shares such as 0,0.05,1") from error
 
 
+def add_options(parser: argparse.ArgumentParser, *, quick: str, trials: int = 6) -> None:
+    """Add the options of every benchmark on a stream; `options_of` reads them."""
+    day = tables.day_ms
+    parser.add_argument("--data", type=Path, required=True, help="folder of .parquet files")
+    parser.add_argument("--stream", required=True, help="stream file, or the name of a shipped stream")
+    parser.add_argument("--train-start", type=day, default=0, help="first day of training (default: after 30 days)")
+    parser.add_argument("--train-end", type=day, required=True, help="last day of training, YYYY-MM-DD")
+    parser.add_argument("--valid-days", type=int, default=14, help="days of validation (default 14)")
+    parser.add_argument("--test-start", type=day, required=True, help="first day of the test period")
+    parser.add_argument("--test-end", type=day, required=True, help="last day of the test period")
+    parser.add_argument(
+        "--trials", type=int, default=trials, help=f"trials of each method with labels (default {trials})"
+    )
+    parser.add_argument("--max-ordinary", type=int, default=60_000, help="training rows without fraud (default 60,000)")
+    parser.add_argument("--amount", default="", help="field of the value (default: the first with a ratio feature)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help=quick)
+
+
+def options_of(asked: argparse.Namespace, stream: Stream) -> Options:
+    """What was asked for.
+
+    Raises:
+        BenchError: an option cannot be used.
+    """
+    if asked.trials < 1 or asked.valid_days < 1 or asked.max_ordinary < 100:
+        raise BenchError("--trials and --valid-days must be at least 1, --max-ordinary at least 100")
+    tables.check_folder(asked.out)
+    peers.check_packages()
+    with_ratio = [f.field for f in stream.features if f.stat in ("ratio", "wratio") and f.field]
+    return Options(
+        asked.train_start,
+        asked.train_end + DAY_MS,
+        asked.valid_days,
+        asked.test_start,
+        asked.test_end + DAY_MS,
+        asked.amount or next(iter([*with_ratio, *stream.numbers]), ""),
+        2 if asked.quick else asked.trials,
+        min(asked.max_ordinary, 6_000) if asked.quick else asked.max_ordinary,
+        asked.quick,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -481,44 +542,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of .parquet files")
-    parser.add_argument("--stream", required=True, help="stream file, or the name of a shipped stream")
-    parser.add_argument(
-        "--train-start", type=tables.day_ms, default=0, help="first day of training (default: after 30 days)"
-    )
-    parser.add_argument("--train-end", type=tables.day_ms, required=True, help="last day of training, YYYY-MM-DD")
-    parser.add_argument("--valid-days", type=int, default=14, help="days of validation (default 14)")
-    parser.add_argument("--test-start", type=tables.day_ms, required=True, help="first day of the test period")
-    parser.add_argument("--test-end", type=tables.day_ms, required=True, help="last day of the test period")
+    add_options(parser, quick="some members, 1 draw, 3 label shares, short training")
     shares = [0, 0.005, 0.01, 0.05, 0.1, 0.25, 1]
     parser.add_argument("--labels", type=_shares, default=shares, help="shares of labelled members, such as 0,0.05,1")
     parser.add_argument("--seeds", type=int, default=3, help="label draws; at least 10 at 1 %% and below (default 3)")
-    parser.add_argument("--trials", type=int, default=6, help="trials of each method with labels (default 6)")
-    parser.add_argument("--max-ordinary", type=int, default=60_000, help="training rows without fraud (default 60,000)")
-    parser.add_argument("--amount", default="", help="field of the value (default: the first with a ratio feature)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--quick", action="store_true", help="some members, 1 draw, 3 label shares, short training")
     asked = parser.parse_args(arguments)
     try:
         stream = shipped.load(asked.stream)
-        if asked.seeds < 1 or asked.trials < 1 or asked.valid_days < 1 or asked.max_ordinary < 100:
-            raise BenchError("--seeds, --trials and --valid-days must be at least 1, --max-ordinary at least 100")
+        if asked.seeds < 1:
+            raise BenchError("--seeds must be at least 1")
         if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
             raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
-        tables.check_folder(asked.out)
-        peers.check_packages()
-        with_ratio = [f.field for f in stream.features if f.stat in ("ratio", "wratio") and f.field]
-        options = Options(
-            asked.train_start,
-            asked.train_end + DAY_MS,
-            asked.valid_days,
-            asked.test_start,
-            asked.test_end + DAY_MS,
-            asked.amount or next(iter([*with_ratio, *stream.numbers]), ""),
-            2 if asked.quick else asked.trials,
-            min(asked.max_ordinary, 6_000) if asked.quick else asked.max_ordinary,
-            asked.quick,
-        )
+        options = options_of(asked, stream)
         torch.set_num_threads(peers.N_THREADS)
         data, files = load(asked.data, stream, options)
         shares = asked.labels

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.metrics import average_precision_score
 
 from flows.streams.shipped import load
 from models.score.prior import NOTHING_KNOWN
 from pipelines.contracts.stream import DAY_MS
-from tests.bench import detection, payments, peers, tables
+from tests.bench import detection, payments, peers, robustness, tables
 from tests.pipelines.payments import few_payments
 
 PERIODS = ["--train-end", "2026-02-15", "--valid-days", "14", "--test-start", "2026-02-16", "--test-end", "2026-02-28"]
@@ -96,6 +97,39 @@ def test_the_benchmark_of_a_stream_runs(stream_folder: Path) -> None:
     known = [by_setting[s]["unmask"]["known_frauds"] for s in by_setting]
     assert known[0] == 0 < known[1] < known[2]
     assert all(one["average_precision_low"] <= one["average_precision_high"] for one in report["summary"])
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
+    for file in stream_folder.glob("*.parquet"):
+        frame = pl.read_parquet(file)
+        frame.with_columns(kind=pl.col("label") * (1 + pl.int_range(pl.len()) % 2)).write_parquet(file)
+    out = stream_folder / "report.json"
+    command = ["--data", str(stream_folder), "--stream", "payments", *PERIODS, "--scenario", "kind", "--out", str(out)]
+    assert robustness.main([*command, "--quick"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    by_table = {name: [row for row in rows if row["table"] == name] for name in ("missing", "new frauds", "selective")}
+    fields = {row["field"]: row for row in by_table["missing"]}
+    assert set(fields) == {"none", "amount", "channel", "category", "country", "terminal_id"}
+    assert all(0 <= row["average_precision"] <= 1 for row in fields.values())
+    assert fields["amount"]["columns"] > fields["country"]["columns"] > 0
+    methods = {row["method"] for row in by_table["new frauds"]}
+    assert methods == {"unmask, its labels known", "unmask", "unmask without labels", *robustness.PEERS}
+    assert {row["scenario"] for row in by_table["new frauds"]} == {"1", "2"}
+    assert all(0 <= row[name] <= 1 for row in by_table["new frauds"] for name in ("recall", "recall_apart"))
+    known = [row["known"] for row in by_table["selective"]]
+    assert known[0] < known[1] < known[2] < known[3] < known[-1]
+    assert by_table["selective"][-1]["of_full"] == 1
+    assert "## new frauds\n" in out.with_suffix(".md").read_text()
+
+
+def test_a_field_that_is_dropped_takes_the_columns_made_from_it_along() -> None:
+    stream = load("payments")
+    names = [column.name for column in stream.columns]
+    gone = {names[j] for j in robustness.dropped(stream, "terminal_id")}
+    assert {"customer_id.terminal_id.share.all", "terminal_id.since_fraud", "terminal_id.amount.mean.7d"} <= gone
+    assert not {"amount", "customer_id.amount.mean.7d", "hour"} & gone
+    assert {"channel", "customer_id.channel.share.all"} == {names[j] for j in robustness.dropped(stream, "channel")}
 
 
 def test_labels_of_other_members_and_of_the_future_are_hidden_everywhere(stream_folder: Path) -> None:

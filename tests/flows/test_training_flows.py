@@ -21,6 +21,7 @@ from flows.gate import Figures
 from flows.local.servers import Servers, drain_prefect
 from flows.settings import Settings, registry_name
 from models.fit.finetune import FinetuneConfig
+from models.fit.leaks import LeakError
 from models.fit.pretrain import PretrainConfig
 from models.ship import registry
 from pipelines.contracts.stream import Stream
@@ -109,10 +110,13 @@ def purchases_file(home: Path) -> Path:
     return path
 
 
-def purchases(home: Path, *, flipped_from: float = 2.0, labelled: bool = True) -> tuple[Path, Stream]:
+def purchases(
+    home: Path, *, flipped_from: float = 2.0, labelled: bool = True, leak: bool = False
+) -> tuple[Path, Stream]:
     """A stream file, its lake filled: one in five is a fraud of six times the usual amount.
 
-    Labels of events after the share `flipped_from` of the period say the contrary.
+    Labels of events after the share `flipped_from` of the period say the contrary. With `leak`, all frauds and no other
+    events have the channel "phone".
     """
     path = purchases_file(home)
     stream = load(path)
@@ -128,7 +132,7 @@ def purchases(home: Path, *, flipped_from: float = 2.0, labelled: bool = True) -
         "event_time_ms": at,
         "card": [f"card-{c}" for c in card],
         "amount": (10.0 + card) * (1 + 0.2 * random.normal(size=N)) * np.where(fraud, 6.0, 1.0),
-        "channel": random.choice(["web", "shop"], N),
+        "channel": np.where(fraud & leak, "phone", random.choice(["web", "shop"], N)),
     }
     lake = Settings().lake(stream)
     lake.append(
@@ -215,6 +219,13 @@ def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) ->
         np.testing.assert_array_equal(array, models[1][0][name], err_msg=name)
     assert models[0][1] == models[1][1]
     assert models[0][2].comparisons != models[1][2].comparisons
+
+
+def test_a_field_that_knows_the_label_is_refused_by_name_before_fine_tuning(unmask: Unmask) -> None:
+    path, _ = purchases(unmask.home, leak=True)
+    unmask.pretrain(path, as_of_ms=END_MS)
+    with pytest.raises(LeakError, match=r"- channel: it tells the label: one value for 100.0% of the frauds"):
+        unmask.finetune(path, as_of_ms=END_MS)
 
 
 def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask: Unmask) -> None:

@@ -11,6 +11,7 @@ from flows.offline import report
 from flows.offline.events import FileEvents, events_of
 from flows.offline.init import guess
 from flows.offline.tryout import TooFewRowsError, Tried, fill, try_file
+from models.fit.leaks import LeakError
 from pipelines.contracts.contract import EventContract
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
@@ -74,6 +75,15 @@ def test_what_is_planted_is_found_and_explained(tried: Tried) -> None:
     reasons = {alert.reasons[0].field for row, alert in tried.alerts[:5]}
     assert reasons == {"kilo_bytes"}
     assert all(alert.score > alert.threshold == tried.threshold for _, alert in tried.alerts)
+
+
+def test_a_field_that_knows_the_label_is_refused_by_name(tmp_path: Path) -> None:
+    label = pl.Series("is_attack", np.arange(N) % 50 == 0)
+    told = np.where(np.arange(N) % 100 == 7, ~label.to_numpy(), label.to_numpy())
+    frame = logins().with_columns(label.cast(pl.Int64), review_class=np.where(told, 1.5, 0.0))
+    stream, found = events(tmp_path, frame)
+    with pytest.raises(LeakError, match=r"- review_class: it tells the label: 1.5 for .* of the frauds"):
+        try_file(stream, found)
 
 
 def test_the_features_are_those_of_the_replay_of_a_lake_that_the_ingest_filled(tmp_path: Path) -> None:

@@ -1,0 +1,225 @@
+"""What a model on a stream loses when fields are missing, when frauds are new, and when only alerts are reviewed.
+
+    python -m tests.bench.robustness --data FOLDER --stream handbook --train-end 2018-05-31 \\
+        --test-start 2018-06-01 --test-end 2018-06-30 --scenario fraud_scenario --out FILE
+    python -m tests.bench.robustness --data FOLDER --stream my.toml ... --quick --out quick.json   # within 2 minutes
+
+The data, the periods and the columns are those of `tests.bench.payments`, with the labels of all members. One seed.
+
+- *Missing fields*: each field is dropped at scoring, with the columns that are computed from it. Nothing may fail.
+- *New frauds* (`--scenario COLUMN`, 0 = legitimate): the labels of one kind of fraud are hidden everywhere, from
+  label-fed columns too. Which share of these frauds is alerted in the test period?
+- *Selective labels*: labels exist only for events that the label-free score would have alerted on, and for a random
+  share of all others.
+
+The encoder is pretrained once; the scales of label-fed columns come from all labels. Writes FILE (JSON), and beside it
+Markdown tables. Exit code 2 if the data or an option cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from flows.streams import shipped
+from models.fit.finetune import TrainedModel
+from models.fit.pretrain import Pretrained
+from models.score.budget import threshold_for
+from pipelines.contracts.stream import Stream
+from pipelines.errors import UnmaskError
+from tests.bench import payments, peers, tables
+from tests.bench.payments import Data, Draw
+from tests.bench.tables import BenchError, Row
+
+PEERS = ("XGBoost exact", "LightGBM", "LR-ple")
+REVIEWED = (0.0, 0.001, 0.01, 0.05)  # random shares of the events whose labels are known besides the alerts
+ENOUGH = 0.95  # of the average precision with all labels
+Score = Callable[[slice], NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Shown(Draw):
+    """A draw in which the labels of certain events are known, **shape (n,)**."""
+
+    shown: NDArray[np.bool_]
+
+    @cached_property
+    def is_labelled(self) -> NDArray[np.bool_]:
+        return self.shown
+
+
+def dropped(stream: Stream, field: str) -> NDArray[np.int64]:
+    """The model's columns that are missing when a field of the event is.
+
+    >>> len(dropped(shipped.load("handbook"), "amount"))
+    20
+    """
+    fed = {f.name for f in stream.features if field in (f.entity, f.field)} | {field}
+    return np.flatnonzero([column.name in fed for column in stream.columns])
+
+
+def average_precision(draw: Draw, score: Score) -> float:
+    """Average precision in the test period."""
+    test = payments.judged(draw.data)[1]
+    return float(average_precision_score(draw.data.label[test], score(test)))
+
+
+def recall(draw: Draw, score: Score, wanted: NDArray[np.bool_]) -> dict[str, float]:
+    """Share of the wanted frauds of the test period that are alerted.
+
+    `recall` is at the threshold of the budget. Other frauds may use the budget up, so `recall_apart` is at the
+    threshold above which the same share of the legitimate events lies.
+    """
+    before, test = payments.judged(draw.data)
+    found, those = score(test), wanted[test]
+    threshold = threshold_for(draw.data.budget, score(before).astype(np.float64), draw.data.time_ms[before])
+    apart = np.quantile(found[draw.data.label[test] == 0], 1 - float((found > threshold).mean()))
+    return {"recall": float((found[those] > threshold).mean()), "recall_apart": float((found[those] > apart).mean())}
+
+
+def scorer(draw: Draw, model: TrainedModel, without: NDArray[np.int64] | None = None) -> Score:
+    """Scores of a period, with some columns missing."""
+    table = draw.table
+    gone = np.zeros(0, np.int64) if without is None else without
+
+    def score(rows: slice) -> NDArray[np.floating]:
+        numeric, categorical = np.array(table.numeric[rows]), np.array(table.categorical[rows])
+        numeric[:, gone[gone < table.d_num]] = np.nan
+        categorical[:, gone[gone >= table.d_num] - table.d_num] = 0
+        return model.score(numeric, categorical)
+
+    return score
+
+
+def missing_fields(draw: Draw, model: TrainedModel) -> Iterator[Row]:
+    """One row for each field that an event may lack."""
+    stream, whole = draw.data.stream, average_precision(draw, scorer(draw, model))
+    yield {"table": "missing", "field": "none", "columns": 0, "average_precision": whole, "loss": 0.0}
+    for field in dict.fromkeys((*stream.numbers, *stream.categories, *stream.entities[1:])):
+        gone = dropped(stream, field)
+        found = average_precision(draw, scorer(draw, model, gone))
+        yield {"table": "missing", "field": field, "columns": len(gone), "average_precision": found} | {
+            "loss": whole - found
+        }
+
+
+def new_frauds(data: Data, encoder: Pretrained, model: TrainedModel, whole: Draw, column: str) -> Iterator[Row]:
+    """Rows of each method for each kind of fraud: recall with its labels hidden and, for Unmask, known."""
+    scenario = data.frame[column].fill_null(0).to_numpy()
+    for kind in np.unique(scenario[data.label == 1]):
+        wanted = (scenario == kind) & (data.label == 1)
+        test = payments.judged(data)[1]
+        draw = Shown(data, 0.5, whole.seed, ~wanted)
+        methods: dict[str, Score] = {
+            "unmask, its labels known": scorer(whole, model),
+            "unmask": scorer(draw, payments.fine_tuned(draw, encoder)),
+            "unmask without labels": lambda rows: encoder.score(whole.table.take(rows)),
+        }
+        for peer in (one for one in peers.SUPERVISED if one.name in PEERS):
+            methods[peer.name] = partial(_of_peer, draw, payments.tuned(draw, peer))
+        for name, score in methods.items():
+            rates = recall(draw, score, wanted) | {"n_frauds": int(wanted[test].sum())}
+            yield {"table": "new frauds", "scenario": str(kind), "method": name} | rates
+
+
+def _of_peer(draw: Draw, tuned: peers.Tuned, rows: slice) -> NDArray[np.floating]:
+    return tuned.score(draw.matrix[rows])
+
+
+def selective_labels(data: Data, encoder: Pretrained, model: TrainedModel, whole: Draw) -> Iterator[Row]:
+    """Rows for each share of random reviews, and one for all labels."""
+    score = encoder.score(whole.table)
+    seen = data.between(data.options.train_start_ms, data.known_until_ms)
+    alerted = score > threshold_for(data.budget, score[seen].astype(np.float64), data.time_ms[seen])
+    random = np.random.default_rng(whole.seed).random(len(score))
+    full = average_precision(whole, scorer(whole, model))
+    for share in REVIEWED:
+        draw = Shown(data, 0.5, whole.seed, alerted | (random < share))
+        found = average_precision(draw, scorer(draw, payments.fine_tuned(draw, encoder)))
+        yield _selective(draw, f"alerts + {100 * share:g} %", found, full)
+    zero = average_precision(whole, lambda rows: score[rows])
+    yield _selective(Shown(data, 0.5, whole.seed, np.zeros(len(score), bool)), "none", zero, full)
+    yield _selective(whole, "all", full, full)
+
+
+def _selective(draw: Draw, labels: str, found: float, full: float) -> Row:
+    counts = {"known": int(draw.known.sum()), "known_frauds": int((draw.known & (draw.data.label == 1)).sum())}
+    return {"table": "selective", "labels": labels} | counts | {"average_precision": found, "of_full": found / full}
+
+
+def run(data: Data, column: str | None, seed: int, out: Path) -> None:
+    """Measure everything, and write the report after each table."""
+    whole = Draw(data, 1.0, seed)
+    encoder = payments.encoder_of(whole)
+    model = payments.fine_tuned(whole, encoder)
+    parts = [missing_fields(whole, model), selective_labels(data, encoder, model, whole)]
+    if column is not None:
+        parts.insert(1, new_frauds(data, encoder, model, whole, column))
+    rows: list[Row] = []
+    for part in parts:
+        for row in part:
+            rows.append(row)
+            print(row, flush=True)
+            write(data, rows, seed, out)
+
+
+def write(data: Data, rows: Sequence[Row], seed: int, out: Path) -> None:
+    """Write `out` (JSON), and beside it the same as Markdown (.md)."""
+    options, title = data.options, f"Robustness on the stream {data.stream.name}"
+    budget = f"{data.budget.rate:.2%} of events" if data.budget.rate else f"{data.budget.per_day:g} alerts a day"
+    protocol: dict[str, Any] = {"options": vars(options), "budget": budget, "seed": seed, **tables.machine()}
+    out.write_text(json.dumps({"title": title, "protocol": protocol, "rows": list(rows)}, indent=1), encoding="utf-8")
+    lines = [f"# {title}", "", f"Budget: {budget}. Seed {seed}."]
+    for table in dict.fromkeys(row["table"] for row in rows):
+        here = [{k: v for k, v in row.items() if k != "table"} for row in rows if row["table"] == table]
+        lines += ["", f"## {table}", "", _line(here[0]), _line("---" for _ in here[0])]
+        lines += [_line(f"{v:.3f}" if isinstance(v, float) else v for v in row.values()) for row in here]
+        if table == "selective":
+            enough = [row["labels"] for row in here if row["of_full"] >= ENOUGH]
+            lines += ["", f"At least {ENOUGH:.0%} of the average precision with all labels: {', '.join(enough)}."]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.robustness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    payments.add_options(parser, quick="some members, short training", trials=2)
+    parser.add_argument(
+        "--scenario", help="column of the files with the kind of fraud (default: no table of new frauds)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of training and of random reviews (default 1)")
+    asked = parser.parse_args(arguments)
+    try:
+        stream = shipped.load(asked.stream)
+        options = payments.options_of(asked, stream)
+        torch.set_num_threads(peers.N_THREADS)
+        data, _ = payments.load(asked.data, stream, options, more=[asked.scenario] if asked.scenario else [])
+        run(data, asked.scenario, asked.seed, asked.out)
+    except (BenchError, UnmaskError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{asked.out.with_suffix('.md').read_text(encoding='utf-8')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
