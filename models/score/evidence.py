@@ -128,7 +128,9 @@ class Evidence:
 
     - *Excess*: the tail of normal values is extrapolated from the body of the distribution (Weibull through the 90 %
       and 98 % quantiles). A measure whose largest values are much more frequent than that has two kinds of events in
-      it; its weight grows with the excess. Noise has none (the empirical null of Efron, 2004).
+      it; its weight grows with the excess. Noise has none (the empirical null of Efron, 2004). The surprise of a
+      category must also exceed what the prediction itself says: a surprise of s nats has a probability of about
+      ``exp(-s)``. Otherwise its weight would grow with training, as predictions become sharper.
     - *Tail dependence*: two measures of different groups that are extreme together, more than their dependence in the
       body explains (the lift at 1 % over the square of the lift at 10 %, see Ledford and Tawn, 1996), support each
       other. The support is the log of that ratio, measured at several tail shares: a likelihood ratio.
@@ -181,7 +183,10 @@ class Evidence:
         knots, nats = (np.array(a) for a in zip(*map(_tail, raw), strict=True))
         normal = np.array([_normal(x) for x in raw])
         far = np.array([np.quantile(seen, FAR) if (seen := x[np.isfinite(x)]).size else 0.0 for x in raw])
-        weight = np.clip((_normal_nats(far, normal) + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
+        expected = _normal_nats(far, normal)
+        coded = [m.kind == "surprise" and columns[fields[m.column].target].kind == "categorical" for m in parts]
+        expected = np.where(coded, np.minimum(expected, far), expected)
+        weight = np.clip((expected + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
         fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
         of_rows = fitted._nats(raw, np.ones(len(parts), np.bool_))
         steady = np.array([_is_steady(one) for one in of_rows], np.bool_)
