@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.table import Column, PickedRows, Table, TableError
 
 LIMIT = 1e4  # scaled values are clipped to this, so that float32 products stay finite
+FLOAT32 = float(np.finfo(np.float32).max)
 MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; codes of known values follow
 CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
@@ -119,7 +120,9 @@ class CellCoding:
             place = np.minimum(np.searchsorted(vocabulary, hashes), max(len(vocabulary) - 1, 0))
             known = vocabulary[place] == hashes if len(vocabulary) else np.zeros(len(hashes), bool)
             codes[:, j] = np.where(hashes == 0, MISSING, np.where(known, place + 2, UNKNOWN))
-        return Cells(np.clip(scaled, -LIMIT, LIMIT).astype(np.float32), present.astype(np.float32), codes)
+        # the network does not read columns from labels, which may have no scale yet when it is trained
+        limit = np.where([column.label_fed for column in self.columns[: self.d_num]], FLOAT32, LIMIT)
+        return Cells(np.clip(scaled, -limit, limit).astype(np.float32), present.astype(np.float32), codes)
 
     def cells(self, table: Table, rows: NDArray[np.int64] | None = None) -> Cells:
         """Convert rows of a table to cells, reading `CHUNK` rows at a time.

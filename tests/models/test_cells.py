@@ -33,3 +33,12 @@ def test_a_predicted_value_comes_back_in_its_unit_within_the_range_seen() -> Non
     assert 10.5 <= coding.numeric_value(0, -1000.0) < coding.numeric_value(0, 1000.0) <= 40.5
     whole = fitted([1.0, 2.0, 3.0, 4.0], [0] * 4)
     assert whole.numeric_value(0, 0.1) == round(whole.numeric_value(0, 0.1))
+
+
+def test_a_column_from_labels_keeps_its_values_although_the_coding_saw_none() -> None:
+    columns = Column("amount", "numeric", "amount"), Column("since_fraud", "numeric", None, label_fed=True)
+    numeric = np.column_stack([np.arange(50.0), np.full(50, np.nan)])
+    coding = CellCoding.fit(Table(columns, numeric, np.zeros((50, 0), np.uint64), np.arange(50), {}))
+    cells = coding.transform(np.array([[1e9, 2e6], [1.0, 5e6]]), np.zeros((2, 0), np.uint64))
+    assert cells.values[0, 1] != cells.values[1, 1]
+    assert cells.values[0, 0] <= 1e4
