@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from models.cells import CHUNK, CellCoding, Cells
 from models.fit.checkpoint import Checkpoint, weights_of
 from models.fit.distill import distill
 from models.fit.probe import Probe
+from models.fit.recurrence import Recurrence, Watched, choose
 from models.fit.schedule import OnMetrics, OnShare, Schedule
 from models.fit.split import last_share
 from models.net.batches import Batches, CellTensors, as_batch, chunks, surprises_of
@@ -45,11 +47,12 @@ class PretrainConfig:
         trim: share of the largest residuals per column and step that is ignored, for robustness to frauds.
         extra_mask: share of rows in which more cells are hidden.
         validation: share of rows, the last in time, for early stopping.
-        n_checks: number of validations; each also runs the probe and saves a checkpoint.
+        n_checks: number of validations; each also saves a checkpoint. Of those with the highest
+            `recurrence`, the one with the lowest validation loss is kept.
         patience: number of checks without improvement before training stops.
     """
 
-    width: int = 192
+    width: int = 96
     n_layers: int = 1
     n_bins: int = 16
     epochs: float = 8.0
@@ -60,7 +63,7 @@ class PretrainConfig:
     trim: float = 0.02
     extra_mask: float = 0.25
     validation: float = 0.1
-    n_checks: int = 8
+    n_checks: int = 6
     patience: int = 3
 
 
@@ -154,16 +157,13 @@ def pretrain(
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
     run = Checkpoint.of(checkpoint, table, config, seed)
-    best, best_loss, best_step, start = weights_of(network), float("inf"), 0, 0
+    watched = Watched.of(table.take(slice(0, n_train)), coding)
+    checks: list[dict[str, Any]] = []
+    start = 0
     if resumed := run.load() if run else None:
         network.load_state_dict(resumed["network"])
         optimizer.load_state_dict(resumed["optimizer"])
-        best, best_loss, best_step, start = (
-            resumed["best"],
-            resumed["best_loss"],
-            resumed["best_step"],
-            resumed["step"],
-        )
+        checks, start = resumed["checks"], resumed["step"]
         random.bit_generator.state = resumed["random"]
         torch.set_rng_state(resumed["torch_random"])
     batches = Batches(coding, table, n_train, device)
@@ -186,40 +186,51 @@ def pretrain(
             # fields that their marginal distribution describes better are not predicted and must not stop training
             found = float(np.minimum(by_field, marginal).sum())
             metrics = {"train_loss": float(loss.detach()), "validation_loss": found}
+            recurs = Recurrence(0.0, 0.0)
+            if watched:
+                _trust(network, marginal - by_field)
+                recurs = watched.measure(network)
+                network.train().trust.fill_(1.0)
+                metrics["recurrence"] = recurs.value
+            checks.append({"step": done, "loss": found, "recurs": tuple(recurs), "weights": weights_of(network)})
             if probe and untrained is not None:
                 metrics |= {"probe_ap": probe.score(network), "probe_ap_untrained": untrained}
             if report:
                 report(metrics | {"seconds": time.monotonic() - began}, done)
             if progress:
                 progress(done / steps, f"step {done} of {steps}, validation loss {found:.4f}")
-            if found < best_loss:
-                best, best_loss, best_step = weights_of(network), found, done
             if run:
                 run.save(
                     {
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
-                        "best": best,
-                        "best_loss": best_loss,
-                        "best_step": best_step,
+                        "checks": checks,
                         "step": done,
                         "random": random.bit_generator.state,
                         "torch_random": torch.get_rng_state(),
                     }
                 )
-            if done - best_step >= config.patience * schedule.every:
+            lowest = min(checks, key=lambda one: float(one["loss"]))
+            if done - lowest["step"] >= config.patience * schedule.every:
                 break
-    network.load_state_dict(best)
+    best: dict[str, Any] = {"step": 0, "loss": float("inf")}
+    if checks:
+        best = checks[choose([Recurrence(*one["recurs"]) for one in checks], [one["loss"] for one in checks])]
+        network.load_state_dict(best["weights"])
     skill = marginal - field_losses(network, valid, trim=config.trim)
-    for field, gain in zip(network.fields, skill, strict=True):
-        # a field that cannot be predicted on later rows, such as the calendar, would drift
-        network.trust[field.target] = float(gain > MIN_SKILL)
+    _trust(network, skill)
     student = distill(network, batches, max_steps=2 * steps, seed=seed, progress=progress).cpu()
     network = network.cpu().eval()
     rules = label_free_rules(student, coding, table)
     metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
-    metrics = {**metrics, "best_validation_loss": best_loss, "best_step": float(best_step)}
+    metrics = {**metrics, "best_validation_loss": best["loss"], "best_step": float(best["step"])}
     return Pretrained(network, student, rules, config, metrics)
+
+
+def _trust(network: Expectation, skill: NDArray[np.float64]) -> None:
+    """Fields that cannot be predicted on later rows, such as the calendar, would drift: they are not predicted."""
+    for field, gain in zip(network.fields, skill, strict=True):
+        network.trust[field.target] = float(gain > MIN_SKILL)
 
 
 def masked_loss(

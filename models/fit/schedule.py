@@ -35,7 +35,7 @@ class Schedule:
     @property
     def every(self) -> int:
         """Steps between two checks."""
-        return max(1, self.steps // self.n_checks)
+        return max(1, -(-self.steps // self.n_checks))
 
     def checks(self, done: int) -> bool:
         """Whether to check after this step."""
