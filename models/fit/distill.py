@@ -12,8 +12,8 @@ from models.net.batches import Batches, CellTensors
 from models.net.expectation import Expectation
 
 WIDTH, N_EDGES = 48, 12
-STEPS, BATCH, LR = 300, 1024, 5e-3
-STEPS_A_VIEW = 75  # more steps for more fields: each row of a batch has one view
+STEPS, BATCH, LR = 500, 1024, 5e-3
+STEPS_A_VIEW = 100  # more steps for more fields: each row of a batch has one view
 
 
 def distill(

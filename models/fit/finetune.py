@@ -13,7 +13,7 @@ from models.cells import CHUNK, Cells
 from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
-from models.fit.trees import boost, no_trees
+from models.fit.trees import boost, no_trees, scarcity
 from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget, threshold_for
@@ -35,8 +35,8 @@ class FinetuneConfig:
         n_trees: largest number of trees; trees that gain too little are left out.
         depth: largest depth of a tree.
         rate: learning rate of the trees.
-        min_gain: nats that a split must gain. It limits the trees to what the labels support.
-        ridge: penalty of large leaf values.
+        min_gain: nats that a split must gain if many frauds are known. It limits the trees to what the labels support.
+        ridge: penalty of large leaf values if 20 frauds are known.
         ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
@@ -163,7 +163,7 @@ def _fitted(
         depth=config.depth,
         rate=config.rate,
         min_gain=config.min_gain,
-        ridge=config.ridge,
+        ridge=config.ridge * scarcity(label[rows]),
         seed=seed,
     )
     return replace(model, trees=trees, rules=replace(rules, prior=prior))

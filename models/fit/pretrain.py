@@ -219,7 +219,7 @@ def pretrain(
         network.load_state_dict(best["weights"])
     skill = marginal - field_losses(network, valid, trim=config.trim)
     _trust(network, skill)
-    student = distill(network, batches, max_steps=2 * steps, seed=seed, progress=progress).cpu()
+    student = distill(network, batches, max_steps=4 * steps, seed=seed, progress=progress).cpu()
     network = network.cpu().eval()
     rules = label_free_rules(student, coding, table)
     metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
