@@ -100,14 +100,8 @@ def explain(
         return []
     parts = groups(rules.columns, rules.coding.context)
     n, n_groups = len(numeric), len(parts)
-    cells = rules.coding.transform(numeric, categorical)
-    predicted = _predict(rules, expect, parts, cells)
     was = score(numeric, categorical)
-    changed = _Changed(np.repeat(numeric, n_groups, axis=0), np.repeat(categorical, n_groups, axis=0))
-    shown = [
-        [_replace_group(rules, predicted, cells, changed, r, r * n_groups + g, group) for g, group in enumerate(parts)]
-        for r in range(n)
-    ]
+    changed, shown = _expected(rules, expect, parts, numeric, categorical)
     scores = score(*changed).reshape(n, n_groups)
     chosen = [_chosen(float(was[r]), scores[r], [one.surprise for one in shown[r]]) for r in range(n)]
     all_scores = score(*_all_replaced(numeric, categorical, changed, parts, chosen))
@@ -122,6 +116,24 @@ def explain(
         )
         for r in range(n)
     ]
+
+
+def as_expected(
+    rules: Rules,
+    expect: Expect,
+    numeric: NDArray[np.float64],
+    categorical: NDArray[np.uint64],
+    chosen: Sequence[Sequence[int]],
+) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+    """Rows with the expected values in some groups of columns.
+
+    Args:
+        rules, expect, numeric, categorical: see `explain`.
+        chosen: for each row, indices of `groups`.
+    """
+    parts = groups(rules.columns, rules.coding.context)
+    changed, _ = _expected(rules, expect, parts, numeric, categorical)
+    return _all_replaced(numeric, categorical, changed, parts, chosen)
 
 
 class _Predicted(NamedTuple):
@@ -146,6 +158,25 @@ class _Shown(NamedTuple):
     actual: Value
     expected: Value
     surprise: float
+
+
+def _expected(
+    rules: Rules,
+    expect: Expect,
+    parts: Sequence[Group],
+    numeric: NDArray[np.float64],
+    categorical: NDArray[np.uint64],
+) -> tuple[_Changed, list[list[_Shown]]]:
+    """The rows with each group as expected, and how each group of each row is shown."""
+    n_groups = len(parts)
+    cells = rules.coding.transform(numeric, categorical)
+    predicted = _predict(rules, expect, parts, cells)
+    changed = _Changed(np.repeat(numeric, n_groups, axis=0), np.repeat(categorical, n_groups, axis=0))
+    shown = [
+        [_replace_group(rules, predicted, cells, changed, r, r * n_groups + g, group) for g, group in enumerate(parts)]
+        for r in range(len(numeric))
+    ]
+    return changed, shown
 
 
 def _predict(rules: Rules, expect: Expect, parts: Sequence[Group], cells: Cells) -> _Predicted:

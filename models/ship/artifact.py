@@ -162,7 +162,7 @@ class ServedModel:
         found: list[Explanation] = []
         for start in range(0, len(numeric), step):
             rows = slice(start, start + step)
-            found += explain(self.rules, self._expect, self.score, numeric[rows], categorical[rows])
+            found += explain(self.rules, self.expect, self.score, numeric[rows], categorical[rows])
         return found
 
     @property
@@ -172,7 +172,8 @@ class ServedModel:
         numbers = coding.d_num * (coding.edges.shape[1] + 8) + 2 * sum(coding.n_codes) + 4 * len(coding.n_codes)
         return 8 * numbers * max(1, len(groups(self.rules.columns, self.rules.coding.context)))
 
-    def _expect(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    def expect(self, cells: Cells) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and log deviation of the numeric columns (scaled), and logits of the categories; see `explain`."""
         mean, spread, logits = _run(self.expectation, cells)
         return mean, spread, logits
 

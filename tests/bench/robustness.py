@@ -1,4 +1,4 @@
-"""What a model on a stream loses when fields are missing, when frauds are new, and when only alerts are reviewed.
+"""What a model on a stream loses when fields are missing, frauds are new or only alerts are reviewed; are reasons true?
 
     python -m tests.bench.robustness --data FOLDER --stream handbook --train-end 2018-05-31 \\
         --test-start 2018-06-01 --test-end 2018-06-30 --scenario fraud_scenario --out FILE
@@ -11,6 +11,9 @@ The data, the periods and the columns are those of `tests.bench.payments`, with 
   label-fed columns too. Which share of these frauds is alerted in the test period?
 - *Selective labels*: labels exist only for events that the label-free score would have alerted on, and for a random
   share of all others.
+- *Reasons*: alerts with all named fields as expected, and with three random ones (`below`: share that raises no alert
+  any more). Fields with an odd value planted: which share is alerted, and of those, how often the field is the first
+  reason (`first`), and `below` with it as expected.
 
 The encoder is pretrained once; the scales of label-fed columns come from all labels. Writes FILE (JSON), and beside it
 Markdown tables. Exit code 2 if the data or an option cannot be used.
@@ -22,12 +25,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
@@ -36,6 +41,8 @@ from flows.streams import shipped
 from models.fit.finetune import TrainedModel
 from models.fit.pretrain import Pretrained
 from models.score.budget import threshold_for
+from models.score.explain import as_expected, groups
+from models.ship import artifact
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from tests.bench import payments, peers, tables
@@ -44,6 +51,7 @@ from tests.bench.tables import BenchError, Row
 
 PEERS = ("XGBoost exact", "LightGBM", "LR-ple")
 REVIEWED = (0.0, 0.001, 0.01, 0.05)  # random shares of the events whose labels are known besides the alerts
+MOST_EXPLAINED = 300  # alerts, and events with a planted value
 ENOUGH = 0.95  # of the average precision with all labels
 Score = Callable[[slice], NDArray[np.floating]]
 
@@ -158,14 +166,65 @@ def _selective(draw: Draw, labels: str, found: float, full: float) -> Row:
     return {"table": "selective", "labels": labels} | counts | {"average_precision": found, "of_full": found / full}
 
 
+def reasons(whole: Draw, model: TrainedModel) -> Iterator[Row]:
+    """Rows about the explanations of alerts, and of odd values planted in each field of the event."""
+    with TemporaryDirectory() as folder:
+        artifact.save(model, Path(folder), lineage={})
+        served = artifact.load(Path(folder))
+    data, random = whole.data, np.random.default_rng(whole.seed)
+    test = payments.judged(data)[1]
+    rows = np.arange(test.start, test.stop)
+    numeric, categorical = np.asarray(whole.table.numeric[rows]), np.asarray(whole.table.categorical[rows])
+    scores = served.score(numeric, categorical)
+    alerts = np.flatnonzero(scores > served.threshold)
+    if len(alerts) > MOST_EXPLAINED:
+        alerts = np.sort(random.choice(alerts, MOST_EXPLAINED, replace=False))
+    found = served.explain(numeric[alerts], categorical[alerts])
+    all_named = np.array([one.score_if_all_expected for one in found]) <= served.threshold
+    yield _reasons("alerts, all named fields", len(alerts), all_named)
+    n_groups = len(groups(served.columns, served.rules.coding.context))
+    three = [random.choice(n_groups, min(3, n_groups), replace=False).tolist() for _ in alerts]
+    as_usual = as_expected(served.rules, served.expect, numeric[alerts], categorical[alerts], three)
+    yield _reasons("alerts, three random fields", len(alerts), served.score(*as_usual) <= served.threshold)
+    quiet = rows[(scores <= served.threshold) & (data.label[rows] == 0)]
+    _, first = np.unique(data.member[quiet], return_index=True)  # one of each member: planted values meet no other
+    quiet = np.sort(random.permutation(quiet[first])[:MOST_EXPLAINED])
+    for field in (*data.stream.numbers, *data.stream.categories):
+        if field in served.rules.coding.context:
+            continue
+        planted = Draw(replace(data, frame=with_odd(data.frame, field, quiet, random)), whole.share, whole.seed).table
+        odd = np.asarray(planted.numeric[quiet]), np.asarray(planted.categorical[quiet])
+        alerted = served.score(*odd) > served.threshold
+        explained = served.explain(odd[0][alerted], odd[1][alerted])
+        right = np.array([one.reasons[0].field == field for one in explained])
+        below = np.array([one.reasons[0].score_if_expected <= served.threshold for one in explained])
+        share = {"alerted": float(alerted.mean()), "first": float(right.mean()) if len(right) else None}
+        yield _reasons(f"planted: {field}", len(explained), below) | share
+
+
+def with_odd(frame: pl.DataFrame, field: str, rows: NDArray[np.int64], random: np.random.Generator) -> pl.DataFrame:
+    """Events with odd values of a field in some rows: a number times 10 to 30, or one of the rarest texts."""
+    column = frame[field]
+    if column.dtype.is_numeric():
+        odd = pl.Series(field, column.gather(rows).to_numpy() * random.uniform(10, 30, len(rows))).cast(pl.Float64)
+        return frame.with_columns(column.cast(pl.Float64).scatter(rows, odd))
+    rare = column.drop_nulls().value_counts().sort("count", field)[field].head(5)
+    return frame.with_columns(column.scatter(rows, rare.gather(random.integers(0, len(rare), len(rows)))))
+
+
+def _reasons(what: str, n: int, below: NDArray[np.bool_]) -> Row:
+    share = float(below.mean()) if len(below) else None
+    return {"table": "reasons", "rows": what, "n": n, "below": share, "alerted": None, "first": None}
+
+
 def run(data: Data, column: str | None, seed: int, out: Path) -> None:
     """Measure everything, and write the report after each table."""
     whole = Draw(data, 1.0, seed)
     encoder = payments.encoder_of(whole)
     model = payments.fine_tuned(whole, encoder)
-    parts = [missing_fields(whole, model), selective_labels(data, encoder, model, whole)]
+    parts = [reasons(whole, model), missing_fields(whole, model), selective_labels(data, encoder, model, whole)]
     if column is not None:
-        parts.insert(1, new_frauds(data, encoder, model, whole, column))
+        parts.insert(2, new_frauds(data, encoder, model, whole, column))
     rows: list[Row] = []
     for part in parts:
         for row in part:

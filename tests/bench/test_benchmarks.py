@@ -120,6 +120,9 @@ def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
     known = [row["known"] for row in by_table["selective"]]
     assert known[0] < known[1] < known[2] < known[3] < known[-1]
     assert by_table["selective"][-1]["of_full"] == 1
+    reasons = {row["rows"]: row for row in rows if row["table"] == "reasons"}
+    assert {"alerts, all named fields", "alerts, three random fields", "planted: amount"} <= set(reasons)
+    assert reasons["planted: amount"]["alerted"] > 0
     assert "## new frauds\n" in out.with_suffix(".md").read_text()
 
 
