@@ -12,8 +12,8 @@ from models.net.batches import Batches, CellTensors
 from models.net.expectation import Expectation
 
 WIDTH, N_EDGES = 48, 12
-STEPS, BATCH, LR = 500, 1024, 5e-3
-STEPS_A_VIEW = 100  # more steps for more fields: each row of a batch has one view
+STEPS, BATCH, LR = 400, 1024, 5e-3
+STEPS_A_VIEW, MOST_VIEWS = 75, 4  # more steps for more fields, as each row of a batch has one view
 
 
 def distill(
@@ -42,7 +42,7 @@ def distill(
         return student.eval()
     teacher.eval()
     masks = torch.tensor(views, device=device)
-    steps = min(max_steps, STEPS + STEPS_A_VIEW * len(views))
+    steps = min(max_steps, STEPS + STEPS_A_VIEW * min(MOST_VIEWS, len(views)))
     schedule = Schedule(steps, 10, LR, warm_up=20)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, weight_decay=0.0)
     for step in range(steps):
