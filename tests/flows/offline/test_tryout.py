@@ -72,8 +72,9 @@ def test_what_is_planted_is_found_and_explained(tried: Tried) -> None:
     assert tried.figures.frauds == ODD
     assert not tried.has_head  # the frauds all come after what was learned from
     assert tried.figures.average_precision == tried.figures.label_free > 0.8
-    reasons = {alert.reasons[0].field for row, alert in tried.alerts[:5]}
-    assert reasons == {"kilo_bytes"}
+    reasons = [alert.reasons[0].field for row, alert in tried.alerts[:5]]
+    assert reasons.count("kilo_bytes") >= 3
+    assert all("kilo_bytes" in field for field in reasons)  # or its window, where one odd login follows another
     assert all(alert.score > alert.threshold == tried.threshold for _, alert in tried.alerts)
 
 
