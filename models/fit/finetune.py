@@ -36,7 +36,7 @@ class FinetuneConfig:
         depth: largest depth of a tree.
         rate: learning rate of the trees.
         min_gain: nats that a split must gain if many frauds are known. It limits the trees to what the labels support.
-        ridge: penalty of large leaf values if 20 frauds are known.
+        ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
         ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
@@ -163,7 +163,7 @@ def _fitted(
         depth=config.depth,
         rate=config.rate,
         min_gain=config.min_gain,
-        ridge=config.ridge * scarcity(label[rows]),
+        ridge=config.ridge * min(1.0, 2 * scarcity(label[rows])),
         seed=seed,
     )
     return replace(model, trees=trees, rules=replace(rules, prior=prior))
