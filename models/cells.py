@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -91,6 +92,11 @@ class CellCoding:
         """Number of numeric columns."""
         return len(self.center)
 
+    @cached_property
+    def _limit(self) -> NDArray[np.float64]:
+        """`LIMIT`, but not for columns from labels: the network does not read them, and they may have no scale yet."""
+        return np.where([column.label_fed for column in self.columns[: self.d_num]], FLOAT32, LIMIT)
+
     @property
     def n_codes(self) -> tuple[int, ...]:
         """Number of codes of each categorical column: missing, unknown and the vocabulary."""
@@ -120,9 +126,7 @@ class CellCoding:
             place = np.minimum(np.searchsorted(vocabulary, hashes), max(len(vocabulary) - 1, 0))
             known = vocabulary[place] == hashes if len(vocabulary) else np.zeros(len(hashes), bool)
             codes[:, j] = np.where(hashes == 0, MISSING, np.where(known, place + 2, UNKNOWN))
-        # the network does not read columns from labels, which may have no scale yet when it is trained
-        limit = np.where([column.label_fed for column in self.columns[: self.d_num]], FLOAT32, LIMIT)
-        return Cells(np.clip(scaled, -limit, limit).astype(np.float32), present.astype(np.float32), codes)
+        return Cells(np.clip(scaled, -self._limit, self._limit).astype(np.float32), present.astype(np.float32), codes)
 
     def cells(self, table: Table, rows: NDArray[np.int64] | None = None) -> Cells:
         """Convert rows of a table to cells, reading `CHUNK` rows at a time.

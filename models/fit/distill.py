@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.fit.schedule import OnShare, Schedule
-from models.net.batches import Batches, CellTensors
-from models.net.expectation import Expectation
+from models.net.batches import Batches
+from models.net.expectation import CellTensors, Expectation
 
 WIDTH, N_EDGES = 48, 12
 STEPS, BATCH, LR = 400, 1024, 5e-3
@@ -42,14 +42,15 @@ def distill(
         return student.eval()
     teacher.eval()
     masks = torch.tensor(views, device=device)
+    outputs = teacher.outputs_of(*targets)
     steps = min(max_steps, STEPS + STEPS_A_VIEW * min(MOST_VIEWS, len(views)))
     schedule = Schedule(steps, 10, LR, warm_up=20)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, weight_decay=0.0)
     for step in range(steps):
         schedule.set_rate(optimizer, step)
-        batch = batches.take(random.integers(0, batches.n, BATCH))
+        batch = batches.take(random.integers(0, len(batches.table), BATCH))
         hidden = masks[torch.from_numpy(random.integers(0, len(views), BATCH)).to(device)]
-        loss = _divergence(teacher, student, batch, hidden, targets)
+        loss = _divergence(teacher, student, batch, hidden, targets, outputs)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
@@ -70,22 +71,24 @@ def untrained_student(teacher: Expectation) -> Expectation:
 
 
 def _divergence(
-    teacher: Expectation, student: Expectation, batch: CellTensors, hidden: Tensor, targets: list[int]
+    teacher: Expectation,
+    student: Expectation,
+    batch: CellTensors,
+    hidden: Tensor,
+    targets: list[int],
+    outputs: Tensor,
 ) -> Tensor:
     """Mean divergence of the student's predictions from the teacher's, in nats, over the hidden targets."""
-    values, present, codes = batch
-    d_num = teacher.d_num
-    shown = present * ~hidden[:, :d_num], torch.where(hidden[:, d_num:], torch.zeros_like(codes), codes)
     with torch.no_grad():
-        mean, spread, logits = teacher(values, *shown)
-    near, width, guesses = student(values, *shown)
-    numbers = [t for t in targets if t < d_num]
+        mean, spread, logits = teacher.hidden_predicted(batch, hidden, outputs)
+    near, width, guesses = student.hidden_predicted(batch, hidden, outputs)
+    numbers = [t for t in targets if t < teacher.d_num]
     use = hidden[:, numbers]
     away = (mean - near)[:, numbers] ** 2 + torch.exp(2 * spread[:, numbers])
     nats = (width - spread)[:, numbers] + 0.5 * away * torch.exp(-2 * width[:, numbers]) - 0.5
     total = (nats * use).sum()
     for t in targets:
-        if t >= d_num:
+        if t >= teacher.d_num:
             at = teacher.code_slice(t)
             wanted, found = (torch.log_softmax(x[:, at], dim=1) for x in (logits, guesses))
             total = total + ((wanted.exp() * (wanted - found)).sum(dim=1) * hidden[:, t]).sum()

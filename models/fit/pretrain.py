@@ -16,15 +16,15 @@ from torch import Tensor
 from models.cells import CHUNK, CellCoding, Cells
 from models.fit.checkpoint import Checkpoint, weights_of
 from models.fit.distill import distill
+from models.fit.label_free import label_free
 from models.fit.probe import Probe
 from models.fit.recurrence import Recurrence, Watched, choose
 from models.fit.schedule import OnMetrics, OnShare, Schedule
 from models.fit.split import last_share
-from models.net.batches import Batches, CellTensors, as_batch, chunks, surprises_of
-from models.net.expectation import Expectation
+from models.net.batches import Batches, as_batch, chunks, surprises_of
+from models.net.expectation import CellTensors, Expectation
 from models.score.budget import Budget
 from models.score.calibrate import LogitCalibration, TailCalibration
-from models.score.evidence import Evidence
 from models.score.rules import Rules
 from models.table import Table, TableError
 
@@ -130,13 +130,13 @@ def pretrain(
     (Rousseeuw, 1984).
     """
     train, later = last_share(np.arange(len(table)), config.validation, at_least=1)
-    n_train = len(train)
+    n_train, past = len(train), table.take(slice(0, len(train)))
     if n_train < 2:
         raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows. Use a longer period")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    coding = CellCoding.fit(table.take(slice(0, n_train)), n_bins=config.n_bins)
+    coding = CellCoding.fit(past, n_bins=config.n_bins)
     network = Expectation(
         table.columns,
         coding.edges,
@@ -150,14 +150,14 @@ def pretrain(
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     schedule = Schedule(steps, config.n_checks, config.lr, warm_up=20)
     valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])
-    _set_marginal(network, coding, table.take(slice(0, n_train)))
+    _set_marginal(network, coding, past)
     marginal = field_losses(network, valid, trim=config.trim, trusted=False)
     probe = Probe.of(table, coding, label, known, n_train)
     untrained = probe.score(network) if probe else None
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
     run = Checkpoint.of(checkpoint, table, config, seed)
-    watched = Watched.of(table.take(slice(0, n_train)), coding)
+    watched = Watched.of(past, coding)
     checks: list[dict[str, Any]] = []
     start = 0
     if resumed := run.load() if run else None:
@@ -166,14 +166,13 @@ def pretrain(
         checks, start = resumed["checks"], resumed["step"]
         random.bit_generator.state = resumed["random"]
         torch.set_rng_state(resumed["torch_random"])
-    batches = Batches(coding, table, n_train, device)
+    batches = Batches(coding, past, device)
     view_masks = torch.tensor(network.views, device=device)
     metrics: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
         schedule.set_rate(optimizer, step)
-        rows = random.integers(0, n_train, config.batch)
-        batch = batches.take(rows)
+        batch = batches.take(random.integers(0, n_train, config.batch))
         hidden, viewed = _masks(view_masks, config, random, device)
         loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
         optimizer.zero_grad()
@@ -254,8 +253,7 @@ def masked_loss(
     """
     values, present, codes = batch
     d_num = network.d_num
-    shown_codes = torch.where(hidden[:, d_num:], torch.zeros_like(codes), codes)
-    mean, spread, logits = network(values, present * ~hidden[:, :d_num], shown_codes)
+    mean, spread, logits = network.hidden_predicted(batch, hidden)
     weight = torch.where(viewed, 1.0, extra_weight)
     residual = (values.clamp(-20, 20) - mean) * torch.exp(-spread)
     nats = spread + 0.5 * residual * residual
@@ -332,12 +330,8 @@ def _set_marginal(network: Expectation, coding: CellCoding, table: Table) -> Non
 def label_free_rules(network: Expectation, coding: CellCoding, table: Table) -> Rules:
     """Fit the rules that turn a network's surprises into label-free scores."""
     rows = np.arange(len(table))[:: max(1, len(table) // 200_000)]
-    nats = surprises_of(network, coding.cells(table, rows)).astype(np.float64)
-    numeric = np.asarray(table.numeric[rows])
-    # if nothing can be predicted, a value can still be rare
-    predicted = [f.name for f in network.fields if network.trust[f.target] > 0] or [f.name for f in network.fields]
-    evidence = Evidence.fit(table.columns, network.fields, numeric, nats, predicted)
-    tail = TailCalibration.fit(evidence.combine(numeric, nats))
+    evidence, score = label_free(network, coding, table, rows)
+    tail = TailCalibration.fit(score)
     return Rules(
         coding, evidence, tail, None, LogitCalibration(1.0, 0.0), 1.0, Budget(rate=0.005), dict(table.category_names)
     )

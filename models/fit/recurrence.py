@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import CellCoding
-from models.net.batches import surprises_of
+from models.fit.label_free import label_free
 from models.net.expectation import Expectation
-from models.score.evidence import Evidence
 from models.table import Table
 
 TOP = 0.005  # share of the events that are odd
@@ -52,12 +51,9 @@ class Watched:
 
     def measure(self, network: Expectation) -> Recurrence:
         """`recurrence` of the label-free score of a network."""
-        nats = surprises_of(network, self.coding.cells(self.table)).astype(np.float64)
-        numeric = np.asarray(self.table.numeric)
-        predicted = [f.name for f in network.fields if network.trust[f.target] > 0] or [f.name for f in network.fields]
-        evidence = Evidence.fit(self.table.columns, network.fields, numeric, nats, predicted)
         assert self.table.entity is not None
-        return recurrence(evidence.combine(numeric, nats), self.table.entity, self.table.time_ms)
+        _, score = label_free(network, self.coding, self.table)
+        return recurrence(score, self.table.entity, self.table.time_ms)
 
 
 def recurrence(score: NDArray[np.float64], entity: NDArray[np.uint64], time_ms: NDArray[np.int64]) -> Recurrence:

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from models.cells import CHUNK, CellCoding, Cells
-from models.net.expectation import Expectation
+from models.net.expectation import CellTensors, Expectation
 from models.table import Table
 
-CellTensors = tuple[Tensor, Tensor, Tensor]  # values, present, codes
 RESIDENT_BYTES = 2**30  # larger tables are read a batch at a time
 
 
@@ -23,14 +21,13 @@ class Batches:
     Args:
         coding: converts rows to cells.
         table: the rows.
-        n: only the first n rows.
         device: where the tensors are.
     """
 
-    def __init__(self, coding: CellCoding, table: Table, n: int, device: torch.device) -> None:
-        self.coding, self.table, self.n, self.device = coding, table, n, device
-        fits = n * 8 * len(table.columns) <= RESIDENT_BYTES
-        self.resident = as_batch(coding.cells(table.take(slice(0, n))), device) if fits else None
+    def __init__(self, coding: CellCoding, table: Table, device: torch.device) -> None:
+        self.coding, self.table, self.device = coding, table, device
+        fits = len(table) * 8 * len(table.columns) <= RESIDENT_BYTES
+        self.resident = as_batch(coding.cells(table), device) if fits else None
 
     def take(self, rows: NDArray[np.int64]) -> CellTensors:
         """Some rows, in this order."""

@@ -67,17 +67,26 @@ class Encoder(nn.Module):
         """Piecewise-linear encoding, (n, d_num, n_bins), each in [0, 1]."""
         return ((values.unsqueeze(-1) - self.left) * self.slope).clamp(0.0, 1.0)
 
-    def first(self, pieces: Tensor, present: Tensor, codes: Tensor) -> Tensor:
+    def joint(self, outputs: Tensor | None) -> Tensor | slice:
+        """The part of the last axis of the first layer's weights that some outputs need; None = all."""
+        if outputs is None:
+            return slice(None)
+        return torch.cat([torch.arange(self.width, device=outputs.device), self.width + outputs])
+
+    def first(self, pieces: Tensor, present: Tensor, codes: Tensor, outputs: Tensor | None = None) -> Tensor:
         """First layer and linear skip, (n, width + d_out); hidden cells have present 0 or code 0."""
-        joint = (pieces * present.unsqueeze(-1)).flatten(1) @ self.pieces_weight
-        joint = joint + (1.0 - present) @ self.missing_weight + self.bias
+        kept = self.joint(outputs)
+        joint = (pieces * present.unsqueeze(-1)).flatten(1) @ self.pieces_weight[:, kept]
+        joint = joint + (1.0 - present) @ self.missing_weight[:, kept] + self.bias[kept]
         for j, weight in enumerate(self.code_weights):
-            joint = joint + nn.functional.embedding(codes[:, j], weight)
+            joint = joint + nn.functional.embedding(codes[:, j], weight[:, kept])
         return joint
 
-    def rest(self, joint: Tensor) -> Tensor:
+    def rest(self, joint: Tensor, outputs: Tensor | None = None) -> Tensor:
         """The output of trunk and output layer plus the linear skip, (n, d_out)."""
-        return self.out(self.trunk(joint)) + joint[:, self.width :]
+        kept = slice(None) if outputs is None else outputs
+        out = nn.functional.linear(self.trunk(joint), self.out.weight[kept], self.out.bias[kept])
+        return out + joint[:, self.width :]
 
     def trunk(self, joint: Tensor) -> Tensor:
         """The representation, (n, width)."""
@@ -86,5 +95,6 @@ class Encoder(nn.Module):
             hidden = hidden + self.dropout(torch.relu(layer(hidden)))
         return hidden
 
-    def forward(self, values: Tensor, present: Tensor, codes: Tensor) -> Tensor:
-        return self.rest(self.first(self.pieces(values), present, codes))
+    def forward(self, values: Tensor, present: Tensor, codes: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """The outputs, or only some of them, int64, **shape (o,)**: then the last axis is o instead of d_out."""
+        return self.rest(self.first(self.pieces(values), present, codes, outputs), outputs)

@@ -141,7 +141,7 @@ class _Nodes:
     def surprises(self, net: Expectation, values: str, present: str, codes: str, used: Collection[int]) -> str:
         """Surprises, (n, n_fields). Those of fields that are not used are missing."""
         trusted = [net.fields[j].target for j in used if net.trust[net.fields[j].target] > 0]
-        part = _Slice.of(net, np.array(sorted(k for target in trusted for k in _outputs(net, target)), np.int64))
+        part = _Slice.of(net, _array(net.outputs_of(*trusted)))
         read = self.pick(present, part.read)
         pieces = self.pieces(part, self.pick(values, part.read))
         joint = self.first(part, self.shown(pieces, read), read, codes)
@@ -182,7 +182,7 @@ class _Nodes:
         return joint
 
     def nats(self, net: Expectation, part: _Slice, target: int, values: str, present: str, codes: str, out: str) -> str:
-        at = np.searchsorted(part.outputs, _outputs(net, target))
+        at = np.searchsorted(part.outputs, _array(net.outputs_of(target)))
         if target < net.d_num:
             z = self.column(values, target)
             if net.trust[target] > 0:
@@ -352,14 +352,6 @@ def expectation_graph(net: Expectation) -> bytes:
     logits = g.op("Mul", g.columns(out, 2 * d, 2 * d + n_codes), g.weight(of_codes))
     logits = g.op("Add", logits, g.weight(_array(net.marginal) * (1 - of_codes)))
     return _model(g, d, len(net.n_codes), {"mean": (mean, 2), "spread": (spread, 2), "logits": (logits, 2)})
-
-
-def _outputs(net: Expectation, target: int) -> list[int]:
-    """The outputs that describe a column: mean and log deviation, or the logits of its codes."""
-    if target < net.d_num:
-        return [target, net.d_num + target]
-    logits = net.code_slice(target)
-    return list(range(2 * net.d_num + logits.start, 2 * net.d_num + logits.stop))
 
 
 def _model(g: _Nodes, d_num: int, d_cat: int, outputs: dict[str, tuple[str, int]]) -> bytes:

@@ -207,8 +207,9 @@ def run(files: Sequence[Path], seeds: Sequence[int], settings: Sequence[str], op
             tables.write(out, rows=rows, summary=summary, protocol=protocol, title=title, plot=plot)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+@tables.reported
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.detection",
         description=__doc__,
@@ -223,26 +224,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only files whose name contains this text")
     parser.add_argument("--quick", action="store_true", help="1,500 rows, 1 seed, 4 settings")
     asked = parser.parse_args(arguments)
-    try:
-        files = sorted(file for file in asked.data.glob("*.npz") if asked.only in file.name)
-        if not files:
-            raise BenchError(f"{asked.data}: no .npz file{f' with {asked.only!r} in its name' if asked.only else ''}")
-        if asked.seeds < 1 or asked.trials < 1 or asked.max_rows < 100 or not 0 < asked.budget < 1:
-            raise BenchError("--seeds and --trials must be at least 1, --max-rows at least 100, --budget within (0, 1)")
-        tables.check_folder(asked.out)
-        peers.check_packages()
-        options = Options(asked.max_rows, asked.trials, asked.budget)
-        settings, n_seeds = list(SETTINGS), asked.seeds
-        if asked.quick:
-            settings, n_seeds = ["contaminated", "one-class", "5 %", "100 %"], 1
-            options = replace(options, max_rows=min(1_500, asked.max_rows), trials=1)
-        torch.set_num_threads(peers.N_THREADS)
-        run(files, range(1, n_seeds + 1), settings, options, asked.out)
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"\n{asked.out.with_suffix('.md').read_text(encoding='utf-8')}")
-    return 0
+    files = sorted(file for file in asked.data.glob("*.npz") if asked.only in file.name)
+    if not files:
+        raise BenchError(f"{asked.data}: no .npz file{f' with {asked.only!r} in its name' if asked.only else ''}")
+    if asked.seeds < 1 or asked.trials < 1 or asked.max_rows < 100 or not 0 < asked.budget < 1:
+        raise BenchError("--seeds and --trials must be at least 1, --max-rows at least 100, --budget within (0, 1)")
+    tables.check_folder(asked.out)
+    peers.check_packages()
+    options = Options(asked.max_rows, asked.trials, asked.budget)
+    settings, n_seeds = list(SETTINGS), asked.seeds
+    if asked.quick:
+        settings, n_seeds = ["contaminated", "one-class", "5 %", "100 %"], 1
+        options = replace(options, max_rows=min(1_500, asked.max_rows), trials=1)
+    torch.set_num_threads(peers.N_THREADS)
+    run(files, range(1, n_seeds + 1), settings, options, asked.out)
+    out: Path = asked.out
+    return out
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.budget import Budget, threshold_for
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
-from pipelines.errors import UnmaskError
 from tests.bench import peers, tables
 from tests.bench.peers import Matrix, Rows
 from tests.bench.tables import BenchError, Row
@@ -427,7 +426,7 @@ def _protocol(data: Data, counts: Mapping[float, int]) -> dict[str, Any]:
         "left out, with them as 0, then random settings)",
         "row caps": f"methods with labels: all known frauds and {most} other rows, weighted (a third in trials); "
         f"without labels: {N_FIT:,}, KNN-z 10,000 of these; Unmask: none",
-        "budget": f"{_budget_words(data.budget)}; threshold from {quantile.stop - quantile.start:,} events from "
+        "budget": f"{budget_words(data.budget)}; threshold from {quantile.stop - quantile.start:,} events from "
         f"{_day(int(data.time_ms[quantile][0]))} on",
         "value": f"sum of {options.amount}",
         "entities": f"members of {key} with a fraud in the test period, alerted at or after their first one",
@@ -438,7 +437,8 @@ def _protocol(data: Data, counts: Mapping[float, int]) -> dict[str, Any]:
     }
 
 
-def _budget_words(budget: Budget) -> str:
+def budget_words(budget: Budget) -> str:
+    """The budget in words."""
     return f"{budget.rate:.2%} of events" if budget.rate else f"{budget.per_day:g} alerts a day"
 
 
@@ -535,8 +535,9 @@ def options_of(asked: argparse.Namespace, stream: Stream) -> Options:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+@tables.reported
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.payments",
         description=__doc__,
@@ -547,24 +548,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=_shares, default=shares, help="shares of labelled members, such as 0,0.05,1")
     parser.add_argument("--seeds", type=int, default=3, help="label draws; at least 10 at 1 %% and below (default 3)")
     asked = parser.parse_args(arguments)
-    try:
-        stream = shipped.load(asked.stream)
-        if asked.seeds < 1:
-            raise BenchError("--seeds must be at least 1")
-        if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
-            raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
-        options = options_of(asked, stream)
-        torch.set_num_threads(peers.N_THREADS)
-        data, files = load(asked.data, stream, options)
-        shares = asked.labels
-        if asked.quick and len(shares) > 3:
-            shares = [shares[0], shares[len(shares) // 2], shares[-1]]
-        run(data, files, shares, 1 if asked.quick else asked.seeds, asked.out)
-    except (BenchError, UnmaskError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"\n{asked.out.with_suffix('.md').read_text(encoding='utf-8')}")
-    return 0
+    stream = shipped.load(asked.stream)
+    if asked.seeds < 1:
+        raise BenchError("--seeds must be at least 1")
+    if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
+        raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
+    options = options_of(asked, stream)
+    torch.set_num_threads(peers.N_THREADS)
+    data, files = load(asked.data, stream, options)
+    shares = asked.labels
+    if asked.quick and len(shares) > 3:
+        shares = [shares[0], shares[len(shares) // 2], shares[-1]]
+    run(data, files, shares, 1 if asked.quick else asked.seeds, asked.out)
+    out: Path = asked.out
+    return out
 
 
 if __name__ == "__main__":

@@ -44,10 +44,9 @@ from models.score.budget import threshold_for
 from models.score.explain import as_expected, groups
 from models.ship import artifact
 from pipelines.contracts.stream import Stream
-from pipelines.errors import UnmaskError
 from tests.bench import payments, peers, tables
 from tests.bench.payments import Data, Draw
-from tests.bench.tables import BenchError, Row
+from tests.bench.tables import Row
 
 PEERS = ("XGBoost exact", "LightGBM", "LR-ple")
 REVIEWED = (0.0, 0.001, 0.01, 0.05)  # random shares of the events whose labels are known besides the alerts
@@ -236,26 +235,23 @@ def run(data: Data, column: str | None, seed: int, out: Path) -> None:
 def write(data: Data, rows: Sequence[Row], seed: int, out: Path) -> None:
     """Write `out` (JSON), and beside it the same as Markdown (.md)."""
     options, title = data.options, f"Robustness on the stream {data.stream.name}"
-    budget = f"{data.budget.rate:.2%} of events" if data.budget.rate else f"{data.budget.per_day:g} alerts a day"
+    budget = payments.budget_words(data.budget)
     protocol: dict[str, Any] = {"options": vars(options), "budget": budget, "seed": seed, **tables.machine()}
     out.write_text(json.dumps({"title": title, "protocol": protocol, "rows": list(rows)}, indent=1), encoding="utf-8")
     lines = [f"# {title}", "", f"Budget: {budget}. Seed {seed}."]
     for table in dict.fromkeys(row["table"] for row in rows):
         here = [{k: v for k, v in row.items() if k != "table"} for row in rows if row["table"] == table]
-        lines += ["", f"## {table}", "", _line(here[0]), _line("---" for _ in here[0])]
-        lines += [_line(f"{v:.3f}" if isinstance(v, float) else v for v in row.values()) for row in here]
+        lines += ["", f"## {table}", "", tables.line(here[0]), tables.line("---" for _ in here[0])]
+        lines += [tables.line(f"{v:.3f}" if isinstance(v, float) else v for v in row.values()) for row in here]
         if table == "selective":
             enough = [row["labels"] for row in here if row["of_full"] >= ENOUGH]
             lines += ["", f"At least {ENOUGH:.0%} of the average precision with all labels: {', '.join(enough)}."]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code."""
+@tables.reported
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.robustness",
         description=__doc__,
@@ -267,17 +263,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of training and of random reviews (default 1)")
     asked = parser.parse_args(arguments)
-    try:
-        stream = shipped.load(asked.stream)
-        options = payments.options_of(asked, stream)
-        torch.set_num_threads(peers.N_THREADS)
-        data, _ = payments.load(asked.data, stream, options, more=[asked.scenario] if asked.scenario else [])
-        run(data, asked.scenario, asked.seed, asked.out)
-    except (BenchError, UnmaskError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"\n{asked.out.with_suffix('.md').read_text(encoding='utf-8')}")
-    return 0
+    stream = shipped.load(asked.stream)
+    options = payments.options_of(asked, stream)
+    torch.set_num_threads(peers.N_THREADS)
+    data, _ = payments.load(asked.data, stream, options, more=[asked.scenario] if asked.scenario else [])
+    run(data, asked.scenario, asked.seed, asked.out)
+    out: Path = asked.out
+    return out
 
 
 if __name__ == "__main__":

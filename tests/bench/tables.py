@@ -6,17 +6,21 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pipelines.errors import UnmaskError
 
 ROOT = Path(__file__).parents[2]
 ROW_KEYS = (
@@ -36,8 +40,30 @@ FEW = 20  # test anomalies below which a data set is listed but not averaged
 Row = dict[str, Any]
 
 
-class BenchError(Exception):
+P = ParamSpec("P")
+
+
+class BenchError(UnmaskError):
     """A benchmark cannot start; the message says what to change."""
+
+
+def reported(main: Callable[P, Path]) -> Callable[P, int]:
+    """Make the main function of a benchmark, which returns the path of its JSON file, return an exit code.
+
+    It prints the Markdown report beside that file. Exit code 2: the data or an option cannot be used.
+    """
+
+    @wraps(main)
+    def run(*args: P.args, **options: P.kwargs) -> int:
+        try:
+            out = main(*args, **options)
+        except UnmaskError as error:
+            print(error, file=sys.stderr)
+            return 2
+        print(f"\n{out.with_suffix('.md').read_text(encoding='utf-8')}")
+        return 0
+
+    return run
 
 
 def check_folder(out: Path) -> None:
@@ -272,7 +298,7 @@ def markdown(title: str, rows: Sequence[Row], summary: Sequence[Mapping[str, Any
         here = sorted((e for e in summary if e["setting"] == setting), key=lambda e: e["mean_rank"])
         names = ["method", "rank", "AP", "95 %", "Unmask ahead by", "95 %", "ROC", "precision at budget"]
         names += ["recall at budget", *(name.replace("_", " ") for name in extra), "fit s", "score s"]
-        lines += ["", f"## {setting}", "", _line(names), _line(["---"] * len(names))]
+        lines += ["", f"## {setting}", "", line(names), line(["---"] * len(names))]
         for e in here:
             ahead = ["", ""]
             if "ahead" in e:
@@ -281,13 +307,13 @@ def markdown(title: str, rows: Sequence[Row], summary: Sequence[Mapping[str, Any
             cells += [f"{e['average_precision_low']:.3f} .. {e['average_precision_high']:.3f}", *ahead]
             cells += [f"{e['auc_roc']:.3f}", f"{e['precision_at_budget']:.3f}", f"{e['recall_at_budget']:.3f}"]
             cells += ["" if e.get(name) is None else f"{e[name]:.3g}" for name in extra]
-            lines.append(_line([*cells, f"{e['fit_s']:.1f}", f"{e['score_s']:.1f}"]))
+            lines.append(line([*cells, f"{e['fit_s']:.1f}", f"{e['score_s']:.1f}"]))
     data = list(dict.fromkeys(row["data"] for row in rows))
     if len(data) > 1:
         few = {row["data"] for row in rows if row.get("n_test_anomalies", FEW) < FEW}
         names = [f"{name} (not averaged)" if name in few else name for name in data]
-        lines += ["", "## Average precision by data set", "", _line(["setting", "method", *names])]
-        lines.append(_line(["---"] * (2 + len(data))))
+        lines += ["", "## Average precision by data set", "", line(["setting", "method", *names])]
+        lines.append(line(["---"] * (2 + len(data))))
         for e in summary:
             cells = []
             for name in data:
@@ -297,12 +323,13 @@ def markdown(title: str, rows: Sequence[Row], summary: Sequence[Mapping[str, Any
                     if (r["data"], r["setting"], r["method"]) == (name, e["setting"], e["method"])
                 ]
                 cells.append(f"{np.mean(values):.3f}" if values else "")
-            lines.append(_line([e["setting"], e["method"], *cells]))
+            lines.append(line([e["setting"], e["method"], *cells]))
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def line(cells: Iterable[object]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def curves(title: str, xlabel: str) -> Callable[[Sequence[Mapping[str, Any]]], Figure]:

@@ -12,7 +12,7 @@ from models.net.batches import Batches, surprises_of
 
 def rows_of(trained) -> Batches:
     coding = trained.pretrained.rules.coding
-    return Batches(coding, trained.table, 6000, torch.device("cpu"))
+    return Batches(coding, trained.table.take(slice(0, 6000)), torch.device("cpu"))
 
 
 def test_the_student_is_smaller_and_as_surprised_as_its_teacher(trained) -> None:
