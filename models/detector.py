@@ -19,6 +19,7 @@ from models.score.blend import Blend, head_weights
 from models.score.calibrate import TailCalibration
 from models.score.outlying import Outlyingness
 from models.score.trees import Trees
+from models.ship.detector_graph import detector_graph
 from models.table import Column, Table
 
 N_FORESTS = 4  # every second one also reads the terms of the label-free score
@@ -100,6 +101,23 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.tail_ = self.free_tail_
         self.offset_ = -float(np.quantile(self.tail_.apply(self._nats(cells)), 1 - self.contamination))
         return self
+
+    def to_onnx(self) -> bytes:
+        """The fitted `anomaly_score` as a serialised ONNX model: ``X, float64 (n, d) -> score, float32 (n,)``."""
+        check_is_fitted(self)
+        heads = self.heads_
+        if heads is None:
+            return detector_graph(self.coding_, self.free_, self.tail_)
+        return detector_graph(
+            self.coding_,
+            self.free_,
+            self.tail_,
+            usual=USUAL,
+            free_tail=self.free_tail_,
+            encoders=[encoder for encoder in (heads.linear, heads.pairs) if encoder is not None],
+            forests=heads.forests,
+            blend=heads.blend,
+        )
 
     def _fit_heads(self, cells: Cells, fraud: NDArray[np.bool_], legitimate: NDArray[np.bool_], seed: int) -> _Heads:
         prior = self._prior(cells)

@@ -1,4 +1,4 @@
-"""Build the ONNX graphs of the networks node by node, without tracing or an exporter."""
+"""Build the ONNX graphs of networks and trees node by node, without tracing or an exporter."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.cells import MISSING
+from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
-from models.score.blend import Blend
-from models.score.outlying import TINY, Outlyingness
 from models.score.trees import LEAF, Trees
 
 OPSET, IR_VERSION = 17, 9
+CELLS = ("values", "present", "codes")
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
     """The weights of an encoder that some of its outputs need.
 
     Args:
@@ -46,14 +46,12 @@ class _Slice:
     width: int
 
     @classmethod
-    def of(cls, net: Expectation, outputs: NDArray[np.int64]) -> Self:
-        encoder = net.encoder
-        read = np.flatnonzero(net.readable.cpu().numpy() > 0)
+    def of(cls, encoder: Encoder, read: NDArray[np.int64], outputs: NDArray[np.int64]) -> Self:
         joint = np.concatenate([np.arange(encoder.width), encoder.width + outputs])
         left, slope = _array(encoder.left), _array(encoder.slope)
         pieces = _array(encoder.pieces_weight).reshape(*left.shape, -1)
         missing = _array(encoder.missing_weight)
-        never = np.setdiff1d(np.arange(net.d_num), read)  # hidden in every row
+        never = np.setdiff1d(np.arange(len(left)), read)  # hidden in every row
         return cls(
             read=read,
             outputs=outputs,
@@ -69,11 +67,15 @@ class _Slice:
         )
 
 
+def _read(net: Expectation) -> NDArray[np.int64]:
+    return np.flatnonzero(net.readable.cpu().numpy() > 0)
+
+
 def _array(tensor: Any) -> NDArray[Any]:
     return np.asarray(tensor.detach().cpu().numpy())
 
 
-class _Nodes:
+class Nodes:
     """Collects nodes and weights. Each method adds an operation and returns the name of its result."""
 
     def __init__(self) -> None:
@@ -108,17 +110,17 @@ class _Nodes:
 
     # the methods of models/net/encoder.py
 
-    def pieces(self, part: _Slice, values: str) -> str:
+    def pieces(self, part: Slice, values: str) -> str:
         wide = self.op("Unsqueeze", values, self.weight(np.array([2], np.int64)))
         steps = self.op("Mul", self.op("Sub", wide, self.weight(part.left)), self.weight(part.slope))
-        return self.op("Clip", steps, self.number(0.0), self.number(1.0))
+        return self.op("Clip", steps, *(self.weight(np.array(end, part.left.dtype)) for end in (0, 1)))
 
     def shown(self, pieces: str, present: str) -> str:
         marked = self.op("Mul", pieces, self.op("Unsqueeze", present, self.weight(np.array([2], np.int64))))
         return self.op("Flatten", marked, axis=1)
 
-    def first(self, part: _Slice, shown: str, present: str, codes: str) -> str:
-        absent = self.op("Sub", self.number(1.0), present)
+    def first(self, part: Slice, shown: str, present: str, codes: str) -> str:
+        absent = self.op("Sub", self.weight(np.array(1, part.left.dtype)), present)
         parts = [
             self.op("MatMul", shown, self.weight(part.pieces.reshape(-1, part.pieces.shape[2]))),
             self.op("MatMul", absent, self.weight(part.missing)),
@@ -127,7 +129,7 @@ class _Nodes:
             parts.append(self.op("Gather", self.weight(weight), self.column(codes, j), axis=0))
         return self.op("Add", self.total(parts), self.weight(part.bias))
 
-    def rest(self, part: _Slice, joint: str) -> str:
+    def rest(self, part: Slice, joint: str) -> str:
         hidden = self.op("Relu", self.columns(joint, 0, part.width))
         for weight, bias in part.layers:
             step = self.op("Gemm", hidden, self.weight(weight), self.weight(bias), transB=1)
@@ -141,7 +143,7 @@ class _Nodes:
     def surprises(self, net: Expectation, values: str, present: str, codes: str, used: Collection[int]) -> str:
         """Surprises, (n, n_fields). Those of fields that are not used are missing."""
         trusted = [net.fields[j].target for j in used if net.trust[net.fields[j].target] > 0]
-        part = _Slice.of(net, _array(net.outputs_of(*trusted)))
+        part = Slice.of(net.encoder, _read(net), _array(net.outputs_of(*trusted)))
         read = self.pick(present, part.read)
         pieces = self.pieces(part, self.pick(values, part.read))
         joint = self.first(part, self.shown(pieces, read), read, codes)
@@ -161,7 +163,7 @@ class _Nodes:
     def hide(
         self,
         net: Expectation,
-        part: _Slice,
+        part: Slice,
         joint: str,
         pieces: str,
         read: str,
@@ -181,7 +183,7 @@ class _Nodes:
             joint = self.op("Sub", joint, gone)
         return joint
 
-    def nats(self, net: Expectation, part: _Slice, target: int, values: str, present: str, codes: str, out: str) -> str:
+    def nats(self, net: Expectation, part: Slice, target: int, values: str, present: str, codes: str, out: str) -> str:
         at = np.searchsorted(part.outputs, _array(net.outputs_of(target)))
         if target < net.d_num:
             z = self.column(values, target)
@@ -207,11 +209,11 @@ class _Nodes:
 
     # the methods of models/score/trees.py
 
-    def trees(self, trees: Trees) -> str:
+    def trees(self, trees: Trees, values: str, present: str, codes: str = "") -> str:
         missing = self.number(np.nan)
-        x = self.op("Where", self.op("Greater", "present", self.number(0.0)), "values", missing)
+        x = self.op("Where", self.op("Greater", present, self.number(0.0)), values, missing)
         if len(trees.choices):
-            codes = self.op("Gather", "codes", self.weight(trees.choices[:, 0]), axis=1)
+            codes = self.op("Gather", codes, self.weight(trees.choices[:, 0]), axis=1)
             chosen = self.op("Cast", self.op("Equal", codes, self.weight(trees.choices[:, 1])), to=TensorProto.FLOAT)
             unknown = self.op("Equal", codes, self.weight(np.array(MISSING, np.int64)))
             x = self.op("Concat", x, self.op("Where", unknown, missing, chosen), axis=1)
@@ -221,109 +223,25 @@ class _Nodes:
         tree, node = np.nonzero(np.ones_like(trees.feature))
         inner = trees.feature[tree, node] != LEAF
         leaves = ~inner
-        self.nodes.append(
-            helper.make_node(
-                "TreeEnsembleRegressor",
-                [x],
-                ["trees"],
-                domain="ai.onnx.ml",
-                n_targets=1,
-                nodes_treeids=tree.tolist(),
-                nodes_nodeids=node.tolist(),
-                nodes_modes=np.where(inner, "BRANCH_LT", "LEAF").tolist(),
-                nodes_featureids=np.where(inner, trees.feature[tree, node], 0).tolist(),
-                nodes_values=trees.split[tree, node].tolist(),
-                nodes_truenodeids=np.where(inner, trees.left[tree, node], 0).tolist(),
-                nodes_falsenodeids=np.where(inner, trees.right[tree, node], 0).tolist(),
-                nodes_missing_value_tracks_true=trees.missing_left[tree, node].astype(np.int64).tolist(),
-                target_treeids=tree[leaves].tolist(),
-                target_nodeids=node[leaves].tolist(),
-                target_ids=[0] * int(leaves.sum()),
-                target_weights=trees.value[tree, node][leaves].tolist(),
-            )
+        found = self.op(
+            "TreeEnsembleRegressor",
+            x,
+            domain="ai.onnx.ml",
+            n_targets=1,
+            nodes_treeids=tree.tolist(),
+            nodes_nodeids=node.tolist(),
+            nodes_modes=np.where(inner, "BRANCH_LT", "LEAF").tolist(),
+            nodes_featureids=np.where(inner, trees.feature[tree, node], 0).tolist(),
+            nodes_values=trees.split[tree, node].tolist(),
+            nodes_truenodeids=np.where(inner, trees.left[tree, node], 0).tolist(),
+            nodes_falsenodeids=np.where(inner, trees.right[tree, node], 0).tolist(),
+            nodes_missing_value_tracks_true=trees.missing_left[tree, node].astype(np.int64).tolist(),
+            target_treeids=tree[leaves].tolist(),
+            target_nodeids=node[leaves].tolist(),
+            target_ids=[0] * int(leaves.sum()),
+            target_weights=trees.value[tree, node][leaves].tolist(),
         )
-        return self.column("trees", 0)
-
-    # the methods of models/score/outlying.py and blend.py
-
-    def outlyingness(self, fitted: Outlyingness, values: str, present: str, codes: str) -> str:
-        """The score (n,), float64: in float32 the distance to a near row would be cancellation."""
-        x, read = self.numbers(fitted, values, present, codes)
-        linear = self.op("Div", self.op("Sub", x, self.weight(fitted.center[0])), self.weight(fitted.deviation))
-        far = self.op("Sub", x, self.weight(fitted.center[1]))
-        size = self.op("Abs", far)
-        root = self.op("Sqrt", self.op("Add", self.op("Mul", size, size), self.double(1.0)))
-        logarithmic = self.op("Mul", self.op("Sign", far), self.op("Log", self.op("Add", size, root)))
-        nats = self.op("Mul", self.interp(x, fitted.knots, fitted.tails), read)
-        one = self.weight(np.array([1], np.int64))
-        terms = [
-            *(
-                self.distance(self.op("Mul", rows, read), near, int(fitted.n_near))
-                for rows, near in zip((linear, logarithmic), fitted.near, strict=True)
-            ),
-            self.op("ReduceSum", nats, one, keepdims=1),
-            self.op("ReduceMax", nats, axes=[1], keepdims=1),
-        ]
-        joint = self.op("Concat", *terms, axis=1)
-        last = self.weight(np.maximum(fitted.term_knots[:, -1], TINY))
-        beyond = self.op("Log", self.op("Max", self.op("Div", joint, last), self.double(1.0)))
-        nats = self.op("Add", self.interp(joint, fitted.term_knots, fitted.term_nats), beyond)
-        return self.op("MatMul", nats, self.weight(fitted.weight))
-
-    def numbers(self, fitted: Outlyingness, values: str, present: str, codes: str) -> tuple[str, str]:
-        x, shown = ([self.op("Cast", part, to=TensorProto.DOUBLE)] for part in (values, present))
-        for j, nats in enumerate(fitted.code_nats):
-            one = self.weight(np.array([1], np.int64))
-            code = self.column(codes, j)
-            x.append(self.op("Unsqueeze", self.op("Gather", self.weight(nats), code, axis=0), one))
-            seen = self.op("Greater", code, self.weight(np.array(MISSING, np.int64)))
-            shown.append(self.op("Unsqueeze", self.op("Cast", seen, to=TensorProto.DOUBLE), one))
-        read = self.op("Mul", self.op("Concat", *shown, axis=1), self.weight(fitted.use))
-        return self.op("Concat", *x, axis=1), read
-
-    def interp(self, x: str, knots: NDArray[np.float64], nats: NDArray[np.float64]) -> str:
-        """``np.interp`` of each column, (n, d), with knots and values (d, k)."""
-        width, rise = np.diff(knots, axis=1), np.diff(nats, axis=1)
-        slope = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
-        wide = self.op("Unsqueeze", x, self.weight(np.array([2], np.int64)))
-        steps = self.op("Mul", self.op("Sub", wide, self.weight(knots[:, :-1])), self.weight(slope))
-        share = self.op("Mul", self.op("Clip", steps, self.double(0.0), self.double(1.0)), self.weight(rise))
-        total = self.op("ReduceSum", share, self.weight(np.array([2], np.int64)), keepdims=0)
-        return self.op("Add", total, self.weight(nats[:, 0]))
-
-    def distance(self, rows: str, near: NDArray[np.float64], n_near: int) -> str:
-        """Mean distance to the nearest rows of each sample, averaged over the samples, (n, 1)."""
-        n_samples, n_rows, d = near.shape
-        products = self.op("MatMul", rows, self.weight(-2 * near.reshape(-1, d).T))
-        square = self.op("Add", products, self.weight((near**2).sum(axis=2).ravel()))
-        square = self.op("Reshape", square, self.weight(np.array([-1, n_samples, n_rows], np.int64)))
-        nearest = f"{square}_nearest"
-        count = self.weight(np.array([n_near], np.int64))
-        self.nodes.append(
-            helper.make_node("TopK", [square, count], [nearest, f"{nearest}_rows"], axis=2, largest=0, sorted=0)
-        )
-        own = self.op("ReduceSum", self.op("Mul", rows, rows), self.weight(np.array([1], np.int64)), keepdims=1)
-        own = self.op("Unsqueeze", own, self.weight(np.array([2], np.int64)))
-        apart = self.op("Sqrt", self.op("Max", self.op("Add", nearest, own), self.double(0.0)))
-        return self.op("ReduceMean", self.op("Flatten", apart, axis=1), axes=[1], keepdims=1)
-
-    def blend(self, fitted: Blend, scores: str) -> str:
-        """The blended score (n,) of the heads' scores (n, n_heads), both float64."""
-        beyond = self.op("Max", self.op("Sub", scores, self.weight(fitted.knots[:, -1])), self.double(0.0))
-        nats = self.interp(scores, fitted.knots, fitted.nats)
-        nats = self.op("Add", nats, self.op("Mul", beyond, self.weight(fitted.slope)))
-        return self.op("MatMul", nats, self.weight(fitted.weight))
-
-    def double(self, value: float) -> str:
-        return self.weight(np.array(value, np.float64))
-
-
-def outlyingness_graph(fitted: Outlyingness) -> bytes:
-    """Serialised ONNX model: ``values, present, codes -> nats (n,)``."""
-    g = _Nodes()
-    d_cat = len(fitted.code_nats)
-    nats = g.op("Cast", g.outlyingness(fitted, "values", "present", "codes"), to=TensorProto.FLOAT)
-    return _model(g, len(fitted.use) - d_cat, d_cat, {"nats": (nats, 1)})
+        return self.column(found, 0)
 
 
 def scorer_graph(net: Expectation, trees: Trees, used: Collection[int]) -> bytes:
@@ -331,16 +249,17 @@ def scorer_graph(net: Expectation, trees: Trees, used: Collection[int]) -> bytes
 
     Only the part of the network that the surprises of the used fields need is in it.
     """
-    g = _Nodes()
-    nats = g.surprises(net, "values", "present", "codes", used)
-    return _model(g, net.d_num, len(net.n_codes), {"logit": (g.trees(trees), 1), "nats": (nats, 2)})
+    g = Nodes()
+    nats = g.surprises(net, *CELLS, used)
+    logit = g.trees(trees, *CELLS)
+    return save(g, cells_of(net.d_num, len(net.n_codes)), {"logit": (logit, 1), "nats": (nats, 2)})
 
 
 def expectation_graph(net: Expectation) -> bytes:
     """Serialised ONNX model: ``values, present, codes -> mean, spread (n, d_num), logits (n, all codes)``."""
-    g = _Nodes()
+    g = Nodes()
     d, n_codes = net.d_num, sum(net.n_codes)
-    part = _Slice.of(net, np.arange(2 * d + n_codes))
+    part = Slice.of(net.encoder, _read(net), np.arange(2 * d + n_codes))
     read = g.pick("present", part.read)
     shown = g.shown(g.pieces(part, g.pick("values", part.read)), read)
     out = g.rest(part, g.first(part, shown, read, "codes"))
@@ -351,26 +270,32 @@ def expectation_graph(net: Expectation) -> bytes:
     of_codes = np.repeat(trust[d:], net.n_codes)
     logits = g.op("Mul", g.columns(out, 2 * d, 2 * d + n_codes), g.weight(of_codes))
     logits = g.op("Add", logits, g.weight(_array(net.marginal) * (1 - of_codes)))
-    return _model(g, d, len(net.n_codes), {"mean": (mean, 2), "spread": (spread, 2), "logits": (logits, 2)})
+    return save(g, cells_of(d, len(net.n_codes)), {"mean": (mean, 2), "spread": (spread, 2), "logits": (logits, 2)})
 
 
-def _model(g: _Nodes, d_num: int, d_cat: int, outputs: dict[str, tuple[str, int]]) -> bytes:
+def cells_of(d_num: int, d_cat: int) -> dict[str, tuple[int, int]]:
+    """Type and width of each part of the cells."""
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64)
+    return {name: (kind, width) for name, kind, width in zip(CELLS, kinds, (d_num, d_num, d_cat), strict=True)}
+
+
+def save(g: Nodes, inputs: dict[str, tuple[int, int]], outputs: dict[str, tuple[str, int]]) -> bytes:
+    """Serialised model.
+
+    Args:
+        g: the nodes.
+        inputs: type and width of each input, **shape (n, width)**.
+        outputs: for each float32 output, the result that it is, and its number of axes.
+    """
     for name, (source, _) in outputs.items():
         g.nodes.append(helper.make_node("Identity", [source], [name]))
-    inputs = [
-        helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", d_num]),
-        helper.make_tensor_value_info("present", TensorProto.FLOAT, ["n", d_num]),
-        helper.make_tensor_value_info("codes", TensorProto.INT64, ["n", d_cat]),
-    ]
+    given = [helper.make_tensor_value_info(name, kind, ["n", width]) for name, (kind, width) in inputs.items()]
     results = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *[None] * (rank - 1)])
         for name, (_, rank) in outputs.items()
     ]
-    graph = helper.make_graph(g.nodes, "unmask", inputs, results, g.weights)
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 3)],
-        ir_version=IR_VERSION,
-    )
+    graph = helper.make_graph(g.nodes, "unmask", given, results, g.weights)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
