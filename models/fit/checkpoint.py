@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.fit import workers
 from models.table import Table
 
 
@@ -29,7 +30,7 @@ class Checkpoint:
     def of(cls, folder: Path | None, table: Table, config: object, seed: int) -> Checkpoint | None:
         if folder is None:
             return None
-        mark = hashlib.sha256(repr((table.columns, len(table), config, seed)).encode())
+        mark = hashlib.sha256(repr((table.columns, len(table), config, seed, workers.count())).encode())
         mark.update(np.ascontiguousarray(table.time_ms).tobytes())
         mark.update(np.ascontiguousarray(table.numeric[:: max(1, len(table) // 1000)]).tobytes())
         return cls(folder / f"pretrain-{mark.hexdigest()[:16]}.checkpoint")

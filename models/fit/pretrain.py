@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.cells import CHUNK, CellCoding, Cells
+from models.fit import workers
 from models.fit.checkpoint import Checkpoint, weights_of
 from models.fit.distill import distill
 from models.fit.label_free import label_free
@@ -42,7 +43,7 @@ class PretrainConfig:
         epochs: maximum passes over the rows.
         max_steps: maximum optimiser steps.
         min_steps: minimum optimiser steps, for small tables.
-        batch: rows per step.
+        batch: rows per step, of all workers together.
         lr: peak learning rate, with cosine decay to zero.
         trim: share of the largest residuals per column and step that is ignored, for robustness to frauds.
         extra_mask: share of rows in which more cells are hidden.
@@ -50,6 +51,7 @@ class PretrainConfig:
         n_checks: number of validations; each also saves a checkpoint. Of those with the highest
             `recurrence`, the one with the lowest validation loss is kept.
         patience: number of checks without improvement before training stops.
+        bf16: whether products are computed in bfloat16; None = on a GPU.
     """
 
     width: int = 96
@@ -65,6 +67,7 @@ class PretrainConfig:
     validation: float = 0.1
     n_checks: int = 6
     patience: int = 3
+    bf16: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ def pretrain(
 ) -> Pretrained:
     """Train the expectation network on unlabelled rows.
 
+    Started in several processes by torch's launcher, each trains on its share of every batch (`models.fit.workers`).
+    All get the same result; only the first one reports and saves.
+
     Args:
         table: rows in time order; the last share of them is for validation.
         config: settings.
@@ -133,9 +139,11 @@ def pretrain(
     n_train, past = len(train), table.take(slice(0, len(train)))
     if n_train < 2:
         raise TableError(f"the table has {len(table)} rows; pretraining needs at least 3 rows. Use a longer period")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers.join()
+    device, rank, n_workers = workers.device(), workers.rank(), workers.count()
     torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed if n_workers == 1 else (seed, rank))
+    n_rows = -(-config.batch // n_workers)
     coding = CellCoding.fit(past, n_bins=config.n_bins)
     network = Expectation(
         table.columns,
@@ -152,7 +160,7 @@ def pretrain(
     valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])
     _set_marginal(network, coding, past)
     marginal = field_losses(network, valid, trim=config.trim, trusted=False)
-    probe = Probe.of(table, coding, label, known, n_train)
+    probe = Probe.of(table, coding, label, known, n_train) if rank == 0 else None
     untrained = probe.score(network) if probe else None
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
@@ -164,48 +172,58 @@ def pretrain(
         network.load_state_dict(resumed["network"])
         optimizer.load_state_dict(resumed["optimizer"])
         checks, start = resumed["checks"], resumed["step"]
-        random.bit_generator.state = resumed["random"]
+        random.bit_generator.state = resumed["random"][rank]
         torch.set_rng_state(resumed["torch_random"])
     batches = Batches(coding, past, device)
     view_masks = torch.tensor(network.views, device=device)
     metrics: dict[str, float] = {}
     began = time.monotonic()
+    bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
+
+    def checked() -> tuple[NDArray[np.float64], Recurrence]:
+        by_field = field_losses(network, valid, trim=config.trim)
+        if watched is None:
+            return by_field, Recurrence(0.0, 0.0)
+        _trust(network, marginal - by_field)
+        recurs = watched.measure(network)
+        network.train().trust.fill_(1.0)
+        return by_field, recurs
+
     for step in range(start, steps):
         schedule.set_rate(optimizer, step)
-        batch = batches.take(random.integers(0, n_train, config.batch))
-        hidden, viewed = _masks(view_masks, config, random, device)
-        loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
+        batch = batches.take(random.integers(0, n_train, n_rows))
+        hidden, viewed = _masks(view_masks, n_rows, config.extra_mask, random)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = masked_loss(network, batch, hidden, viewed, trim=config.trim)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        workers.average_gradients(network.parameters())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         done = step + 1
         if schedule.checks(done):
-            by_field = field_losses(network, valid, trim=config.trim)
+            by_field, recurs = workers.of_first(checked)
             # fields that their marginal distribution describes better are not predicted and must not stop training
             found = float(np.minimum(by_field, marginal).sum())
             metrics = {"train_loss": float(loss.detach()), "validation_loss": found}
-            recurs = Recurrence(0.0, 0.0)
             if watched:
-                _trust(network, marginal - by_field)
-                recurs = watched.measure(network)
-                network.train().trust.fill_(1.0)
                 metrics["recurrence"] = recurs.value
             checks.append({"step": done, "loss": found, "recurs": tuple(recurs), "weights": weights_of(network)})
             if probe and untrained is not None:
                 metrics |= {"probe_ap": probe.score(network), "probe_ap_untrained": untrained}
-            if report:
+            if report and rank == 0:
                 report(metrics | {"seconds": time.monotonic() - began}, done)
-            if progress:
+            if progress and rank == 0:
                 progress(done / steps, f"step {done} of {steps}, validation loss {found:.4f}")
-            if run:
+            randoms = workers.of_all(random.bit_generator.state)
+            if run and rank == 0:
                 run.save(
                     {
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "checks": checks,
                         "step": done,
-                        "random": random.bit_generator.state,
+                        "random": randoms,
                         "torch_random": torch.get_rng_state(),
                     }
                 )
@@ -218,9 +236,11 @@ def pretrain(
         network.load_state_dict(best["weights"])
     skill = marginal - field_losses(network, valid, trim=config.trim)
     _trust(network, skill)
-    student = distill(network, batches, max_steps=4 * steps, seed=seed, progress=progress).cpu()
+    student = workers.of_first(
+        lambda: distill(network, batches, max_steps=4 * steps, seed=seed, progress=progress).cpu()
+    )
     network = network.cpu().eval()
-    rules = label_free_rules(student, coding, table)
+    rules = workers.of_first(lambda: label_free_rules(student, coding, table))
     metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
     metrics = {**metrics, "best_validation_loss": best["loss"], "best_step": float(best["step"])}
     return Pretrained(network, student, rules, config, metrics)
@@ -253,7 +273,7 @@ def masked_loss(
     """
     values, present, codes = batch
     d_num = network.d_num
-    mean, spread, logits = network.hidden_predicted(batch, hidden)
+    mean, spread, logits = (out.float() for out in network.hidden_predicted(batch, hidden))
     weight = torch.where(viewed, 1.0, extra_weight)
     residual = (values.clamp(-20, 20) - mean) * torch.exp(-spread)
     nats = spread + 0.5 * residual * residual
@@ -307,12 +327,11 @@ def _kept(size: Tensor, use: Tensor, trim: float) -> Tensor:
     return use & (size <= torch.nan_to_num(limit, nan=float("inf")))
 
 
-def _masks(
-    view_masks: Tensor, config: PretrainConfig, random: np.random.Generator, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    n, d = config.batch, view_masks.shape[1]
+def _masks(view_masks: Tensor, n: int, extra_mask: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Cells to hide in `n` rows, and those of them that scoring hides too, bool, **shape (n, d)**."""
+    device, d = view_masks.device, view_masks.shape[1]
     viewed = view_masks[torch.from_numpy(random.integers(0, len(view_masks), n)).to(device)]
-    rate = 0.6 * random.random((n, 1)) * (random.random((n, 1)) < config.extra_mask)
+    rate = 0.6 * random.random((n, 1)) * (random.random((n, 1)) < extra_mask)
     extra = torch.from_numpy(random.random((n, d)) < rate).to(device)
     return viewed | extra, viewed
 
