@@ -17,6 +17,10 @@ MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; codes of known values fo
 CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
 CONSTANT = 0.98  # a field that repeats in this share of consecutive events of an entity is context
+OFTEN, NARROW = (
+    0.3,
+    0.01,
+)  # so is a number that repeats in `OFTEN` of them, with `NARROW` of its variance within entities
 
 
 class Cells(NamedTuple):
@@ -177,7 +181,7 @@ def _vocabulary(hashes: NDArray[np.uint64], limit: int) -> NDArray[np.uint64]:
 
 
 def _context(table: Table, max_rows: int) -> tuple[str, ...]:
-    """Fields that have the value of the entity's previous event in `CONSTANT` of the rows. Reads the last rows."""
+    """Fields that hardly differ from those of the entity's previous event: a home town, an age. Reads the last rows."""
     if table.entity is None:
         return ()
     part = table.take(slice(max(0, len(table) - max_rows), None))
@@ -189,9 +193,17 @@ def _context(table: Table, max_rows: int) -> tuple[str, ...]:
         if column.of != column.name or not again.any():
             continue
         seen = _column(part, i)[order]
-        if np.mean((seen[1:] == seen[:-1])[again]) > CONSTANT:
+        repeats = np.mean((seen[1:] == seen[:-1])[again])
+        if repeats > CONSTANT or (i < table.d_num and repeats > OFTEN and _within(seen, again) < NARROW):
             found.append(column.name)
     return tuple(found)
+
+
+def _within(seen: NDArray[np.float64], again: NDArray[np.bool_]) -> float:
+    """Share of the variance of a number that is within entities, from consecutive events of an entity."""
+    apart = np.diff(seen)[again]
+    whole = float(np.nanvar(seen))
+    return float(np.nanmean(apart**2)) / (2 * whole) if whole > 0 and np.isfinite(apart).any() else 0.0
 
 
 def _column(table: Table, i: int) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from models.cells import CHUNK, Cells
 from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
+from models.fit.split_price import split_price
 from models.fit.trees import boost, no_trees, scarcity
 from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
@@ -35,9 +36,11 @@ class FinetuneConfig:
         n_trees: largest number of trees; trees that gain too little are left out.
         depth: largest depth of a tree.
         rate: learning rate of the trees.
-        min_gain: nats that a split must gain if many frauds are known. It limits the trees to what the labels support.
+        min_gain: most nats that a split must gain. It limits the trees to what the labels support; `split_price`
+            lowers it if what they learn holds for other entities.
         ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
         ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
+        judging: the same for `split_price`.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
 
@@ -48,6 +51,7 @@ class FinetuneConfig:
     min_gain: float = 6.0
     ridge: float = 10.0
     ordinary: int = 20_000
+    judging: int = 6_000
     validation: float = 0.1
 
 
@@ -125,17 +129,78 @@ def finetune(
     label = np.where(known, label, 0).astype(np.int8)
     if progress:
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
-    judged = _fitted(model, table, train, label, config, seed)
+    price = _price(model, table, np.union1d(train, valid), label, config, seed)
+    judged = _fitted(model, table, train, label, config, price, seed)
     model = _with_threshold(judged, table, label, known, valid)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
-    final = _fitted(model, table, np.union1d(train, valid), label, config, seed)
-    metrics = {**model.metrics, "trees": float(len(final.trees.feature))}
+    final = _fitted(model, table, np.union1d(train, valid), label, config, price, seed)
+    metrics = {**model.metrics, "split_price": price, "trees": float(len(final.trees.feature))}
     if report:
         report(metrics, len(final.trees.feature))
     rules = replace(model.rules, prior=final.rules.prior)
     return replace(model, trees=final.trees, rules=rules, metrics=metrics)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to fit to, and the prior that was fitted to more of them."""
+
+    prior: Prior
+    rows: NDArray[np.int64]
+    label: NDArray[np.int8]
+    log_odds: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        model: TrainedModel,
+        table: Table,
+        train: NDArray[np.int64],
+        label: NDArray[np.int8],
+        ordinary: int,
+        seed: int,
+    ) -> _Rows:
+        """All frauds among some rows, and at most `ordinary` other ones."""
+        rules = model.rules
+        rows, weight = _drawn(train, label, MOST_ROWS, seed)
+        numeric = np.asarray(table.numeric[rows])
+        evidence = rules.evidence_of(surprises_of(model.student, rules.coding.cells(table, rows)), numeric)
+        prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
+        log_odds = prior.log_odds(evidence, numeric)
+        kept, more = _hardest(label[rows], log_odds, ordinary, seed)
+        return cls(prior, rows[kept], label[rows[kept]], log_odds[kept], weight[kept] * more)
+
+
+def _ridge(label: NDArray[np.int8], config: FinetuneConfig) -> float:
+    return config.ridge * min(1.0, 2 * scarcity(label))
+
+
+def _price(
+    model: TrainedModel,
+    table: Table,
+    train: NDArray[np.int64],
+    label: NDArray[np.int8],
+    config: FinetuneConfig,
+    seed: int,
+) -> float:
+    """The price of a split; see `split_price`."""
+    if table.entity is None:
+        return config.min_gain
+    found = _Rows.of(model, table, train, label, config.judging, seed)
+    return split_price(
+        model.rules.coding.cells(table, found.rows),
+        found.label,
+        found.log_odds,
+        table.entity[found.rows],
+        weight=found.weight,
+        depth=config.depth,
+        most=config.min_gain,
+        ridge=_ridge(found.label, config),
+        seed=seed,
+    )
 
 
 def _fitted(
@@ -144,29 +209,24 @@ def _fitted(
     train: NDArray[np.int64],
     label: NDArray[np.int8],
     config: FinetuneConfig,
+    price: float,
     seed: int,
 ) -> TrainedModel:
     """Fit the prior and the trees to some rows."""
-    rules = model.rules
-    rows, weight = _drawn(train, label, MOST_ROWS, seed)
-    numeric = np.asarray(table.numeric[rows])
-    evidence = rules.evidence_of(surprises_of(model.student, rules.coding.cells(table, rows)), numeric)
-    prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
-    log_odds = prior.log_odds(evidence, numeric)
-    kept, more = _hardest(label[rows], log_odds, config.ordinary, seed)
+    found = _Rows.of(model, table, train, label, config.ordinary, seed)
     trees = boost(
-        rules.coding.cells(table, rows[kept]),
-        label[rows[kept]],
-        log_odds[kept],
-        weight=weight[kept] * more,
+        model.rules.coding.cells(table, found.rows),
+        found.label,
+        found.log_odds,
+        weight=found.weight,
         n_trees=config.n_trees,
         depth=config.depth,
         rate=config.rate,
-        min_gain=config.min_gain,
-        ridge=config.ridge * min(1.0, 2 * scarcity(label[rows])),
+        min_gain=price,
+        ridge=_ridge(found.label, config),
         seed=seed,
     )
-    return replace(model, trees=trees, rules=replace(rules, prior=prior))
+    return replace(model, trees=trees, rules=replace(model.rules, prior=found.prior))
 
 
 def _hardest(

@@ -24,6 +24,7 @@ DEPENDENT = 0.3  # smallest support in nats that is kept
 N_KNOTS = 64
 FOREVER = 2**62
 MOST_BEYOND = 100.0  # nats
+NORM = 3
 SLICES, DRIFT = 4, 2.0  # no quarter of the training rows may have twice its share of a measure's largest values
 
 
@@ -137,7 +138,9 @@ class Evidence:
 
     A measure that drifts during the training rows counts nothing.
 
-    The score of an event is the strongest measure's evidence plus the support of the other groups.
+    A measure's evidence is its weighted nats plus the support of the other groups. The measures of a group are
+    alternatives: their odds add up. Groups together count as the norm of order `NORM`: the strongest one decides, and
+    an event that is odd in two ways is before one that is odd in one.
 
     Args:
         measures: what is measured.
@@ -204,7 +207,12 @@ class Evidence:
 
     def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """One value per row in nats, high = anomalous, **shape (n,)**. A missing value is no evidence."""
-        return np.asarray(self.by_measure(numeric, surprises).max(axis=0, initial=-np.inf))
+        total = self.by_measure(numeric, surprises)
+        joint = np.zeros(len(numeric))
+        for group in dict.fromkeys(m.group for m in self.measures):
+            mine = total[[counts and m.group == group for m, counts in zip(self.measures, self._counts, strict=True)]]
+            joint += np.maximum(np.logaddexp.reduce(mine, axis=0), 0.0) ** NORM
+        return np.asarray(joint ** (1 / NORM))
 
     def by_measure(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """The evidence of each measure with the support of the other groups, **shape (k, n)**."""

@@ -42,3 +42,14 @@ def test_a_column_from_labels_keeps_its_values_although_the_coding_saw_none() ->
     cells = coding.transform(np.array([[1e9, 2e6], [1.0, 5e6]]), np.zeros((2, 0), np.uint64))
     assert cells.values[0, 1] != cells.values[1, 1]
     assert cells.values[0, 0] <= 1e4
+
+
+def test_a_number_that_hardly_varies_within_an_entity_is_context_and_one_that_does_is_not() -> None:
+    random = np.random.default_rng(0)
+    n, of = 3000, random.integers(0, 100, 3000)
+    age = random.integers(18, 90, 100)[of] + (random.random(n) < 0.5)  # birthdays in the middle of shuffled days
+    spent, level = random.lognormal(3, 1, 100)[of] * random.lognormal(0, 0.6, n), random.integers(0, 4, n)
+    columns = tuple(Column(name, "numeric", of=name) for name in ("age", "spent", "level"))
+    numeric = np.stack([age, spent, level], axis=1).astype(np.float64)
+    table = Table(columns, numeric, np.zeros((n, 0), np.uint64), np.arange(n), {}, entity=of.astype(np.uint64))
+    assert CellCoding.fit(table).context == ("age",)

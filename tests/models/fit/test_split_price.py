@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from models.cells import Cells
+from models.fit.split_price import split_price
+
+
+def price(n_frauds: int, *, alike: bool, n_entities: int = 60, seed: int = 0) -> float:
+    """The price where frauds of different entities are alike, or where each entity's have a value of their own."""
+    random = np.random.default_rng(seed)
+    n = 3000
+    entity = random.integers(0, n_entities, n).astype(np.uint64)
+    values = random.normal(size=(n, 6)).astype(np.float32)
+    label = np.zeros(n, np.int8)
+    victims = random.permutation(n_entities)[: max(2, n_frauds // 6)]
+    rows = np.flatnonzero(np.isin(entity, victims))
+    rows = random.permutation(rows)[:n_frauds]
+    label[rows] = 1
+    if alike:
+        values[rows, 0] = 3 + random.normal(size=len(rows))
+    cells = Cells(values, np.ones_like(values), np.zeros((n, 0), np.int64))
+    margin = np.full(n, -4.0)
+    return split_price(cells, label, margin, entity, weight=np.ones(n), depth=4, most=6.0, ridge=10.0, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_splits_are_cheap_where_frauds_of_other_entities_look_alike_and_dear_where_they_do_not(seed: int) -> None:
+    assert price(80, alike=True, seed=seed) < 3
+    assert price(80, alike=False, seed=seed) == 6.0
+
+
+def test_few_frauds_never_make_a_split_as_cheap_as_many_do() -> None:
+    assert price(20, alike=True) >= 2.0
+    assert price(12, alike=True, n_entities=2) == 6.0
