@@ -51,7 +51,7 @@ class FinetuneConfig:
     min_gain: float = 6.0
     ridge: float = 10.0
     ordinary: int = 20_000
-    judging: int = 6_000
+    judging: int = 4_000
     validation: float = 0.1
 
 

@@ -15,7 +15,7 @@ The data, the periods and the columns are those of `tests.bench.payments`, with 
   any more). Fields with an odd value planted: which share is alerted, and of those, how often the field is the first
   reason (`first`), and `below` with it as expected.
 
-The encoder is pretrained once; the scales of label-fed columns come from all labels. Writes FILE (JSON), and beside it
+The encoder is pretrained once, without labels. Writes FILE (JSON), and beside it
 Markdown tables. Exit code 2 if the data or an option cannot be used.
 """
 
@@ -219,7 +219,7 @@ def _reasons(what: str, n: int, below: NDArray[np.bool_]) -> Row:
 def run(data: Data, column: str | None, seed: int, out: Path) -> None:
     """Measure everything, and write the report after each table."""
     whole = Draw(data, 1.0, seed)
-    encoder = payments.encoder_of(whole)
+    encoder, _ = payments.encoder_of(data, seed)
     model = payments.fine_tuned(whole, encoder)
     parts = [reasons(whole, model), missing_fields(whole, model), selective_labels(data, encoder, model, whole)]
     if column is not None:
