@@ -17,10 +17,8 @@ MISSING, UNKNOWN = 0, 1  # codes of a categorical cell; codes of known values fo
 CHUNK = 8192  # rows that are read and encoded at a time
 TAILS = (0.0002, 0.001, 0.004, 0.015)
 CONSTANT = 0.98  # a field that repeats in this share of consecutive events of an entity is context
-OFTEN, NARROW = (
-    0.3,
-    0.01,
-)  # so is a number that repeats in `OFTEN` of them, with `NARROW` of its variance within entities
+OFTEN = 0.3  # so is a number that repeats in this share of them,
+NARROW = 0.01  # if less than this share of its variance is within entities
 
 
 class Cells(NamedTuple):

@@ -129,13 +129,14 @@ def finetune(
     label = np.where(known, label, 0).astype(np.int8)
     if progress:
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
-    price = _price(model, table, np.union1d(train, valid), label, config, seed)
-    judged = _fitted(model, table, train, label, config, price, seed)
+    whole = _Rows.of(model, table, np.union1d(train, valid), label, seed)
+    price = _price(model, table, whole, config, seed)
+    judged = _fitted(model, table, _Rows.of(model, table, train, label, seed), config, price, seed)
     model = _with_threshold(judged, table, label, known, valid)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
-    final = _fitted(model, table, np.union1d(train, valid), label, config, price, seed)
+    final = _fitted(model, table, whole, config, price, seed)
     metrics = {**model.metrics, "split_price": price, "trees": float(len(final.trees.feature))}
     if report:
         report(metrics, len(final.trees.feature))
@@ -145,7 +146,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows to fit to, and the prior that was fitted to more of them."""
+    """Rows to fit to, with the prior that was fitted to the same rows or to more of them."""
 
     prior: Prior
     rows: NDArray[np.int64]
@@ -155,41 +156,39 @@ class _Rows:
 
     @classmethod
     def of(
-        cls,
-        model: TrainedModel,
-        table: Table,
-        train: NDArray[np.int64],
-        label: NDArray[np.int8],
-        ordinary: int,
-        seed: int,
+        cls, model: TrainedModel, table: Table, train: NDArray[np.int64], label: NDArray[np.int8], seed: int
     ) -> _Rows:
-        """All frauds among some rows, and at most `ordinary` other ones."""
+        """All frauds among some rows, and at most `MOST_ROWS` other ones."""
         rules = model.rules
         rows, weight = _drawn(train, label, MOST_ROWS, seed)
         numeric = np.asarray(table.numeric[rows])
         evidence = rules.evidence_of(surprises_of(model.student, rules.coding.cells(table, rows)), numeric)
         prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
-        log_odds = prior.log_odds(evidence, numeric)
-        kept, more = _hardest(label[rows], log_odds, ordinary, seed)
-        return cls(prior, rows[kept], label[rows[kept]], log_odds[kept], weight[kept] * more)
+        return cls(prior, rows, label[rows], prior.log_odds(evidence, numeric), weight)
+
+    def hardest(self, ordinary: int, seed: int) -> _Rows:
+        """All frauds, and of the other rows at most `ordinary`: half those with the highest log-odds, half drawn."""
+        others = np.flatnonzero(self.label != 1)
+        if len(others) <= ordinary:
+            return self
+        others = others[np.argsort(-self.log_odds[others], kind="stable")]
+        hard, easy = others[: ordinary // 2], others[ordinary // 2 :]
+        drawn = np.random.default_rng(seed).choice(easy, ordinary - len(hard), replace=False)
+        weight = self.weight.copy()
+        weight[drawn] *= len(easy) / len(drawn)
+        kept = np.sort(np.concatenate([np.flatnonzero(self.label == 1), hard, drawn]))
+        return _Rows(self.prior, self.rows[kept], self.label[kept], self.log_odds[kept], weight[kept])
 
 
 def _ridge(label: NDArray[np.int8], config: FinetuneConfig) -> float:
     return config.ridge * min(1.0, 2 * scarcity(label))
 
 
-def _price(
-    model: TrainedModel,
-    table: Table,
-    train: NDArray[np.int64],
-    label: NDArray[np.int8],
-    config: FinetuneConfig,
-    seed: int,
-) -> float:
+def _price(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> float:
     """The price of a split; see `split_price`."""
     if table.entity is None:
         return config.min_gain
-    found = _Rows.of(model, table, train, label, config.judging, seed)
+    found = whole.hardest(config.judging, seed)
     return split_price(
         model.rules.coding.cells(table, found.rows),
         found.label,
@@ -204,16 +203,10 @@ def _price(
 
 
 def _fitted(
-    model: TrainedModel,
-    table: Table,
-    train: NDArray[np.int64],
-    label: NDArray[np.int8],
-    config: FinetuneConfig,
-    price: float,
-    seed: int,
+    model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, price: float, seed: int
 ) -> TrainedModel:
-    """Fit the prior and the trees to some rows."""
-    found = _Rows.of(model, table, train, label, config.ordinary, seed)
+    """Add the trees that the labels of some rows support, with the prior of these rows."""
+    found = whole.hardest(config.ordinary, seed)
     trees = boost(
         model.rules.coding.cells(table, found.rows),
         found.label,
@@ -227,25 +220,6 @@ def _fitted(
         seed=seed,
     )
     return replace(model, trees=trees, rules=replace(model.rules, prior=found.prior))
-
-
-def _hardest(
-    label: NDArray[np.int8], log_odds: NDArray[np.float64], ordinary: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows for the trees, and by how much each counts more: all frauds, and of the other rows at most `ordinary`.
-
-    Half of those have the highest log-odds; the other half is drawn from the rest.
-    """
-    others = np.flatnonzero(label != 1)
-    if len(others) <= ordinary:
-        return np.arange(len(label)), np.ones(len(label))
-    others = others[np.argsort(-log_odds[others], kind="stable")]
-    hard, easy = others[: ordinary // 2], others[ordinary // 2 :]
-    drawn = np.random.default_rng(seed).choice(easy, ordinary - len(hard), replace=False)
-    more = np.ones(len(label))
-    more[drawn] = len(easy) / len(drawn)
-    kept = np.sort(np.concatenate([np.flatnonzero(label == 1), hard, drawn]))
-    return kept, more[kept]
 
 
 def _drawn(

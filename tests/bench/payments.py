@@ -113,6 +113,11 @@ class Data:
         return Budget(rate=0.005) if budget.cost else budget
 
     @cached_property
+    def encoders(self) -> dict[tuple[int, bool], tuple[Pretrained, float]]:
+        """What `encoder_of` has made."""
+        return {}
+
+    @cached_property
     def over_own_mean(self) -> NDArray[np.float64]:
         """Amount over the mean of the member's earlier amounts, which is shrunk to the global one."""
         amount = np.nan_to_num(self.amount)
@@ -251,7 +256,7 @@ def encoder_of(data: Data, seed: int, *, pretrained: bool = True) -> tuple[Pretr
 
     It never sees a label, so `N_ENCODERS` serve all draws: that of a seed is made once.
     """
-    made: dict[tuple[int, bool], tuple[Pretrained, float]] = data.__dict__.setdefault("encoders", {})
+    made = data.encoders
     key = (seed - 1) % N_ENCODERS + 1, pretrained
     if key not in made:
         draw = Draw(data, 0.0, key[0])

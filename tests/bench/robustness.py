@@ -15,8 +15,8 @@ The data, the periods and the columns are those of `tests.bench.payments`, with 
   any more). Fields with an odd value planted: which share is alerted, and of those, how often the field is the first
   reason (`first`), and `below` with it as expected.
 
-The encoder is pretrained once, without labels. Writes FILE (JSON), and beside it
-Markdown tables. Exit code 2 if the data or an option cannot be used.
+The encoder is pretrained once, without labels. Writes FILE (JSON), and beside it Markdown tables. Exit code 2 if the
+data or an option cannot be used.
 """
 
 from __future__ import annotations
