@@ -139,7 +139,8 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 min_gain=0.0,
                 ridge=1.0,
                 seed=seed + i,
-                share=0.6,
+                row_share=0.6,
+                column_share=0.6,
                 min_weight=0.3,
             )
             for i in range(N_FORESTS)

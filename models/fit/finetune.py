@@ -13,7 +13,7 @@ from models.cells import CHUNK, Cells
 from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
-from models.fit.split_price import split_price
+from models.fit.split_price import Caution, split_price
 from models.fit.trees import boost, no_trees, scarcity
 from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
@@ -36,9 +36,9 @@ class FinetuneConfig:
         n_trees: largest number of trees; trees that gain too little are left out.
         depth: largest depth of a tree.
         rate: learning rate of the trees.
-        min_gain: most nats that a split must gain. It limits the trees to what the labels support; `split_price`
-            lowers it if what they learn holds for other entities.
+        min_gain: most nats that a split must gain. It limits the trees to what the labels support.
         ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
+            `split_price` lowers both if what the trees learn holds for other entities.
         ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
         judging: the same for `split_price`.
         validation: share of the known rows, the last in time, for calibration and threshold.
@@ -130,14 +130,14 @@ def finetune(
     if progress:
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
     whole = _Rows.of(model, table, np.union1d(train, valid), label, seed)
-    price = _price(model, table, whole, config, seed)
-    judged = _fitted(model, table, _Rows.of(model, table, train, label, seed), config, price, seed)
+    caution = _caution(model, table, whole, config, seed)
+    judged = _fitted(model, table, _Rows.of(model, table, train, label, seed), config, caution, seed)
     model = _with_threshold(judged, table, label, known, valid)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
-    final = _fitted(model, table, whole, config, price, seed)
-    metrics = {**model.metrics, "split_price": price, "trees": float(len(final.trees.feature))}
+    final = _fitted(model, table, whole, config, caution, seed)
+    metrics = {**model.metrics, "split_price": caution.min_gain, "trees": float(len(final.trees.feature))}
     if report:
         report(metrics, len(final.trees.feature))
     rules = replace(model.rules, prior=final.rules.prior)
@@ -180,15 +180,12 @@ class _Rows:
         return _Rows(self.prior, self.rows[kept], self.label[kept], self.log_odds[kept], weight[kept])
 
 
-def _ridge(label: NDArray[np.int8], config: FinetuneConfig) -> float:
-    return config.ridge * min(1.0, 2 * scarcity(label))
-
-
-def _price(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> float:
-    """The price of a split; see `split_price`."""
-    if table.entity is None:
-        return config.min_gain
+def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> Caution:
+    """How careful the trees must be; see `split_price`."""
     found = whole.hardest(config.judging, seed)
+    most = Caution(config.min_gain, config.ridge * min(1.0, 2 * scarcity(found.label)))
+    if table.entity is None:
+        return most
     return split_price(
         model.rules.coding.cells(table, found.rows),
         found.label,
@@ -196,14 +193,13 @@ def _price(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConf
         table.entity[found.rows],
         weight=found.weight,
         depth=config.depth,
-        most=config.min_gain,
-        ridge=_ridge(found.label, config),
+        most=most,
         seed=seed,
     )
 
 
 def _fitted(
-    model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, price: float, seed: int
+    model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, caution: Caution, seed: int
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(config.ordinary, seed)
@@ -215,9 +211,8 @@ def _fitted(
         n_trees=config.n_trees,
         depth=config.depth,
         rate=config.rate,
-        min_gain=price,
-        ridge=_ridge(found.label, config),
         seed=seed,
+        **caution._asdict(),
     )
     return replace(model, trees=trees, rules=replace(model.rules, prior=found.prior))
 

@@ -1,6 +1,8 @@
-"""How many nats a split of the trees must gain: chosen on entities whose labels the trees have not seen."""
+"""How careful the trees must be: chosen on entities whose labels the trees have not seen."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +10,25 @@ from numpy.typing import NDArray
 from models.cells import Cells
 from models.fit.trees import boost
 
-SHARES = (1.0, 2 / 3, 1 / 3, 1 / 12)  # of the largest price
-ENOUGH = 40  # frauds for the smallest one
+
+class Caution(NamedTuple):
+    """What keeps trees from learning chance: the nats that a split must gain, and the penalty of leaf values.
+
+    ``column_share`` is the share of the columns that each tree sees: with few each, trees are less alike, and one
+    strong column does not hide the others.
+    """
+
+    min_gain: float
+    ridge: float
+    column_share: float = 1.0
+
+    def times(self, share: Caution) -> Caution:
+        """Caution of which each value is a share of this one."""
+        return Caution(*(mine * part for mine, part in zip(self, share, strict=True)))
+
+
+SHARES = (Caution(1.0, 1.0), Caution(2 / 3, 1.0), Caution(1 / 3, 1.0, 0.5), Caution(1 / 12, 1 / 5, 0.3))
+ENOUGH = 40  # frauds for the last one
 FOLDS, FEWEST_ENTITIES = 4, 3
 N_TREES, RATE = 30, 0.3  # shorter than the final training
 
@@ -22,18 +41,17 @@ def split_price(
     *,
     weight: NDArray[np.float64],
     depth: int,
-    most: float,
-    ridge: float,
+    most: Caution,
     seed: int,
-) -> float:
-    """The price of a split, at most ``most``.
+) -> Caution:
+    """The caution that the labels ask for, at most ``most``.
 
     Frauds of one stream resemble each other from entity to entity, so that a few tell much; those of another do not.
-    Trees with each price are fitted to three quarters of the entities and judged by the log-likelihood that they gain
+    Trees with each caution are fitted to three quarters of the entities and judged by the log-likelihood that they gain
     over the margin on the rest. Entities whose frauds begin at the same time are judged together, because these may
-    have one cause that will be gone later, such as a skimmed terminal. The highest price is taken whose gain is within
-    a standard error, over entities, of the best one. With frauds of fewer than `FEWEST_ENTITIES` entities it is
-    ``most``, with fewer than `ENOUGH` frauds at least a third of it.
+    have one cause that will be gone later, such as a skimmed terminal. The least caution is taken that gains a standard
+    error, over entities, more than ``most`` and at most half of one less than the best. With frauds of fewer than
+    `FEWEST_ENTITIES` entities it is ``most``, with fewer than `ENOUGH` frauds not the last of `SHARES`.
 
     Args:
         cells: training rows in time order.
@@ -41,11 +59,11 @@ def split_price(
         margin: log-odds of the prior, **shape (n,)**.
         entity: entity of each row, **shape (n,)**.
         weight: how many rows each row stands for, **shape (n,)**.
-        depth, ridge: of the trees.
-        most: the largest price in nats.
+        depth: of the trees.
+        most: the largest caution.
         seed: seed of the folds.
 
-    Source: the one-standard-error rule of cross-validation (Breiman and others, 1984), with entities as units.
+    Source: cross-validation with entities as units, with a standard-error rule (Breiman and others, 1984).
     """
     members, place = np.unique(entity, return_inverse=True)
     has_fraud = np.bincount(place, label, minlength=len(members)) > 0
@@ -71,25 +89,29 @@ def split_price(
                 n_trees=N_TREES,
                 depth=depth,
                 rate=RATE,
-                min_gain=most * share,
-                ridge=ridge,
                 seed=seed,
+                **most.times(share)._asdict(),
             )
             after[held] += trees.score(cells.take(held))
         gain = weight * (before - _loss(label, after))
         gains.append(np.bincount(place, gain, minlength=len(members)).astype(np.float64))
-    return most * SHARES[_highest(gains)]
+    return most.times(SHARES[_least(gains)])
 
 
-def _highest(gains: list[NDArray[np.float64]]) -> int:
-    """The first price whose gain is within a standard error of the best; prices fall.
+def _least(gains: list[NDArray[np.float64]]) -> int:
+    """The last that gains a standard error more than the first and is within half of one of the best; or the first.
 
-    >>> _highest([np.zeros(9), np.full(9, 1.0)]), _highest([np.zeros(9), np.append(np.zeros(8), 5.0)])
-    (1, 0)
+    >>> _least([np.zeros(9), np.full(9, 1.0)]), _least([np.zeros(9), np.zeros(9)]), _least([np.ones(9), np.zeros(9)])
+    (1, 0, 0)
     """
-    best = max(range(len(gains)), key=lambda i: float(gains[i].sum() - _error(gains[i])))
-    lacks = (gains[best] - one for one in gains)
-    return next(i for i, lack in enumerate(lacks) if float(lack.sum()) <= _error(lack))
+    best = max(gains, key=lambda one: float(one.sum()))
+    good = [
+        i
+        for i, one in enumerate(gains)
+        if float((one - gains[0]).sum()) > _error(one - gains[0])
+        and float((best - one).sum()) <= _error(best - one) / 2
+    ]
+    return good[-1] if good else 0
 
 
 def _error(gain: NDArray[np.float64]) -> float:

@@ -27,7 +27,8 @@ def boost(
     min_gain: float,
     ridge: float,
     seed: int,
-    share: float = 1.0,
+    row_share: float = 1.0,
+    column_share: float = 1.0,
     min_weight: float = 1.0,
 ) -> Trees:
     """Fit trees with exact splits to the residuals of a prior (XGBoost, Chen and Guestrin, 2016).
@@ -45,7 +46,7 @@ def boost(
         min_gain: nats that a split must gain if there are many frauds; twice as many if there are `FEW`.
         ridge: penalty of the squared leaf values.
         seed: seed of the library.
-        share: share of the rows and of the columns that each tree sees.
+        row_share, column_share: share of the rows and of the columns that each tree sees.
         min_weight: smallest sum of second derivatives in a leaf.
     """
     import xgboost
@@ -69,8 +70,8 @@ def boost(
         "eta": rate,
         "gamma": min_gain * (1 + scarcity(label)),
         "lambda": ridge,
-        "subsample": share,
-        "colsample_bytree": share,
+        "subsample": row_share,
+        "colsample_bytree": column_share,
         "min_child_weight": min_weight,
         "seed": seed,
     }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from models.cells import Cells
-from models.fit.split_price import split_price
+from models.fit.split_price import Caution, split_price
 
 
 def price(n_frauds: int, *, alike: bool, n_entities: int = 60, seed: int = 0) -> float:
@@ -20,7 +20,8 @@ def price(n_frauds: int, *, alike: bool, n_entities: int = 60, seed: int = 0) ->
         values[rows, 0] = 3 + random.normal(size=len(rows))
     cells = Cells(values, np.ones_like(values), np.zeros((n, 0), np.int64))
     margin = np.full(n, -4.0)
-    return split_price(cells, label, margin, entity, weight=np.ones(n), depth=4, most=6.0, ridge=10.0, seed=seed)
+    most = Caution(6.0, 10.0)
+    return split_price(cells, label, margin, entity, weight=np.ones(n), depth=4, most=most, seed=seed).min_gain
 
 
 @pytest.mark.parametrize("seed", range(3))
