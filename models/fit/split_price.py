@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import Cells
-from models.fit.trees import boost
+from models.fit.trees import FEW, boost
 
 
 class Caution(NamedTuple):
@@ -28,7 +28,8 @@ class Caution(NamedTuple):
 
 
 SHARES = (Caution(1.0, 1.0), Caution(2 / 3, 1.0), Caution(1 / 3, 1.0, 0.5), Caution(1 / 12, 1 / 5, 0.3))
-ENOUGH = 40  # frauds for the last one
+MIDDLE = 2  # the one that is taken if the labels cannot tell
+ENOUGH = 40  # frauds for a choice
 FOLDS, FEWEST_ENTITIES = 4, 3
 N_TREES, RATE = 30, 0.3  # shorter than the final training
 
@@ -49,9 +50,12 @@ def split_price(
     Frauds of one stream resemble each other from entity to entity, so that a few tell much; those of another do not.
     Trees with each caution are fitted to three quarters of the entities and judged by the log-likelihood that they gain
     over the margin on the rest. Entities whose frauds begin at the same time are judged together, because these may
-    have one cause that will be gone later, such as a skimmed terminal. The least caution is taken that gains a standard
-    error, over entities, more than ``most`` and at most half of one less than the best. With frauds of fewer than
-    `FEWEST_ENTITIES` entities it is ``most``, with fewer than `ENOUGH` frauds not the last of `SHARES`.
+    have one cause that will be gone later, such as a skimmed terminal.
+
+    A third of ``most`` is taken, unless a more careful choice gains half a standard error, over entities, more; or the
+    last of `SHARES`, if that gains a standard error more than ``most`` and is within half of one of the best. With
+    fewer than `ENOUGH` frauds nothing can be judged: it is a third, and below `FEW` or with frauds of fewer than
+    `FEWEST_ENTITIES` entities ``most``.
 
     Args:
         cells: training rows in time order.
@@ -67,15 +71,17 @@ def split_price(
     """
     members, place = np.unique(entity, return_inverse=True)
     has_fraud = np.bincount(place, label, minlength=len(members)) > 0
-    if has_fraud.sum() < FEWEST_ENTITIES:
+    if label.sum() < FEW or has_fraud.sum() < FEWEST_ENTITIES:
         return most
+    if label.sum() < ENOUGH:
+        return most.times(SHARES[MIDDLE])
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(members))
     by_time = list(dict.fromkeys(place[label == 1].tolist()))
     fold[by_time] = np.arange(len(by_time)) * FOLDS // len(by_time)
     of_row = fold[place]
     before = _loss(label, margin)
     gains = []
-    for share in SHARES if label.sum() >= ENOUGH else SHARES[:-1]:
+    for share in SHARES:
         after = margin.copy()
         for k in range(FOLDS):
             kept, held = np.flatnonzero(of_row != k), np.flatnonzero(of_row == k)
@@ -95,28 +101,29 @@ def split_price(
             after[held] += trees.score(cells.take(held))
         gain = weight * (before - _loss(label, after))
         gains.append(np.bincount(place, gain, minlength=len(members)).astype(np.float64))
-    return most.times(SHARES[_least(gains)])
+    return most.times(SHARES[_chosen(gains)])
 
 
-def _least(gains: list[NDArray[np.float64]]) -> int:
-    """The last that gains a standard error more than the first and is within half of one of the best; or the first.
+def _chosen(gains: list[NDArray[np.float64]]) -> int:
+    """Which of `SHARES`, by what each gains.
 
-    >>> _least([np.zeros(9), np.full(9, 1.0)]), _least([np.zeros(9), np.zeros(9)]), _least([np.ones(9), np.zeros(9)])
-    (1, 0, 0)
+    >>> none, some = np.zeros(9), np.ones(9)
+    >>> _chosen([none, none, none, none]), _chosen([some, none, none, none]), _chosen([none, none, none, some])
+    (2, 0, 3)
     """
-    best = max(gains, key=lambda one: float(one.sum()))
-    good = [
-        i
-        for i, one in enumerate(gains)
-        if float((one - gains[0]).sum()) > _error(one - gains[0])
-        and float((best - one).sum()) <= _error(best - one) / 2
-    ]
-    return good[-1] if good else 0
 
+    def gains_over(i: int, j: int, errors: float) -> bool:
+        more = gains[i] - gains[j]
+        return float(more.sum()) > errors * float(np.sqrt((more**2).sum()))
 
-def _error(gain: NDArray[np.float64]) -> float:
-    """Standard error of a sum of independent gains of entities, as if they were 0 on average."""
-    return float(np.sqrt((gain**2).sum()))
+    best, last = max(range(len(gains)), key=lambda i: float(gains[i].sum())), len(gains) - 1
+    if gains_over(last, 0, 1) and not gains_over(best, last, 0.5):
+        return last
+    chosen = MIDDLE
+    for i in range(MIDDLE):
+        if gains_over(i, chosen, 0.5):
+            chosen = i
+    return chosen
 
 
 def _loss(label: NDArray[np.int8], log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
