@@ -25,6 +25,7 @@ from models.score.trees import Trees
 from models.table import Table, TableError
 
 MOST_ROWS = 300_000  # other rows than frauds to which the prior is fitted
+PER_FRAUD = 20  # legitimate rows for the trees
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class FinetuneConfig:
         min_gain: most nats that a split must gain. It limits the trees to what the labels support.
         ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
             `split_price` lowers both if what the trees learn holds for other entities.
-        ordinary: largest number of legitimate rows for the trees; rows that look ordinary stand for several.
+        ordinary: largest number of legitimate rows for the trees, or 20 for each fraud if that is more; rows that look
+            ordinary stand for several.
         judging: the same for `split_price`.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
@@ -202,7 +204,7 @@ def _fitted(
     model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, caution: Caution, seed: int
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
-    found = whole.hardest(config.ordinary, seed)
+    found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
     trees = boost(
         model.rules.coding.cells(table, found.rows),
         found.label,
