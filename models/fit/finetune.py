@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from models.cells import CHUNK, Cells
+from models.cells import CHUNK, MISSING, Cells
 from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
-from models.fit.split_price import Caution, split_price
+from models.fit.split_price import ENOUGH, Caution, split_price
 from models.fit.trees import boost, no_trees, scarcity
 from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
@@ -182,6 +182,29 @@ class _Rows:
         return _Rows(self.prior, self.rows[kept], self.label[kept], self.log_odds[kept], weight[kept])
 
 
+def _inputs(model: TrainedModel, table: Table, found: _Rows) -> Cells:
+    """Cells that the trees may read.
+
+    A few frauds often share an entity, such as one skimmed terminal, and everything that hardly varies for an entity
+    sets them apart by chance. So with fewer than `ENOUGH` frauds trees read only the event: its fields without context,
+    how far they are from the entity's habits, and the calendar.
+    """
+    rules = model.rules
+    cells = rules.coding.cells(table, found.rows)
+    if found.label.sum() >= ENOUGH:
+        return cells
+    own = np.array(
+        [
+            (column.of is not None or column.entity is None)
+            and column.stat != "share"
+            and column.name not in rules.coding.context
+            for column in rules.columns
+        ]
+    )
+    numeric, texts = np.split(own, [cells.values.shape[1]])
+    return Cells(cells.values, cells.present * numeric.astype(np.float32), np.where(texts, cells.codes, MISSING))
+
+
 def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> Caution:
     """How careful the trees must be; see `split_price`."""
     found = whole.hardest(config.judging, seed)
@@ -189,7 +212,7 @@ def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneCo
     if table.entity is None:
         return most
     return split_price(
-        model.rules.coding.cells(table, found.rows),
+        _inputs(model, table, found),
         found.label,
         found.log_odds,
         table.entity[found.rows],
@@ -206,7 +229,7 @@ def _fitted(
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
     trees = boost(
-        model.rules.coding.cells(table, found.rows),
+        _inputs(model, table, found),
         found.label,
         found.log_odds,
         weight=found.weight,

@@ -13,6 +13,7 @@ from models.score.calibrate import LogitCalibration
 from models.table import Column
 
 NOTHING_KNOWN = 0.01  # smoothed fraud rate of an entity without labels
+SURE = 3.0  # standard errors: frauds come in bursts with one cause, so that they say less than their number
 FIRM = 1000.0  # the evidence is in nats already: a few frauds, perhaps of one cause, must not change its slope
 
 
@@ -25,7 +26,7 @@ class Prior:
     Args:
         evidence: from the value of `Evidence.combine` to a probability.
         rates: numeric columns with smoothed fraud rates.
-        trust: share of each rate that came true among the labelled rows, less a standard error, in [0, 1].
+        trust: share of each rate that came true among the labelled rows, less `SURE` standard errors, in [0, 1].
     """
 
     evidence: LogitCalibration
@@ -56,7 +57,7 @@ class Prior:
             raised = _raised(numeric[:, i])
             told = raised > 0.0
             seen = float(weight[told & (label == 1)].sum()) - NOTHING_KNOWN * float(weight[told].sum())
-            sure = seen - float(np.sqrt((told & (label == 1)).sum()))  # one standard error below what was seen
+            sure = seen - SURE * float(np.sqrt((told & (label == 1)).sum()))
             trust.append(float(np.clip(sure / ((weight * raised).sum() + 1.0), 0.0, 1.0)))
         return cls(LogitCalibration.fit(evidence, label, weight, firm=FIRM), rates, tuple(trust))
 

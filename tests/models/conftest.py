@@ -17,10 +17,10 @@ from models.table import Column, Table
 
 COLUMNS = (
     Column("amount", "numeric", of="amount"),
-    Column("customer_id.amount.mean.7d", "numeric"),
-    Column("customer_id.amount.ratio.7d", "numeric", of="amount"),
-    Column("customer_id.count.1d", "numeric"),
-    Column("terminal_id.fraud_rate.7d", "numeric", label_fed=True),
+    Column("customer_id.amount.mean.7d", "numeric", entity="customer_id", stat="mean"),
+    Column("customer_id.amount.ratio.7d", "numeric", of="amount", entity="customer_id", stat="ratio"),
+    Column("customer_id.count.1d", "numeric", entity="customer_id", stat="count"),
+    Column("terminal_id.fraud_rate.7d", "numeric", label_fed=True, entity="terminal_id", stat="fraud_rate"),
     Column("channel", "categorical", of="channel"),
 )
 NAMES = {11: "web", 22: "shop", 33: "phone"}
