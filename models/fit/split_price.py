@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import Cells
-from models.fit.trees import FEW, boost
+from models.fit.trees import boost
 
 
 class Caution(NamedTuple):
@@ -28,8 +28,8 @@ class Caution(NamedTuple):
 
 
 SHARES = (Caution(1.0, 1.0), Caution(2 / 3, 1.0), Caution(1 / 3, 1.0, 0.5), Caution(1 / 12, 1 / 5, 0.3))
-MIDDLE = 1  # the one that is taken if the labels cannot tell
-ENOUGH = 100  # frauds for a choice
+MIDDLE = 2
+ENOUGH = 40  # frauds for a choice
 FOLDS, FEWEST_ENTITIES = 4, 3
 N_TREES, RATE = 30, 0.3  # shorter than the final training
 
@@ -52,10 +52,9 @@ def split_price(
     over the margin on the rest. Entities whose frauds begin at the same time are judged together, because these may
     have one cause that will be gone later, such as a skimmed terminal.
 
-    The least caution is taken that gains a standard error, over entities, more than ``most`` and at most half of one
-    less than the best. If there is none, it is two thirds of ``most``, or ``most`` if that gains half a standard error
-    more. With fewer than `ENOUGH` frauds nothing can be judged: it is two thirds, and below `FEW` or with frauds of
-    fewer than `FEWEST_ENTITIES` entities ``most``.
+    A third of ``most`` is taken, unless a more careful choice gains half a standard error, over entities, more; or the
+    last of `SHARES`, if that gains a standard error more than ``most`` and is within half of one of the best. With
+    fewer than `ENOUGH` frauds, or frauds of fewer than `FEWEST_ENTITIES` entities, nothing can be judged: ``most``.
 
     Args:
         cells: training rows in time order.
@@ -71,10 +70,8 @@ def split_price(
     """
     members, place = np.unique(entity, return_inverse=True)
     has_fraud = np.bincount(place, label, minlength=len(members)) > 0
-    if label.sum() < FEW or has_fraud.sum() < FEWEST_ENTITIES:
+    if label.sum() < ENOUGH or has_fraud.sum() < FEWEST_ENTITIES:
         return most
-    if label.sum() < ENOUGH:
-        return most.times(SHARES[MIDDLE])
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(members))
     by_time = list(dict.fromkeys(place[label == 1].tolist()))
     fold[by_time] = np.arange(len(by_time)) * FOLDS // len(by_time)
@@ -109,18 +106,21 @@ def _chosen(gains: list[NDArray[np.float64]]) -> int:
 
     >>> none, some = np.zeros(9), np.ones(9)
     >>> _chosen([none, none, none, none]), _chosen([some, none, none, none]), _chosen([none, none, none, some])
-    (1, 0, 3)
+    (2, 0, 3)
     """
 
     def gains_over(i: int, j: int, errors: float) -> bool:
         more = gains[i] - gains[j]
         return float(more.sum()) > errors * float(np.sqrt((more**2).sum()))
 
-    best = max(range(len(gains)), key=lambda i: float(gains[i].sum()))
-    bold = [i for i in range(MIDDLE + 1, len(gains)) if gains_over(i, 0, 1) and not gains_over(best, i, 0.5)]
-    if bold:
-        return bold[-1]
-    return 0 if gains_over(0, MIDDLE, 0.5) else MIDDLE
+    best, last = max(range(len(gains)), key=lambda i: float(gains[i].sum())), len(gains) - 1
+    if gains_over(last, 0, 1) and not gains_over(best, last, 0.5):
+        return last
+    chosen = MIDDLE
+    for i in range(MIDDLE):
+        if gains_over(i, chosen, 0.5):
+            chosen = i
+    return chosen
 
 
 def _loss(label: NDArray[np.int8], log_odds: NDArray[np.float64]) -> NDArray[np.float64]:

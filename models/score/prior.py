@@ -13,7 +13,7 @@ from models.score.calibrate import LogitCalibration
 from models.table import Column
 
 NOTHING_KNOWN = 0.01  # smoothed fraud rate of an entity without labels
-SURE = 3.0  # standard errors: frauds come in bursts with one cause, so that they say less than their number
+SURE = 2.0  # standard errors: frauds come in bursts with one cause, so that they say less than their number
 FIRM = 1000.0  # the evidence is in nats already: a few frauds, perhaps of one cause, must not change its slope
 
 

@@ -49,7 +49,7 @@ def test_few_labels_never_make_the_ranking_worse(trained, frauds: int) -> None:
     assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
 
 
-@pytest.mark.parametrize(("frauds", "reads_history"), [(60, False), (100, True)])
+@pytest.mark.parametrize(("frauds", "reads_history"), [(30, False), (40, True)])
 def test_trees_read_the_history_of_entities_only_if_many_frauds_are_known(trained, frauds, reads_history) -> None:
     known = np.zeros(len(trained.table), bool)
     known[np.flatnonzero(trained.label == 1)[:frauds]] = True
