@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import Cells
-from models.fit.trees import boost
+from models.fit.trees import FEW, boost
 
 
 class Caution(NamedTuple):
@@ -54,7 +54,8 @@ def split_price(
 
     A third of ``most`` is taken, unless a more careful choice gains half a standard error, over entities, more; or the
     last of `SHARES`, if that gains a standard error more than ``most`` and is within half of one of the best. With
-    fewer than `ENOUGH` frauds, or frauds of fewer than `FEWEST_ENTITIES` entities, nothing can be judged: ``most``.
+    fewer than `ENOUGH` frauds nothing can be judged: it is a third, and below `FEW` or with frauds of fewer than
+    `FEWEST_ENTITIES` entities ``most``.
 
     Args:
         cells: training rows in time order.
@@ -70,8 +71,10 @@ def split_price(
     """
     members, place = np.unique(entity, return_inverse=True)
     has_fraud = np.bincount(place, label, minlength=len(members)) > 0
-    if label.sum() < ENOUGH or has_fraud.sum() < FEWEST_ENTITIES:
+    if label.sum() < FEW or has_fraud.sum() < FEWEST_ENTITIES:
         return most
+    if label.sum() < ENOUGH:
+        return most.times(SHARES[MIDDLE])
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(members))
     by_time = list(dict.fromkeys(place[label == 1].tolist()))
     fold[by_time] = np.arange(len(by_time)) * FOLDS // len(by_time)

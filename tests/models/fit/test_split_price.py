@@ -31,5 +31,5 @@ def test_splits_are_cheap_where_frauds_of_other_entities_look_alike_and_dear_whe
 
 
 def test_few_frauds_make_no_choice() -> None:
-    assert price(30, alike=True) == price(12, alike=True) == 6.0
-    assert price(60, alike=True, n_entities=2) == 6.0
+    assert price(30, alike=True) == price(30, alike=False) == 2.0
+    assert price(12, alike=True) == price(60, alike=True, n_entities=2) == 6.0
