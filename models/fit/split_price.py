@@ -27,8 +27,9 @@ class Caution(NamedTuple):
         return Caution(*(mine * part for mine, part in zip(self, share, strict=True)))
 
 
+# of the largest, from careful to bold
 SHARES = (Caution(1.0, 1.0), Caution(2 / 3, 1.0), Caution(1 / 3, 1.0, 0.5), Caution(1 / 12, 1 / 5, 0.3))
-MIDDLE = 2
+MIDDLE = 2  # the one of `SHARES` that is taken if the labels cannot tell
 ENOUGH = 40  # frauds for a choice
 FOLDS, FEWEST_ENTITIES = 4, 3
 N_TREES, RATE = 30, 0.3  # shorter than the final training
