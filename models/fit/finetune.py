@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from models.cells import CHUNK, MISSING, Cells
+from models.cells import CHUNK, Cells
+from models.fit.caution import Caution, choose
 from models.fit.pretrain import Pretrained
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
-from models.fit.split_price import ENOUGH, Caution, split_price
-from models.fit.trees import boost, no_trees, scarcity
+from models.fit.trees import no_trees, scarcity
 from models.net.batches import chunks, surprises_of
 from models.net.expectation import Expectation
 from models.score.budget import Budget, threshold_for
@@ -25,7 +25,7 @@ from models.score.trees import Trees
 from models.table import Table, TableError
 
 MOST_ROWS = 300_000  # other rows than frauds to which the prior is fitted
-PER_FRAUD = 20  # legitimate rows for the trees
+PER_FRAUD, JUDGING_PER_FRAUD = 20, 5  # legitimate rows for the trees
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class FinetuneConfig:
         rate: learning rate of the trees.
         min_gain: most nats that a split must gain. It limits the trees to what the labels support.
         ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
-            `split_price` lowers both if what the trees learn holds for other entities.
+            `caution.choose` lowers both if what the trees learn holds for other entities.
         ordinary: largest number of legitimate rows for the trees, or 20 for each fraud if that is more; rows that look
             ordinary stand for several.
-        judging: the same for `split_price`.
+        judging: the same for `caution.choose`, or 5 for each fraud if that is more.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
 
@@ -139,7 +139,12 @@ def finetune(
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
     final = _fitted(model, table, whole, config, caution, seed)
-    metrics = {**model.metrics, "split_price": caution.min_gain, "trees": float(len(final.trees.feature))}
+    metrics = {
+        **model.metrics,
+        "split_price": caution.min_gain,
+        "tree_weight": caution.weight,
+        "trees": float(len(final.trees.feature)),
+    }
     if report:
         report(metrics, len(final.trees.feature))
     rules = replace(model.rules, prior=final.rules.prior)
@@ -182,37 +187,14 @@ class _Rows:
         return _Rows(self.prior, self.rows[kept], self.label[kept], self.log_odds[kept], weight[kept])
 
 
-def _inputs(model: TrainedModel, table: Table, found: _Rows) -> Cells:
-    """Cells that the trees may read.
-
-    A few frauds often share an entity, such as one skimmed terminal, and everything that hardly varies for an entity
-    sets them apart by chance. So with fewer than `ENOUGH` frauds trees read only the event: its fields without context,
-    how far they are from the entity's habits, and the calendar.
-    """
-    rules = model.rules
-    cells = rules.coding.cells(table, found.rows)
-    if found.label.sum() >= ENOUGH:
-        return cells
-    own = np.array(
-        [
-            (column.of is not None or column.entity is None)
-            and column.stat != "share"
-            and column.name not in rules.coding.context
-            for column in rules.columns
-        ]
-    )
-    numeric, texts = np.split(own, [cells.values.shape[1]])
-    return Cells(cells.values, cells.present * numeric.astype(np.float32), np.where(texts, cells.codes, MISSING))
-
-
 def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> Caution:
-    """How careful the trees must be; see `split_price`."""
-    found = whole.hardest(config.judging, seed)
+    """How far the trees are believed; see `caution.choose`."""
+    found = whole.hardest(min(config.ordinary, max(config.judging, JUDGING_PER_FRAUD * int(whole.label.sum()))), seed)
     most = Caution(config.min_gain, config.ridge * min(1.0, 2 * scarcity(found.label)))
     if table.entity is None:
         return most
-    return split_price(
-        _inputs(model, table, found),
+    return choose(
+        model.rules.coding.cells(table, found.rows),
         found.label,
         found.log_odds,
         table.entity[found.rows],
@@ -228,16 +210,15 @@ def _fitted(
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
-    trees = boost(
-        _inputs(model, table, found),
+    trees = caution.fit(
+        model.rules.coding.cells(table, found.rows),
         found.label,
         found.log_odds,
-        weight=found.weight,
+        row_weight=found.weight,
         n_trees=config.n_trees,
         depth=config.depth,
         rate=config.rate,
         seed=seed,
-        **caution._asdict(),
     )
     return replace(model, trees=trees, rules=replace(model.rules, prior=found.prior))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class Trees:
             goes_left = np.where(np.isnan(given), self.missing_left[tree, node], given < self.split[tree, node])
             node = np.where(goes_left, self.left[tree, node], self.right[tree, node])
         return np.asarray(self.value[tree, node].sum(axis=1, dtype=np.float64))
+
+    def times(self, weight: float) -> Trees:
+        """Trees that say a share of what these say."""
+        return replace(self, value=self.value * np.float32(weight))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""

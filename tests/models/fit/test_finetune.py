@@ -49,21 +49,6 @@ def test_few_labels_never_make_the_ranking_worse(trained, frauds: int) -> None:
     assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
 
 
-@pytest.mark.parametrize(("frauds", "reads_history"), [(30, False), (40, True)])
-def test_trees_read_the_history_of_entities_only_if_many_frauds_are_known(trained, frauds, reads_history) -> None:
-    known = np.zeros(len(trained.table), bool)
-    known[np.flatnonzero(trained.label == 1)[:frauds]] = True
-    known[np.flatnonzero(trained.label == 0)] = True
-    config = replace(QUICK, min_gain=0.1, n_trees=60, validation=0.0)
-    model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=config, seed=0)
-    columns = [column for column in trained.table.columns if column.kind == "numeric"]
-    read = {int(i) for i in np.unique(model.trees.feature) if 0 <= i < len(columns)}
-    history = {i for i, column in enumerate(columns) if column.entity is not None and column.of is None}
-    assert read
-    assert history
-    assert bool(read & history) == reads_history
-
-
 def test_if_only_frauds_are_known_the_other_rows_count_as_legitimate(trained) -> None:
     model = finetune(
         trained.pretrained, trained.table, label=trained.label, known=trained.label == 1, config=QUICK, seed=0

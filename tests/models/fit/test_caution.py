@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from models.cells import Cells
+from models.fit.caution import Caution, choose
+
+
+def chosen(
+    n_frauds: int, *, alike: bool, n_entities: int = 100, n_victims: int | None = None, seed: int = 0
+) -> Caution:
+    """The caution where frauds of all entities are a little odd in every column, or where only the entity tells."""
+    random = np.random.default_rng(seed)
+    n, n_entities = 3000, 100
+    entity = random.integers(0, n_entities, n).astype(np.uint64)
+    values = random.normal(size=(n, 6)).astype(np.float32)
+    label = np.zeros(n, np.int8)
+    victims = random.permutation(n_entities)[: n_victims or max(2, n_frauds // 6)]
+    rows = np.flatnonzero(np.isin(entity, victims))
+    rows = random.permutation(rows)[:n_frauds]
+    label[rows] = 1
+    if alike:
+        values[rows] += 1.3
+    else:
+        values[:] = random.normal(size=(n_entities, 6)).astype(np.float32)[entity.astype(np.int64)]
+    cells = Cells(values, np.ones_like(values), np.zeros((n, 0), np.int64))
+    margin = np.full(n, -4.0)
+    most = Caution(6.0, 10.0)
+    return choose(cells, label, margin, entity, weight=np.ones(n), depth=4, most=most, seed=seed)
+
+
+@pytest.mark.parametrize("n_frauds", [20, 40, 80])
+def test_trees_are_believed_where_frauds_of_other_entities_look_alike_and_not_where_they_do_not(n_frauds: int) -> None:
+    alike, apart = ([chosen(n_frauds, alike=alike, seed=seed) for seed in range(4)] for alike in (True, False))
+    assert {one.min_gain for one in alike} == {1.0}
+    assert sum(one.weight for one in apart) < 0.25 * sum(one.weight for one in alike)
+
+
+def test_the_weight_grows_with_the_number_of_frauds() -> None:
+    weights = [chosen(n, alike=True).weight for n in (12, 20, 30, 40, 80)]
+    assert weights[0] == 0.0
+    assert weights == sorted(set(weights))
+    assert weights[-1] > 0.9
+
+
+def test_frauds_of_one_entity_cannot_be_judged() -> None:
+    assert chosen(40, alike=True, n_victims=1).weight == 0.0
+    assert chosen(40, alike=True, n_victims=2).weight > 0.0
+
+
+def test_many_frauds_ask_for_careful_trees_with_their_full_weight() -> None:
+    many = chosen(500, alike=False, n_victims=90)
+    assert (many.min_gain, many.weight) == (6.0, 1.0)
