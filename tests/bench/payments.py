@@ -59,6 +59,7 @@ WARM_UP_MS = 30 * DAY_MS  # of windows, before the first training row
 N_FIT, N_FREQUENT = 100_000, 32
 QUICK_ROWS, QUICK_STEPS = 50_000, 80
 SHRINK = 10  # events of the global mean in an entity's own mean
+MethodsOf = Callable[[float], Mapping[str, Callable[["Draw"], list[Row]]]]
 VERSION = 1  # increase it if a cell means something else; other code is recognised by its digest
 
 
@@ -337,7 +338,7 @@ def supervised(draw: Draw, method: peers.Supervised) -> list[Row]:
     return [row | more | {"search_s": found.search_s}]
 
 
-def methods_of(share: float) -> dict[str, Callable[[Draw], list[Row]]]:
+def methods_of(share: float) -> Mapping[str, Callable[[Draw], list[Row]]]:
     """The methods at a share of labels. The first one gives the row of `unmask-zero` too."""
     found: dict[str, Callable[[Draw], list[Row]]] = {"unmask": partial(unmask, pretrained=True)}
     if share == 0:
@@ -456,7 +457,7 @@ def budget_words(budget: Budget) -> str:
     return f"{budget.rate:.2%} of events" if budget.rate else f"{budget.per_day:g} alerts a day"
 
 
-def run(data: Data, files: str, shares: Sequence[float], n_seeds: int, out: Path) -> None:
+def run(data: Data, files: str, shares: Sequence[float], n_seeds: int, out: Path, methods_of: MethodsOf) -> None:
     """Measure every cell, label draw by label draw, and write the report after each."""
     options = data.options
     least = 1 if options.quick else MIN_DRAWS
@@ -525,6 +526,24 @@ def add_options(parser: argparse.ArgumentParser, *, quick: str, trials: int = 6)
     parser.add_argument("--quick", action="store_true", help=quick)
 
 
+def add_draws(parser: argparse.ArgumentParser, *, shares: Sequence[float]) -> None:
+    """Add the options of label draws; `check_draws` checks them."""
+    parser.add_argument("--labels", type=_shares, default=shares, help="shares of labelled members, such as 0,0.05,1")
+    parser.add_argument("--seeds", type=int, default=3, help="label draws; at least 10 at 1 %% and below (default 3)")
+
+
+def check_draws(asked: argparse.Namespace) -> None:
+    """Check the options of label draws.
+
+    Raises:
+        BenchError: one cannot be used.
+    """
+    if asked.seeds < 1:
+        raise BenchError("--seeds must be at least 1")
+    if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
+        raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
+
+
 def options_of(asked: argparse.Namespace, stream: Stream) -> Options:
     """What was asked for.
 
@@ -558,22 +577,17 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser, quick="some members, 1 draw, 3 label shares, short training")
-    shares = [0, 0.005, 0.01, 0.05, 0.1, 0.25, 1]
-    parser.add_argument("--labels", type=_shares, default=shares, help="shares of labelled members, such as 0,0.05,1")
-    parser.add_argument("--seeds", type=int, default=3, help="label draws; at least 10 at 1 %% and below (default 3)")
+    add_draws(parser, shares=[0, 0.005, 0.01, 0.05, 0.1, 0.25, 1])
     asked = parser.parse_args(arguments)
     stream = shipped.load(asked.stream)
-    if asked.seeds < 1:
-        raise BenchError("--seeds must be at least 1")
-    if not asked.labels or not all(0 <= share <= 1 for share in asked.labels):
-        raise BenchError("--labels must be shares between 0 and 1, such as 0,0.05,1")
     options = options_of(asked, stream)
+    check_draws(asked)
     torch.set_num_threads(peers.N_THREADS)
     data, files = load(asked.data, stream, options)
     shares = asked.labels
     if asked.quick and len(shares) > 3:
         shares = [shares[0], shares[len(shares) // 2], shares[-1]]
-    run(data, files, shares, 1 if asked.quick else asked.seeds, asked.out)
+    run(data, files, shares, 1 if asked.quick else asked.seeds, asked.out, methods_of)
     out: Path = asked.out
     return out
 

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from flows.streams.shipped import load
 from models.score.prior import NOTHING_KNOWN
 from pipelines.contracts.stream import DAY_MS
-from tests.bench import detection, payments, peers, robustness, tables
+from tests.bench import ablation, detection, payments, peers, robustness, tables
 from tests.pipelines.payments import few_payments
 
 PERIODS = ["--train-end", "2026-02-15", "--valid-days", "14", "--test-start", "2026-02-16", "--test-end", "2026-02-28"]
@@ -124,6 +124,20 @@ def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
     assert {"alerts, all named fields", "alerts, three random fields", "planted: amount"} <= set(reasons)
     assert reasons["planted: amount"]["alerted"] > 0
     assert "## new frauds\n" in out.with_suffix(".md").read_text()
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_ablation_runs(stream_folder: Path) -> None:
+    out = stream_folder / "report.json"
+    command = ["--data", str(stream_folder), "--stream", "payments", *PERIODS, "--labels", "1", "--out", str(out)]
+    assert ablation.main([*command, "--quick"]) == 0
+    check_report(out, settings={"100 %"})
+    found = {row["method"]: row["average_precision"] for row in json.loads(out.read_text())["rows"]}
+    parts = ("scratch", "zero", "no-prior", "no-trees", "no-label-fed", "no-history")
+    assert set(found) == {"unmask", *(f"unmask-{part}" for part in parts)}
+    changed = ("scratch", "no-prior", "no-label-fed", "no-history")  # too few frauds for trees
+    assert len({found["unmask"], *(found[f"unmask-{part}"] for part in changed)}) == 1 + len(changed)
+    assert ablation.main([*command, "--labels", "0,1"]) == 2
 
 
 def test_a_field_that_is_dropped_takes_the_columns_made_from_it_along() -> None:
