@@ -50,3 +50,28 @@ def test_frauds_of_one_entity_cannot_be_judged() -> None:
 def test_many_frauds_ask_for_careful_trees_with_their_full_weight() -> None:
     many = chosen(500, alike=False, n_victims=90)
     assert (many.min_gain, many.weight) == (6.0, 1.0)
+
+
+def test_trees_of_half_the_weight_add_half() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(500, 2)).astype(np.float32)
+    cells = Cells(values, np.ones_like(values), np.zeros((500, 0), np.int64))
+    label = (values[:, 0] > 1).astype(np.int8)
+    whole, half, none = (
+        Caution(1.0, 1.0, weight=weight)
+        .fit(
+            cells,
+            label,
+            np.full(500, -2.0),
+            row_weight=np.ones(500),
+            n_trees=5,
+            depth=2,
+            rate=0.3,
+            seed=0,
+        )
+        .score(cells)
+        for weight in (1.0, 0.5, 0.0)
+    )
+    assert np.abs(whole).max() > 0.5
+    np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
+    assert not none.any()
