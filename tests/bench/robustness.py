@@ -11,9 +11,9 @@ The data, the periods and the columns are those of `tests.bench.payments`, with 
   label-fed columns too. Which share of these frauds is alerted in the test period?
 - *Selective labels*: labels exist only for events that the label-free score would have alerted on, and for a random
   share of all others.
-- *Reasons*: alerts with all named fields as expected, and with three random ones (`below`: share that raises no alert
-  any more). Fields with an odd value planted: which share is alerted, and of those, how often the field is the first
-  reason (`first`), and `below` with it as expected.
+- *Reasons*: alerts with all named fields as expected, with three random ones, and with three random ones that are not
+  named (`below`: share that raises no alert any more). Fields with an odd value planted: which share is alerted, and of
+  those, how often the field is the first reason (`first`), and `below` with it as expected.
 
 The encoder is pretrained once, without labels. Writes FILE (JSON), and beside it Markdown tables. Exit code 2 if the
 data or an option cannot be used.
@@ -181,10 +181,13 @@ def reasons(whole: Draw, model: TrainedModel) -> Iterator[Row]:
     found = served.explain(numeric[alerts], categorical[alerts])
     all_named = np.array([one.score_if_all_expected for one in found]) <= served.threshold
     yield _reasons("alerts, all named fields", len(alerts), all_named)
-    n_groups = len(groups(served.columns, served.rules.coding.context))
-    three = [random.choice(n_groups, min(3, n_groups), replace=False).tolist() for _ in alerts]
-    as_usual = as_expected(served.rules, served.expect, numeric[alerts], categorical[alerts], three)
-    yield _reasons("alerts, three random fields", len(alerts), served.score(*as_usual) <= served.threshold)
+    names = [group.name for group in groups(served.columns, served.rules.coding.context)]
+    for what, spared in (("three random fields", False), ("three random fields that are no reasons", True)):
+        named = [{reason.field for reason in one.reasons} if spared else set() for one in found]
+        free = [[i for i, name in enumerate(names) if name not in those] for those in named]
+        three = [random.choice(some, min(3, len(some)), replace=False).tolist() for some in free]
+        as_usual = as_expected(served.rules, served.expect, numeric[alerts], categorical[alerts], three)
+        yield _reasons(f"alerts, {what}", len(alerts), served.score(*as_usual) <= served.threshold)
     quiet = rows[(scores <= served.threshold) & (data.label[rows] == 0)]
     _, first = np.unique(data.member[quiet], return_index=True)  # one of each member: planted values meet no other
     quiet = np.sort(random.permutation(quiet[first])[:MOST_EXPLAINED])
