@@ -98,8 +98,8 @@ def choose(
         cells: training rows in time order.
         label: 1 = fraud, **shape (n,)**.
         margin: log-odds of the prior, **shape (n,)**.
-        entity: entity of each row, **shape (n,)**. If the frauds are all of one entity, nothing
-            can be judged, and the weight is 0: labels then act through the prior.
+        entity: entity of each row, **shape (n,)**. If the frauds are all of one entity, nothing can be judged, and the
+            weight is 0: labels then act through the prior.
         weight: how many rows each row stands for, **shape (n,)**.
         depth: of the trees.
         most: the largest caution.
@@ -111,7 +111,7 @@ def choose(
     credibility = n_frauds**3 / (n_frauds**3 + CREDIBLE**3)
     members, place = np.unique(entity, return_inverse=True)
     by_time = list(dict.fromkeys(place[label == 1].tolist()))
-    if len(by_time) < 2:
+    if len(by_time) < 2 or credibility < LEAST_WEIGHT:
         return most._replace(weight=0.0)
     folds = min(FOLDS, len(by_time))
     fold = np.random.default_rng(seed).integers(0, folds, len(members))
@@ -139,11 +139,9 @@ def choose(
     if n_frauds < MANY:
         found.reverse()
     chosen, _ = found[_chosen([gain for _, gain in found])]
-    return chosen._replace(weight=1.0 if n_frauds >= MANY else _worth_it(chosen.weight))
-
-
-def _worth_it(weight: float) -> float:
-    return weight if weight >= LEAST_WEIGHT else 0.0
+    if n_frauds >= MANY:
+        return chosen._replace(weight=1.0)
+    return chosen if chosen.weight >= LEAST_WEIGHT else chosen._replace(weight=0.0)
 
 
 def _best_weight(

@@ -39,7 +39,7 @@ class FinetuneConfig:
         rate: learning rate of the trees.
         min_gain: most nats that a split must gain. It limits the trees to what the labels support.
         ridge: penalty of large leaf values if few frauds are known; from 80 on it falls with the root of their number.
-            `caution.choose` lowers both if what the trees learn holds for other entities.
+            `caution.choose` lowers both if few frauds are known, and weights what the trees add.
         ordinary: largest number of legitimate rows for the trees, or 20 for each fraud if that is more; rows that look
             ordinary stand for several.
         judging: the same for `caution.choose`, or 5 for each fraud if that is more.

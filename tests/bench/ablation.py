@@ -26,13 +26,11 @@ from unittest.mock import patch
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from flows.streams import shipped
 from models.fit.finetune import FinetuneConfig
 from models.score.prior import Prior
-from tests.bench import payments, peers, tables
+from tests.bench import payments, tables
 from tests.bench.payments import Data, Draw
 from tests.bench.tables import BenchError, Row
 
@@ -97,10 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     payments.check_draws(asked)
     if 0 in asked.labels:
         raise BenchError("--labels must be above 0: without labels there is nothing to take away")
-    stream = shipped.load(asked.stream)
-    options = payments.options_of(asked, stream)
-    torch.set_num_threads(peers.N_THREADS)
-    data, files = payments.load(asked.data, stream, options)
+    data, files = payments.data_of(asked)
     payments.run(data, files, asked.labels, 1 if asked.quick else asked.seeds, asked.out, methods_of(data))
     out: Path = asked.out
     return out

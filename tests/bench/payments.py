@@ -568,6 +568,14 @@ def options_of(asked: argparse.Namespace, stream: Stream) -> Options:
     )
 
 
+def data_of(asked: argparse.Namespace, *, more: Sequence[str] = ()) -> tuple[Data, str]:
+    """The data that the options ask for; see `load`."""
+    stream = shipped.load(asked.stream)
+    options = options_of(asked, stream)
+    torch.set_num_threads(peers.N_THREADS)
+    return load(asked.data, stream, options, more=more)
+
+
 @tables.reported
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the benchmark."""
@@ -579,11 +587,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     add_options(parser, quick="some members, 1 draw, 3 label shares, short training")
     add_draws(parser, shares=[0, 0.005, 0.01, 0.05, 0.1, 0.25, 1])
     asked = parser.parse_args(arguments)
-    stream = shipped.load(asked.stream)
-    options = options_of(asked, stream)
     check_draws(asked)
-    torch.set_num_threads(peers.N_THREADS)
-    data, files = load(asked.data, stream, options)
+    data, files = data_of(asked)
     shares = asked.labels
     if asked.quick and len(shares) > 3:
         shares = [shares[0], shares[len(shares) // 2], shares[-1]]

@@ -33,11 +33,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from flows.streams import shipped
 from models.fit.finetune import TrainedModel
 from models.fit.pretrain import Pretrained
 from models.score.budget import threshold_for
@@ -266,10 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of training and of random reviews (default 1)")
     asked = parser.parse_args(arguments)
-    stream = shipped.load(asked.stream)
-    options = payments.options_of(asked, stream)
-    torch.set_num_threads(peers.N_THREADS)
-    data, _ = payments.load(asked.data, stream, options, more=[asked.scenario] if asked.scenario else [])
+    data, _ = payments.data_of(asked, more=[asked.scenario] if asked.scenario else [])
     run(data, asked.scenario, asked.seed, asked.out)
     out: Path = asked.out
     return out

@@ -5,9 +5,7 @@ from models.cells import Cells
 from models.fit.caution import Caution, choose
 
 
-def chosen(
-    n_frauds: int, *, alike: bool, n_entities: int = 100, n_victims: int | None = None, seed: int = 0
-) -> Caution:
+def chosen(n_frauds: int, *, alike: bool, n_victims: int | None = None, seed: int = 0) -> Caution:
     """The caution where frauds of all entities are a little odd in every column, or where only the entity tells."""
     random = np.random.default_rng(seed)
     n, n_entities = 3000, 100
