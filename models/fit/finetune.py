@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from models.cells import CHUNK, Cells
 from models.fit.caution import Caution, choose
 from models.fit.pretrain import Pretrained
+from models.fit.review import by_entity, events_per_label
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
 from models.fit.trees import no_trees, scarcity
@@ -25,6 +26,7 @@ from models.score.trees import Trees
 from models.table import Table, TableError
 
 MOST_ROWS = 300_000  # other rows than frauds to which the prior is fitted
+SAMPLE = 50_000  # rows without a label, to tell which ones are given one
 PER_FRAUD, JUDGING_PER_FRAUD = 20, 5  # legitimate rows for the trees
 
 
@@ -125,16 +127,18 @@ def finetune(
         {"frauds": float((label[known] == 1).sum()), "trees": 0.0},
     )
     if not (label[train] == 1).any():
-        return _with_threshold(model, table, label, known, valid)
-    if (label[train] == 1).all():  # only frauds are known
+        return _with_threshold(model, table, label, known, valid, are_selected=False)
+    only_frauds = bool((label[train] == 1).all())
+    if only_frauds:
         train = np.union1d(train, np.flatnonzero(~known))
     label = np.where(known, label, 0).astype(np.int8)
     if progress:
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
-    whole = _Rows.of(model, table, np.union1d(train, valid), label, seed)
+    others = None if only_frauds else _Others.of(model, table, known, seed)
+    whole = _Rows.of(model, table, np.union1d(train, valid), label, others, seed)
     caution = _caution(model, table, whole, config, seed)
-    judged = _fitted(model, table, _Rows.of(model, table, train, label, seed), config, caution, seed)
-    model = _with_threshold(judged, table, label, known, valid)
+    judged = _fitted(model, table, _Rows.of(model, table, train, label, others, seed), config, caution, seed)
+    model = _with_threshold(judged, table, label, known, valid, are_selected=others is not None)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
@@ -152,6 +156,24 @@ def finetune(
 
 
 @dataclass(frozen=True)
+class _Others:
+    """The rows whose labels could be known and are not: their number, and the evidence of a sample, **shape (m,)**."""
+
+    evidence: NDArray[np.float64]
+    n: int
+
+    @classmethod
+    def of(cls, model: TrainedModel, table: Table, known: NDArray[np.bool_], seed: int) -> _Others | None:
+        """None if labels do not depend on the event: if all, or all of some entities, or only frauds have them."""
+        last = int(np.flatnonzero(known)[-1])
+        rows = np.flatnonzero(~known[:last])
+        if len(rows) == 0 or (table.entity is not None and by_entity(known[:last], table.entity[:last])):
+            return None
+        sample = np.random.default_rng(seed).choice(rows, min(len(rows), SAMPLE), replace=False)
+        return cls(_evidence(model, table, np.sort(sample)), len(rows))
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Rows to fit to, with the prior that was fitted to the same rows or to more of them."""
 
@@ -163,13 +185,22 @@ class _Rows:
 
     @classmethod
     def of(
-        cls, model: TrainedModel, table: Table, train: NDArray[np.int64], label: NDArray[np.int8], seed: int
+        cls,
+        model: TrainedModel,
+        table: Table,
+        train: NDArray[np.int64],
+        label: NDArray[np.int8],
+        others: _Others | None,
+        seed: int,
     ) -> _Rows:
         """All frauds among some rows, and at most `MOST_ROWS` other ones."""
         rules = model.rules
         rows, weight = _drawn(train, label, MOST_ROWS, seed)
-        numeric = np.asarray(table.numeric[rows])
-        evidence = rules.evidence_of(surprises_of(model.student, rules.coding.cells(table, rows)), numeric)
+        numeric, evidence = np.asarray(table.numeric[rows]), _evidence(model, table, rows)
+        if others is not None:
+            fraud = label[rows] == 1
+            each = events_per_label(evidence, fraud, weight, others.evidence, others.n)
+            weight = weight * np.where(fraud, 1.0, each)  # copies of one fraud would prove nothing
         prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
         return cls(prior, rows, label[rows], prior.log_odds(evidence, numeric), weight)
 
@@ -185,6 +216,14 @@ class _Rows:
         weight[drawn] *= len(easy) / len(drawn)
         kept = np.sort(np.concatenate([np.flatnonzero(self.label == 1), hard, drawn]))
         return _Rows(self.prior, self.rows[kept], self.label[kept], self.log_odds[kept], weight[kept])
+
+
+def _evidence(model: TrainedModel, table: Table, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Label-free evidence of rows, **shape (n,)**."""
+    rules = model.rules
+    return rules.evidence_of(
+        surprises_of(model.student, rules.coding.cells(table, rows)), np.asarray(table.numeric[rows])
+    )
 
 
 def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> Caution:
@@ -248,25 +287,36 @@ def _with_threshold(
     label: NDArray[np.int8],
     known: NDArray[np.bool_],
     valid: NDArray[np.int64],
+    *,
+    are_selected: bool,
 ) -> TrainedModel:
-    """Calibrate on the known rows of the validation period, and turn the budget into a threshold on all its rows."""
+    """Calibrate on the known rows of the validation period, and turn the budget into a threshold on all its rows.
+
+    If labels are ``are_selected``, each known row counts as the events that it stands for.
+    """
     rows = _period(table, valid)
     rules, fraud = model.rules, known[rows] & (label[rows] == 1)
     evidence, raw = _evidence_and_raw(model, table, rows)
     metrics = {"has_head": float(rules.prior is not None)}
-    judged = np.isin(rows, valid)
+    judged, weight = np.isin(rows, valid), np.ones(len(rows))
     if rules.prior is not None and 0 < fraud[judged].sum() < judged.sum():
-        rules = replace(rules, logit=LogitCalibration.fit(raw[judged], label[rows][judged]))
-        metrics["validation_ap"] = float(average_precision_score(fraud[judged], raw[judged]))
-        metrics["validation_ap_label_free"] = float(average_precision_score(fraud[judged], evidence[judged]))
+        others = evidence[~judged]
+        if are_selected and len(others):
+            alone = np.ones(int(judged.sum()))
+            weight[judged] = events_per_label(evidence[judged], fraud[judged], alone, others, len(others))
+        rules = replace(rules, logit=LogitCalibration.fit(raw[judged], label[rows][judged], weight[judged]))
+        for name, found in (("validation_ap", raw), ("validation_ap_label_free", evidence)):
+            ap = average_precision_score(fraud[judged], found[judged], sample_weight=weight[judged])
+            metrics[name] = float(ap)
     scores = rules.calibrated(raw)
-    threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows])
+    threshold = threshold_for(rules.budget, scores, table.time_ms[rows], label[rows], known[rows], weight)
     alerts = scores > threshold
     metrics["validation_alert_rate"] = float(alerts.mean())
     if fraud.any():
         reviewed = alerts & known[rows]
         metrics["validation_recall_at_budget"] = float(fraud[alerts].sum() / fraud.sum())
-        metrics["validation_precision_at_budget"] = float(fraud[reviewed].mean()) if reviewed.any() else 0.0
+        precision = np.average(fraud[reviewed], weights=weight[reviewed]) if reviewed.any() else 0.0
+        metrics["validation_precision_at_budget"] = float(precision)
     return replace(model, rules=replace(rules, threshold=threshold), metrics={**model.metrics, **metrics})
 
 

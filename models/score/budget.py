@@ -66,6 +66,7 @@ def threshold_for(
     time_ms: NDArray[np.int64],
     label: NDArray[np.int8] | None = None,
     known: NDArray[np.bool_] | None = None,
+    weight: NDArray[np.float64] | None = None,
 ) -> float:
     """Compute the lowest threshold that meets the budget on a period.
 
@@ -85,6 +86,7 @@ def threshold_for(
         scores: scores of all events of the period, **shape (n,)**.
         time_ms: event times, **shape (n,)**.
         label, known: **shape (n,)**, for a cost budget. Only rows with ``known`` are used.
+        weight: how many events each row stands for, for a cost budget, **shape (n,)**; None = one.
 
     Raises:
         BudgetError: there are no scores, or no fraud is known and a cost budget has no ``fraud_rate``.
@@ -97,7 +99,8 @@ def threshold_for(
     if budget.cost is not None:
         missed, review = budget.cost
         if label is not None and known is not None and np.any(label[known] == 1):
-            return _cheapest(scores[known], label[known], missed, review)
+            each = np.ones(len(scores)) if weight is None else weight
+            return _cheapest(scores[known], label[known], each[known], missed, review)
         return _at_most(int(share_by_cost(budget) * len(scores)), scores)
     if budget.rate is not None:
         return _at_most(int(budget.rate * len(scores)), scores)
@@ -134,11 +137,13 @@ def _at_most(allowed: int, scores: NDArray[np.float32]) -> float:
     return float(np.partition(scores, len(scores) - 1 - allowed)[len(scores) - 1 - allowed])
 
 
-def _cheapest(scores: NDArray[np.float32], label: NDArray[np.int8], missed: float, review: float) -> float:
+def _cheapest(
+    scores: NDArray[np.float32], label: NDArray[np.int8], weight: NDArray[np.float64], missed: float, review: float
+) -> float:
     order = np.argsort(-scores, kind="stable")
-    ranked, fraud = scores[order], label[order] == 1
-    alerts = np.arange(len(ranked) + 1)
-    cost = review * alerts + missed * (fraud.sum() - np.concatenate([[0], np.cumsum(fraud)]))
+    ranked, events, frauds = scores[order], weight[order], np.where(label == 1, weight, 0.0)[order]
+    alerts, caught = (np.concatenate([[0.0], np.cumsum(part)]) for part in (events, frauds))
+    cost = review * alerts + missed * (frauds.sum() - caught)
     real = np.concatenate([[True], ranked[1:] < ranked[:-1], [True]])  # no cut between equal scores
     best = int(np.argmin(np.where(real, cost, np.inf)))
     # if every event is worth a review, the threshold is below all scores, including 0

@@ -49,6 +49,27 @@ def test_few_labels_never_make_the_ranking_worse(trained, frauds: int) -> None:
     assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
 
 
+def reviewed(trained, share: float) -> TrainedModel:
+    """Fine-tuned on the labels of the alerts of the label-free model and of a random share of all other events."""
+    score = trained.day_zero.score(trained.table.numeric, trained.table.categorical)
+    known = (score > np.quantile(score, 0.98)) | (np.random.default_rng(0).random(len(score)) < share)
+    return finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05])
+def test_labels_of_alerts_and_of_random_events_never_make_the_ranking_worse(trained, share: float) -> None:
+    model = reviewed(trained, share)
+    assert model.metrics["frauds"] > 100
+    assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
+
+
+def test_the_validation_figures_are_those_of_all_events_though_most_labels_are_of_alerts(trained) -> None:
+    found, valid = reviewed(trained, 0.2).metrics, slice(len(trained.table) * 4 // 5, None)
+    score = trained.day_zero.score(trained.table.numeric[valid], trained.table.categorical[valid])
+    everyone = float(average_precision_score(trained.label[valid], score))
+    assert found["validation_ap_label_free"] == pytest.approx(everyone, abs=0.15)  # of the labelled rows alone: .88
+
+
 def test_if_only_frauds_are_known_the_other_rows_count_as_legitimate(trained) -> None:
     model = finetune(
         trained.pretrained, trained.table, label=trained.label, known=trained.label == 1, config=QUICK, seed=0

@@ -83,6 +83,19 @@ def test_no_other_threshold_would_have_cost_an_event_less(
     assert cost <= best + 1e-6 * n * max(missed, review)
 
 
+@given(periods(), st.data())
+def test_an_event_that_stands_for_several_costs_as_much_as_these(period: Period, data: st.DataObject) -> None:
+    found, time_ms = period
+    n = len(found)
+    label = np.array(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)), np.int8)
+    label[0], every = 1, np.ones(n, bool)
+    times = np.array(data.draw(st.lists(st.integers(1, 9), min_size=n, max_size=n)))
+    budget = Budget(cost=(8.0, 1.0))
+    all_of_them = [np.repeat(part, times) for part in (found, time_ms, label, every)]
+    weighted = threshold_for(budget, found, time_ms, label, every, times.astype(np.float64))
+    assert weighted == threshold_for(budget, *all_of_them)
+
+
 @given(periods(), st.floats(0.1, 1000), st.floats(0.1, 1000), st.floats(0.0001, 0.2))
 def test_without_known_frauds_a_cost_budget_alerts_on_no_more_than_reviews_can_pay(
     period: Period, missed: float, review: float, fraud_rate: float
