@@ -148,11 +148,10 @@ class CellCoding:
             values[part], present[part], codes[part] = chunk
         return Cells(values, present, codes)
 
-    def numeric_value(self, column: int, scaled: float) -> float:
-        """A predicted, scaled value in its original unit, clipped to the range of the training data."""
-        edges = self.edges[column]
-        value = float(np.clip(scaled, edges[0], edges[-1])) * self.scale[column] + self.center[column]
-        return float(np.rint(value) if self.whole[column] else value)
+    def numeric_values(self, scaled: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Predicted, scaled values in their original units, clipped to the range of the training data, (n, d_num)."""
+        values = np.clip(scaled, self.edges[:, 0], self.edges[:, -1]) * self.scale + self.center
+        return np.where(self.whole, np.rint(values), values)
 
 
 def _robust_scale(seen: NDArray[np.float64]) -> float:

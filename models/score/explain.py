@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from models.cells import Cells
+from models.cells import MISSING, Cells
 from models.masking import event_fields
 from models.score.rules import Rules
 from models.table import Column
 
-N_REASONS = 4  # shown to a person
+N_REASONS = 4  # of those that lower the score alone
+MOST_REASONS = 8  # with those that are needed beside them
 MIN_NATS = 2.0  # exceeded by about one row in fifty by chance
 MIN_DROP = 0.02  # minimum share of the score that a named field must account for
 MAX_NATS = 99.0
+LEAST_CHANCE = 1e-6  # of a category
 
 Expect = Callable[[Cells], tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]
 ScoreRows = Callable[[NDArray[np.float64], NDArray[np.uint64]], NDArray[np.float32]]
@@ -66,6 +69,8 @@ class Group:
 def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Group, ...]:
     """The fields of the event, then the histories. A history has the name of its columns without the window.
 
+    What labels say about an entity is one history: its rates, counts and runs all tell of the same frauds.
+
     >>> found = groups([Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
     ...                 Column("c.count.7d", "numeric")])
     >>> [(g.name, g.columns) for g in found]
@@ -77,7 +82,8 @@ def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Grou
     histories: dict[str, list[int]] = {}
     for i, column in enumerate(columns):
         if i not in taken:
-            histories.setdefault(column.of or column.name.rpartition(".")[0] or column.name, []).append(i)
+            name = f"{column.entity}.labels" if column.label_fed and column.entity else column.of
+            histories.setdefault(name or column.name.rpartition(".")[0] or column.name, []).append(i)
     return (*found, *(Group(name, tuple(i), tuple(i)) for name, i in histories.items()))
 
 
@@ -90,32 +96,70 @@ def explain(
     have their predicted values: with the amount, its ratio and z-score are replaced too. Columns built from labels
     are not predicted; their expected value is the training median.
 
+    The groups that lower the score alone are named. While the row still raises an alert with all of them as expected,
+    the group is added that lowers the score most beside them.
+
     Args:
         rules: rules of the model.
         expect: function from cells to mean, log deviation (both scaled, (n, d_num)) and logits (n, all codes).
         score: function from raw columns to scores.
         numeric, categorical: raw columns, **shapes (n, d_num), (n, d_cat)**.
+
+    Source: greedy search for a counterfactual (Martens and Provost, 2014).
     """
     if len(numeric) == 0:
         return []
     parts = groups(rules.columns, rules.coding.context)
     n, n_groups = len(numeric), len(parts)
     was = score(numeric, categorical)
-    changed, shown = _expected(rules, expect, parts, numeric, categorical)
-    scores = score(*changed).reshape(n, n_groups)
-    chosen = [_chosen(float(was[r]), scores[r], [one.surprise for one in shown[r]]) for r in range(n)]
-    all_scores = score(*_all_replaced(numeric, categorical, changed, parts, chosen))
-    return [
-        Explanation(
-            [
-                FieldReason(one.name, one.actual, one.expected, round(one.surprise, 3), float(scores[r, g]))
-                for g in chosen[r]
-                for one in [shown[r][g]]
-            ],
-            float(all_scores[r]),
-        )
-        for r in range(n)
+    each = np.repeat(np.arange(n), n_groups)
+    alone = _expected(rules, expect, parts, numeric[each], categorical[each], [[g] for g in range(n_groups)] * n)
+    scores = score(alone.numeric, alone.categorical).reshape(n, n_groups)
+    shown = [
+        [_shown(rules.columns, part, alone.nats[r * n_groups + g]) for g, part in enumerate(parts)] for r in range(n)
     ]
+    nats = np.take_along_axis(alone.nats.reshape(n, n_groups, -1), np.array(shown)[:, :, None], axis=2)[:, :, 0]
+    chosen = [_chosen(float(was[r]), scores[r], nats[r].tolist()) for r in range(n)]
+    all_scores = _add_until_quiet(rules, expect, score, numeric, categorical, chosen, n_groups)
+    explanations = []
+    for r, named in enumerate(chosen):
+        reasons = [
+            FieldReason(
+                *_readable(rules, numeric[r], categorical[r], alone, r * n_groups + g, shown[r][g]),
+                round(float(nats[r, g]), 3),
+                float(scores[r, g]),
+            )
+            for g in named
+        ]
+        explanations.append(Explanation(reasons, float(all_scores[r])))
+    return explanations
+
+
+def _add_until_quiet(
+    rules: Rules,
+    expect: Expect,
+    score: ScoreRows,
+    numeric: NDArray[np.float64],
+    categorical: NDArray[np.uint64],
+    chosen: list[list[int]],
+    n_groups: int,
+) -> NDArray[np.float32]:
+    """Add to the chosen groups until no row raises an alert. Returns the scores with all of them as expected."""
+    scores = score(*as_expected(rules, expect, numeric, categorical, chosen))
+    while tried := [
+        (r, g)
+        for r in np.flatnonzero(scores > rules.threshold)
+        if len(chosen[r]) < MOST_REASONS
+        for g in range(n_groups)
+        if g not in chosen[r]
+    ]:
+        rows = np.array([r for r, _ in tried])
+        wider = [[*chosen[r], g] for r, g in tried]
+        found = score(*as_expected(rules, expect, numeric[rows], categorical[rows], wider))
+        for r in np.unique(rows):
+            best = int(np.argmin(np.where(rows == r, found, np.inf)))
+            chosen[r], scores[r] = wider[best], found[best]
+    return scores
 
 
 def as_expected(
@@ -125,39 +169,23 @@ def as_expected(
     categorical: NDArray[np.uint64],
     chosen: Sequence[Sequence[int]],
 ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
-    """Rows with the expected values in some groups of columns.
+    """Rows with the values in some groups of columns that the other columns let expect. Missing values stay missing.
 
     Args:
         rules, expect, numeric, categorical: see `explain`.
         chosen: for each row, indices of `groups`.
     """
     parts = groups(rules.columns, rules.coding.context)
-    changed, _ = _expected(rules, expect, parts, numeric, categorical)
-    return _all_replaced(numeric, categorical, changed, parts, chosen)
+    found = _expected(rules, expect, parts, numeric, categorical, chosen)
+    return found.numeric, found.categorical
 
 
-class _Predicted(NamedTuple):
-    """Predictions with each group hidden. Row r with group g has the index r * n_groups + g; (n * n_groups, ...)."""
-
-    expected: NDArray[np.float64]  # scaled
-    nats: NDArray[np.float64]
-    logits: NDArray[np.float32]
-
-
-class _Changed(NamedTuple):
-    """Raw rows with the expected values of a group's columns, in the order of `_Predicted`."""
+class _Expected(NamedTuple):
+    """Raw rows with expected values in the hidden columns, and the surprise of these columns, **shape (n, d)**."""
 
     numeric: NDArray[np.float64]
     categorical: NDArray[np.uint64]
-
-
-class _Shown(NamedTuple):
-    """One column in readable form."""
-
-    name: str
-    actual: Value
-    expected: Value
-    surprise: float
+    nats: NDArray[np.float64]
 
 
 def _expected(
@@ -166,94 +194,63 @@ def _expected(
     parts: Sequence[Group],
     numeric: NDArray[np.float64],
     categorical: NDArray[np.uint64],
-) -> tuple[_Changed, list[list[_Shown]]]:
-    """The rows with each group as expected, and how each group of each row is shown."""
-    n_groups = len(parts)
-    cells = rules.coding.transform(numeric, categorical)
-    predicted = _predict(rules, expect, parts, cells)
-    changed = _Changed(np.repeat(numeric, n_groups, axis=0), np.repeat(categorical, n_groups, axis=0))
-    shown = [
-        [_replace_group(rules, predicted, cells, changed, r, r * n_groups + g, group) for g, group in enumerate(parts)]
-        for r in range(len(numeric))
-    ]
-    return changed, shown
-
-
-def _predict(rules: Rules, expect: Expect, parts: Sequence[Group], cells: Cells) -> _Predicted:
-    """Hide every group of every row and predict it from the rest."""
-    d, n_groups = rules.coding.d_num, len(parts)
-    values, present = np.repeat(cells.values, n_groups, axis=0), np.repeat(cells.present, n_groups, axis=0)
-    codes = np.repeat(cells.codes, n_groups, axis=0)
-    for g, group in enumerate(parts):
-        for i in group.columns:
-            if i < d:
-                present[g::n_groups, i] = 0.0
-            else:
-                codes[g::n_groups, i - d] = 0
-    mean, spread, logits = expect(Cells(values, present, codes))
-    expected = np.where(np.isfinite(mean), mean, 0.0).astype(np.float64)
-    log_width = np.where(np.isfinite(spread), spread, 0.0).astype(np.float64)
-    fed = [i for i, column in enumerate(rules.columns[:d]) if column.label_fed]
-    expected[:, fed] = 0.0
-    log_width[:, fed] = 0.0
-    z = (values - expected) * np.exp(-log_width)
-    nats = np.minimum(0.5 * z * z, MAX_NATS) * np.repeat(cells.present, n_groups, axis=0)
-    return _Predicted(expected, nats, logits)
-
-
-def _replace_group(
-    rules: Rules, predicted: _Predicted, cells: Cells, changed: _Changed, r: int, at: int, group: Group
-) -> _Shown:
-    """Set a group's columns to their expected values in `changed`. Return the column with the largest surprise."""
-    d, found = rules.coding.d_num, {}
-    for i in group.columns:
-        if i < d:
-            actual = float(changed.numeric[at, i]) if cells.present[r, i] else None
-            value = rules.coding.numeric_value(i, predicted.expected[at, i])
-            if actual is not None:
-                changed.numeric[at, i] = value
-            name, nats = rules.columns[i].name, float(predicted.nats[at, i])
-            found[i] = _Shown(name, _rounded(actual), _rounded(value), nats)
-        else:
-            j = i - d
-            found[i], expected_hash = _category(
-                rules, i, predicted.logits[at], int(cells.codes[r, j]), int(changed.categorical[at, j])
-            )
-            if cells.codes[r, j]:
-                changed.categorical[at, j] = expected_hash
-    return max((found[i] for i in group.shown), key=lambda one: one.surprise)
-
-
-def _category(rules: Rules, i: int, logits: NDArray[np.float32], code: int, actual: int) -> tuple[_Shown, int]:
-    """A categorical column in readable form, and the hash of its expected text (0 = none)."""
+    chosen: Sequence[Sequence[int]],
+) -> _Expected:
+    """Hide the chosen groups of each row together and predict them from the rest."""
     coding = rules.coding
-    j = i - coding.d_num
-    start = sum(coding.n_codes[:j])
-    chances = _softmax(logits[start : start + coding.n_codes[j]])
-    # codes 0 (missing) and 1 (unknown text) are not useful as expected values
-    best = int(np.argmax(chances[2:])) if len(chances) > 2 else None
-    expected = 0 if best is None else int(coding.vocabularies[j][best])
-    surprise = float(-np.log(max(chances[code], 1e-6))) if code else 0.0
-    return _Shown(rules.columns[i].name, _text(rules, actual), _text(rules, expected), surprise), expected
+    d, cells = coding.d_num, coding.transform(numeric, categorical)
+    hidden = np.zeros((len(numeric), len(rules.columns)), bool)
+    for row, picked in zip(hidden, chosen, strict=True):
+        row[[i for g in picked for i in parts[g].columns]] = True
+    mean, spread, logits = expect(
+        Cells(
+            cells.values,
+            np.where(hidden[:, :d], np.float32(0), cells.present),
+            np.where(hidden[:, d:], MISSING, cells.codes),
+        )
+    )
+    fed = np.array([column.label_fed for column in rules.columns[:d]], bool)
+    center = np.where(fed | ~np.isfinite(mean), 0.0, mean)
+    log_width = np.where(fed | ~np.isfinite(spread), 0.0, spread)
+    z = (cells.values - center) * np.exp(-log_width)
+    nats = np.zeros(hidden.shape)
+    nats[:, :d] = np.minimum(0.5 * z * z, MAX_NATS) * cells.present
+    found = _Expected(numeric.copy(), categorical.copy(), nats)
+    at = hidden[:, :d] & (cells.present > 0)
+    found.numeric[at] = coding.numeric_values(center)[at]
+    first = 0
+    for j, n_codes in enumerate(coding.n_codes):
+        at, code = hidden[:, d + j], cells.codes[:, j]
+        chances = softmax(logits[at, first : first + n_codes].astype(np.float64), axis=1)
+        first += n_codes
+        given = np.take_along_axis(chances, code[at][:, None], axis=1)[:, 0]
+        nats[at, d + j] = np.where(code[at] == MISSING, 0.0, -np.log(np.maximum(given, LEAST_CHANCE)))
+        # codes 0 (missing) and 1 (unknown text) are no expected values
+        best = coding.vocabularies[j][np.argmax(chances[:, 2:], axis=1)] if n_codes > 2 else np.uint64(0)
+        found.categorical[at, j] = np.where(code[at] == MISSING, categorical[at, j], best)
+    return found
 
 
-def _all_replaced(
+def _readable(
+    rules: Rules,
     numeric: NDArray[np.float64],
     categorical: NDArray[np.uint64],
-    changed: _Changed,
-    parts: Sequence[Group],
-    chosen: Sequence[Sequence[int]],
-) -> _Changed:
-    """The rows with the expected values in all their chosen groups."""
-    whole, d, n_groups = _Changed(numeric.copy(), categorical.copy()), numeric.shape[1], len(parts)
-    for r, picked in enumerate(chosen):
-        for g in picked:
-            for i in parts[g].columns:
-                if i < d:
-                    whole.numeric[r, i] = changed.numeric[r * n_groups + g, i]
-                else:
-                    whole.categorical[r, i - d] = changed.categorical[r * n_groups + g, i - d]
-    return whole
+    expected: _Expected,
+    at: int,
+    i: int,
+) -> tuple[str, Value, Value]:
+    """Name, actual and expected value of a column."""
+    d, name = rules.coding.d_num, rules.columns[i].name
+    if i >= d:
+        return name, _text(rules, int(categorical[i - d])), _text(rules, int(expected.categorical[at, i - d]))
+    actual = float(numeric[i])
+    return name, _rounded(actual), _rounded(float(expected.numeric[at, i]))
+
+
+def _shown(columns: Sequence[Column], group: Group, nats: NDArray[np.float64]) -> int:
+    """The column that tells a group: the most surprising one, but what is known of frauds before the rest of labels."""
+    surprising = [i for i in group.shown if nats[i] >= MIN_NATS and "fraud" in (columns[i].stat or "")]
+    return max(surprising or group.shown, key=nats.__getitem__)
 
 
 def _chosen(was: float, scores: NDArray[np.float32], nats: Sequence[float]) -> list[int]:
@@ -267,14 +264,9 @@ def _chosen(was: float, scores: NDArray[np.float32], nats: Sequence[float]) -> l
     return (worth or order[:1])[:N_REASONS]
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 def _text(rules: Rules, category: int) -> str | None:
     return None if category == 0 else rules.category_names.get(category, f"#{category:016x}")
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    odds = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(odds / odds.sum(), np.float64)

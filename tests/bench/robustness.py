@@ -179,10 +179,11 @@ def reasons(whole: Draw, model: TrainedModel) -> Iterator[Row]:
     found = served.explain(numeric[alerts], categorical[alerts])
     all_named = np.array([one.score_if_all_expected for one in found]) <= served.threshold
     yield _reasons("alerts, all named fields", len(alerts), all_named)
-    names = [group.name for group in groups(served.columns, served.rules.coding.context)]
+    parts = groups(served.columns, served.rules.coding.context)
+    names = [{served.columns[i].name for i in part.columns} for part in parts]
     for what, spared in (("three random fields", False), ("three random fields that are no reasons", True)):
         named = [{reason.field for reason in one.reasons} if spared else set() for one in found]
-        free = [[i for i, name in enumerate(names) if name not in those] for those in named]
+        free = [[g for g, columns in enumerate(names) if not columns & those] for those in named]
         three = [random.choice(some, min(3, len(some)), replace=False).tolist() for some in free]
         as_usual = as_expected(served.rules, served.expect, numeric[alerts], categorical[alerts], three)
         yield _reasons(f"alerts, {what}", len(alerts), served.score(*as_usual) <= served.threshold)

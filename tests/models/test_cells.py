@@ -30,9 +30,10 @@ def test_constant_and_empty_columns_still_have_a_scale_and_rising_edges() -> Non
 
 def test_a_predicted_value_comes_back_in_its_unit_within_the_range_seen() -> None:
     coding = fitted([10.5, 20.5, 30.5, 40.5], [0] * 4)
-    assert 10.5 <= coding.numeric_value(0, -1000.0) < coding.numeric_value(0, 1000.0) <= 40.5
-    whole = fitted([1.0, 2.0, 3.0, 4.0], [0] * 4)
-    assert whole.numeric_value(0, 0.1) == round(whole.numeric_value(0, 0.1))
+    low, high = coding.numeric_values(np.array([[-1000.0], [1000.0]]))[:, 0]
+    assert 10.5 <= low < high <= 40.5
+    (value,) = fitted([1.0, 2.0, 3.0, 4.0], [0] * 4).numeric_values(np.array([[0.1]]))[:, 0]
+    assert value == round(value)
 
 
 def test_a_column_from_labels_keeps_its_values_although_the_coding_saw_none() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, pretrain
+from models.score.explain import explain, groups
 from models.ship.artifact import load, save
 from models.table import Column, Table
 
@@ -35,6 +37,36 @@ def test_a_terminal_with_a_fraud_rate_is_named_by_its_history_column(saved) -> N
     reason = explanation.reasons[0]
     assert (reason.field, reason.actual, reason.expected) == ("terminal_id.fraud_rate.7d", 0.8, 0.0)
     assert reason.score_if_expected < served.score(*row)[0]
+
+
+def test_every_cause_is_named_that_would_raise_the_alert_without_the_others(saved) -> None:
+    served = load(saved["labelled"][0])
+
+    def score(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
+        odd = (numeric[:, 0] > 200) | (numeric[:, 3] > 30) | (numeric[:, 4] > 0.5)
+        return np.where(odd, np.float32(1), np.float32(0))
+
+    rows = np.array([[300.0, 60.0, 5.0, 50.0, 0.8], [300.0, 60.0, 5.0, 2.0, 0.0]]), np.array([[22], [22]], np.uint64)
+    both, amount_alone = explain(served.rules, served.expect, score, *rows)
+    causes = {"amount", "customer_id.count.1d", "terminal_id.fraud_rate.7d"}
+    assert causes <= {reason.field for reason in both.reasons}
+    assert both.score_if_all_expected == 0
+    assert [reason.field for reason in amount_alone.reasons] == ["amount"]
+
+
+def test_real_alerts_are_quiet_with_all_named_fields_as_expected(trained, saved) -> None:
+    served = load(saved["labelled"][0])
+    alerts = served.score(trained.test.numeric, trained.test.categorical) > served.threshold
+    found = served.explain(trained.test.numeric[alerts], trained.test.categorical[alerts])
+    assert len(found) > 50
+    assert np.mean([one.score_if_all_expected <= served.threshold for one in found]) >= 0.95
+
+
+def test_what_labels_say_of_an_entity_is_one_reason() -> None:
+    stats = ("since_legit", "fraud_rate", "labelled_count")
+    columns = [Column(f"card.{stat}.7d", "numeric", None, True, "card", stat) for stat in stats]
+    (group,) = groups([Column("amount", "numeric", "amount"), *columns, Column("card.count.7d", "numeric")])[1:2]
+    assert group.columns == (1, 2, 3)
 
 
 def test_categories_are_shown_as_text_and_the_whole_is_json(saved) -> None:
