@@ -123,8 +123,10 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         prior = self._prior(cells)
         known = float(legitimate.sum() / (~fraud).sum())
         weights = head_weights(int(fraud.sum()), known=known)
-        linear = linear_head(self.coding_, cells, fraud, prior, known=legitimate, seed=seed).double()
-        pairs = pair_head(self.coding_, cells, fraud, seed=seed).double() if weights["pairs"] > 0 else None
+        linear = pairs = None
+        if known < 1:
+            linear = linear_head(self.coding_, cells, fraud, prior, known=legitimate, seed=seed).double()
+            pairs = pair_head(self.coding_, cells, fraud, seed=seed).double()
         inputs = [cells, _beside(cells, self.free_.terms(cells))]
         weight = np.where(fraud, np.sqrt((~fraud).sum() / fraud.sum()), 1.0)
         forests = tuple(
@@ -146,14 +148,15 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for i in range(N_FORESTS)
         )
         heads = _Heads(linear, pairs, forests, None)
-        kept = np.array([weight for name, weight in weights.items() if pairs is not None or name != "pairs"])
-        return _Heads(linear, pairs, forests, Blend.fit(self._head_scores(heads, cells), kept))
+        kept = weights.values() if known < 1 else [weights["trees"], weights["label_free"]]
+        return _Heads(linear, pairs, forests, Blend.fit(self._head_scores(heads, cells), np.array([*kept])))
 
     def _head_scores(self, heads: _Heads, cells: Cells) -> NDArray[np.float64]:
         """Scores of the heads in the order of `head_weights`, **shape (n, n_heads)**."""
         inputs = [cells, _beside(cells, self.free_.terms(cells))]
-        found = [self._prior(cells) + head_logits(heads.linear, cells)]
-        if heads.pairs is not None:
+        found = []
+        if heads.linear is not None and heads.pairs is not None:
+            found.append(self._prior(cells) + head_logits(heads.linear, cells))
             found.append(head_logits(heads.pairs, cells))
         found.append(np.mean([trees.score(inputs[i % 2]) for i, trees in enumerate(heads.forests)], axis=0))
         return np.stack([*found, self.free_.score(cells)], axis=1)
@@ -200,7 +203,7 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 class _Heads:
     """What labels add to the label-free score."""
 
-    linear: Encoder
+    linear: Encoder | None  # None with `pairs` if all labels are known
     pairs: Encoder | None
     forests: tuple[Trees, ...]
     blend: Blend | None

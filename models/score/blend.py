@@ -58,7 +58,8 @@ def head_weights(n_frauds: int, *, known: float) -> dict[str, float]:
     """Weights of the linear head with its prior, the pair head, the trees and the label-free score; their sum is 1.
 
     While the background is unknown, some of it are frauds: trees learn those rows by heart, a penalised linear layer
-    and a pair network hardly. With a known background trees take over as frauds become many.
+    and a pair network hardly. Where the background is known, trees take over as frauds become many; where all of it
+    is, they are alone.
 
     Args:
         n_frauds: known frauds.
@@ -67,9 +68,9 @@ def head_weights(n_frauds: int, *, known: float) -> dict[str, float]:
     >>> {name: round(weight, 2) for name, weight in head_weights(4, known=0.0).items()}
     {'linear': 0.45, 'pairs': 0.23, 'trees': 0.23, 'label_free': 0.09}
     >>> {name: round(weight, 2) for name, weight in head_weights(400, known=1.0).items()}
-    {'linear': 0.05, 'pairs': 0.0, 'trees': 0.95, 'label_free': 0.0}
+    {'linear': 0.0, 'pairs': 0.0, 'trees': 1.0, 'label_free': 0.0}
     """
-    heads = {"linear": 2.0, "pairs": 1.0 - known, "trees": 1.0 + known * n_frauds / 10}
+    heads = {"linear": 2.0 * (1.0 - known), "pairs": 1.0 - known, "trees": 1.0 + known * n_frauds / 10}
     heads["label_free"] = 0.5 * (1.0 - known) / (1.0 + n_frauds / 16)
     total = sum(heads.values())
     return {name: weight / total for name, weight in heads.items()}

@@ -142,7 +142,8 @@ class DetectorNodes(Nodes):
         beside = [self.op("Concat", values, self.single(terms), axis=1)]
         beside.append(self.op("Concat", present, always, axis=1))
         logits = [self.head(encoder, values, present) for encoder in encoders]
-        logits[0] = self.op("Add", logits[0], prior)
+        if logits:
+            logits[0] = self.op("Add", logits[0], prior)
         inputs = (values, present), tuple(beside)
         trees = [self.wide(self.trees(forest, *inputs[i % 2])) for i, forest in enumerate(forests)]
         mean = self.op("Div", self.total(trees), self.double(float(len(trees))))
@@ -171,7 +172,7 @@ def detector_graph(
         usual, free_tail: turn the nats of `free` into the log-odds that the first of the `encoders` moves.
         encoders: float64 heads with one output.
         forests: every second one also reads the terms of `free`. Their mean is one score.
-        blend: of the scores of encoders, forests and `free`. None: there are no labels.
+        blend: of the scores of encoders, if any, forests and `free`. None: there are no labels.
     """
     g = DetectorNodes()
     values, present = g.cells(coding, "X")
