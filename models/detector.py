@@ -29,8 +29,9 @@ USUAL = 2.3  # nats of the 10 % tail, where the log-odds of the prior are 0
 class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Detects anomalous rows by their neighbours and tails, and uses labels if they are given.
 
-    With labels, a linear layer, a pair network and boosted trees start from the label-free score; how much each counts
-    depends on the number of labelled anomalies.
+    With labels, a linear layer that starts from the label-free score, a pair network and boosted trees are added; how
+    much each counts depends on the number of labelled anomalies. If every row has a label, there are trees only, beside
+    the label-free score.
 
     `anomaly_score` and `predict_proba[:, 1]` are high for anomalies; `score_samples` and `decision_function` are
     low for them, as in scikit-learn.
@@ -114,7 +115,7 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.tail_,
             usual=USUAL,
             free_tail=self.free_tail_,
-            encoders=[encoder for encoder in (heads.linear, heads.pairs) if encoder is not None],
+            encoders=heads.networks,
             forests=heads.forests,
             blend=heads.blend,
         )
@@ -123,10 +124,10 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         prior = self._prior(cells)
         known = float(legitimate.sum() / (~fraud).sum())
         weights = head_weights(int(fraud.sum()), known=known)
-        linear = pairs = None
+        networks: tuple[Encoder, ...] = ()
         if known < 1:
-            linear = linear_head(self.coding_, cells, fraud, prior, known=legitimate, seed=seed).double()
-            pairs = pair_head(self.coding_, cells, fraud, seed=seed).double()
+            linear = linear_head(self.coding_, cells, fraud, prior, known=legitimate, seed=seed)
+            networks = linear.double(), pair_head(self.coding_, cells, fraud, seed=seed).double()
         inputs = [cells, _beside(cells, self.free_.terms(cells))]
         weight = np.where(fraud, np.sqrt((~fraud).sum() / fraud.sum()), 1.0)
         forests = tuple(
@@ -147,17 +148,16 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
             for i in range(N_FORESTS)
         )
-        heads = _Heads(linear, pairs, forests, None)
-        kept = weights.values() if known < 1 else [weights["trees"], weights["label_free"]]
-        return _Heads(linear, pairs, forests, Blend.fit(self._head_scores(heads, cells), np.array([*kept])))
+        heads = _Heads(networks, forests, None)
+        kept = [weight for name, weight in weights.items() if networks or name in ("trees", "label_free")]
+        return _Heads(networks, forests, Blend.fit(self._head_scores(heads, cells), np.array(kept)))
 
     def _head_scores(self, heads: _Heads, cells: Cells) -> NDArray[np.float64]:
         """Scores of the heads in the order of `head_weights`, **shape (n, n_heads)**."""
         inputs = [cells, _beside(cells, self.free_.terms(cells))]
-        found = []
-        if heads.linear is not None and heads.pairs is not None:
-            found.append(self._prior(cells) + head_logits(heads.linear, cells))
-            found.append(head_logits(heads.pairs, cells))
+        found = [head_logits(network, cells) for network in heads.networks]
+        if found:
+            found[0] += self._prior(cells)
         found.append(np.mean([trees.score(inputs[i % 2]) for i, trees in enumerate(heads.forests)], axis=0))
         return np.stack([*found, self.free_.score(cells)], axis=1)
 
@@ -203,8 +203,7 @@ class TableDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 class _Heads:
     """What labels add to the label-free score."""
 
-    linear: Encoder | None  # None with `pairs` if all labels are known
-    pairs: Encoder | None
+    networks: tuple[Encoder, ...]  # the linear and the pair head; none if every row has a label
     forests: tuple[Trees, ...]
     blend: Blend | None
 

@@ -198,9 +198,9 @@ class _Rows:
         rows, weight = _drawn(train, label, MOST_ROWS, seed)
         numeric, evidence = np.asarray(table.numeric[rows]), _evidence(model, table, rows)
         if others is not None:
-            fraud = label[rows] == 1
-            each = events_per_label(evidence, fraud, weight, others.evidence, others.n)
-            weight = weight * np.where(fraud, 1.0, each)  # copies of one fraud would prove nothing
+            fraud, each = label[rows] == 1, events_per_label(evidence, weight, others.evidence, others.n)
+            relative = np.maximum(each / np.median(each[fraud]), 1.0)
+            weight = weight * np.where(fraud, 1.0, relative)  # copies of one fraud would prove nothing
         prior = Prior.fit(rules.columns, evidence, numeric, label[rows], weight)
         return cls(prior, rows, label[rows], prior.log_odds(evidence, numeric), weight)
 
@@ -302,8 +302,7 @@ def _with_threshold(
     if rules.prior is not None and 0 < fraud[judged].sum() < judged.sum():
         others = evidence[~judged]
         if are_selected and len(others):
-            alone = np.ones(int(judged.sum()))
-            weight[judged] = events_per_label(evidence[judged], fraud[judged], alone, others, len(others))
+            weight[judged] = events_per_label(evidence[judged], weight[judged], others, len(others))
         rules = replace(rules, logit=LogitCalibration.fit(raw[judged], label[rows][judged], weight[judged]))
         for name, found in (("validation_ap", raw), ("validation_ap_label_free", evidence)):
             ap = average_precision_score(fraud[judged], found[judged], sample_weight=weight[judged])
@@ -314,7 +313,7 @@ def _with_threshold(
     metrics["validation_alert_rate"] = float(alerts.mean())
     if fraud.any():
         reviewed = alerts & known[rows]
-        metrics["validation_recall_at_budget"] = float(fraud[alerts].sum() / fraud.sum())
+        metrics["validation_recall_at_budget"] = float(weight[alerts & fraud].sum() / weight[fraud].sum())
         precision = np.average(fraud[reviewed], weights=weight[reviewed]) if reviewed.any() else 0.0
         metrics["validation_precision_at_budget"] = float(precision)
     return replace(model, rules=replace(rules, threshold=threshold), metrics={**model.metrics, **metrics})

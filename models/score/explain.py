@@ -47,7 +47,7 @@ class FieldReason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Reasons of one row, the strongest first, and the score with the expected values in all of these fields."""
+    """Reasons of one row, and the score with the values of all of these fields that the other fields predict."""
 
     reasons: list[FieldReason]
     score_if_all_expected: float
@@ -96,8 +96,9 @@ def explain(
     have their predicted values: with the amount, its ratio and z-score are replaced too. Columns built from labels
     are not predicted; their expected value is the training median.
 
-    The groups that lower the score alone are named. While the row still raises an alert with all of them as expected,
-    the group is added that lowers the score most beside them.
+    The groups that lower the score alone are named, the strongest first. While the row still raises an alert with all
+    of them as expected, the group is added that lowers the score most beside them, or is the most surprising one. If
+    the row raises an alert whatever is added, nothing is.
 
     Args:
         rules: rules of the model.
@@ -120,7 +121,7 @@ def explain(
     ]
     nats = np.take_along_axis(alone.nats.reshape(n, n_groups, -1), np.array(shown)[:, :, None], axis=2)[:, :, 0]
     chosen = [_chosen(float(was[r]), scores[r], nats[r].tolist()) for r in range(n)]
-    all_scores = _add_until_quiet(rules, expect, score, numeric, categorical, chosen, n_groups)
+    all_scores = _add_until_quiet(rules, expect, score, numeric, categorical, chosen, nats)
     explanations = []
     for r, named in enumerate(chosen):
         reasons = [
@@ -142,23 +143,26 @@ def _add_until_quiet(
     numeric: NDArray[np.float64],
     categorical: NDArray[np.uint64],
     chosen: list[list[int]],
-    n_groups: int,
+    nats: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     """Add to the chosen groups until no row raises an alert. Returns the scores with all of them as expected."""
     scores = score(*as_expected(rules, expect, numeric, categorical, chosen))
+    wider, lower = list(chosen), scores.copy()
     while tried := [
         (r, g)
-        for r in np.flatnonzero(scores > rules.threshold)
-        if len(chosen[r]) < MOST_REASONS
-        for g in range(n_groups)
-        if g not in chosen[r]
+        for r in np.flatnonzero(lower > rules.threshold)
+        if len(wider[r]) < MOST_REASONS
+        for g in range(nats.shape[1])
+        if g not in wider[r]
     ]:
         rows = np.array([r for r, _ in tried])
-        wider = [[*chosen[r], g] for r, g in tried]
-        found = score(*as_expected(rules, expect, numeric[rows], categorical[rows], wider))
+        picked = [[*wider[r], g] for r, g in tried]
+        found = score(*as_expected(rules, expect, numeric[rows], categorical[rows], picked))
         for r in np.unique(rows):
-            best = int(np.argmin(np.where(rows == r, found, np.inf)))
-            chosen[r], scores[r] = wider[best], found[best]
+            best = min(np.flatnonzero(rows == r), key=lambda k: (round(float(found[k]), 4), -nats[tried[k]]))
+            wider[r], lower[r] = picked[best], found[best]
+    for r in np.flatnonzero(lower <= rules.threshold):
+        chosen[r], scores[r] = wider[r], lower[r]
     return scores
 
 
@@ -169,7 +173,7 @@ def as_expected(
     categorical: NDArray[np.uint64],
     chosen: Sequence[Sequence[int]],
 ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
-    """Rows with the values in some groups of columns that the other columns let expect. Missing values stay missing.
+    """Rows with predicted values in some groups of columns. Missing values stay missing.
 
     Args:
         rules, expect, numeric, categorical: see `explain`.
@@ -181,7 +185,7 @@ def as_expected(
 
 
 class _Expected(NamedTuple):
-    """Raw rows with expected values in the hidden columns, and the surprise of these columns, **shape (n, d)**."""
+    """Raw rows with expected values in the hidden columns, and surprises, valid for these columns, **shape (n, d)**."""
 
     numeric: NDArray[np.float64]
     categorical: NDArray[np.uint64]
@@ -210,8 +214,8 @@ def _expected(
         )
     )
     fed = np.array([column.label_fed for column in rules.columns[:d]], bool)
-    center = np.where(fed | ~np.isfinite(mean), 0.0, mean)
-    log_width = np.where(fed | ~np.isfinite(spread), 0.0, spread)
+    center = np.where(fed | ~np.isfinite(mean), 0.0, mean).astype(np.float64)
+    log_width = np.where(fed | ~np.isfinite(spread), 0.0, spread).astype(np.float64)
     z = (cells.values - center) * np.exp(-log_width)
     nats = np.zeros(hidden.shape)
     nats[:, :d] = np.minimum(0.5 * z * z, MAX_NATS) * cells.present
@@ -248,7 +252,7 @@ def _readable(
 
 
 def _shown(columns: Sequence[Column], group: Group, nats: NDArray[np.float64]) -> int:
-    """The column that tells a group: the most surprising one, but what is known of frauds before the rest of labels."""
+    """The column that is shown for a group: the most surprising one; a surprising one about frauds comes first."""
     surprising = [i for i in group.shown if nats[i] >= MIN_NATS and "fraud" in (columns[i].stat or "")]
     return max(surprising or group.shown, key=nats.__getitem__)
 

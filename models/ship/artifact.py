@@ -153,7 +153,7 @@ class ServedModel:
     def explain(
         self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
     ) -> list[Explanation]:
-        """Explain rows, one explanation per row. Meant for alerts: about 30 times as expensive as a score.
+        """Explain rows, one explanation per row. Meant for alerts: as expensive as some 100 scores.
 
         Each row is expanded to one row per group of columns to hide. At most about `MAX_EXPLAIN_BYTES` of these
         rows are created at a time.

@@ -36,6 +36,16 @@ def test_it_finds_rows_that_break_a_relation_without_labels_and_better_with_them
     np.testing.assert_allclose(labelled.predict_proba(x).sum(axis=1), 1.0)
 
 
+@pytest.mark.parametrize("n_labels", [1, 3])
+def test_few_anomalies_in_a_labelled_table_do_not_make_scores_equal(rows, n_labels: int) -> None:
+    x, truth = rows
+    kept = np.sort(np.concatenate([np.flatnonzero(truth == 0), np.flatnonzero(truth == 1)[:n_labels]]))
+    detector = TableDetector(contamination=0.05, random_state=0).fit(x[kept], truth[kept])
+    scores = detector.anomaly_score(x[kept])
+    assert len(np.unique(scores)) > 0.9 * len(kept)
+    assert (detector.predict(x[kept]) == -1).mean() == pytest.approx(0.05, abs=0.005)
+
+
 def test_contamination_out_of_range_is_refused(rows) -> None:
     with pytest.raises(ValueError, match=r"contamination is 0\.9; it must be greater than 0"):
         TableDetector(contamination=0.9).fit(rows[0])

@@ -49,25 +49,34 @@ def test_few_labels_never_make_the_ranking_worse(trained, frauds: int) -> None:
     assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
 
 
-def reviewed(trained, share: float) -> TrainedModel:
-    """Fine-tuned on the labels of the alerts of the label-free model and of a random share of all other events."""
+def reviewed(trained, share: float, *, confirmed: float = 1.0, seed: int = 0) -> TrainedModel:
+    """Fine-tuned on the labels of the alerts of the label-free model and of a random share of all other events.
+
+    Only a share of the frauds is ``confirmed``.
+    """
     score = trained.day_zero.score(trained.table.numeric, trained.table.categorical)
-    known = (score > np.quantile(score, 0.98)) | (np.random.default_rng(0).random(len(score)) < share)
-    return finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
+    random = np.random.default_rng(seed)
+    label = np.where(random.random(len(score)) < confirmed, trained.label, 0).astype(np.int8)
+    known = (score > np.quantile(score, 0.98)) | (random.random(len(score)) < share)
+    return finetune(trained.pretrained, trained.table, label=label, known=known, config=QUICK, seed=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.05])
-def test_labels_of_alerts_and_of_random_events_never_make_the_ranking_worse(trained, share: float) -> None:
-    model = reviewed(trained, share)
-    assert model.metrics["frauds"] > 100
-    assert ap(model, trained) > ap(trained.day_zero, trained) - 0.005
+@pytest.mark.parametrize("share", [0.01, 0.05])
+def test_labels_of_alerts_with_many_false_alarms_improve_the_ranking(trained, share: float) -> None:
+    models = [reviewed(trained, share, confirmed=0.3, seed=seed) for seed in range(3)]
+    assert min(model.metrics["frauds"] for model in models) > 15
+    assert np.mean([ap(model, trained) for model in models]) > ap(trained.day_zero, trained) + 0.01
 
 
 def test_the_validation_figures_are_those_of_all_events_though_most_labels_are_of_alerts(trained) -> None:
-    found, valid = reviewed(trained, 0.2).metrics, slice(len(trained.table) * 4 // 5, None)
-    score = trained.day_zero.score(trained.table.numeric[valid], trained.table.categorical[valid])
-    everyone = float(average_precision_score(trained.label[valid], score))
-    assert found["validation_ap_label_free"] == pytest.approx(everyone, abs=0.15)  # of the labelled rows alone: .88
+    model, valid = reviewed(trained, 0.2), slice(len(trained.table) * 4 // 5, None)
+    rows = trained.table.numeric[valid], trained.table.categorical[valid]
+    fraud = trained.label[valid] == 1
+    label_free = float(average_precision_score(fraud, trained.day_zero.score(*rows)))
+    recall = float((model.score(*rows) > model.rules.threshold)[fraud].mean())
+    # of the labelled rows alone: .88 for .59, and .86 for .58
+    assert model.metrics["validation_ap_label_free"] == pytest.approx(label_free, abs=0.15)
+    assert model.metrics["validation_recall_at_budget"] == pytest.approx(recall, abs=0.15)
 
 
 def test_if_only_frauds_are_known_the_other_rows_count_as_legitimate(trained) -> None:

@@ -1,25 +1,32 @@
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from models.fit.review import MOST, by_entity, events_per_label
 
 
-def reviewed(random_share: float, *, alerts: float = 0.01, n: int = 50_000):
+def reviewed(random_share: float, *, alerts: float = 0.01, slope: float = 2.0, n: int = 50_000):
     """Evidence of events, which are frauds and which have a label: those with the highest evidence and random ones."""
     random = np.random.default_rng(0)
     evidence = random.normal(size=n)
-    fraud = random.random(n) < 1 / (1 + np.exp(6 - 2 * evidence))
+    fraud = random.random(n) < 1 / (1 + np.exp(4 - slope * evidence))
     known = (evidence > np.quantile(evidence, 1 - alerts)) | (random.random(n) < random_share)
-    weight = events_per_label(evidence[known], fraud[known], np.ones(int(known.sum())), evidence[~known], n)
+    n_known = int(known.sum())
+    weight = events_per_label(evidence[known], np.ones(n_known), evidence[~known], n - n_known)
     return evidence, fraud, known, weight
 
 
-def test_weighted_labels_represent_all_events_where_alerts_were_reviewed() -> None:
-    evidence, fraud, known, weight = reviewed(0.02)
-    legitimate = ~fraud[known]
-    everyone = evidence[~fraud].mean()
-    assert evidence[known][legitimate].mean() > everyone + 0.3
-    assert np.average(evidence[known][legitimate], weights=weight[legitimate]) == pytest.approx(everyone, abs=0.1)
+@pytest.mark.parametrize(("share", "slope"), [(0.05, 2.0), (0.2, 0.5), (0.05, 0.2)])
+def test_weighted_labels_tell_how_good_a_score_is_on_all_events_where_alerts_were_reviewed(
+    share: float, slope: float
+) -> None:
+    evidence, fraud, known, weight = reviewed(share, slope=slope)
+    everyone = average_precision_score(fraud, evidence)
+    as_they_are = average_precision_score(fraud[known], evidence[known])
+    weighted = average_precision_score(fraud[known], evidence[known], sample_weight=weight)
+    assert as_they_are > 1.2 * everyone
+    assert weighted == pytest.approx(everyone, rel=0.15)
+    assert np.average(evidence[known], weights=weight) == pytest.approx(evidence.mean(), abs=0.05)
 
 
 def test_no_label_stands_for_more_than_the_most_or_for_less_than_one_event() -> None:
@@ -27,9 +34,10 @@ def test_no_label_stands_for_more_than_the_most_or_for_less_than_one_event() -> 
     assert (weight.min(), weight.max()) == (1.0, MOST)
 
 
-def test_random_labels_are_hardly_weighted() -> None:
+def test_random_labels_have_nearly_equal_weights() -> None:
     _, _, _, weight = reviewed(0.05, alerts=0.0)
-    assert np.quantile(weight, 0.9) < 1.5
+    low, high = np.quantile(weight, [0.05, 0.95])
+    assert high < 1.5 * low
 
 
 @pytest.mark.parametrize(("of_entities", "expected"), [(True, True), (False, False)])
@@ -38,3 +46,10 @@ def test_labels_of_whole_entities_are_told_from_labels_of_events(of_entities: bo
     entity = random.integers(0, 100, 5000).astype(np.uint64)
     known = entity < 5 if of_entities else random.random(5000) < 0.05
     assert by_entity(known, entity) is expected
+
+
+def test_entities_with_one_event_do_not_make_labels_those_of_entities() -> None:
+    random = np.random.default_rng(0)
+    entity = random.integers(0, 5000, 5000).astype(np.uint64)  # mostly one or two events
+    assert by_entity(random.random(5000) < 0.02, entity) is False
+    assert by_entity(random.random(5000) < 0.02, np.arange(5000).astype(np.uint64)) is False
