@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from models.cells import CHUNK, Cells
 from models.fit.caution import Caution, choose
 from models.fit.pretrain import Pretrained
-from models.fit.review import by_entity, events_per_label
+from models.fit.review import by_entity, events_per_label, silent_columns
 from models.fit.schedule import OnMetrics, OnShare
 from models.fit.split import last_share
 from models.fit.trees import no_trees, scarcity
@@ -136,13 +136,15 @@ def finetune(
         progress(0.1, f"{int((label[train] == 1).sum()):,} frauds")
     others = None if only_frauds else _Others.of(model, table, known, seed)
     whole = _Rows.of(model, table, np.union1d(train, valid), label, others, seed)
-    caution = _caution(model, table, whole, config, seed)
-    judged = _fitted(model, table, _Rows.of(model, table, train, label, others, seed), config, caution, seed)
+    strangers = _Strangers.of(table, known, seed)
+    caution = _caution(model, table, whole, strangers, config, seed)
+    part = _Rows.of(model, table, train, label, others, seed)
+    judged = _fitted(model, table, part, strangers, config, caution, seed)
     model = _with_threshold(judged, table, label, known, valid, are_selected=others is not None)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
-    final = _fitted(model, table, whole, config, caution, seed)
+    final = _fitted(model, table, whole, strangers, config, caution, seed)
     metrics = {
         **model.metrics,
         "split_price": caution.min_gain,
@@ -171,6 +173,41 @@ class _Others:
             return None
         sample = np.random.default_rng(seed).choice(rows, min(len(rows), SAMPLE), replace=False)
         return cls(_evidence(model, table, np.sort(sample)), len(rows))
+
+
+@dataclass(frozen=True)
+class _Strangers:
+    """Entities without labels: their share of rows, and what columns say that are built from an entity's own labels.
+
+    If labels are those of some entities, each row of the trees' training has such an entity, and an own history of
+    labels; most scored rows have none. Trees would rest on columns that are mostly missing later.
+    """
+
+    columns: NDArray[np.int64]
+    values: NDArray[np.float64]
+    share: float
+
+    @classmethod
+    def of(cls, table: Table, known: NDArray[np.bool_], seed: int) -> _Strangers | None:
+        """None if labels are not those of some entities."""
+        last = int(np.flatnonzero(known)[-1])
+        if table.entity is None or not by_entity(known[:last], table.entity[:last]):
+            return None
+        entity = table.entity[:last]
+        rows = np.flatnonzero(~np.isin(entity, np.unique(entity[known[:last]])))
+        if len(rows) == 0:
+            return None
+        sample = np.random.default_rng(seed).choice(rows, min(len(rows), SAMPLE), replace=False)
+        numeric = np.asarray(table.numeric[np.sort(sample)])
+        columns = silent_columns(table.columns, numeric)
+        return cls(columns, numeric[0, columns], len(rows) / last)
+
+    def cells(self, model: TrainedModel, table: Table, rows: NDArray[np.int64], seed: int) -> Cells:
+        """Cells of rows, a share of which have the own history of labels of an entity without labels."""
+        numeric, categorical = np.array(table.numeric[rows]), np.asarray(table.categorical[rows])
+        chosen = np.random.default_rng(seed).random(len(table))[rows] < self.share
+        numeric[np.ix_(chosen, self.columns)] = self.values
+        return model.rules.coding.transform(numeric, categorical)
 
 
 @dataclass(frozen=True)
@@ -226,14 +263,25 @@ def _evidence(model: TrainedModel, table: Table, rows: NDArray[np.int64]) -> NDA
     )
 
 
-def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, seed: int) -> Caution:
+def _cells(
+    model: TrainedModel, table: Table, rows: NDArray[np.int64], strangers: _Strangers | None, seed: int
+) -> Cells:
+    """Cells of rows for the trees."""
+    if strangers is None:
+        return model.rules.coding.cells(table, rows)
+    return strangers.cells(model, table, rows, seed)
+
+
+def _caution(
+    model: TrainedModel, table: Table, whole: _Rows, strangers: _Strangers | None, config: FinetuneConfig, seed: int
+) -> Caution:
     """How far the trees are believed; see `caution.choose`."""
     found = whole.hardest(min(config.ordinary, max(config.judging, JUDGING_PER_FRAUD * int(whole.label.sum()))), seed)
     most = Caution(config.min_gain, config.ridge * min(1.0, 2 * scarcity(found.label)))
     if table.entity is None:
         return most
     return choose(
-        model.rules.coding.cells(table, found.rows),
+        _cells(model, table, found.rows, strangers, seed),
         found.label,
         found.log_odds,
         table.entity[found.rows],
@@ -245,12 +293,18 @@ def _caution(model: TrainedModel, table: Table, whole: _Rows, config: FinetuneCo
 
 
 def _fitted(
-    model: TrainedModel, table: Table, whole: _Rows, config: FinetuneConfig, caution: Caution, seed: int
+    model: TrainedModel,
+    table: Table,
+    whole: _Rows,
+    strangers: _Strangers | None,
+    config: FinetuneConfig,
+    caution: Caution,
+    seed: int,
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
     trees = caution.fit(
-        model.rules.coding.cells(table, found.rows),
+        _cells(model, table, found.rows, strangers, seed),
         found.label,
         found.log_odds,
         row_weight=found.weight,

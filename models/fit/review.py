@@ -1,10 +1,14 @@
-"""Which events were given a label, and how many events each of them stands for."""
+"""Which events were given a label, how many events each of them stands for, and what labels say of the others."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
+
+from models.table import Column
 
 MOST = 100.0  # events that a labelled one stands for: more would let single rows decide
 
@@ -51,3 +55,24 @@ def events_per_label(
     rows = np.concatenate([weight, np.full(len(others), n_others / len(others))])
     share = IsotonicRegression().fit(np.concatenate([evidence, others]), is_known, sample_weight=rows)
     return np.asarray(np.clip(1.0 / share.predict(evidence), 1.0, MOST))
+
+
+def silent_columns(columns: Sequence[Column], numeric: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Columns that say nothing about entities without labels: those built from an entity's own labels.
+
+    Args:
+        columns: columns of the model.
+        numeric: rows of entities without labels, raw, **shape (n, d_num)**, n > 0.
+
+    Returns:
+        Indices of the label-fed columns of each entity whose label-fed columns have one value each in these rows.
+
+    >>> columns = [Column(f"{name}.fraud_rate.7d", "numeric", None, True, name) for name in ("card", "shop")]
+    >>> silent_columns(columns, np.array([[np.nan, 0.0], [np.nan, 0.1]])).tolist()
+    [0]
+    """
+    fed = [i for i, column in enumerate(columns) if column.kind == "numeric" and column.label_fed]
+    first = numeric[0]
+    silent = {i for i in fed if ((numeric[:, i] == first[i]) | (np.isnan(numeric[:, i]) & np.isnan(first[i]))).all()}
+    told = {columns[i].entity for i in fed if i not in silent}
+    return np.array([i for i in fed if columns[i].entity not in told], np.int64)
