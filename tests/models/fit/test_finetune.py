@@ -79,6 +79,16 @@ def test_the_validation_figures_are_those_of_all_events_though_most_labels_are_o
     assert model.metrics["validation_recall_at_budget"] == pytest.approx(recall, abs=0.15)
 
 
+def test_trees_do_not_rest_on_an_own_history_of_labels_that_most_entities_do_not_have(trained) -> None:
+    random, history = np.random.default_rng(0), 4
+    entity = random.integers(0, 200, len(trained.table)).astype(np.uint64)
+    known, numeric = entity < 50, trained.table.numeric.copy()
+    numeric[:, history] = np.where(known, trained.label, np.nan)  # tells all, where there is one
+    table = replace(trained.table, numeric=numeric, entity=entity)
+    model = finetune(trained.pretrained, table, label=trained.label, known=known, config=QUICK, seed=0)
+    assert 0 < (model.trees.feature[:, 0] == history).mean() < 0.3  # 0.5 if trees see it in all rows
+
+
 def test_if_only_frauds_are_known_the_other_rows_count_as_legitimate(trained) -> None:
     model = finetune(
         trained.pretrained, trained.table, label=trained.label, known=trained.label == 1, config=QUICK, seed=0

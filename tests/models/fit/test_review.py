@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from models.fit.review import MOST, by_entity, events_per_label
+from models.fit.review import MOST, by_entity, events_per_label, silent_columns
+from models.table import Column
 
 
 def reviewed(random_share: float, *, alerts: float = 0.01, slope: float = 2.0, n: int = 50_000):
@@ -53,3 +54,15 @@ def test_entities_with_one_event_do_not_make_labels_those_of_entities() -> None:
     entity = random.integers(0, 5000, 5000).astype(np.uint64)  # mostly one or two events
     assert by_entity(random.random(5000) < 0.02, entity) is False
     assert by_entity(random.random(5000) < 0.02, np.arange(5000).astype(np.uint64)) is False
+
+
+def test_columns_are_silent_only_if_no_column_of_their_entity_says_anything() -> None:
+    columns = [
+        Column("amount", "numeric", "amount"),
+        Column("card.since_fraud", "numeric", None, True, "card", "since_fraud"),
+        Column("card.fraud_run", "numeric", None, True, "card", "fraud_run"),
+        Column("shop.since_fraud", "numeric", None, True, "shop", "since_fraud"),
+        Column("shop.labelled_count.7d", "numeric", None, True, "shop", "labelled_count"),
+    ]
+    rows = np.array([[5.0, np.nan, 0.0, np.nan, 3.0], [5.0, np.nan, 0.0, np.nan, 0.0]])
+    assert silent_columns(columns, rows).tolist() == [1, 2]
