@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from models.cells import MISSING, Cells
 from models.masking import event_fields
@@ -225,13 +224,14 @@ def _expected(
     first = 0
     for j, n_codes in enumerate(coding.n_codes):
         at, code = hidden[:, d + j], cells.codes[:, j]
-        chances = softmax(logits[at, first : first + n_codes].astype(np.float64), axis=1)
+        chances = _softmax(logits[at, first : first + n_codes])
         first += n_codes
         given = np.take_along_axis(chances, code[at][:, None], axis=1)[:, 0]
         nats[at, d + j] = np.where(code[at] == MISSING, 0.0, -np.log(np.maximum(given, LEAST_CHANCE)))
         # codes 0 (missing) and 1 (unknown text) are no expected values
-        best = coding.vocabularies[j][np.argmax(chances[:, 2:], axis=1)] if n_codes > 2 else np.uint64(0)
-        found.categorical[at, j] = np.where(code[at] == MISSING, categorical[at, j], best)
+        best = coding.vocabularies[j].astype(np.uint64)[np.argmax(chances[:, 2:], axis=1)] if n_codes > 2 else 0
+        found.categorical[at, j] = best
+        found.categorical[code == MISSING, j] = categorical[code == MISSING, j]
     return found
 
 
@@ -274,3 +274,8 @@ def _rounded(value: float) -> float | None:
 
 def _text(rules: Rules, category: int) -> str | None:
     return None if category == 0 else rules.category_names.get(category, f"#{category:016x}")
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    odds = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
