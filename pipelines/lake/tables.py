@@ -311,6 +311,8 @@ class Lake:
             (self.folder / table).mkdir(parents=True, exist_ok=True)
             return DeltaTable.create(self.folder / table, schema=self._arrow(table), mode="ignore")
         except (DeltaError, OSError) as error:
+            if isinstance(error, CommitFailedError) and (delta := self._open(table)) is not None:
+                return delta  # another writer created it between our look and our commit
             raise LakeError(f"{self.folder / table}: cannot be created ({type(error).__name__}: {error})") from error
 
     def _arrow(self, table: str) -> pa.Schema:

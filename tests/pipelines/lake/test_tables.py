@@ -1,6 +1,7 @@
 import random
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -80,6 +81,21 @@ def test_writers_at_once_write_every_row_once(tmp_path: Path, stream: Stream) ->
         thread.join()
     assert not failures
     assert Lake(tmp_path, stream).read("events")["offset"].to_list() == list(range(n))
+
+
+def test_writers_that_create_a_table_at_once_all_succeed(tmp_path: Path, stream: Stream) -> None:
+    for k in range(20):
+        start = threading.Barrier(4)
+
+        def write(partition: int, lake: Lake, start: threading.Barrier) -> int:
+            frame = rows(lake, partition, 0, 2)
+            start.wait(60)
+            return lake.append("events", frame, topic=TOPIC, through={partition: 1})
+
+        lakes = [Lake(tmp_path / str(k), stream) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(write, range(4), lakes, [start] * 4)) == [2] * 4
+        assert lakes[0].read("events").height == 8
 
 
 def test_a_field_that_joins_the_stream_is_missing_in_older_rows(tmp_path: Path, stream: Stream) -> None:
