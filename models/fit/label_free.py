@@ -30,5 +30,6 @@ def label_free(
     numeric = np.asarray(table.numeric if rows is None else table.numeric[rows])
     # if nothing can be predicted, a value can still be rare
     predicted = [f.name for f in network.fields if network.trust[f.target] > 0] or [f.name for f in network.fields]
-    evidence = Evidence.fit(table.columns, network.fields, numeric, nats, predicted)
+    entity = table.entity if table.entity is None or rows is None else table.entity[rows]
+    evidence = Evidence.fit(table.columns, network.fields, numeric, nats, predicted, entity)
     return evidence, evidence.combine(numeric, nats)

@@ -26,6 +26,8 @@ FOREVER = 2**62
 MOST_BEYOND = 100.0  # nats
 NORM = 3
 SLICES, DRIFT = 4, 2.0  # no quarter of the training rows may have twice its share of a measure's largest values
+CONTEXT = 0.5  # share of a measure's variance between entities above which it describes the entity, not the event
+HINT = 0.07  # weight of everything that is odd
 
 
 class Measure(NamedTuple):
@@ -136,11 +138,13 @@ class Evidence:
       body explains (the lift at 1 % over the square of the lift at 10 %, see Ledford and Tawn, 1996), support each
       other. The support is the log of that ratio, measured at several tail shares: a likelihood ratio.
 
-    A measure that drifts during the training rows counts nothing.
+    A measure that drifts during the training rows counts nothing. Nor does recent activity that hardly varies within an
+    entity: the number of events of a busy customer is context.
 
     A measure's evidence is its weighted nats plus the support of the other groups. The measures of a group are
     alternatives: their odds add up. Groups together count as the norm of order `NORM`: the strongest one decides, and
-    an event that is odd in two ways is before one that is odd in one.
+    an event that is odd in two ways is before one that is odd in one. The nats of all groups, whatever their weight,
+    count a little: among events of similar evidence, the one that is odd in more ways comes first.
 
     Args:
         measures: what is measured.
@@ -151,6 +155,8 @@ class Evidence:
         weight: weight of each measure, in [0, 1], **shape (k,)**.
         support: support of measure j by measure i at the knots ``-log(TAILS)``, in nats, **shape (k, k, n_tails)**.
         cost: subtracted from the support, so that it has no effect on average, **shape (k, k)**.
+        hints: measures that count a little whatever their weight: they do not drift, and vary within entities, bool,
+            **shape (k,)**.
     """
 
     measures: tuple[Measure, ...]
@@ -161,6 +167,7 @@ class Evidence:
     weight: NDArray[np.float64]
     support: NDArray[np.float64]
     cost: NDArray[np.float64]
+    hints: NDArray[np.bool_]
 
     @classmethod
     def fit(
@@ -170,6 +177,7 @@ class Evidence:
         numeric: NDArray[np.float64],
         surprises: NDArray[np.float64],
         predicted: Collection[str],
+        entity: NDArray[np.uint64] | None = None,
     ) -> Self:
         """Fit on unlabelled rows.
 
@@ -179,6 +187,7 @@ class Evidence:
             numeric: raw numeric columns, **shape (n, d_num)**, NaN = missing.
             surprises: in nats, **shape (n, n_fields)**, NaN = missing.
             predicted: names of the fields that the encoder predicts better than their own distribution does.
+            entity: entity of each row, **shape (n,)**; None = rows without entities.
         """
         parts = measures(columns, fields, predicted)
         center = np.array([_mean(numeric[:, m.column]) if m.kind == "habit" else 0.0 for m in parts])
@@ -190,15 +199,18 @@ class Evidence:
         coded = [m.kind == "surprise" and columns[fields[m.column].target].kind == "categorical" for m in parts]
         expected = np.where(coded, np.minimum(expected, far), expected)
         weight = np.clip((expected + np.log1p(-FAR)) / FULL_EXCESS, 0.0, 1.0)
-        fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)))
-        of_rows = fitted._nats(raw, np.ones(len(parts), np.bool_))
+        none = np.zeros(len(parts), np.bool_)
+        fitted = cls(parts, center, knots, nats, normal, weight, np.zeros((0, 0, 0)), np.zeros((0, 0)), none)
+        of_rows = fitted._nats(raw, ~none)
         steady = np.array([_is_steady(one) for one in of_rows], np.bool_)
-        weight *= steady
-        normal[~steady, 2] = 0.0
+        varies = ~none if entity is None else _between(of_rows, entity) < CONTEXT
+        counts = steady & (varies | np.array([m.kind != "recent" for m in parts], np.bool_))
+        weight *= counts
+        normal[~counts, 2] = 0.0
         support, cost = _supports(parts, of_rows)
         for table in (support, cost):
-            table[~steady], table[:, ~steady] = 0.0, 0.0
-        return cls(parts, center, knots, nats, normal, weight, support, cost)
+            table[~counts], table[:, ~counts] = 0.0, 0.0
+        return cls(parts, center, knots, nats, normal, weight, support, cost, steady & varies)
 
     @property
     def surprised(self) -> tuple[int, ...]:
@@ -207,17 +219,24 @@ class Evidence:
 
     def combine(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
         """One value per row in nats, high = anomalous, **shape (n,)**. A missing value is no evidence."""
-        total = self.by_measure(numeric, surprises)
-        joint = np.zeros(len(numeric))
-        for group in dict.fromkeys(m.group for m in self.measures):
-            mine = total[[counts and m.group == group for m, counts in zip(self.measures, self._counts, strict=True)]]
-            joint += np.maximum(np.logaddexp.reduce(mine, axis=0), 0.0) ** NORM
-        return np.asarray(joint ** (1 / NORM))
-
-    def by_measure(self, numeric: NDArray[np.float64], surprises: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The evidence of each measure with the support of the other groups, **shape (k, n)**."""
         raw = _raw(self.measures, self.center, numeric, surprises)
-        nats = self._nats(raw, self._counts)
+        nats = self._nats(raw, self._counts | self.hints)
+        total = self._supported(raw, nats)
+        joint, hint = np.zeros(len(numeric)), np.zeros(len(numeric))
+        for mine in self._groups:
+            strongest = np.logaddexp.reduce(total[mine & self._counts], axis=0)
+            joint += np.maximum(strongest, 0.0) ** NORM
+            hint += np.max(nats[mine & self.hints], axis=0, initial=0.0)
+        return np.asarray(joint ** (1 / NORM) + HINT * hint)
+
+    @cached_property
+    def _groups(self) -> list[NDArray[np.bool_]]:
+        """The measures of each group, each **shape (k,)**."""
+        names = [m.group for m in self.measures]
+        return [np.array([name == one for name in names], np.bool_) for one in dict.fromkeys(names)]
+
+    def _supported(self, raw: Sequence[NDArray[np.float64]], nats: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The evidence of each measure with the support of the other groups, **shape (k, n)**."""
         total = self.weight[:, None] * nats
         at = -np.log(np.array(TAILS))
         for j, x in enumerate(raw):
@@ -259,7 +278,7 @@ class Evidence:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
-        names = ("center", "knots", "nats", "normal", "weight", "support", "cost")
+        names = ("center", "knots", "nats", "normal", "weight", "support", "cost", "hints")
         return {name: getattr(self, name) for name in names}
 
     def config(self) -> list[dict[str, Any]]:
@@ -351,6 +370,17 @@ def _is_steady(nats: NDArray[np.float64]) -> bool:
         return True
     large = nats > np.quantile(nats, 0.98)
     return all(part.mean() <= DRIFT * large.mean() for part in np.array_split(large, SLICES))
+
+
+def _between(x: NDArray[np.float64], entity: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Share of the variance of each row of `x` that is between entities (intraclass correlation), **shape (k,)**.
+
+    >>> _between(np.array([[1.0, 1.0, 3.0, 3.0], [1.0, 3.0, 1.0, 3.0]]), np.uint64([7, 7, 9, 9]))
+    array([1., 0.])
+    """
+    _, place, n = np.unique(entity, return_inverse=True, return_counts=True)
+    between = [(np.bincount(place, row) / n)[place].var() for row in x]
+    return np.asarray(np.array(between) / np.maximum(x.var(axis=1), 1e-12))
 
 
 def _supports(parts: Sequence[Measure], nats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -31,3 +31,32 @@ def test_a_category_that_is_as_rare_as_predicted_counts_nothing() -> None:
         "amount.surprise": 1.0,
         "channel.surprise": 0.0,
     }
+
+
+def test_the_count_of_a_busy_entity_is_context_and_a_burst_is_evidence() -> None:
+    columns = [Column("count", "numeric", None, False, "customer", "count", 86_400_000)]
+    random = np.random.default_rng(2)
+    entity = np.tile(np.arange(200, dtype=np.uint64), N // 200)
+    rate = random.lognormal(2.0, 0.5, 200)
+    rate[:2] = 400.0
+    by_entity = random.poisson(rate[entity.astype(np.int64)])
+    bursts = random.poisson(8.0, N) + np.where(np.arange(N) % 97 == 0, random.exponential(200.0, N).astype(np.int64), 0)
+    for counts, of, weight in ((by_entity, None, 1.0), (by_entity, entity, 0.0), (bursts, entity, 1.0)):
+        numeric = counts.astype(np.float64)[:, None]
+        evidence = Evidence.fit(columns, (), numeric, np.zeros((N, 0)), [], of)
+        assert evidence.weight.tolist() == [weight]
+        assert evidence.hints.tolist() == [weight > 0]
+
+
+def test_of_events_with_equal_evidence_the_one_that_is_odd_in_more_ways_comes_first() -> None:
+    columns = [Column(name, "numeric", name) for name in ("amount", "distance")]
+    random = np.random.default_rng(3)
+    numeric = np.stack([random.normal(0, 1, N), random.uniform(0, 1, N)], axis=1)
+    numeric[::100, 0] += random.exponential(50, N // 100)
+    evidence = Evidence.fit(columns, event_fields(columns), numeric, np.full((N, 2), np.nan), [])
+    assert evidence.weight[[m.name == "distance.high" for m in evidence.measures]] == 0
+    usual, odd, odder = evidence.combine(
+        np.array([[0.0, 0.9999], [20.0, 0.5], [20.0, 0.9999]]), np.full((3, 2), np.nan)
+    )
+    assert usual < odd < odder
+    assert odder - odd < 1
