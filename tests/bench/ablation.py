@@ -8,6 +8,7 @@ The data, the periods, the draws of labels and the report are those of `tests.be
 - *pretraining*: the encoder keeps its random weights (`unmask-scratch`);
 - *the prior*: trees start from the share of frauds instead of the label-free score and the rates of the entities;
 - *trees*: only the prior learns from labels;
+- *new statistics*: no `above`, `wmean` and `wratio`, and of the label-fed columns only `fraud_rate` and `fraud_count`;
 - *label-fed columns*: no column knows the labels of earlier events;
 - *history*: no column of an entity at all; the fields and the calendar remain.
 
@@ -33,6 +34,9 @@ from models.score.prior import Prior
 from tests.bench import payments, tables
 from tests.bench.payments import Data, Draw
 from tests.bench.tables import BenchError, Row
+
+NEW_STATISTICS = {"above", "wmean", "wratio", "labelled_count", "smoothed_fraud_rate"}
+NEW_STATISTICS |= {"since_fraud", "since_legit", "fraud_run", "fraud_run_age"}
 
 
 def renamed(rows: Sequence[Row], name: str) -> list[Row]:
@@ -74,9 +78,13 @@ def methods_of(data: Data) -> Callable[[float], Mapping[str, Callable[[Draw], li
     }
 
     fed = {column.name for column in data.stream.columns if column.label_fed}
-    kept = tuple(feature for feature in data.stream.features if feature.name not in fed)
-    for name, features in (("unmask-no-label-fed", kept), ("unmask-no-history", ())):
-        fewer = replace(data, stream=msgspec.structs.replace(data.stream, features=features))
+    features = data.stream.features
+    for name, kept in (
+        ("unmask-no-new-statistics", [feature for feature in features if feature.stat not in NEW_STATISTICS]),
+        ("unmask-no-label-fed", [feature for feature in features if feature.name not in fed]),
+        ("unmask-no-history", []),
+    ):
+        fewer = replace(data, stream=msgspec.structs.replace(data.stream, features=tuple(kept)))
         found[name] = partial(without_columns, data=fewer, name=name)
     return lambda share: found
 

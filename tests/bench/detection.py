@@ -178,7 +178,8 @@ def run(files: Sequence[Path], seeds: Sequence[int], settings: Sequence[str], op
         "rows": f"at most {options.max_rows:,} per data set, 70 % for training",
         "seeds": ", ".join(map(str, seeds)),
         "unlabelled rows": "Unmask: unknown; other methods with labels: 0. With 100 % of the labels both get 0",
-        "trials": f"Unmask: 1, its defaults; other methods with labels: {options.trials} (the default and random ones)",
+        "trials": f"Unmask: 1, its defaults; other methods with labels: {options.trials} (the default and random "
+        f"ones), or the default alone if fewer than {MIN_TO_CHOOSE} anomalies are labelled",
         "budget": f"{options.budget:.1%} of the test rows",
         "intervals": "bootstrap over seeds: they show seed noise, not that between data sets",
         "not averaged": f"data sets with fewer than {tables.FEW} anomalies in the test part",

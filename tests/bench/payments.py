@@ -6,7 +6,8 @@
 
 The files have one column for each field of the stream file, and its label column (0, 1 or null). `--train-end` is the
 last day of training. Labels are known for a random share of the members of the key entity, and only for events before
-test start - maturity; everywhere else they are hidden, from label-fed columns too. The last `--valid-days` days with
+test start - maturity; everywhere else they are hidden, from label-fed columns too, and events without a label are
+unknown (`reports = "both"`, whatever the stream file says). The last `--valid-days` days with
 known labels are the validation period. Every event of the test period is scored; its label-fed columns learn, one
 maturity late, the labels of the same members. At 1 % and below there are at least 10 draws of members.
 
@@ -21,7 +22,8 @@ validation period. `unmask-zero` is the score before fine-tuning, `unmask-scratc
 Intervals: bootstrap over draws and key entities, paired.
 
 Writes FILE (JSON), and beside it a Markdown table and a plot. It may be interrupted: cells are kept in FILE.cells, and
-are made again where the data, an option or the code has changed. Exit code 2 if the data or an option cannot be used.
+are made again where the data, an option or the code of the method has changed. Exit code 2 if the data or an option
+cannot be used.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from numpy.typing import NDArray
 
 from flows.streams import shipped
 from flows.training_data import budget_of, offline_table
-from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
+from models.fit.finetune import MOST_ROWS, PER_FRAUD, FinetuneConfig, TrainedModel, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.budget import Budget, threshold_for
 from models.table import Table
@@ -362,8 +364,8 @@ def load(folder: Path, stream: Stream, options: Options, *, more: Sequence[str] 
     """
     if stream.labels is None:
         raise BenchError(f"the stream {stream.name} has no [labels]; add them, with the column of the truth")
-    if hasattr(stream.labels, "reports"):  # an event without a label is unknown here, not legitimate
-        stream = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
+    # an event without a label is unknown here, not legitimate
+    stream = msgspec.structs.replace(stream, labels=msgspec.structs.replace(stream.labels, reports="both"))
     assert stream.labels is not None
     files = sorted(folder.glob("*.parquet"))
     if not files:
@@ -440,7 +442,8 @@ def _protocol(data: Data, counts: Mapping[float, int]) -> dict[str, Any]:
         "trials": f"Unmask: 1, its defaults; other methods with labels: {trials} (the default with unlabelled rows "
         "left out, with them as 0, then random settings)",
         "row caps": f"methods with labels: all known frauds and {most} other rows, weighted (a third in trials); "
-        f"without labels: {N_FIT:,}, KNN-z 10,000 of these; Unmask: none",
+        f"without labels: {N_FIT:,}, KNN-z 10,000 of these; Unmask: none for its encoder, {MOST_ROWS:,} other "
+        f"rows than frauds for its prior, {FinetuneConfig.ordinary:,} or {PER_FRAUD} for each fraud for its trees",
         "budget": f"{budget_words(data.budget)}; threshold from {quantile.stop - quantile.start:,} events from "
         f"{_day(int(data.time_ms[quantile][0]))} on",
         "value": f"sum of {options.amount}",

@@ -6,14 +6,16 @@
 
 The data, the periods and the columns are those of `tests.bench.payments`, with the labels of all members. One seed.
 
-- *Missing fields*: each field is dropped at scoring, with the columns that are computed from it. Nothing may fail.
+- *Missing fields*: each field is dropped at scoring, with the columns that are computed from it; and each input column
+  of the model alone. Nothing may fail.
 - *New frauds* (`--scenario COLUMN`, 0 = legitimate): the labels of one kind of fraud are hidden everywhere, from
   label-fed columns too. Which share of these frauds is alerted in the test period?
 - *Selective labels*: labels exist only for events that the label-free score would have alerted on, and for a random
   share of all others.
 - *Reasons*: alerts with all named fields as expected, with three random ones, and with three random ones that are not
-  named (`below`: share that raises no alert any more). Fields with an odd value planted: which share is alerted, and of
-  those, how often the field is the first reason (`first`), and `below` with it as expected.
+  named (`below`: share that raises no alert any more). Odd values planted in a field, or in the columns of a history,
+  such as a customer's counts over all windows (those of another event, one of the largest): which share is alerted, and
+  of those, how often the field or the history is the first reason (`first`), and `below` with it as expected.
 
 The encoder is pretrained once, without labels. Writes FILE (JSON), and beside it Markdown tables. Exit code 2 if the
 data or an option cannot be used.
@@ -49,6 +51,7 @@ from tests.bench.tables import Row
 PEERS = ("XGBoost exact", "LightGBM", "LR-ple")
 REVIEWED = (0.0, 0.001, 0.01, 0.05)  # random shares of the events whose labels are known besides the alerts
 MOST_EXPLAINED = 300  # alerts, and events with a planted value
+N_LARGEST = 50
 ENOUGH = 0.95  # of the average precision with all labels
 Score = Callable[[slice], NDArray[np.floating]]
 
@@ -67,6 +70,7 @@ class Shown(Draw):
 def dropped(stream: Stream, field: str) -> NDArray[np.int64]:
     """The model's columns that are missing when a field of the event is.
 
+    >>> from flows.streams import shipped
     >>> len(dropped(shipped.load("handbook"), "amount"))
     20
     """
@@ -117,6 +121,10 @@ def missing_fields(draw: Draw, model: TrainedModel) -> Iterator[Row]:
         yield {"table": "missing", "field": field, "columns": len(gone), "average_precision": found} | {
             "loss": whole - found
         }
+    for at, column in enumerate(stream.columns):
+        found = average_precision(draw, scorer(draw, model, np.array([at])))
+        row = {"column": column.name, "average_precision": found, "loss": whole - found}
+        yield {"table": "missing column"} | row
 
 
 def new_frauds(data: Data, encoder: Pretrained, model: TrainedModel, whole: Draw, column: str) -> Iterator[Row]:
@@ -190,17 +198,33 @@ def reasons(whole: Draw, model: TrainedModel) -> Iterator[Row]:
     quiet = rows[(scores <= served.threshold) & (data.label[rows] == 0)]
     _, first = np.unique(data.member[quiet], return_index=True)  # one of each member: planted values meet no other
     quiet = np.sort(random.permutation(quiet[first])[:MOST_EXPLAINED])
-    for field in (*data.stream.numbers, *data.stream.categories):
-        if field in served.rules.coding.context:
+    for part, columns in zip(parts, names, strict=True):
+        if part.name in (*data.stream.numbers, *data.stream.categories):
+            frame = with_odd(data.frame, part.name, quiet, random)
+            planted = Draw(replace(data, frame=frame), whole.share, whole.seed).table
+            odd = np.array(planted.numeric[quiet]), np.asarray(planted.categorical[quiet])
+        elif max(part.columns) < served.rules.coding.d_num:
+            odd = np.array(whole.table.numeric[quiet]), np.asarray(whole.table.categorical[quiet])
+            odd[0][:, part.columns] = largest(numeric[:, part.columns], len(quiet), random)
+        else:
             continue
-        planted = Draw(replace(data, frame=with_odd(data.frame, field, quiet, random)), whole.share, whole.seed).table
-        odd = np.asarray(planted.numeric[quiet]), np.asarray(planted.categorical[quiet])
         alerted = served.score(*odd) > served.threshold
         explained = served.explain(odd[0][alerted], odd[1][alerted])
-        right = np.array([one.reasons[0].field == field for one in explained])
+        right = np.array([one.reasons[0].field in columns for one in explained])
         below = np.array([one.reasons[0].score_if_expected <= served.threshold for one in explained])
         share = {"alerted": float(alerted.mean()), "first": float(right.mean()) if len(right) else None}
-        yield _reasons(f"planted: {field}", len(explained), below) | share
+        yield _reasons(f"planted: {part.name}", len(explained), below) | share
+
+
+def largest(values: NDArray[np.float64], n: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Rows drawn from those that have one of the `N_LARGEST` largest values of a column that is drawn.
+
+    >>> largest(np.arange(200.0)[:, None], 4, np.random.default_rng(0)).min() >= 150
+    np.True_
+    """
+    column = random.integers(0, values.shape[1], n)
+    ranked = np.argsort(np.nan_to_num(values, nan=-np.inf), axis=0)[-N_LARGEST:]
+    return np.asarray(values[ranked[random.integers(0, len(ranked), n), column]])
 
 
 def with_odd(frame: pl.DataFrame, field: str, rows: NDArray[np.int64], random: np.random.Generator) -> pl.DataFrame:

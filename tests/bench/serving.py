@@ -110,7 +110,7 @@ def measure(n_columns: int, batch: int, max_steps: int) -> dict[str, float]:
     past, later = coding.cells(train), coding.cells(test)
     choices = frequent_choices(past.codes)
     x, judged = inputs(past, choices), inputs(later, choices)
-    settings = {"objective": "binary:logistic", "max_depth": 4, "eta": 0.1, "nthread": 1, "max_bin": 1024}
+    settings = {"objective": "binary:logistic", "max_depth": 4, "eta": 0.1, "nthread": 1, "tree_method": "exact"}
     booster = xgboost.train(settings, xgboost.DMatrix(x, label[:n]), int(found["trees_student"]) or 100)
     found["ap_xgboost"] = float(average_precision_score(label[n:], booster.inplace_predict(judged)))
     found["rows_per_s_xgboost"] = rate(partial(_boosted, booster, judged), len(test), batch)

@@ -35,6 +35,15 @@ ROW_KEYS = (
     "fit_s",
     "score_s",
 )
+WITH_INTERVAL = (
+    "auc_roc",
+    "average_precision",
+    "precision_at_budget",
+    "recall_at_budget",
+    "value_caught",
+    "entities_alerted",
+    "hours_to_alert",
+)
 N_RESAMPLES = 200
 FEW = 20  # test anomalies below which a data set is listed but not averaged
 Row = dict[str, Any]
@@ -215,9 +224,11 @@ def summarise(
             entry: dict[str, Any] = {"setting": setting, "method": method, "n": len(mine)}
             for name in _figures(mine.values()):
                 entry[name] = _mean({cell: row[name] for cell, row in mine.items() if row.get(name) is not None})
-            for name, drawn in (("auc_roc", None), ("average_precision", resamples)):
-                spread = _interval({cell: _drawn(row, drawn, name) for cell, row in mine.items()})
-                entry[f"{name}_low"], entry[f"{name}_high"] = spread
+            for name in WITH_INTERVAL:
+                drawn = resamples if name == "average_precision" else None
+                spread = {c: _drawn(row, drawn, name) for c, row in mine.items() if row.get(name) is not None}
+                if spread:
+                    entry[f"{name}_low"], entry[f"{name}_high"] = _interval(spread)
             if both and method != baseline:
                 apart = {
                     cell: _drawn(cells[cell][baseline], resamples, "average_precision")

@@ -108,11 +108,15 @@ def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
     command = ["--data", str(stream_folder), "--stream", "payments", *PERIODS, "--scenario", "kind", "--out", str(out)]
     assert robustness.main([*command, "--quick"]) == 0
     rows = json.loads(out.read_text())["rows"]
-    by_table = {name: [row for row in rows if row["table"] == name] for name in ("missing", "new frauds", "selective")}
+    tables_of = ("missing", "missing column", "new frauds", "selective")
+    by_table = {name: [row for row in rows if row["table"] == name] for name in tables_of}
     fields = {row["field"]: row for row in by_table["missing"]}
     assert set(fields) == {"none", "amount", "channel", "category", "country", "terminal_id"}
     assert all(0 <= row["average_precision"] <= 1 for row in fields.values())
     assert fields["amount"]["columns"] > fields["country"]["columns"] > 0
+    columns = {row["column"]: row["loss"] for row in by_table["missing column"]}
+    assert set(columns) == {column.name for column in load("payments").columns}
+    assert len(set(columns.values())) > 10
     methods = {row["method"] for row in by_table["new frauds"]}
     assert methods == {"unmask, its labels known", "unmask", "unmask without labels", *robustness.PEERS}
     assert {row["scenario"] for row in by_table["new frauds"]} == {"1", "2"}
@@ -123,6 +127,8 @@ def test_the_benchmark_of_robustness_runs(stream_folder: Path) -> None:
     reasons = {row["rows"]: row for row in rows if row["table"] == "reasons"}
     random = "alerts, three random fields"
     assert {"alerts, all named fields", random, f"{random} that are no reasons", "planted: amount"} <= set(reasons)
+    planted = {"planted: amount", "planted: category", "planted: customer_id.count", "planted: terminal_id.labels"}
+    assert planted <= set(reasons)
     assert reasons["planted: amount"]["alerted"] > 0
     assert "## new frauds\n" in out.with_suffix(".md").read_text()
 
@@ -134,9 +140,9 @@ def test_the_ablation_runs(stream_folder: Path) -> None:
     assert ablation.main([*command, "--quick"]) == 0
     check_report(out, settings={"100 %"})
     found = {row["method"]: row["average_precision"] for row in json.loads(out.read_text())["rows"]}
-    parts = ("scratch", "zero", "no-prior", "no-trees", "no-label-fed", "no-history")
+    parts = ("scratch", "zero", "no-prior", "no-trees", "no-new-statistics", "no-label-fed", "no-history")
     assert set(found) == {"unmask", *(f"unmask-{part}" for part in parts)}
-    changed = ("scratch", "no-prior", "no-label-fed", "no-history")  # too few frauds for trees
+    changed = ("scratch", "no-prior", "no-new-statistics", "no-label-fed", "no-history")  # too few frauds for trees
     assert len({found["unmask"], *(found[f"unmask-{part}"] for part in changed)}) == 1 + len(changed)
     assert ablation.main([*command, "--labels", "0,1"]) == 2
 
