@@ -26,6 +26,14 @@ def test_without_labels_it_beats_the_isolation_forest_and_with_labels_logistic_r
     assert ap(trained.labelled, trained) > max(ap(trained.day_zero, trained), regression)
 
 
+def test_without_labels_the_order_is_that_of_the_label_free_score(trained) -> None:
+    fine_tuned = trained.day_zero.score(trained.test.numeric, trained.test.categorical)
+    label_free = trained.pretrained.score(trained.test)
+    order = np.argsort(label_free, kind="stable")
+    assert (np.diff(fine_tuned[order]) >= -1e-6).all()
+    assert ap(trained.day_zero, trained) == pytest.approx(average_precision_score(trained.truth, label_free), abs=1e-6)
+
+
 def test_both_models_keep_their_alert_budget_on_the_next_period(trained) -> None:
     for model in (trained.day_zero, trained.labelled):
         scores = model.score(trained.test.numeric, trained.test.categorical)
