@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import Cells
-from models.fit.trees import boost, no_trees
+from models.fit.trees import boost
 from models.score.trees import Trees
 
 
@@ -45,8 +45,6 @@ class Caution(NamedTuple):
         seed: int,
     ) -> Trees:
         """Trees with this caution; see `boost`."""
-        if self.weight == 0.0:
-            return no_trees()
         trees = boost(
             cells,
             label,
@@ -64,7 +62,7 @@ class Caution(NamedTuple):
 
 
 SHARES = (Caution(1.0, 1.0), Caution(1 / 3, 1.0, 0.5), Caution(1 / 6, 0.4, 0.3))  # of the largest, to the boldest
-MANY = 500  # frauds from which trees are careful, unless bold ones are better, and have their full weight
+MANY = 500  # frauds from which the mean of careful and bold trees is taken
 CREDIBLE = 35  # frauds for which trees have at most half their weight
 LEAST_WEIGHT = 0.1  # trees with less are left out: they change little, and as often for the worse
 FOLDS = 4
@@ -82,8 +80,8 @@ def choose(
     depth: int,
     most: Caution,
     seed: int,
-) -> Caution:
-    """The caution that the labels ask for, at most ``most``.
+) -> tuple[Caution, ...]:
+    """The cautions that the labels ask for, at most ``most``; what their trees say is added.
 
     Frauds of one stream resemble each other from entity to entity, so that a few tell much; those of another do not.
     Trees are fitted to three quarters of the entities and judged by the log-likelihood that they gain over the margin
@@ -94,12 +92,15 @@ def choose(
     are bold, and their weight is the one that gains most on the entities they have not seen, times the credibility of
     n frauds, n^3 / (n^3 + `CREDIBLE`^3). Another caution is chosen if it gains a standard error, over entities, more.
 
+    If frauds are many, nothing is judged: careful and bold trees err in different ways, so that their mean is better
+    than either. Half of it is bold at `MANY` frauds, and less with the root of their number.
+
     Args:
         cells: training rows in time order.
         label: 1 = fraud, **shape (n,)**.
         margin: log-odds of the prior, **shape (n,)**.
         entity: entity of each row, **shape (n,)**. If the frauds are all of one entity, nothing can be judged, and the
-            weight is 0: labels then act through the prior.
+            answer is empty: labels then act through the prior.
         weight: how many rows each row stands for, **shape (n,)**.
         depth: of the trees.
         most: the largest caution.
@@ -112,13 +113,17 @@ def choose(
     members, place = np.unique(entity, return_inverse=True)
     by_time = list(dict.fromkeys(place[label == 1].tolist()))
     if len(by_time) < 2 or credibility < LEAST_WEIGHT:
-        return most._replace(weight=0.0)
+        return ()
+    if n_frauds >= MANY:
+        careful, *_, bold = (most.times(share) for share in SHARES)
+        part = 0.5 * float(np.sqrt(MANY / n_frauds))
+        return careful._replace(weight=1.0 - part), bold._replace(weight=part)
     folds = min(FOLDS, len(by_time))
     fold = np.random.default_rng(seed).integers(0, folds, len(members))
     fold[by_time] = np.arange(len(by_time)) * folds // len(by_time)
     of_row = fold[place]
     found: list[tuple[Caution, NDArray[np.float64]]] = []
-    for share in SHARES:
+    for share in reversed(SHARES):
         caution, added = most.times(share), np.zeros(len(label))
         for k in range(folds):
             kept, held = np.flatnonzero(of_row != k), np.flatnonzero(of_row == k)
@@ -136,12 +141,8 @@ def choose(
         best, gain = _best_weight(label, margin, added, weight)
         per_entity = np.bincount(place, gain, minlength=len(members)).astype(np.float64)
         found.append((caution._replace(weight=best * credibility), per_entity))
-    if n_frauds < MANY:
-        found.reverse()
     chosen, _ = found[_chosen([gain for _, gain in found])]
-    if n_frauds >= MANY:
-        return chosen._replace(weight=1.0)
-    return chosen if chosen.weight >= LEAST_WEIGHT else chosen._replace(weight=0.0)
+    return (chosen,) if chosen.weight >= LEAST_WEIGHT else ()
 
 
 def _best_weight(

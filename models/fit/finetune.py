@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,18 +139,18 @@ def finetune(
     others = None if only_frauds else _Others.of(model, table, known, seed)
     whole = _Rows.of(model, table, np.union1d(train, valid), label, others, seed)
     strangers = _Strangers.of(table, known, seed)
-    caution = _caution(model, table, whole, strangers, config, seed)
+    cautions = _cautions(model, table, whole, strangers, config, seed)
     part = _Rows.of(model, table, train, label, others, seed)
-    judged = _fitted(model, table, part, strangers, config, caution, seed)
+    judged = _fitted(model, table, part, strangers, config, cautions, seed)
     model = _with_threshold(judged, table, label, known, valid, are_selected=others is not None)
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
-    final = _fitted(model, table, whole, strangers, config, caution, seed)
+    final = _fitted(model, table, whole, strangers, config, cautions, seed)
     metrics = {
         **model.metrics,
-        "split_price": caution.min_gain,
-        "tree_weight": caution.weight,
+        "split_price": float(np.mean([caution.min_gain for caution in cautions])) if cautions else config.min_gain,
+        "tree_weight": sum(caution.weight for caution in cautions),
         "trees": float(len(final.trees.feature)),
     }
     if report:
@@ -272,14 +274,14 @@ def _cells(
     return strangers.cells(model, table, rows, seed)
 
 
-def _caution(
+def _cautions(
     model: TrainedModel, table: Table, whole: _Rows, strangers: _Strangers | None, config: FinetuneConfig, seed: int
-) -> Caution:
+) -> tuple[Caution, ...]:
     """How far the trees are believed; see `caution.choose`."""
     found = whole.hardest(min(config.ordinary, max(config.judging, JUDGING_PER_FRAUD * int(whole.label.sum()))), seed)
     most = Caution(config.min_gain, config.ridge * min(1.0, 2 * scarcity(found.label)))
     if table.entity is None:
-        return most
+        return (most,)
     return choose(
         _cells(model, table, found.rows, strangers, seed),
         found.label,
@@ -298,22 +300,26 @@ def _fitted(
     whole: _Rows,
     strangers: _Strangers | None,
     config: FinetuneConfig,
-    caution: Caution,
+    cautions: Sequence[Caution],
     seed: int,
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
-    trees = caution.fit(
-        _cells(model, table, found.rows, strangers, seed),
-        found.label,
-        found.log_odds,
-        row_weight=found.weight,
-        n_trees=config.n_trees,
-        depth=config.depth,
-        rate=config.rate,
-        seed=seed,
-    )
-    return replace(model, trees=trees, rules=replace(model.rules, prior=found.prior))
+    trees = [
+        caution.fit(
+            _cells(model, table, found.rows, strangers, seed),
+            found.label,
+            found.log_odds,
+            row_weight=found.weight,
+            n_trees=config.n_trees,
+            depth=config.depth,
+            rate=config.rate,
+            seed=seed,
+        )
+        for caution in cautions
+    ]
+    rules = replace(model.rules, prior=found.prior)
+    return replace(model, trees=reduce(add, trees) if trees else no_trees(), rules=rules)
 
 
 def _drawn(

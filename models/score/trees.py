@@ -62,6 +62,23 @@ class Trees:
         """Trees that say a share of what these say."""
         return replace(self, value=self.value * np.float32(weight))
 
+    def __add__(self, other: Trees) -> Trees:
+        """Trees that say what both say. They must have the same inputs."""
+        assert np.array_equal(self.choices, other.choices)
+        n_nodes = max(self.feature.shape[1], other.feature.shape[1])
+        parts = [part._padded(n_nodes).arrays() for part in (self, other)]
+        both = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "choices"}
+        return Trees(choices=self.choices, **both)
+
+    def _padded(self, n_nodes: int) -> Trees:
+        """The same trees with arrays of more nodes."""
+        more = n_nodes - self.feature.shape[1]
+        itself = np.tile(np.arange(n_nodes - more, n_nodes), (len(self.feature), 1))
+        sides = {name: np.hstack([getattr(self, name), itself]) for name in ("left", "right")}
+        plain = {name: np.pad(getattr(self, name), ((0, 0), (0, more))) for name in ("split", "missing_left", "value")}
+        feature = np.pad(self.feature, ((0, 0), (0, more)), constant_values=LEAF)
+        return replace(self, feature=feature, **sides, **plain)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
