@@ -308,8 +308,9 @@ def _raw(
         if m.kind == "surprise":
             x = surprises[:, m.column]
         elif m.kind == "habit":
-            n, own = (np.nan_to_num(numeric[:, c]) for c in (m.events, m.other))
-            usual = (n * own + SHRINK * mean) / (n + SHRINK)
+            own = numeric[:, m.other]
+            n = np.where(np.isfinite(own), np.nan_to_num(numeric[:, m.events]), 0.0)  # without an own mean, everyone's
+            usual = (n * np.nan_to_num(own) + SHRINK * mean) / (n + SHRINK)
             x = numeric[:, m.column] / np.where(np.abs(usual) > 1e-9, usual, np.nan)
         elif m.kind == "rare":
             x = -np.log(np.maximum(numeric[:, m.column], 1e-9))

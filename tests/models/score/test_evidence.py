@@ -60,3 +60,23 @@ def test_of_events_with_equal_evidence_the_one_that_is_odd_in_more_ways_comes_fi
     )
     assert usual < odd < odder
     assert odder - odd < 1
+
+
+def test_the_value_of_an_entity_whose_own_mean_is_missing_is_compared_with_everyones_mean() -> None:
+    columns = [
+        Column("amount", "numeric", "amount"),
+        Column("customer.amount.mean.7d", "numeric", None, False, "customer", "mean", 7 * 86_400_000),
+        Column("customer.count.all", "numeric", None, False, "customer", "count"),
+    ]
+    random = np.random.default_rng(4)
+    mean = random.uniform(20, 80, N)
+    amount = mean * random.normal(1, 0.1, N)
+    amount[::100] *= random.uniform(5, 20, N // 100)
+    numeric = np.stack([amount, mean, np.full(N, 300.0)], axis=1)
+    evidence = Evidence.fit(columns, event_fields(columns), numeric, np.full((N, 1), np.nan), [])
+    assert evidence.weight[[m.name == "amount.above" for m in evidence.measures]] > 0.5
+    rows = [[50.0, 50.0, 300.0], [50.0, np.nan, 300.0], [50.0, np.nan, np.nan], [500.0, np.nan, 300.0]]
+    usual, unknown, new, odd = evidence.combine(np.array(rows), np.full((4, 1), np.nan))
+    assert unknown == new
+    assert abs(unknown - usual) < 1
+    assert odd > usual + 5
