@@ -29,7 +29,7 @@ from models.table import Table, TableError
 
 MOST_ROWS = 300_000  # other rows than frauds to which the prior is fitted
 SAMPLE = 50_000  # rows without a label, to tell which ones are given one
-PER_FRAUD, JUDGING_PER_FRAUD = 20, 5  # legitimate rows for the trees
+PER_FRAUD = 20  # legitimate rows for the trees
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FinetuneConfig:
             `caution.choose` lowers both if few frauds are known, and weights what the trees add.
         ordinary: largest number of legitimate rows for the trees, or 20 for each fraud if that is more; rows that look
             ordinary stand for several.
-        judging: the same for `caution.choose`, or 5 for each fraud if that is more.
+        judging: the same for `caution.choose`.
         validation: share of the known rows, the last in time, for calibration and threshold.
     """
 
@@ -278,7 +278,7 @@ def _cautions(
     model: TrainedModel, table: Table, whole: _Rows, strangers: _Strangers | None, config: FinetuneConfig, seed: int
 ) -> tuple[Caution, ...]:
     """How far the trees are believed; see `caution.choose`."""
-    found = whole.hardest(min(config.ordinary, max(config.judging, JUDGING_PER_FRAUD * int(whole.label.sum()))), seed)
+    found = whole.hardest(min(config.ordinary, config.judging), seed)
     most = Caution(config.min_gain, config.ridge * min(1.0, 2 * scarcity(found.label)))
     if table.entity is None:
         return (most,)
@@ -305,9 +305,10 @@ def _fitted(
 ) -> TrainedModel:
     """Add the trees that the labels of some rows support, with the prior of these rows."""
     found = whole.hardest(max(config.ordinary, PER_FRAUD * int(whole.label.sum())), seed)
+    cells = _cells(model, table, found.rows, strangers, seed)
     trees = [
         caution.fit(
-            _cells(model, table, found.rows, strangers, seed),
+            cells,
             found.label,
             found.log_odds,
             row_weight=found.weight,
