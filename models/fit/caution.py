@@ -82,6 +82,7 @@ def choose(
     depth: int,
     most: Caution,
     seed: int,
+    are_selected: bool = False,
 ) -> tuple[Caution, ...]:
     """The cautions that the labels ask for, at most ``most``; what their trees say is added.
 
@@ -96,7 +97,8 @@ def choose(
 
     If frauds are many, nothing is judged: careful and bold trees err in different ways, so that their mean is better
     than either. Half of it is bold at `MANY` frauds, and less with the root of their number. Bold trees may be fewer
-    there.
+    there. If labels are those of alerts, all are bold: known rows look alike to the prior, and only splits tell
+    them apart.
 
     Args:
         cells: training rows in time order.
@@ -108,6 +110,7 @@ def choose(
         depth: of the trees.
         most: the largest caution.
         seed: seed of the folds.
+        are_selected: whether labels are those of events that were chosen by their looks, such as alerts.
 
     Source: stacked generalisation (Wolpert, 1992) with entities as units, credibility (Buhlmann, 1967).
     """
@@ -119,6 +122,8 @@ def choose(
         return ()
     if n_frauds >= MANY:
         careful, *_, bold = (most.times(share) for share in SHARES)
+        if are_selected:
+            return (bold,)
         part = 0.5 * float(np.sqrt(MANY / n_frauds))
         return careful._replace(weight=1.0 - part), bold._replace(weight=part, pace=2.0)
     folds = min(FOLDS, len(by_time))

@@ -139,7 +139,7 @@ def finetune(
     others = None if only_frauds else _Others.of(model, table, known, seed)
     whole = _Rows.of(model, table, np.union1d(train, valid), label, others, seed)
     strangers = _Strangers.of(table, known, seed)
-    cautions = _cautions(model, table, whole, strangers, config, seed)
+    cautions = _cautions(model, table, whole, strangers, config, seed, are_selected=others is not None)
     part = _Rows.of(model, table, train, label, others, seed)
     judged = _fitted(model, table, part, strangers, config, cautions, seed)
     model = _with_threshold(judged, table, label, known, valid, are_selected=others is not None)
@@ -149,7 +149,6 @@ def finetune(
     final = _fitted(model, table, whole, strangers, config, cautions, seed)
     metrics = {
         **model.metrics,
-        "split_price": float(np.mean([caution.min_gain for caution in cautions])) if cautions else config.min_gain,
         "tree_weight": sum(caution.weight for caution in cautions),
         "trees": float(len(final.trees.feature)),
     }
@@ -275,7 +274,14 @@ def _cells(
 
 
 def _cautions(
-    model: TrainedModel, table: Table, whole: _Rows, strangers: _Strangers | None, config: FinetuneConfig, seed: int
+    model: TrainedModel,
+    table: Table,
+    whole: _Rows,
+    strangers: _Strangers | None,
+    config: FinetuneConfig,
+    seed: int,
+    *,
+    are_selected: bool,
 ) -> tuple[Caution, ...]:
     """How far the trees are believed; see `caution.choose`."""
     found = whole.hardest(min(config.ordinary, config.judging), seed)
@@ -291,6 +297,7 @@ def _cautions(
         depth=config.depth,
         most=most,
         seed=seed,
+        are_selected=are_selected,
     )
 
 

@@ -6,6 +6,7 @@ alone is the only worker. Every worker has the same weights; only the first one 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -22,6 +23,13 @@ def join() -> None:
     """Join the other workers if torch's launcher started this process."""
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the threads of the group: they abort a process that ends before them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -5,7 +5,9 @@ from models.cells import Cells
 from models.fit.caution import Caution, choose
 
 
-def chosen(n_frauds: int, *, alike: bool, n_victims: int | None = None, seed: int = 0) -> tuple[Caution, ...]:
+def chosen(
+    n_frauds: int, *, alike: bool, n_victims: int | None = None, seed: int = 0, are_selected: bool = False
+) -> tuple[Caution, ...]:
     """The cautions where frauds of all entities are a little odd in every column, or where only the entity tells."""
     random = np.random.default_rng(seed)
     n, n_entities = 3000, 100
@@ -23,7 +25,9 @@ def chosen(n_frauds: int, *, alike: bool, n_victims: int | None = None, seed: in
     cells = Cells(values, np.ones_like(values), np.zeros((n, 0), np.int64))
     margin = np.full(n, -4.0)
     most = Caution(6.0, 10.0)
-    return choose(cells, label, margin, entity, weight=np.ones(n), depth=4, most=most, seed=seed)
+    return choose(
+        cells, label, margin, entity, weight=np.ones(n), depth=4, most=most, seed=seed, are_selected=are_selected
+    )
 
 
 def weight(cautions: tuple[Caution, ...]) -> float:
@@ -53,6 +57,11 @@ def test_frauds_of_one_entity_cannot_be_judged() -> None:
 def test_many_frauds_ask_for_careful_and_bold_trees_and_the_more_the_less_bold_ones(n_frauds: int, bold: float) -> None:
     many = chosen(n_frauds, alike=False, n_victims=90)
     assert [(one.min_gain, one.weight) for one in many] == [(6.0, 1 - bold), (1.0, bold)]
+
+
+def test_many_frauds_among_selected_labels_ask_for_bold_trees_only() -> None:
+    many = chosen(500, alike=False, n_victims=90, are_selected=True)
+    assert [(one.min_gain, one.weight) for one in many] == [(1.0, 1.0)]
 
 
 def test_trees_of_half_the_weight_say_half_and_trees_are_added_whatever_their_depth() -> None:

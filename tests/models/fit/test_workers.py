@@ -37,11 +37,17 @@ found = pretrain(stream(3000, seed=0)[0], config=CONFIG, seed=5, report=report, 
 save_pretrained(found, folder / str(workers.rank()))
 """
 
+BRIEF = """
+from models.fit import workers
+workers.join()
+assert sorted(workers.of_all(workers.rank())) == list(range(workers.count()))
+"""
 
-def launch(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+
+def launch(folder: Path, how: str, *, program: str = PROGRAM, n: int = 2) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
-    (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
     command += [str(folder / "program.py"), str(folder), how]
     root = str(Path(__file__).parents[3])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -68,6 +74,12 @@ def test_two_processes_train_one_network_which_is_as_good_and_go_on_from_a_check
     losses = [field_losses(one.expectation, cells, trim=0.02).sum() for one in (alone, found[0])]
     marginal = field_losses(alone.expectation, cells, trim=0.02, trusted=False).sum()
     assert abs(losses[0] - losses[1]) < 0.15 * (marginal - losses[0])
+
+
+def test_workers_that_end_at_once_do_not_abort(tmp_path: Path) -> None:
+    for _ in range(2):
+        ended = launch(tmp_path, "", program=BRIEF, n=4)
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_products_in_bfloat16_train_a_network_that_is_as_good(tmp_path: Path) -> None:
