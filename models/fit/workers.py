@@ -22,12 +22,14 @@ T = TypeVar("T")
 def join() -> None:
     """Join the other workers if torch's launcher started this process."""
     if dist.is_torchelastic_launched() and not dist.is_initialized():
+        import torch.distributed.nn  # its functions would keep a group that exists before them
+
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         atexit.register(_leave)
 
 
 def _leave() -> None:
-    """End the threads of the group: they abort a process that ends before them."""
+    """End the threads of the group: one that gives back a tensor while Python ends aborts the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
