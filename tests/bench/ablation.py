@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from models.fit.finetune import FinetuneConfig
 from models.score.prior import Prior
-from tests.bench import payments, tables
-from tests.bench.payments import Data, Draw
+from tests.bench import events, payments, tables
+from tests.bench.events import Data, Draw
 from tests.bench.tables import BenchError, Row
 
 NEW_STATISTICS = {"above", "wmean", "wratio", "labelled_count", "smoothed_fraud_rate"}
@@ -97,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    payments.add_options(parser, quick="some members, 1 draw, short training")
+    events.add_options(parser, quick="some members, 1 draw, short training")
     payments.add_draws(parser, shares=[0.01, 0.05, 0.25, 1])
     asked = parser.parse_args(arguments)
     payments.check_draws(asked)
     if 0 in asked.labels:
         raise BenchError("--labels must be above 0: without labels there is nothing to take away")
-    data, files = payments.data_of(asked)
+    data, files = events.data_of(asked)
     payments.run(data, files, asked.labels, 1 if asked.quick else asked.seeds, asked.out, methods_of(data))
     out: Path = asked.out
     return out

@@ -44,8 +44,8 @@ from models.score.budget import threshold_for
 from models.score.explain import as_expected, groups
 from models.ship import artifact
 from pipelines.contracts.stream import Stream
-from tests.bench import payments, peers, tables
-from tests.bench.payments import Data, Draw
+from tests.bench import events, payments, peers, tables
+from tests.bench.events import Data, Draw
 from tests.bench.tables import Row
 
 PEERS = ("XGBoost exact", "LightGBM", "LR-ple")
@@ -80,7 +80,7 @@ def dropped(stream: Stream, field: str) -> NDArray[np.int64]:
 
 def average_precision(draw: Draw, score: Score) -> float:
     """Average precision in the test period."""
-    test = payments.judged(draw.data)[1]
+    test = events.judged(draw.data)[1]
     return float(average_precision_score(draw.data.label[test], score(test)))
 
 
@@ -90,7 +90,7 @@ def recall(draw: Draw, score: Score, wanted: NDArray[np.bool_]) -> dict[str, flo
     `recall` is at the threshold of the budget. Other frauds may use the budget up, so `recall_apart` is at the
     threshold above which the same share of the legitimate events lies.
     """
-    before, test = payments.judged(draw.data)
+    before, test = events.judged(draw.data)
     found, those = score(test), wanted[test]
     threshold = threshold_for(draw.data.budget, score(before).astype(np.float64), draw.data.time_ms[before])
     apart = np.quantile(found[draw.data.label[test] == 0], 1 - float((found > threshold).mean()))
@@ -132,7 +132,7 @@ def new_frauds(data: Data, encoder: Pretrained, model: TrainedModel, whole: Draw
     scenario = data.frame[column].fill_null(0).to_numpy()
     for kind in np.unique(scenario[data.label == 1]):
         wanted = (scenario == kind) & (data.label == 1)
-        test = payments.judged(data)[1]
+        test = events.judged(data)[1]
         draw = Shown(data, 0.5, whole.seed, ~wanted)
         methods: dict[str, Score] = {
             "unmask, its labels known": scorer(whole, model),
@@ -154,7 +154,8 @@ def selective_labels(data: Data, encoder: Pretrained, model: TrainedModel, whole
     """Rows for each share of random reviews, and one for all labels."""
     score = encoder.score(whole.table)
     seen = data.between(data.options.train_start_ms, data.known_until_ms)
-    alerted = score > threshold_for(data.budget, score[seen].astype(np.float64), data.time_ms[seen])
+    threshold = threshold_for(data.budget, score[seen].astype(np.float64), data.time_ms[seen])
+    alerted = (score > threshold) & (data.time_ms >= data.options.train_start_ms)  # before, histories are too short
     random = np.random.default_rng(whole.seed).random(len(score))
     full = average_precision(whole, scorer(whole, model))
     for share in REVIEWED:
@@ -177,7 +178,7 @@ def reasons(whole: Draw, model: TrainedModel) -> Iterator[Row]:
         artifact.save(model, Path(folder), lineage={})
         served = artifact.load(Path(folder))
     data, random = whole.data, np.random.default_rng(whole.seed)
-    test = payments.judged(data)[1]
+    test = events.judged(data)[1]
     rows = np.arange(test.start, test.stop)
     numeric, categorical = np.asarray(whole.table.numeric[rows]), np.asarray(whole.table.categorical[rows])
     scores = served.score(numeric, categorical)
@@ -283,13 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    payments.add_options(parser, quick="some members, short training", trials=2)
+    events.add_options(parser, quick="some members, short training", trials=2)
     parser.add_argument(
         "--scenario", help="column of the files with the kind of fraud (default: no table of new frauds)"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of training and of random reviews (default 1)")
     asked = parser.parse_args(arguments)
-    data, _ = payments.data_of(asked, more=[asked.scenario] if asked.scenario else [])
+    data, _ = events.data_of(asked, more=[asked.scenario] if asked.scenario else [])
     run(data, asked.scenario, asked.seed, asked.out)
     out: Path = asked.out
     return out

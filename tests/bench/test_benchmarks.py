@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from flows.streams.shipped import load
 from models.score.prior import NOTHING_KNOWN
 from pipelines.contracts.stream import DAY_MS
-from tests.bench import ablation, detection, payments, peers, robustness, tables
+from tests.bench import ablation, detection, events, payments, peers, robustness, tables
 from tests.pipelines.payments import few_payments
 
 PERIODS = ["--train-end", "2026-02-15", "--valid-days", "14", "--test-start", "2026-02-16", "--test-end", "2026-02-28"]
@@ -159,14 +159,14 @@ def test_a_field_that_is_dropped_takes_the_columns_made_from_it_along() -> None:
 def test_labels_of_other_members_and_of_the_future_are_hidden_everywhere(stream_folder: Path) -> None:
     stream = load("payments")
     start, end, last = (tables.day_ms(text) for text in ("2026-02-16", "2026-02-16", "2026-03-01"))
-    options = payments.Options(0, end, 14, start, last, "amount")
-    data, _ = payments.load(stream_folder, stream, options)
-    draw = payments.Draw(data, 0.2, 1)
+    options = events.Options(0, end, 14, start, last, "amount")
+    data, _ = events.load(stream_folder, stream, options)
+    draw = events.Draw(data, 0.2, 1)
     members = np.unique(data.member[draw.is_labelled])
     assert 0.15 < len(members) / len(np.unique(data.member)) < 0.25
     assert data.time_ms[draw.known].max() < start - 7 * DAY_MS
     fed = np.flatnonzero([column.label_fed for column in draw.table.columns if column.kind == "numeric"])
-    nothing = payments.Draw(data, 0.0, 1)
+    nothing = events.Draw(data, 0.0, 1)
     assert not nothing.is_labelled.any()
     most = [np.nanmax(np.asarray(one.table.numeric)[:, fed], initial=0.0) for one in (nothing, draw)]
     assert most[0] <= NOTHING_KNOWN < most[1]
