@@ -97,8 +97,8 @@ def choose(
 
     If frauds are many, nothing is judged: careful and bold trees err in different ways, so that their mean is better
     than either. Half of it is bold at `MANY` frauds, and less with the root of their number. Bold trees may be fewer
-    there. If labels are those of alerts, all are bold: known rows look alike to the prior, and only splits tell
-    them apart.
+    there. If labels are those of alerts, all trees are bold: the prior scores known rows alike, and only splits
+    tell them apart.
 
     Args:
         cells: training rows in time order.
@@ -110,7 +110,7 @@ def choose(
         depth: of the trees.
         most: the largest caution.
         seed: seed of the folds.
-        are_selected: whether labels are those of events that were chosen by their looks, such as alerts.
+        are_selected: whether labels are those of events that were chosen for review, such as alerts.
 
     Source: stacked generalisation (Wolpert, 1992) with entities as units, credibility (Buhlmann, 1967).
     """

@@ -31,6 +31,12 @@ class OfflineFeatures:
     category_names: dict[int, str]
 
 
+def times_of(frame: pl.DataFrame, stream: Stream) -> NDArray[np.int64]:
+    """Event times of a frame in ms since 1970, **shape (n,)**; its column is a datetime or already in ms."""
+    at = frame[stream.event_time]
+    return (at.dt.epoch("ms") if at.dtype.is_temporal() else at.cast(pl.Int64)).to_numpy()
+
+
 def features_of(
     frame: pl.DataFrame,
     stream: Stream,
@@ -69,8 +75,7 @@ def features_of(
     >>> features_of(frame, stream).numeric[:, -1]
     array([0., 0., 1.])
     """
-    at = frame[stream.event_time]
-    time_ms = (at.dt.epoch("ms") if at.dtype.is_temporal() else at.cast(pl.Int64)).to_numpy()
+    time_ms = times_of(frame, stream)
     n, event_id = len(frame), frame[stream.event_id].cast(pl.String).to_numpy()
     entities = np.stack([hashes_of(frame[name].cast(pl.String).to_list()) for name in stream.entities], axis=1)
     numbers = np.stack(

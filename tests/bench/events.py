@@ -21,6 +21,7 @@ from models.fit.pretrain import Pretrained
 from models.score.budget import Budget
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
+from pipelines.features.offline import times_of
 from tests.bench import peers, tables
 from tests.bench.peers import Matrix, Rows
 from tests.bench.tables import BenchError
@@ -203,20 +204,19 @@ def load(folder: Path, stream: Stream, options: Options, *, more: Sequence[str] 
     if empty := [name for name in (event_id, at, key) if frame[name].null_count()]:
         raise BenchError(f"{folder}: empty cells in {', '.join(empty)}; every event needs them")
     frame = frame.sort(at, event_id).unique(subset=event_id, keep="first", maintain_order=True)
-    moment = frame[at].dt.epoch("ms") if frame[at].dtype.is_temporal() else frame[at].cast(pl.Int64)
-    frame = frame.filter(moment < options.test_end_ms)
+    frame = frame.filter(times_of(frame, stream) < options.test_end_ms)
     if options.quick:
         sizes = frame.group_by(key).len().sort(key).sample(fraction=1.0, shuffle=True, seed=0)
         some = sizes.filter(pl.col("len").cum_sum() <= max(QUICK_ROWS, sizes["len"][0]))[key]
         frame = frame.filter(pl.col(key).is_in(some.implode()))
-    time_ms = (frame[at].dt.epoch("ms") if frame[at].dtype.is_temporal() else frame[at].cast(pl.Int64)).to_numpy()
+    time_ms = times_of(frame, stream)
     if options.amount not in stream.numbers:
         raise BenchError(f"--amount {options.amount}: not a number field; choose one of {', '.join(stream.numbers)}")
     if options.train_start_ms == 0 and len(time_ms):
         start = min(WARM_UP_MS, (options.train_end_ms - int(time_ms[0])) // 3) + int(time_ms[0])
         options = replace(options, train_start_ms=start)
     data = Data(
-        f"{stream.name} {datetime.fromtimestamp(options.test_start_ms / 1000, UTC):%Y-%m-%d}",
+        f"{stream.name} {day_of(options.test_start_ms)}",
         stream,
         frame,
         time_ms,

@@ -30,6 +30,7 @@ from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
+from pipelines.features.offline import times_of
 from pipelines.play.simulate import payments, read_folder
 from tests.bench.tables import day_ms
 
@@ -111,16 +112,11 @@ class Draws:
     def _shown(self, n_frauds: int, seed: int) -> NDArray[np.bool_]:
         """Events of the members whose labels are known."""
         _, member = np.unique(self.frame[self.stream.key].cast(pl.String).to_numpy(), return_inverse=True)
-        rows = slice(self.train.start, int(np.searchsorted(self._time_ms, self.known_until_ms)))
+        rows = slice(self.train.start, int(np.searchsorted(times_of(self.frame, self.stream), self.known_until_ms)))
         frauds = np.bincount(member[rows], self.label[rows], minlength=int(member.max()) + 1)
         order = np.random.default_rng((seed, n_frauds)).permutation(len(frauds))
         enough = int(np.searchsorted(np.cumsum(frauds[order]), n_frauds)) + 1
         return np.isin(member, order[:enough])
-
-    @property
-    def _time_ms(self) -> NDArray[np.int64]:
-        at = self.frame[self.stream.event_time]
-        return (at.dt.epoch("ms") if at.dtype.is_temporal() else at).to_numpy()
 
     def results(self, n_frauds: int, n_draws: int) -> Iterator[Result]:
         """One result for each draw."""
