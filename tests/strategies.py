@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.contracts.feature_rules import Panes
 from pipelines.contracts.stream import Feature, Reports
-from pipelines.features.kernel import FoldInput
+from pipelines.features.layout import FoldInput
 from pipelines.features.plan import FeaturePlan
 from tests.pipelines.features.reference import Item
 
@@ -80,12 +80,17 @@ def features(
     distinct = st.tuples(others, window).map(lambda p: ("distinct", *p[0], p[1]))
     share = others.map(lambda pair: ("share", *pair, None))
     parts = st.one_of(of_events, whole, of_values, of_values, whole_values, distinct, share)
-    return st.tuples(parts, st.sampled_from((3.0, 1.5))).map(_named)
+    windows = st.tuples(parts, st.sampled_from((3.0, 1.5)), st.just(0))
+    moments = st.tuples(st.sampled_from(("last_age", "last_hour")), entity, st.none(), st.none())
+    values = st.tuples(st.just("last_value"), entity, st.sampled_from(numbers), st.none())
+    lasts = st.tuples(st.one_of(moments, values), st.just(3.0), st.integers(1, 5))
+    return st.one_of(windows, windows, windows, lasts).map(_named)
 
 
-def _named(parts: tuple[tuple[str, str, str | None, int | None], float]) -> Feature:
-    (stat, entity, field, window_ms), factor = parts
-    return Feature(f"{stat}.{entity}.{field}.{window_ms}.{factor}", stat, entity, field, window_ms, factor)
+def _named(parts: tuple[tuple[str, str, str | None, int | None], float, int]) -> Feature:
+    (stat, entity, field, window_ms), factor, last = parts
+    name = f"{stat}.{entity}.{field}.{window_ms}.{factor}.{last}"
+    return Feature(name, stat, entity, field, window_ms, factor, last)
 
 
 amounts = st.one_of(

@@ -68,7 +68,8 @@ class Group:
 def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Group, ...]:
     """The fields of the event, then the histories. A history has the name of its columns without the window.
 
-    What labels say about an entity is one history: its rates, counts and runs all tell of the same frauds.
+    What labels say about an entity is one history: its rates, counts and runs all tell of the same frauds. So are its
+    last events: their ages, hours and values.
 
     >>> found = groups([Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
     ...                 Column("c.count.7d", "numeric")])
@@ -81,7 +82,11 @@ def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Grou
     histories: dict[str, list[int]] = {}
     for i, column in enumerate(columns):
         if i not in taken:
-            name = f"{column.entity}.labels" if column.label_fed and column.entity else column.of
+            name = column.of
+            if column.entity and column.label_fed:
+                name = f"{column.entity}.labels"
+            elif column.entity and (column.stat or "").startswith("last_"):
+                name = f"{column.entity}.last"
             histories.setdefault(name or column.name.rpartition(".")[0] or column.name, []).append(i)
     return (*found, *(Group(name, tuple(i), tuple(i)) for name, i in histories.items()))
 

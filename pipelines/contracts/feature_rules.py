@@ -10,6 +10,7 @@ from pipelines.contracts.stream import (
     HASHED_STATS,
     HOUR_MS,
     LABEL_STATS,
+    LAST_STATS,
     LEGIT_STATS,
     LIFETIME_STATS,
     NO_WINDOW_STATS,
@@ -112,6 +113,8 @@ def fault_of(
         return FeatureFault("field", field, "is not used", f"{stat} does not take a field")
     if stat in NO_WINDOW_STATS and window_ms is not None:
         return FeatureFault("windows", f"{window_ms}ms", "is not used", f"{stat} takes no window")
+    if stat in LAST_STATS and feature.last < 1:
+        return FeatureFault("last", None, "", f"{stat} needs it, as in last = 4")
     if stat in LIFETIME_STATS and window_ms is not None:
         return FeatureFault("windows", f"{window_ms}ms", f"{stat} does not have", 'its only window is "all"')
     if stat not in NO_WINDOW_STATS and window_ms is None and stat not in ALL_TIME_STATS:

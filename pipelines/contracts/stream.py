@@ -11,11 +11,12 @@ LABEL_WINDOW_STATS = ("fraud_rate", "fraud_count", "labelled_count", "smoothed_f
 LEGIT_STATS = ("since_legit", "fraud_run", "fraud_run_age")  # need reports of legitimate events
 LABEL_HISTORY_STATS = ("since_fraud", *LEGIT_STATS)
 LABEL_STATS = (*LABEL_WINDOW_STATS, *LABEL_HISTORY_STATS)
-NO_WINDOW_STATS = ("since_last", *LABEL_HISTORY_STATS)
+LAST_STATS = ("last_age", "last_hour", "last_value")  # of one of the entity's last events
+NO_WINDOW_STATS = ("since_last", *LAST_STATS, *LABEL_HISTORY_STATS)
 HABIT_STATS = ("above", "wmean", "wratio")  # against the entity's own winsorised mean; they take a factor
-VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS)
+VALUE_STATS = ("sum", "mean", "std", "min", "max", "ratio", "zscore", *HABIT_STATS, "last_value")
 HASHED_STATS = ("distinct", "share")
-ENTITY_STATS = ("count", "since_last", "hour_share", *LABEL_STATS)
+ENTITY_STATS = ("count", "since_last", "last_age", "last_hour", "hour_share", *LABEL_STATS)
 STATS = (*ENTITY_STATS, *VALUE_STATS, *HASHED_STATS)
 LIFETIME_STATS = ("share", "hour_share")  # only for the window "all"
 ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore", *HABIT_STATS, *LIFETIME_STATS)
@@ -56,7 +57,10 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Feature(msgspec.Struct, frozen=True):
-    """One feature of an event; `window_ms` None means the entity's whole past. `factor` is for `HABIT_STATS`."""
+    """One feature of an event; `window_ms` None means the entity's whole past.
+
+    `factor` is for `HABIT_STATS`. `last` is for `LAST_STATS`: which of the entity's last events, 1 = the newest.
+    """
 
     name: str
     stat: str
@@ -64,6 +68,7 @@ class Feature(msgspec.Struct, frozen=True):
     field: str | None = None
     window_ms: int | None = None
     factor: float = 3.0
+    last: int = 0
 
 
 class InputColumn(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from pipelines.contracts.stream import (
     HABIT_STATS,
     HASHED_STATS,
     ID_TYPES,
+    LAST_STATS,
     NO_WINDOW_STATS,
     RESERVED,
     STATS,
@@ -188,9 +189,11 @@ class StreamChecks:
                 self._check_stat(at, table, stat)
             self._require(at, "entity", '"customer_id"')
             self._require(at, "stats", '["count"]')
-            if "factor" in (self._raw(at) or {}) and table.stats and not set(table.stats) & set(HABIT_STATS):
-                fix = f"only {', '.join(HABIT_STATS)} take one; remove it"
-                self.problems.add((*at, "factor"), f"is {table.factor:g}, which is not used", fix, value=table.factor)
+            for key, takers in (("factor", HABIT_STATS), ("last", LAST_STATS)):
+                value = (self._raw(at) or {}).get(key)
+                if value is not None and table.stats and not set(table.stats) & set(takers):
+                    fix = f"only {', '.join(takers)} take one; remove it"
+                    self.problems.add((*at, key), f"is {shown(value)}, which is not used", fix, value=value)
             if (self._raw(at) or {}).get("stats") == []:
                 self.problems.add((*at, "stats"), "is empty", f"list at least one of {', '.join(STATS)}")
         if len(self.features) > MAX_FEATURES:
@@ -209,7 +212,11 @@ class StreamChecks:
         takes_field = stat in VALUE_STATS or stat in HASHED_STATS
         entity, field = table.entity or _ENTITY, (table.field or _FIELD) if takes_field else None
         named = f"{entity}.{field}.{stat}" if takes_field else f"{entity}.{stat}"
-        if stat in NO_WINDOW_STATS:
+        if stat in LAST_STATS:
+            self._require(at, "last", "4")
+            for last in range(1, (table.last or 1) + 1):
+                self._add_feature(at, Feature(f"{named}.{last}", str(stat), entity, field, last=last))
+        elif stat in NO_WINDOW_STATS:
             self._add_feature(at, Feature(named, str(stat), entity))
         elif table.windows:
             for window in table.windows:

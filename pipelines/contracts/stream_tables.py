@@ -118,6 +118,7 @@ Flag = Annotated[bool, Meta(description="must be true or false")]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300, description="must be a finite number")]
 Positive = Annotated[float, Meta(gt=0, le=1e300, description="must be a number greater than 0")]
 Factor = Annotated[float, Meta(gt=1, le=1e6, description="must be a number greater than 1, such as 3")]
+Last = Annotated[int, Meta(ge=1, le=32, description="must be a whole number of events from 1 to 32")]
 Share = Annotated[float, Meta(gt=0, lt=1, description="must be a share of events between 0 and 1, such as 0.005")]
 Day = Annotated[date, Meta(description="must be a day such as 2018-07-01, without quotes (UTC)")]
 Length = Annotated[int, Meta(ge=1, le=1_000_000, description="must be a whole number from 1 to 1,000,000")]
@@ -167,6 +168,7 @@ class FeaturesTable(Struct, kw_only=True):
     windows: list[Window] = []
     stats: list[Stat] = []
     factor: Factor = 3.0
+    last: Last | None = None
 
 
 class CostTable(Struct, kw_only=True):

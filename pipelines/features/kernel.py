@@ -1,13 +1,13 @@
 """The compiled fold: updates the state of one entity column, stored in flat words, one item at a time.
 
 Each entity has one *row* of 64-bit words: clock of the last event, newest event time, number of events, then one
-section for each all-time number, habit, tally, label history, window and label window. The words up to the last label
-history are the lifetime facts. They are kept longer than the windows; of a dormant entity only they are kept. The
-section of a window is [newest pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest pane, the
-bit below it the pane before. The words of a dead pane are never read, so they need not be cleared when time advances. A
-pane has 32-bit counts (all events, then for each number its values and those above the limit), then the other
-accumulators. The section of a label window is [newest pane, ring of (events, frauds)]. Half and quarter words are in
-little-endian order.
+section for each all-time number, habit, tally, label history, ring of last events, window and label window. The words
+to the end of the ring are the lifetime facts. They are kept longer than the windows; of a dormant entity only they are
+kept. The section of a window is [newest pane, live panes, ring of panes]. Bit `ring - 1` of *live panes* is the newest
+pane, the bit below it the pane before. The words of a dead pane are never read, so they need not be cleared when time
+advances. A pane has 32-bit counts (all events, then for each number its values and those above the limit), then the
+other accumulators. The section of a label window is [newest pane, ring of (events, frauds)]. Half and quarter words are
+in little-endian order.
 
 The events of a label window are all that are old enough to have their labels. Where legitimate events are reported too,
 they are those with a label, of any age, and without one a rate is missing.
@@ -27,6 +27,8 @@ the newest known legitimate event: those in the list, and the number `older` of 
 was at `first older`. These are given up when a legitimate event at or after that time becomes known, as it is not kept
 how many of them came after it. So a run of any length is exact unless a label arrives later than `FRAUDS` of frauds of
 later events, or `LEGITS` of legitimate events are taken back in a row.
+
+The *last events* are a ring, [time, numbers] of each, in the order of arrival: event n is at n modulo its length.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -34,7 +36,7 @@ later events, or `LEGITS` of legitimate events are taken back in a row.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -42,7 +44,6 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 HEADER_WORDS = 3
 DISTINCT_BITS = 256
@@ -61,100 +62,7 @@ AHEAD_WORDS = 1024  # of the row, at most
 COUNT, SINCE_LAST, SUM, MEAN, STD, MIN, MAX, RATIO, ZSCORE, ABOVE = range(10)
 FRAUD_RATE, FRAUD_COUNT, LABELLED_COUNT, SMOOTHED_FRAUD_RATE = range(10, 14)
 SINCE_FRAUD, SINCE_LEGIT, FRAUD_RUN, FRAUD_RUN_AGE = range(14, 18)
-
-
-def _record(*names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in names])
-
-
-# Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; those of
-# `count` and `above` in half words. An unused accumulator has offset -1. Ranges exclude their last.
-WINDOW = _record(
-    "base", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
-    "first_number", "last_number", "first_distinct", "last_distinct",
-)  # fmt: skip
-NUMBER = _record(  # of values as they are (habit -1), or cut at the limit of a habit
-    "column", "habit", "count", "above", "sum", "square", "low", "high", "first_output", "last_output"
-)
-DISTINCT_COUNT = _record("column", "at", "output")
-LABEL_WINDOW = _record("base", "pane_ms", "panes", "ring", "first_output", "last_output")
-LIFETIME = _record("base", "column", "first_output", "last_output")
-HABIT = _record("base", "column", "first_output", "last_output")
-TALLY = _record("base", "column", "output")  # column -1: by hour of the day
-HISTORY = _record("base", "first_output", "last_output")
-OUTPUT = _record("stat", "column")
-
-
-class FoldInput(NamedTuple):
-    """Events and labels, mixed, in the one order.
-
-    Shapes: all have n rows; `entities` (n, n_entities), `numbers` (n, n_numbers), `hashed` (n, n_hashed).
-    """
-
-    is_event: NDArray[np.bool_]
-    clock_ms: NDArray[np.int64]  # effective time: arrival, for a label arrival + lag; never decreases
-    time_ms: NDArray[np.int64]  # event time; for a label, the time of its event
-    entities: NDArray[np.uint64]  # hash of the id, 0 = missing
-    numbers: NDArray[np.float64]  # NaN = missing; not read for labels
-    hashed: NDArray[np.uint64]  # values counted by `distinct` and `share`, 0 = missing; not read for labels
-    delta: NDArray[np.int8]  # labels: +1 fraud reported, -1 withdrawn, 0 no change
-    legit: NDArray[np.int8]  # labels: +1 reported as legitimate, -1 withdrawn, 0 no change
-
-    def slice(self, start: int, stop: int) -> "FoldInput":
-        """Views of the items from `start` to `stop`."""
-        return FoldInput._make(column[start:stop] for column in self)
-
-
-class Layout(NamedTuple):
-    """Positions of all sections in the row of one entity column."""
-
-    stride: int  # words of a row
-    idle_ms: int  # the windows of an entity are reset after this time without an event
-    lifetime_ms: int  # the lifetime facts too; at least idle_ms, equal to it without all-time features
-    lifetime_words: int  # of the lifetime facts, at the row's start
-    maturity_ms: int
-    counts_labelled: bool  # label windows count the events with a label, not all that are old enough
-    windows: NDArray[np.void]
-    numbers: NDArray[np.void]
-    distincts: NDArray[np.void]
-    label_windows: NDArray[np.void]
-    lifetimes: NDArray[np.void]
-    habits: NDArray[np.void]
-    factors: NDArray[np.float64]  # of the habits
-    tallies: NDArray[np.void]
-    histories: NDArray[np.void]  # one or none
-    outputs: NDArray[np.void]
-    estimates: NDArray[np.float64]  # distinct values by number of zero bits
-
-
-class Memory(NamedTuple):
-    """The rows of one entity column: the same bytes viewed as five types."""
-
-    words: NDArray[np.uint64]
-    floats: NDArray[np.float64]
-    ints: NDArray[np.int64]
-    counts: NDArray[np.uint32]
-    shorts: NDArray[np.uint16]
-
-    @classmethod
-    def of(cls, words: NDArray[np.uint64]) -> "Memory":
-        """All views of `words`."""
-        return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32), words.view(np.uint16))
-
-
-class Dormant(NamedTuple):
-    """Lifetime facts of the dormant entities of one column. If an entity has a row again, the row is valid instead."""
-
-    keys: NDArray[np.uint64]  # (n,), rising
-    words: NDArray[np.uint64]  # (n, lifetime_words)
-
-
-class WindowCounters(NamedTuple):
-    """Per window: number of events and labels that could not be added."""
-
-    late: NDArray[np.int64]
-    label_late: NDArray[np.int64]
-    labels_outside: NDArray[np.int64]
+LAST_AGE, LAST_HOUR, LAST_VALUE = range(18, 21)
 
 
 _int = np.int64
@@ -465,6 +373,31 @@ def _lifetimes(i, at, row, batch, memory, layout, out):
 
 
 @compiled
+def _last_events(i, at, row, batch, memory, layout, out):
+    """The features of the last events, then the ring with this one. The header does not count it yet."""
+    floats, ints = memory.floats, memory.ints
+    events = ints[at + 2]
+    for r in range(layout.rings.shape[0]):
+        ring = layout.rings[r]
+        for f in range(layout.lasts.shape[0]):
+            last = layout.lasts[f]
+            if last.back <= events:
+                event = at + ring.base + (events - last.back) % ring.most * ring.words
+                if last.stat == LAST_AGE:
+                    result = max(batch.time_ms[i] - ints[event], 0) / 1000.0
+                elif last.stat == LAST_HOUR:
+                    result = ints[event] % (HOURS * HOUR_MS) / HOUR_MS
+                else:
+                    result = floats[event + last.at]
+                out[row, last.column] = result
+        event = at + ring.base + events % ring.most * ring.words
+        ints[event] = batch.time_ms[i]
+        for k in range(layout.kept.shape[0]):
+            kept = layout.kept[k]
+            floats[event + kept.at] = _measured(batch.numbers[i, kept.column])
+
+
+@compiled
 def _limit(base, factor, memory):
     """What a value counts as at most, for the habit at `base`; infinite if there is no habit yet."""
     mean = memory.floats[base + 1]
@@ -765,6 +698,7 @@ def fold(start, row, column, batch, table, keys, used, memory, layout, counters,
             elif batch.clock_ms[i] - ints[at] <= layout.lifetime_ms:
                 first = layout.lifetime_words
             _begin(batch.time_ms[i], at, at + first, memory, layout)
+        _last_events(i, at, row, batch, memory, layout, out)
         _lifetimes(i, at, row, batch, memory, layout, out)
         for w in range(layout.windows.shape[0]):
             _window(i, at, row, w, batch, memory, layout, counters, out)

@@ -20,13 +20,14 @@ from pipelines.contracts.stream import (
     HABIT_STATS,
     LABEL_HISTORY_STATS,
     LABEL_STATS,
+    LAST_STATS,
     LIFETIME_STATS,
     Feature,
     Reports,
 )
 from pipelines.errors import StreamFileError
-from pipelines.features import kernel
-from pipelines.features.kernel import Layout
+from pipelines.features import kernel, layout
+from pipelines.features.layout import Layout
 
 KERNEL_VERSION = 3  # increase it if the same items can result in other features or another snapshot
 LIFETIME_MS = 400 * DAY_MS
@@ -64,6 +65,9 @@ _STATS = {
     "above": kernel.ABOVE,
     "wmean": kernel.MEAN,
     "wratio": kernel.RATIO,
+    "last_age": kernel.LAST_AGE,
+    "last_hour": kernel.LAST_HOUR,
+    "last_value": kernel.LAST_VALUE,
 }
 # A number as it is (None), or cut at the limit of the habit with this factor.
 _Cut = tuple[str, float | None]
@@ -122,7 +126,7 @@ class FeaturePlan:
                 raise StreamFileError(f"feature {f.name!r}: {fault}")
         definition = [
             KERNEL_VERSION,
-            [[f.name, f.stat, f.entity, f.field, f.window_ms, _cut(f)[1]] for f in features],
+            [[f.name, f.stat, f.entity, f.field, f.window_ms, _cut(f)[1], f.last] for f in features],
             [list(entities), list(numbers), list(hashed)],
             maturity_ms,
             reported,
@@ -198,14 +202,19 @@ class _RowPlan:
         self.habits: dict[_Cut, tuple[int, ...]] = {}
         self.tallies: list[tuple[int, ...]] = []
         self.histories: list[tuple[int, ...]] = []
+        self.rings: list[tuple[int, ...]] = []
+        self.kept: list[tuple[int, ...]] = []
+        self.lasts: list[tuple[int, ...]] = []
         self.outputs: list[tuple[int, ...]] = []
 
     def add_lifetimes(self, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
-        """Lifetime facts: three words for each number and each habit, the tallies, and the label history."""
+        """Lifetime facts: three words for each number and habit, tallies, label history, last events."""
         habitual = [(c, f) for c, f in self.features if f.stat in HABIT_STATS]
         tallied = [(c, f) for c, f in self.features if f.stat in LIFETIME_STATS]
         told = [(c, f) for c, f in self.features if f.stat in LABEL_HISTORY_STATS]
-        others = [(c, f) for c, f in self.features if f.window_ms is None and (c, f) not in habitual + tallied + told]
+        last = [(c, f) for c, f in self.features if f.stat in LAST_STATS]
+        apart = habitual + tallied + told + last
+        others = [(c, f) for c, f in self.features if f.window_ms is None and (c, f) not in apart]
         for field in _fields(f for _, f in others):
             column = -1 if field is None else number_columns[field]
             self.lifetimes.append((self.words, column, *self._emit((c, f) for c, f in others if f.field == field)))
@@ -221,7 +230,19 @@ class _RowPlan:
         if told:
             self.histories.append((self.words, *self._emit(told)))
             self.words += kernel.HISTORY_WORDS
+        if last:
+            self._add_last_events(last, number_columns)
         self.lifetime_words = self.words
+
+    def _add_last_events(self, features: Sequence[tuple[int, Feature]], number_columns: Mapping[str, int]) -> None:
+        """A ring of the last events: for each its time and the numbers that the features need, 8 bytes each."""
+        fields = [field for field in _fields(f for _, f in features) if field is not None]
+        self.kept = [(number_columns[field], 1 + place) for place, field in enumerate(fields)]
+        at = {None: 0} | {field: at for field, (_, at) in zip(fields, self.kept, strict=True)}
+        self.lasts = [(_STATS[f.stat], f.last, at[f.field], column) for column, f in features]
+        most, words = max(f.last for _, f in features), 1 + len(fields)
+        self.rings = [(self.words, most, words)]
+        self.words += most * words
 
     def add_window(self, window_ms: int, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
         """A window over events: a ring of panes with the accumulators that the features need."""
@@ -272,7 +293,7 @@ class _RowPlan:
     @property
     def has_lifetime_facts(self) -> bool:
         """Whether a feature needs the entity's past beyond its windows."""
-        return bool(self.lifetimes or self.habits or self.tallies or self.histories)
+        return bool(self.lifetimes or self.habits or self.tallies or self.histories or self.rings)
 
     def layout(self, lifetime_ms: int) -> Layout:
         """The finished layout."""
@@ -284,16 +305,19 @@ class _RowPlan:
             lifetime_words=self.lifetime_words,
             maturity_ms=self.maturity_ms,
             counts_labelled=self.counts_labelled,
-            windows=np.array(self.windows, kernel.WINDOW),
-            numbers=np.array(self.numbers, kernel.NUMBER),
-            distincts=np.array(self.distincts, kernel.DISTINCT_COUNT),
-            label_windows=np.array(self.label_windows, kernel.LABEL_WINDOW),
-            lifetimes=np.array(self.lifetimes, kernel.LIFETIME),
-            habits=np.array(list(self.habits.values()), kernel.HABIT),
+            windows=np.array(self.windows, layout.WINDOW),
+            numbers=np.array(self.numbers, layout.NUMBER),
+            distincts=np.array(self.distincts, layout.DISTINCT_COUNT),
+            label_windows=np.array(self.label_windows, layout.LABEL_WINDOW),
+            lifetimes=np.array(self.lifetimes, layout.LIFETIME),
+            habits=np.array(list(self.habits.values()), layout.HABIT),
             factors=np.array([factor for _, factor in self.habits], np.float64),
-            tallies=np.array(self.tallies, kernel.TALLY),
-            histories=np.array(self.histories, kernel.HISTORY),
-            outputs=np.array(self.outputs, kernel.OUTPUT),
+            tallies=np.array(self.tallies, layout.TALLY),
+            histories=np.array(self.histories, layout.HISTORY),
+            rings=np.array(self.rings, layout.RING),
+            kept=np.array(self.kept, layout.KEPT),
+            lasts=np.array(self.lasts, layout.LAST),
+            outputs=np.array(self.outputs, layout.OUTPUT),
             estimates=_estimates(),
         )
 

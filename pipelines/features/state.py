@@ -17,7 +17,7 @@ from pipelines.contracts.stream import DAY_MS, HOUR_MS, Stream
 from pipelines.errors import InternalError, RestoreError
 from pipelines.features.duplicates import Duplicates
 from pipelines.features.id_log import ID_KEY_BYTES, hash_ids
-from pipelines.features.kernel import FoldInput
+from pipelines.features.layout import FoldInput
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.reports import Reports
 from pipelines.features.snapshot import Snapshot

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import RestoreError
 from pipelines.features import kernel
-from pipelines.features.kernel import Dormant, FoldInput, Layout, Memory, WindowCounters
+from pipelines.features.layout import Dormant, FoldInput, Layout, Memory, WindowCounters
 from pipelines.features.pieces import Pieces
 from pipelines.features.plan import FeaturePlan
 
@@ -208,7 +208,7 @@ class _EntityRows:
         return self.memory.words.nbytes + self.keys.nbytes + self.table.nbytes + sum(a.nbytes for a in self.dormant)
 
     def fold(self, number: int, batch: FoldInput, out: NDArray[np.float64]) -> None:
-        if not (len(self.layout.outputs) or len(self.layout.distincts) or len(self.layout.tallies)):
+        if not any(map(len, (self.layout.outputs, self.layout.distincts, self.layout.tallies, self.layout.lasts))):
             return  # no feature is about this entity
         if len(self.dormant.keys):
             takes = batch.is_event | bool(len(self.layout.histories))  # labels too, where they are lifetime facts

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.contracts.stream import Feature
-from pipelines.features.kernel import FoldInput
+from pipelines.features.layout import FoldInput
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.windows import Windows
 

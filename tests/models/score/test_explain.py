@@ -86,11 +86,17 @@ def test_real_alerts_are_quiet_with_all_named_fields_as_expected(trained, saved)
     assert np.mean([len(one.reasons) for one in found]) < 2.5  # of five groups
 
 
-def test_what_labels_say_of_an_entity_is_one_reason() -> None:
-    stats = ("since_legit", "fraud_rate", "labelled_count")
-    columns = [Column(f"card.{stat}.7d", "numeric", None, True, "card", stat) for stat in stats]
+@pytest.mark.parametrize(
+    ("stats", "name"),
+    [
+        (("since_legit", "fraud_rate", "labelled_count"), "card.labels"),
+        (("last_age", "last_hour", "last_value"), "card.last"),
+    ],
+)
+def test_what_labels_or_the_last_events_say_of_an_entity_is_one_reason(stats: tuple[str, ...], name: str) -> None:
+    columns = [Column(f"card.{stat}.7d", "numeric", None, name == "card.labels", "card", stat) for stat in stats]
     (group,) = groups([Column("amount", "numeric", "amount"), *columns, Column("card.count.7d", "numeric")])[1:2]
-    assert group.columns == (1, 2, 3)
+    assert (group.name, group.columns) == (name, (1, 2, 3))
 
 
 def test_categories_are_shown_as_text_and_the_whole_is_json(saved) -> None:

@@ -7,6 +7,7 @@ from pipelines.contracts.stream import (
     ALL_TIME_STATS,
     HASHED_STATS,
     LABEL_STATS,
+    LAST_STATS,
     LEGIT_STATS,
     LIFETIME_STATS,
     NO_WINDOW_STATS,
@@ -20,8 +21,8 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def customer(stat: str, window_ms: int | None = HOUR_MS, *, field: str | None = None) -> Feature:
-    return Feature("", stat, "customer", field, window_ms)
+def customer(stat: str, window_ms: int | None = HOUR_MS, *, field: str | None = None, last: int = 0) -> Feature:
+    return Feature("", stat, "customer", field, window_ms, last=last)
 
 
 def fault(feature: Feature, *, reports: Reports | None = None) -> str:
@@ -44,6 +45,9 @@ def fault(feature: Feature, *, reports: Reports | None = None) -> str:
         (customer("share", None, field="amount"), "field is 'amount', which cannot be counted; it must be a category"),
         (customer("hour_share", None, field="amount"), "field is 'amount', which is not used; hour_share does not ta"),
         (customer("since_last"), "windows is '3600000ms', which is not used; since_last takes no window"),
+        (customer("last_age", last=1), "windows is '3600000ms', which is not used; last_age takes no window"),
+        (customer("last_value", None, field="country", last=1), "field is 'country', which is not a number; it must b"),
+        (customer("last_hour", None), "last is missing; last_hour needs it, as in last = 4"),
         (customer("fraud_rate"), "stats is 'fraud_rate', which needs labels; add a [labels] table"),
         (customer("count", 101), "windows is '101ms', which cannot be cut evenly; it must be a whole number of milli"),
     ],
@@ -57,8 +61,9 @@ def test_every_statistic_has_a_form_that_can_be_computed(stat: str) -> None:
     field = "amount" if stat in VALUE_STATS else "shop" if stat in HASHED_STATS else None
     window_ms = None if stat in (*NO_WINDOW_STATS, *LIFETIME_STATS) else DAY_MS
     reports: Reports | None = "both" if stat in LEGIT_STATS else "frauds" if stat in LABEL_STATS else None
-    assert fault(customer(stat, window_ms, field=field), reports=reports) == "None"
-    all_time = fault(customer(stat, None, field=field), reports="both")
+    last = 1 if stat in LAST_STATS else 0
+    assert fault(customer(stat, window_ms, field=field, last=last), reports=reports) == "None"
+    all_time = fault(customer(stat, None, field=field, last=last), reports="both")
     assert (all_time == "None") == (stat in (*ALL_TIME_STATS, *NO_WINDOW_STATS))
 
 

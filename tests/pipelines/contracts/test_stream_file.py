@@ -86,6 +86,21 @@ def test_a_factor_is_in_the_name_only_where_two_would_share_one() -> None:
         parse(GOOD + "".join(map(group.format, (3, 5, 5))))
 
 
+def test_a_group_has_a_feature_for_each_of_the_last_events() -> None:
+    group = '[[features]]\nentity = "card"\nfield = "amount"\nstats = ["last_value", "last_age", "count"]\n'
+    stream = parse(GOOD + group + 'windows = ["1h"]\nlast = 2\n')
+    assert {f.name: (f.field, f.last) for f in stream.features[-5:]} == {
+        "card.amount.last_value.1": ("amount", 1), "card.amount.last_value.2": ("amount", 2),
+        "card.last_age.1": (None, 1), "card.last_age.2": (None, 2), "card.count.1h": (None, 0),
+    }  # fmt: skip
+    for wrong, said in (
+        ("", r"features\.#3\.last is missing; add last = 4"),
+        ("last = 0", r"features\.#3\.last is 0; it must be a whole number of events from 1 to 32"),
+    ):
+        with pytest.raises(StreamFileError, match=said):
+            parse(GOOD + group + wrong)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

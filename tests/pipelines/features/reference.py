@@ -99,6 +99,8 @@ class Reference:
         if f.stat == "since_last":
             times = [i.time_ms for i in life]
             return max(0, item.time_ms - max(times)) / 1000.0 if times else NAN
+        if f.stat in ("last_age", "last_hour", "last_value"):
+            return self.last(f, life, item)
         if f.stat in RATES:
             return self.fraud(f, past, item)
         if f.stat in ("since_fraud", "since_legit", "fraud_run", "fraud_run_age"):
@@ -174,6 +176,15 @@ class Reference:
             return NAN
         cells = tally([i.hashed[place] % 64 for i in events if i.hashed[place]], 64)
         return (cells[item.hashed[place] % 64] + 0.5) / (sum(cells) + 1)
+
+    def last(self, f: Feature, events: list[Item], item: Item) -> float:
+        if len(events) < f.last:
+            return NAN
+        of = events[-f.last]
+        if f.stat == "last_value":
+            value = measured(of.numbers[self.numbers.index(f.field or "")])
+            return NAN if value is None else value
+        return of.time_ms % DAY / HOUR if f.stat == "last_hour" else max(0, item.time_ms - of.time_ms) / 1000
 
     def fraud(self, f: Feature, past: list[Item], item: Item) -> float:
         assert f.window_ms is not None

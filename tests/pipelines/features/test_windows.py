@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.stream import LABEL_HISTORY_STATS, Feature, Reports
 from pipelines.errors import RestoreError
-from pipelines.features.kernel import FoldInput
+from pipelines.features.layout import FoldInput
 from pipelines.features.windows import Windows
 from tests.pipelines.features.reference import Item, Reference, tally
 from tests.strategies import DAY_MS, Case, batch_of, cases
@@ -220,6 +220,37 @@ def test_times_before_1970_fall_into_panes_of_their_own() -> None:
 def test_time_since_the_last_event_is_in_seconds_and_never_negative() -> None:
     rows = fold([customer("since_last", None)], [event(0), event(2500), event(100, clock_ms=2600), event(3500)])
     assert [row[0] for row in rows[1:]] == [2.5, 0.0, 1.0]
+
+
+def test_the_last_events_are_told_in_the_order_of_arrival() -> None:
+    features = [
+        Feature(f"{stat}.{last}", stat, "customer", "amount" if stat == "last_value" else None, last=last)
+        for stat in ("last_age", "last_hour", "last_value")
+        for last in (1, 3)
+    ]
+    items = [event(0, 5.0), event(2 * HOUR_MS, NAN), event(HOUR_MS, 7.0, clock_ms=2 * HOUR_MS), event(DAY_MS, 1e200)]
+    late = event(DAY_MS, 1.0, clock_ms=DAY_MS + 2000)
+    rows = fold(features, [*items, event(DAY_MS + 1000, -0.0), event(DAY_MS + 2000, 1.0), late])
+    assert np.array(rows[:2]).tolist() == pytest.approx(np.array([[NAN] * 6, [7200, NAN, 0, NAN, 5, NAN]]), nan_ok=True)
+    assert rows[2] == pytest.approx([0, NAN, 2, NAN, NAN, NAN], nan_ok=True), "the newest is later than this one"
+    assert rows[3] == [23 * 3600, 24 * 3600, 1.0, 0.0, 7.0, 5.0]
+    assert rows[4] == pytest.approx([1, 22 * 3600 + 1, 0, 2, NAN, NAN], nan_ok=True), "too large counts as missing"
+    assert rows[5] == [1.0, 23 * 3600 + 2, 1 / 3600, 1.0, 0.0, 7.0]
+    assert rows[6] == pytest.approx([0, 0, 2 / 3600, 0, 1, NAN], nan_ok=True)
+
+
+def test_the_last_events_have_sixteen_bytes_each_with_one_number_and_are_kept_of_a_dormant_entity() -> None:
+    features = [customer("sum", field="amount")]
+    lasts = [Feature(f"{k}", "last_value", "customer", "amount", last=k) for k in range(1, 5)]
+    items = (event(0, 5.0), event(DAY_MS, 6.0))
+    without, with_them = (
+        Case(tuple(f), ("customer",), ("amount",), ("country",), HOUR_MS, items) for f in (features, features + lasts)
+    )
+    assert with_them.plan.bytes_per_entity[0] - without.plan.bytes_per_entity[0] == 4 * 16
+    windows = Windows(with_them.plan)
+    windows.fold(whole(with_them).slice(0, 1))
+    windows.sweep(DAY_MS)
+    assert windows.fold(whole(with_them).slice(1, 2))[0] == pytest.approx([0, 5, NAN, NAN, NAN], nan_ok=True)
 
 
 def test_distinct_values_are_estimated_within_a_tenth_up_to_two_hundred() -> None:
