@@ -28,6 +28,8 @@ NORM = 3
 SLICES, DRIFT = 4, 2.0  # no quarter of the training rows may have twice its share of a measure's largest values
 CONTEXT = 0.5  # share of a measure's variance between entities above which it describes the entity, not the event
 HINT = 0.07  # weight of everything that is odd
+BESIDE = 0.5  # largest support by an entity's last events, as a share of what the event itself shows
+SIDES = {"above": 1.0, "below": -1.0}
 
 
 class Measure(NamedTuple):
@@ -41,6 +43,7 @@ class Measure(NamedTuple):
         other, events: further columns, -1 = none.
         sign: 1 = large values are odd, -1 = small ones are.
         share: width of the window over that of `other`.
+        lasts: columns of the entity's last events.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Measure(NamedTuple):
     events: int = -1
     sign: float = 1.0
     share: float = 1.0
+    lasts: tuple[int, ...] = ()
 
 
 def measures(
@@ -60,6 +64,8 @@ def measures(
 
     - ``value``: a number of the event against everyone's, both tails.
     - ``habit``: the same number over the entity's own mean, which is shrunk towards everyone's mean.
+    - ``last``: the same number in the second oddest of an entity's last events (statistic last_value), because one odd
+      event is chance.
     - ``surprise``: the surprise of a field under the encoder's prediction, if it is better than the field's own
       distribution.
     - ``rare``: an unusual category or hour of this entity (statistics share and hour_share).
@@ -72,12 +78,14 @@ def measures(
     ['amount.high', 'amount.low', 'c.count.1d']
     """
     numeric = [(i, column) for i, column in enumerate(columns) if column.kind == "numeric" and not column.label_fed]
+    context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - {field.name for field in fields}
     found: list[Measure] = []
     for i, column in numeric:
         if column.stat is None and column.of == column.name:
             for name, sign in (("high", 1.0), ("low", -1.0)):
                 found.append(Measure(f"{column.name}.{name}", column.name, "value", i, sign=sign))
             found += _habits(column, i, numeric)
+            found += [] if column.name in context else _last_habits(column, i, numeric)
         elif column.stat in ("share", "hour_share"):
             found.append(Measure(column.name, column.of or "hour", "rare", i))
         elif column.stat in ("count", "sum", "max", "distinct", "above") and (column.window_ms or FOREVER) <= RECENT_MS:
@@ -92,21 +100,35 @@ def measures(
         for j, field in enumerate(fields)
         if field.name in predicted
     ]
-    context = {c.name for _, c in numeric if c.stat is None and c.of == c.name} - {field.name for field in fields}
     return tuple(m for m in found if m.group not in context)
 
 
 def _habits(field: Column, i: int, numeric: Sequence[tuple[int, Column]]) -> list[Measure]:
     """The number over the mean, over the longest window, of the first entity that has one."""
     for entity in dict.fromkeys(c.entity for _, c in numeric if c.entity):
-        mine = [(j, c) for j, c in numeric if c.entity == entity]
-        means = [(c.window_ms or FOREVER, c.stat == "wmean", j) for j, c in mine if _is_mean(c, field)]
-        counts = [(c.window_ms or FOREVER, j) for j, c in mine if c.stat == "count"]
-        if means and counts:
-            mean, count = max(means)[-1], max(counts)[-1]
-            signs = {"above": 1.0, "below": -1.0}
-            return [Measure(f"{field.name}.{n}", field.name, "habit", i, mean, count, s) for n, s in signs.items()]
+        if usual := _usual(field, entity, numeric):
+            return [Measure(f"{field.name}.{n}", field.name, "habit", i, *usual, s) for n, s in SIDES.items()]
     return []
+
+
+def _last_habits(field: Column, i: int, numeric: Sequence[tuple[int, Column]]) -> list[Measure]:
+    """The number in the last events of each entity over the entity's mean, or as it is if there is no mean."""
+    found = []
+    for entity in dict.fromkeys(c.entity for _, c in numeric if c.stat == "last_value"):
+        stem = f"{entity}.{field.name}.last_value."
+        lasts = tuple(j for j, c in numeric if c.stat == "last_value" and c.name.startswith(stem))
+        usual = _usual(field, entity, numeric) or (-1, -1)
+        if lasts:
+            found.append(Measure(stem[:-1], f"{entity} last", "last", i, *usual, lasts=lasts))
+    return found
+
+
+def _usual(field: Column, entity: str | None, numeric: Sequence[tuple[int, Column]]) -> tuple[int, int] | None:
+    """The columns of an entity's own mean of a field, and of its number of events, over their longest windows."""
+    mine = [(j, c) for j, c in numeric if c.entity == entity]
+    means = [(c.window_ms or FOREVER, c.stat == "wmean", j) for j, c in mine if _is_mean(c, field)]
+    counts = [(c.window_ms or FOREVER, j) for j, c in mine if c.stat == "count"]
+    return (max(means)[-1], max(counts)[-1]) if means and counts else None
 
 
 def _is_mean(column: Column, field: Column) -> bool:
@@ -139,7 +161,8 @@ class Evidence:
       other. The support is the log of that ratio, measured at several tail shares: a likelihood ratio.
 
     A measure that drifts during the training rows counts nothing. Nor does recent activity that hardly varies within an
-    entity: the number of events of a busy customer is context.
+    entity: the number of events of a busy customer is context. An entity's last events are no evidence of their own,
+    as each has had its score: they have no weight, and support at most `BESIDE` of the nats of the event itself.
 
     A measure's evidence is its weighted nats plus the support of the other groups. The measures of a group are
     alternatives: their odds add up. Groups together count as the norm of order `NORM`: the strongest one decides, and
@@ -190,7 +213,7 @@ class Evidence:
             entity: entity of each row, **shape (n,)**; None = rows without entities.
         """
         parts = measures(columns, fields, predicted)
-        center = np.array([_mean(numeric[:, m.column]) if m.kind == "habit" else 0.0 for m in parts])
+        center = np.array([_mean(numeric[:, m.column]) if m.kind in ("habit", "last") else 0.0 for m in parts])
         raw = _raw(parts, center, numeric, surprises)
         knots, nats = (np.array(a) for a in zip(*map(_tail, raw), strict=True))
         normal = np.array([_normal(x) for x in raw])
@@ -204,13 +227,14 @@ class Evidence:
         of_rows = fitted._nats(raw, ~none)
         steady = np.array([_is_steady(one) for one in of_rows], np.bool_)
         varies = ~none if entity is None else _between(of_rows, entity) < CONTEXT
-        counts = steady & (varies | np.array([m.kind != "recent" for m in parts], np.bool_))
-        weight *= counts
-        normal[~counts, 2] = 0.0
+        counts = steady & (varies | np.array([m.kind not in ("recent", "last") for m in parts], np.bool_))
+        own = counts & np.array([m.kind != "last" for m in parts], np.bool_)
+        weight *= own
+        normal[~own, 2] = 0.0
         support, cost = _supports(parts, of_rows)
         for table in (support, cost):
-            table[~counts], table[:, ~counts] = 0.0, 0.0
-        return cls(parts, center, knots, nats, normal, weight, support, cost, steady & varies)
+            table[~own], table[:, ~counts] = 0.0, 0.0
+        return cls(parts, center, knots, nats, normal, weight, support, cost, own & varies)
 
     @property
     def surprised(self) -> tuple[int, ...]:
@@ -244,7 +268,8 @@ class Evidence:
             total[j, far] += self._beyond(j, x[far])
             for supporters in self._supporters[j]:
                 ones = [np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i] for i in supporters]
-                total[j] += np.max(ones, axis=0)
+                is_last = self.measures[supporters[0]].kind == "last"
+                total[j] += np.minimum(np.max(ones, axis=0), BESIDE * nats[j] if is_last else np.inf)
         return total
 
     @cached_property
@@ -288,7 +313,7 @@ class Evidence:
     @classmethod
     def of_parts(cls, config: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Create it from the results of `config` and `arrays`."""
-        return cls(tuple(Measure(**m) for m in config), **arrays)
+        return cls(tuple(Measure(**{**m, "lasts": tuple(m["lasts"])}) for m in config), **arrays)
 
 
 def _mean(x: NDArray[np.float64]) -> float:
@@ -308,10 +333,10 @@ def _raw(
         if m.kind == "surprise":
             x = surprises[:, m.column]
         elif m.kind == "habit":
-            own = numeric[:, m.other]
-            n = np.where(np.isfinite(own), np.nan_to_num(numeric[:, m.events]), 0.0)  # without an own mean, everyone's
-            usual = (n * np.nan_to_num(own) + SHRINK * mean) / (n + SHRINK)
-            x = numeric[:, m.column] / np.where(np.abs(usual) > 1e-9, usual, np.nan)
+            x = numeric[:, m.column] / _shrunk(m, mean, numeric)
+        elif m.kind == "last":
+            lasts = np.sort(np.nan_to_num(numeric[:, m.lasts], nan=-np.inf), axis=1)[:, -min(2, len(m.lasts))]
+            x = np.where(np.isfinite(lasts), lasts, np.nan) / (1.0 if m.other < 0 else _shrunk(m, mean, numeric))
         elif m.kind == "rare":
             x = -np.log(np.maximum(numeric[:, m.column], 1e-9))
         elif m.kind == "pace":
@@ -320,6 +345,14 @@ def _raw(
             x = numeric[:, m.column]
         found.append(m.sign * x)
     return found
+
+
+def _shrunk(m: Measure, mean: float, numeric: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The entity's own mean of a number, shrunk towards everyone's, **shape (n,)**."""
+    own = numeric[:, m.other]
+    n = np.where(np.isfinite(own), np.nan_to_num(numeric[:, m.events]), 0.0)  # without an own mean, everyone's
+    usual = (n * np.nan_to_num(own) + SHRINK * mean) / (n + SHRINK)
+    return np.where(np.abs(usual) > 1e-9, usual, np.nan)
 
 
 def _tail(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,6 +9,7 @@ The data, the periods, the draws of labels and the report are those of `tests.be
 - *the prior*: trees start from the share of frauds instead of the label-free score and the rates of the entities;
 - *trees*: only the prior learns from labels;
 - *new statistics*: no `above`, `wmean` and `wratio`, and of the label-fed columns only `fraud_rate` and `fraud_count`;
+- *last events*: no column of one of an entity's last events, where the stream has any;
 - *label-fed columns*: no column knows the labels of earlier events;
 - *history*: no column of an entity at all; the fields and the calendar remain.
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from models.fit.finetune import FinetuneConfig
 from models.score.prior import Prior
+from pipelines.contracts.stream import LAST_STATS
 from tests.bench import events, payments, tables
 from tests.bench.events import Data, Draw
 from tests.bench.tables import BenchError, Row
@@ -81,9 +83,12 @@ def methods_of(data: Data) -> Callable[[float], Mapping[str, Callable[[Draw], li
     features = data.stream.features
     for name, kept in (
         ("unmask-no-new-statistics", [feature for feature in features if feature.stat not in NEW_STATISTICS]),
+        ("unmask-no-last-events", [feature for feature in features if feature.stat not in LAST_STATS]),
         ("unmask-no-label-fed", [feature for feature in features if feature.name not in fed]),
         ("unmask-no-history", []),
     ):
+        if len(kept) == len(features):
+            continue
         fewer = replace(data, stream=msgspec.structs.replace(data.stream, features=tuple(kept)))
         found[name] = partial(without_columns, data=fewer, name=name)
     return lambda share: found

@@ -80,3 +80,34 @@ def test_the_value_of_an_entity_whose_own_mean_is_missing_is_compared_with_every
     assert unknown == new
     assert abs(unknown - usual) < 1
     assert odd > usual + 3
+
+
+def test_odd_last_events_support_an_odd_event_and_are_no_evidence_of_their_own() -> None:
+    columns = [
+        Column("amount", "numeric", "amount"),
+        Column("customer.amount.mean.7d", "numeric", None, False, "customer", "mean", 7 * 86_400_000),
+        Column("customer.count.all", "numeric", None, False, "customer", "count"),
+        *(Column(f"customer.amount.last_value.{k}", "numeric", None, False, "customer", "last_value") for k in (1, 2)),
+    ]
+    random = np.random.default_rng(5)
+    mean = random.uniform(20, 80, N)
+    of_event, *lasts = (mean * random.normal(1, 0.1, N) for _ in range(3))
+    amounts = np.stack([of_event, *lasts])
+    amounts[:, ::100] *= random.uniform(5, 20, (3, N // 100))  # bursts
+    amounts[0, 50::100] *= random.uniform(5, 20, N // 100)  # one odd amount
+    numeric = np.stack([amounts[0], mean, np.full(N, 300.0), *amounts[1:]], axis=1)
+    evidence = Evidence.fit(columns, event_fields(columns), numeric, np.full((N, 1), np.nan), [])
+    last = np.array([m.kind == "last" for m in evidence.measures])
+    assert last.sum() == 1
+    assert evidence.weight[last].tolist() == [0.0]
+    rows = [[200.0, 50.0, 50.0], [200.0, 500.0, 50.0], [200.0, 200.0, 200.0], [50.0, 500.0, 500.0], [50.0, 50.0, 50.0]]
+    rows += [[200.0, np.nan, np.nan], [200.0, 200.0, np.nan]]
+    full = np.array([[amount, 50.0, 300.0, *before] for amount, *before in rows])
+    alone, after_one, after_two, usual_after_two, usual, first, second = evidence.combine(full, np.full((7, 1), np.nan))
+    assert after_one == alone, "one odd event is chance"
+    assert first == second, "as if it had none"
+    assert abs(first - alone) < 0.5
+    assert after_two > alone + 1
+    assert abs(usual_after_two - usual) < 0.5
+    restored = Evidence.of_parts(evidence.config(), evidence.arrays())
+    assert restored.measures == evidence.measures
