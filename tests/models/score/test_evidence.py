@@ -6,6 +6,11 @@ from models.score.evidence import Evidence
 from models.table import Column
 
 COLUMNS = [Column("amount", "numeric", "amount"), Column("channel", "categorical", "channel")]
+OWN_MEAN = [
+    Column("amount", "numeric", "amount"),
+    Column("customer.amount.mean.7d", "numeric", None, False, "customer", "mean", 7 * 86_400_000),
+    Column("customer.count.all", "numeric", None, False, "customer", "count"),
+]
 N = 40_000
 
 
@@ -63,17 +68,12 @@ def test_of_events_with_equal_evidence_the_one_that_is_odd_in_more_ways_comes_fi
 
 
 def test_the_value_of_an_entity_whose_own_mean_is_missing_is_compared_with_everyones_mean() -> None:
-    columns = [
-        Column("amount", "numeric", "amount"),
-        Column("customer.amount.mean.7d", "numeric", None, False, "customer", "mean", 7 * 86_400_000),
-        Column("customer.count.all", "numeric", None, False, "customer", "count"),
-    ]
     random = np.random.default_rng(4)
     mean = random.uniform(20, 80, N)
     amount = mean * random.normal(1, 0.1, N)
     amount[::100] *= random.uniform(5, 20, N // 100)
     numeric = np.stack([amount, mean, np.full(N, 300.0)], axis=1)
-    evidence = Evidence.fit(columns, event_fields(columns), numeric, np.full((N, 1), np.nan), [])
+    evidence = Evidence.fit(OWN_MEAN, event_fields(OWN_MEAN), numeric, np.full((N, 1), np.nan), [])
     assert evidence.weight[[m.name == "amount.above" for m in evidence.measures]] > 0.5
     rows = [[50.0, 50.0, 300.0], [50.0, np.nan, 300.0], [50.0, np.nan, np.nan], [500.0, np.nan, 300.0]]
     usual, unknown, new, odd = evidence.combine(np.array(rows), np.full((4, 1), np.nan))
@@ -83,12 +83,8 @@ def test_the_value_of_an_entity_whose_own_mean_is_missing_is_compared_with_every
 
 
 def test_odd_last_events_support_an_odd_event_and_are_no_evidence_of_their_own() -> None:
-    columns = [
-        Column("amount", "numeric", "amount"),
-        Column("customer.amount.mean.7d", "numeric", None, False, "customer", "mean", 7 * 86_400_000),
-        Column("customer.count.all", "numeric", None, False, "customer", "count"),
-        *(Column(f"customer.amount.last_value.{k}", "numeric", None, False, "customer", "last_value") for k in (1, 2)),
-    ]
+    lasts_of = "customer", "last_value"
+    columns = OWN_MEAN + [Column(f"customer.amount.last_value.{k}", "numeric", None, False, *lasts_of) for k in (1, 2)]
     random = np.random.default_rng(5)
     mean = random.uniform(20, 80, N)
     of_event, *lasts = (mean * random.normal(1, 0.1, N) for _ in range(3))
