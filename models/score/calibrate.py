@@ -8,6 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+HIGH = 10.0  # log-odds
+
 
 @dataclass(frozen=True)
 class TailCalibration:
@@ -43,7 +45,10 @@ class TailCalibration:
 
 @dataclass(frozen=True)
 class LogitCalibration:
-    """Maps a logit to a probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with smoothed targets)."""
+    """Maps a logit to a probability: ``sigmoid(slope * logit + shift)`` (Platt, 1999, with smoothed targets).
+
+    Above log-odds of `HIGH`, one minus the probability decreases as 1/x, so that extreme scores keep their order.
+    """
 
     slope: float
     shift: float
@@ -84,9 +89,19 @@ class LogitCalibration:
                 break
         return cls(float(max(weights[0], 0.05)), float(weights[1]))
 
+    def log_odds(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log-odds, without a limit, **shape (n,)**."""
+        return self.slope * logit + self.shift
+
     def apply(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability, **shape (n,)**."""
-        return _sigmoid(self.slope * logit + self.shift)
+        """Probability, **shape (n,)**.
+
+        >>> high = LogitCalibration(1.0, 0.0).apply(np.array([30.0, 31.0])).astype(np.float32)
+        >>> bool(high[0] < high[1] < 1)
+        True
+        """
+        x = self.log_odds(logit)
+        return np.where(x > HIGH, 1.0 - _sigmoid(np.array(-HIGH)) * HIGH / np.maximum(x, HIGH), _sigmoid(x))
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -63,7 +63,7 @@ class Prior:
 
     def log_odds(self, evidence: NDArray[np.float64], numeric: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log-odds of fraud, **shape (n,)**."""
-        legitimate = np.log1p(-np.minimum(self.evidence.apply(evidence), 1 - 1e-9))
+        legitimate = -np.logaddexp(0.0, np.clip(self.evidence.log_odds(evidence), -60.0, None))
         if self.rates:
             raised = np.stack([t * _raised(numeric[:, i]) for i, t in zip(self.rates, self.trust, strict=True)])
             legitimate = legitimate + np.log1p(-np.minimum(raised.max(axis=0), 0.95))
