@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-HIGH = 10.0  # log-odds
+HIGH = 8.0  # log-odds
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.score.budget import DAY_MS, Budget, BudgetError, threshold_for
 from models.score.calibrate import LogitCalibration, TailCalibration
+from models.score.prior import Prior
 
 Period = tuple[NDArray[np.float32], NDArray[np.int64]]
 SECOND_MS = 1000
@@ -149,3 +150,14 @@ def test_the_logit_calibration_gives_the_prevalence_back() -> None:
     label = (random.random(50_000) < 0.01).astype(np.int8)
     logit = 2.0 * label + random.normal(size=50_000) + 3.0
     assert abs(LogitCalibration.fit(logit, label).apply(logit).mean() - label.mean()) < 0.001
+
+
+def test_very_odd_events_keep_their_order_through_the_prior_and_the_probability() -> None:
+    prior = Prior(LogitCalibration(1.0, -5.0), (0,), (0.5,))
+    evidence = np.linspace(0.0, 60.0, 200)
+    log_odds = prior.log_odds(evidence, np.full((200, 1), 0.0))
+    assert log_odds == pytest.approx(evidence - 5.0, abs=1e-6)
+    scores = LogitCalibration(1.0, 0.0).apply(log_odds).astype(np.float32)
+    assert (np.diff(scores) > 0).all()
+    assert scores[-1] < 1
+    assert prior.log_odds(np.zeros(1), np.ones((1, 1)))[0] > 0.0 > log_odds[0], "a rate alone can be the cause"
