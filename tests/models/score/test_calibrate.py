@@ -160,4 +160,4 @@ def test_very_odd_events_keep_their_order_through_the_prior_and_the_probability(
     scores = LogitCalibration(1.0, 0.0).apply(log_odds).astype(np.float32)
     assert (np.diff(scores) > 0).all()
     assert scores[-1] < 1
-    assert prior.log_odds(np.zeros(1), np.ones((1, 1)))[0] > 0.0 > log_odds[0], "a rate alone can be the cause"
+    assert prior.log_odds(np.zeros(1), np.ones((1, 1)))[0] > log_odds[0] + 4, "a rate alone can be the cause"
