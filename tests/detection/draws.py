@@ -126,7 +126,7 @@ class Draws:
 
 def not_below(results: list[Result]) -> int:
     """Draws in which the fine-tuned score is at least as good, but for the rounding of scores to float32."""
-    return sum(one.fine_tuned >= one.label_free - 1e-5 for one in results)
+    return sum(one.fine_tuned >= one.label_free - 2e-5 for one in results)
 
 
 def main(arguments: list[str] | None = None) -> int:
