@@ -313,7 +313,7 @@ class Evidence:
     @classmethod
     def of_parts(cls, config: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Create it from the results of `config` and `arrays`."""
-        return cls(tuple(Measure(**{**m, "lasts": tuple(m["lasts"])}) for m in config), **arrays)
+        return cls(tuple(Measure(**{**m, "lasts": tuple(m.get("lasts", ()))}) for m in config), **arrays)
 
 
 def _mean(x: NDArray[np.float64]) -> float:
