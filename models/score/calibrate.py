@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-HIGH = 8.0  # log-odds
+HIGH = 8.0  # log-odds above which a probability in float32 would soon be 1
 
 
 @dataclass(frozen=True)

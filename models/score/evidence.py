@@ -85,7 +85,8 @@ def measures(
             for name, sign in (("high", 1.0), ("low", -1.0)):
                 found.append(Measure(f"{column.name}.{name}", column.name, "value", i, sign=sign))
             found += _habits(column, i, numeric)
-            found += [] if column.name in context else _last_habits(column, i, numeric)
+            if column.name not in context:
+                found += _last_habits(column, i, numeric)
         elif column.stat in ("share", "hour_share"):
             found.append(Measure(column.name, column.of or "hour", "rare", i))
         elif column.stat in ("count", "sum", "max", "distinct", "above") and (column.window_ms or FOREVER) <= RECENT_MS:
@@ -268,8 +269,10 @@ class Evidence:
             total[j, far] += self._beyond(j, x[far])
             for supporters in self._supporters[j]:
                 ones = [np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i] for i in supporters]
-                is_last = self.measures[supporters[0]].kind == "last"
-                total[j] += np.minimum(np.max(ones, axis=0), BESIDE * nats[j] if is_last else np.inf)
+                strongest = np.max(ones, axis=0)
+                if self.measures[supporters[0]].kind == "last":
+                    strongest = np.minimum(strongest, BESIDE * nats[j])
+                total[j] += strongest
         return total
 
     @cached_property

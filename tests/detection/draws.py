@@ -28,6 +28,7 @@ from flows.streams import shipped
 from flows.training_data import offline_table
 from models.fit.finetune import FinetuneConfig, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
+from models.net.batches import surprises_of
 from models.table import Table
 from pipelines.contracts.stream import DAY_MS, Stream
 from pipelines.features.offline import times_of
@@ -78,14 +79,17 @@ class Draws:
         self.label = self.frame[labels.column].to_numpy().astype(np.int8)
         self.known_until_ms = self.train_end_ms - labels.maturity_ms
         self.pretrained: Pretrained = pretrain(table.take(self.train), config=PretrainConfig(), seed=0)
-        self.label_free = self._ap(self.pretrained.score(table.take(self.test)))
+        test, rules = table.take(self.test), self.pretrained.rules
+        nats = surprises_of(self.pretrained.student, rules.coding.cells(test))
+        # not the score: in float32 it has ties, which change its average precision by up to 2e-5
+        self.label_free = self._ap(rules.evidence_of(nats, np.asarray(test.numeric)))
 
     def _periods(self, table: Table) -> tuple[slice, slice]:
         edges = (int(table.time_ms[0]) + self.warm_up_ms, self.train_end_ms, self.test_end_ms)
         begin, middle, end = (int(row) for row in np.searchsorted(table.time_ms, edges))
         return slice(begin, middle), slice(middle, end)
 
-    def _ap(self, scores: NDArray[np.float32]) -> float:
+    def _ap(self, scores: NDArray[np.floating]) -> float:
         return float(average_precision_score(self.label[self.test], scores))
 
     def draw(self, n_frauds: int, seed: int) -> Result:
@@ -126,7 +130,7 @@ class Draws:
 
 def not_below(results: list[Result]) -> int:
     """Draws in which the fine-tuned score is at least as good, but for the rounding of scores to float32."""
-    return sum(one.fine_tuned >= one.label_free - 2e-5 for one in results)
+    return sum(one.fine_tuned >= one.label_free - 1e-6 for one in results)
 
 
 def main(arguments: list[str] | None = None) -> int:
