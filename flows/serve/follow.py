@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
-
-from pipelines.contracts.messages import Alert, Score, T, decode
+from pipelines.contracts.contract import UNDECODABLE
+from pipelines.contracts.messages import Alert, Score, T, decode_lines
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import progress, topics
 from pipelines.kafka.connection import Connection
@@ -46,8 +45,8 @@ def readable(records: Sequence[Received], kind: type[T]) -> Iterator[T]:
     """Decode messages of one kind. Other records are skipped with a warning that contains their offset."""
     for record in records:
         try:
-            yield decode(record.value, kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            yield from decode_lines(record.value, kind)
+        except UNDECODABLE:
             log.warning(
                 "%s [%d], offset %d, is not %s of Unmask; skipped",
                 record.topic, record.partition, record.offset, _KINDS[kind],

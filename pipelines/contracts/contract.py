@@ -28,8 +28,9 @@ RULES: Mapping[str, str] = {
     "duplicate": "nothing to fix: this event id has already been scored",
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
-_MAX_TIME_MS = 7_258_118_400_000  # the year 2200
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what decoding of foreign JSON raises
+MS = timedelta(milliseconds=1)
+MAX_TIME_MS = 7_258_118_400_000  # the year 2200
 _NOT_FINITE = re.compile(rb"[:\[,]\s*[-+]?(nan|inf|infinity)\b", re.IGNORECASE)
 _AT_FIELD = re.compile(r"`\$\.([^`]*)`")
 
@@ -121,7 +122,7 @@ class _Decoding:
 
     def __init__(self, stream: Stream, name: str, types: Mapping[str, Any]) -> None:
         self.stream = stream
-        self._strict, self._lenient = _decoders(name, types)
+        self.decoders = self._strict, self._lenient = _decoders(name, types)
         self._id_field = stream.field(stream.event_id)
         self._entity_fields = tuple(stream.field(e) for e in stream.entities)
 
@@ -136,13 +137,13 @@ class _Decoding:
         except msgspec.ValidationError as error:
             if "unknown field" not in str(error):
                 _raise_invalid(error)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             _raise_undecodable(error, value)
         try:
             return self._lenient.decode(value), True
         except msgspec.ValidationError as error:
             _raise_invalid(error)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             _raise_undecodable(error, value)
 
     def _event_id(self, message: Any) -> str:
@@ -166,8 +167,8 @@ class _Decoding:
         if isinstance(value, datetime):
             if value.tzinfo is None:
                 raise _RefusedError("wrong_type", f"{name} has no time zone; append Z or an offset such as +01:00")
-            value = (value - EPOCH) // _MS
-        if not 0 <= value <= _MAX_TIME_MS:
+            value = (value - EPOCH) // MS
+        if not 0 <= value <= MAX_TIME_MS:
             raise _RefusedError("out_of_range", f"{name} is {value} ms since 1970; it must be between 1970 and 2200")
         if latest_ms is not None and value > latest_ms:
             ahead = (value - latest_ms + self.stream.future_tolerance_ms) / 1000

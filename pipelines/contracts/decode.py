@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal, hashes_of
+from pipelines.contracts.event_columns import ColumnContract
 from pipelines.contracts.stream import Stream
 from pipelines.order import LABEL, Item
 
@@ -40,6 +41,7 @@ class Decoder:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._columns = ColumnContract(stream)
         self._events, self._labels = EventContract(stream), LabelContract(stream)
 
     def block(self, items: Sequence[Item]) -> Block:
@@ -57,22 +59,48 @@ class Decoder:
 
     def _fill(self, block: Block, items: Sequence[Item]) -> None:
         keys, sources, arrivals, records, out_of_turn = zip(*items, strict=True)
-        _, partitions, offsets, _, raw_keys, values, _ = zip(*records, strict=True)
+        _, partitions, offsets, _, raw_keys, values, unreadable = zip(*records, strict=True)
         block.kind[:] = [source.kind for source in sources]
         block.partition[:], block.offset[:] = partitions, offsets
         block.arrival_ms[:], block.clock_ms[:] = arrivals, [key.effective_ms for key in keys]
         block.out_of_turn[:] = out_of_turn
         block.key[:], block.value[:] = raw_keys, values
+        is_done = self._fill_good_events(block)
+        if not is_done.all():
+            self._fill_one_by_one(block, np.flatnonzero(~is_done).tolist(), unreadable)
+
+    def _fill_good_events(self, block: Block) -> NDArray[np.bool_]:
+        """Fill the rows of events that pass every check of whole columns; returns their mask, shape (n,)."""
+        stream, events = self._stream, np.flatnonzero(block.is_event)
+        columns = self._columns.columns(
+            block.value[events].tolist(), block.key[events].tolist(), block.arrival_ms[events]
+        )
+        rows = events[columns.rows]
+        is_done = np.zeros(len(block), np.bool_)
+        is_done[rows] = True
+        at = slice(None) if len(rows) == len(block) else rows
+        block.event_id[at], block.time_ms[at] = columns.texts[stream.event_id], columns.time_ms
+        block.numbers[at], block.has_unknown_fields[at] = columns.numbers, columns.has_unknown_fields
+        for names, texts, hashes in (
+            (stream.entities, block.entity_texts, block.entity_hashes),
+            (stream.categories, block.category_texts, block.category_hashes),
+        ):
+            for column, name in enumerate(names):
+                texts[at, column], hashes[at, column] = columns.texts[name], hashes_of(columns.texts[name])
+        return is_done
+
+    def _fill_one_by_one(self, block: Block, rows: Sequence[int], unreadable: Sequence[str | None]) -> None:
+        """Fill the rows of labels and of the other events; refused ones get their refusal."""
         events, labels = _EventColumns(), _LabelColumns()
-        decode_event, decode_label = self._events.decode, self._labels.decode
-        for row, (_, source, arrival_ms, record, _) in enumerate(items):
+        for row in rows:
             decoded: Event | Label | Refusal
-            if record.unreadable:
-                decoded = Refusal("unreadable_record", record.unreadable)
-            elif source.kind == LABEL:
-                decoded = decode_label(record.value, record.key)
+            why, value, key = unreadable[row], block.value[row], block.key[row]
+            if why is not None:
+                decoded = Refusal("unreadable_record", why)
+            elif block.kind[row] == LABEL:
+                decoded = self._labels.decode(value, key)
             else:
-                decoded = decode_event(record.value, record.key, arrival_ms)
+                decoded = self._events.decode(value, key, int(block.arrival_ms[row]))
             if type(decoded) is Event:
                 events.add(row, decoded)
             elif type(decoded) is Label:

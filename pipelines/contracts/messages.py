@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+from collections.abc import Hashable
 from datetime import timedelta
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -26,7 +28,10 @@ class RecordSource(msgspec.Struct, frozen=True):
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of `<stream>.scores`: one for every accepted event, exactly once."""
+    """A message of `<stream>.scores`: one for every accepted event, exactly once.
+
+    With packed scores, a record has many of these messages, one on each line.
+    """
 
     event_id: str
     score: float
@@ -115,7 +120,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PROGRESS_FORMAT = 2
-MESSAGE_FORMATS = {"scores": 2, "alerts": 2, "refused": 3}
+PACKED = "packed_scores"  # the kind of a record with many scores
+MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, "refused": 3}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -128,18 +134,45 @@ def decode(value: bytes | None, kind: type[T]) -> T:
     return msgspec.json.decode(value or b"", type=kind)
 
 
-def cloudevent_headers(kind: str, stream: str, source: RecordSource) -> list[tuple[str, bytes]]:
+def decode_lines(value: bytes | None, kind: type[T]) -> list[T]:
+    """Decode a record with one or more messages of a kind, one on each line.
+
+    >>> decode_lines(b'{"topic":"t","partition":0,"offset":1}', RecordSource)
+    [RecordSource(topic='t', partition=0, offset=1)]
+    """
+    messages: list[T] = _lines_decoder(cast(Hashable, kind)).decode_lines(value or b"")
+    if not messages:
+        raise msgspec.DecodeError("the record is empty")
+    return messages
+
+
+@cache
+def _lines_decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
+    return msgspec.json.Decoder(kind)
+
+
+def cloudevent_headers(kind: str, stream: str, event: str) -> list[tuple[str, bytes]]:
     """CloudEvents 1.0 attributes, binary mode (Kafka protocol binding, section 3.2), and the format of this kind.
 
     A reader that supports formats up to n skips messages with a higher `ce_formatversion`. Without the header it is 1.
+
+    Args:
+        event: position of the event, or of the first and last one, in Kafka: `topic/partition/offset`.
     """
+    before, after = _constant_headers(kind, stream)
+    return [*before, ("ce_id", f"{event}/{kind}".encode()), *after]
+
+
+@cache
+def _constant_headers(kind: str, stream: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    content_type = b"application/x-ndjson" if kind == PACKED else b"application/json"
     return [
         ("ce_specversion", b"1.0"),
         ("ce_type", f"unmask.{kind}".encode()),
         ("ce_source", f"unmask/{stream}".encode()),
-        ("ce_id", f"{source.topic}/{source.partition}/{source.offset}/{kind}".encode()),
+    ], [
         ("ce_formatversion", str(MESSAGE_FORMATS[kind]).encode()),
-        ("content-type", b"application/json"),
+        ("content-type", content_type),
     ]
 
 

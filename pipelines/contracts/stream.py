@@ -151,6 +151,7 @@ class Stream(msgspec.Struct, frozen=True):
     duplicate_memory_ids: int
     lifetime_memory_ms: int
     max_message_bytes: int
+    packed_scores: bool = False
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:

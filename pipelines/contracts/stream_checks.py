@@ -93,6 +93,7 @@ class StreamChecks:
             duplicate_memory_ids=head.duplicate_memory_ids,
             lifetime_memory_ms=head.lifetime_memory.ms,
             max_message_bytes=head.max_message_bytes,
+            packed_scores=head.packed_scores,
             replay=self._live_period(),
         )
 

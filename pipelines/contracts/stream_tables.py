@@ -139,6 +139,7 @@ class StreamTable(Struct, kw_only=True):
     duplicate_memory_ids: Ids = 10_000_000
     lifetime_memory: Duration = Duration("400d")
     max_message_bytes: Bytes = 65_536
+    packed_scores: Flag = False
 
 
 class FieldTable(Struct, kw_only=True):

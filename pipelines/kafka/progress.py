@@ -1,7 +1,6 @@
 """The progress records of a stream: what has been published, per partition."""
 
-import msgspec
-
+from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
@@ -41,7 +40,7 @@ def progress_of(record: Received) -> Progress:
     named = f"{record.topic} [{record.partition}], offset {record.offset},"
     try:
         progress = decode(record.value, Progress)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RestoreError(
             f"{named} is not a progress record of Unmask ({error}): another program wrote to this topic; stop it, then "
             "run `unmask recover`"

@@ -13,8 +13,8 @@ import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
-from pipelines.contracts.contract import text_of
-from pipelines.contracts.messages import Progress
+from pipelines.contracts.contract import UNDECODABLE, text_of
+from pipelines.contracts.messages import Progress, decode_lines
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, UnmaskError
 from pipelines.kafka import topics
@@ -329,29 +329,31 @@ class Outcomes:
         self._partition, self._progress, self._found = partition, progress, found
         self._events, self._scores = stream.topic("events"), stream.topic("scores")
         self._event_id = event_id_reader(stream)
-        self._decode_scored = msgspec.json.Decoder(_Scored).decode
-        self._decode_dead = msgspec.json.Decoder(_Dead).decode
         self._scored, self._dead = _OutcomeIndex(), _OutcomeIndex()
         self._original = array("q")  # for dead letters: offset of the original of a duplicate, -1 for other refusals
 
     def published(self, records: Sequence[Received]) -> None:
         """Add scores and dead letters of this partition."""
         for record in records:
-            is_score = record.topic == self._scores
+            outcomes: Sequence[_Scored | _Dead]
             try:
-                outcome = (self._decode_scored if is_score else self._decode_dead)(record.value or b"")
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                outcomes = decode_lines(record.value, _Scored if record.topic == self._scores else _Dead)
+            except UNDECODABLE:
                 self._found.note("unreadable", self._partition, [record.offset])
                 continue
-            at = outcome.source
-            if (at.topic, at.partition) != (self._events, self._partition):
-                self._found.note("stray", at.partition, [at.offset])
-            elif at.offset < self._progress.next_offset:
-                if isinstance(outcome, _Scored):
-                    self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
-                else:
-                    self._dead.add(at.offset, int(outcome.sha256[:16], 16))
-                    self._original.append(-1 if outcome.duplicate_of is None else outcome.duplicate_of)
+            for outcome in outcomes:
+                self._add(outcome)
+
+    def _add(self, outcome: "_Scored | _Dead") -> None:
+        at = outcome.source
+        if (at.topic, at.partition) != (self._events, self._partition):
+            self._found.note("stray", at.partition, [at.offset])
+        elif at.offset < self._progress.next_offset:
+            if isinstance(outcome, _Scored):
+                self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
+            else:
+                self._dead.add(at.offset, int(outcome.sha256[:16], 16))
+                self._original.append(-1 if outcome.duplicate_of is None else outcome.duplicate_of)
 
     def compare_with(self, first: int) -> None:
         """After all outcomes are added: find repetitions, and account for events deleted from Kafka before `first`."""
@@ -463,7 +465,7 @@ def event_id_reader(stream: Stream) -> Callable[[bytes | None], str | None]:
         try:
             found = getattr(decode(value or b""), stream.event_id)
             return None if found is None else text_of(found)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return None
 
     return event_id

@@ -11,8 +11,9 @@ import msgspec
 import polars as pl
 
 from pipelines.contracts.block import Block
+from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import MAX_RAW_BYTES, Score
+from pipelines.contracts.messages import MAX_RAW_BYTES, Score, decode_lines
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
 from pipelines.faults import Fault, no_fault
@@ -150,8 +151,6 @@ class Intake:
         self.stream, self.lake = stream, lake
         self.counts = IngestCounts()
         self._decoder = Decoder(stream)
-        self._score = msgspec.json.Decoder(Score)
-        self._progress = msgspec.json.Decoder(_ToldPlaces)
         self._arrivals = lake.arrivals()
         self._clocks: dict[Position, SourceClock] = {}
 
@@ -165,7 +164,7 @@ class Intake:
 
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = []
-        for record, s in self._ours(records, self._score):
+        for record, s in self._ours(records, Score):
             at = (s.source.partition, s.source.offset, record.offset)
             rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
         self.counts.n_scores += self.lake.append(
@@ -175,22 +174,25 @@ class Intake:
     def places(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = [
             (record.partition, record.offset, *place)
-            for record, progress in self._ours(records, self._progress)
+            for record, progress in self._ours(records, _ToldPlaces)
             for place in progress.out_of_turn
         ]
         self.counts.n_places += self.lake.append(
             "places", self.lake.frame("places", rows), topic=topic, through=through
         )
 
-    def _ours(self, records: Sequence[Received], decoder: msgspec.json.Decoder[T]) -> Iterator[tuple[Received, T]]:
+    def _ours(self, records: Sequence[Received], kind: type[T]) -> Iterator[tuple[Received, T]]:
         """Decode messages of the scorer; skip messages of other programs."""
         for record in records:
             try:
-                yield record, decoder.decode(record.value or b"")
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                messages = decode_lines(record.value, kind)
+            except UNDECODABLE as error:
                 self.counts.n_unreadable += 1
                 why = record.unreadable or error
                 log.warning("%s [%d], offset %d, is skipped: %s", record.topic, record.partition, record.offset, why)
+                continue
+            for message in messages:
+                yield record, message
 
     def _decoded(self, kind: int, topic: str, records: Sequence[Received], through: dict[int, int]) -> Block:
         """Write the refused records and return the accepted ones.

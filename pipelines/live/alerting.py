@@ -12,6 +12,7 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
     MAX_TEXT,
+    PACKED,
     SHORT_TEXT,
     Alert,
     Reason,
@@ -20,15 +21,17 @@ from pipelines.contracts.messages import (
     Score,
     cloudevent_headers,
     cut,
+    decode,
     encode,
     key_of,
     refused_of,
-    rfc3339,
 )
+from pipelines.contracts.score_lines import score_lines
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Message
 from pipelines.model import Explained, Model
 
+PACKED_BYTES = 500_000  # of a record with many scores; the broker's default limit is 1 MiB
 Cell = float | str | None  # a feature value in readable form; None if missing
 
 
@@ -45,29 +48,60 @@ def outcomes_of(block: Block, stream: Stream, model: Model, *, short: bool = Fal
     Args:
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
     """
-    messages: list[Message] = []
-    scored, n_alerts = block.take(block.is_scored), 0
-    if len(scored):
-        found = model.score(scored.numeric, scored.category_hashes)
-        is_alert = found > np.float32(model.threshold)
-        scores = list(_scores(scored, found, is_alert, stream, model))
-        keys = scored.key.tolist()
-        messages += [_message("scores", stream, key, score) for key, score in zip(keys, scores, strict=True)]
-        raised = np.flatnonzero(is_alert)
-        n_alerts = len(raised)
-        if n_alerts:
-            explained = model.explain(scored.numeric[raised], scored.category_hashes[raised])
-            for row, why in zip(raised.tolist(), explained, strict=True):
-                alert = alert_of(
-                    scores[row],
-                    threshold=model.threshold,
-                    entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
-                    explained=why,
-                    features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
-                    short=short,
-                )
-                messages.append(_message("alerts", stream, keys[row], alert))
-    return Outcomes(messages + list(_dead_letters(block.take(~block.is_scored), stream, short=short)), n_alerts)
+    scored = block if (is_scored := block.is_scored).all() else block.take(is_scored)
+    messages, n_alerts = _scores_and_alerts(scored, stream, model, short=short) if len(scored) else ([], 0)
+    if len(scored) < len(block):
+        messages += _dead_letters(block.take(~is_scored), stream, short=short)
+    return Outcomes(messages, n_alerts)
+
+
+def _scores_and_alerts(scored: Block, stream: Stream, model: Model, *, short: bool) -> tuple[list[Message], int]:
+    found = model.score(scored.numeric, scored.category_hashes)
+    is_alert = found > np.float32(model.threshold)
+    lines = score_lines(scored, found, is_alert, topic=stream.topic("events"), model=model.digest)
+    messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
+    raised = np.flatnonzero(is_alert)
+    if len(raised):
+        explained = model.explain(scored.numeric[raised], scored.category_hashes[raised])
+        for row, why in zip(raised.tolist(), explained, strict=True):
+            alert = alert_of(
+                decode(lines[row].encode(), Score),
+                threshold=model.threshold,
+                entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
+                explained=why,
+                features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
+                short=short,
+            )
+            messages.append(_message("alerts", stream, scored.key[row], alert))
+    return messages, len(raised)
+
+
+def _one_by_one(lines: Sequence[str], scored: Block, stream: Stream) -> list[Message]:
+    topic, named = stream.topic("scores"), stream.topic("events")
+    columns = (scored.key.tolist(), scored.partition.tolist(), scored.offset.tolist())
+    return [
+        Message(
+            topic, line.encode(), key_of(key), partition, None,
+            cloudevent_headers("scores", stream.name, f"{named}/{partition}/{offset}"),
+        )
+        for line, key, partition, offset in zip(lines, *columns, strict=True)
+    ]  # fmt: skip
+
+
+def packed(lines: Sequence[str], scored: Block, stream: Stream) -> list[Message]:
+    """Records of many lines each, without a key, about scored events of one partition.
+
+    A record has about `PACKED_BYTES`, or one line.
+    """
+    ends = np.cumsum([len(line) for line in lines]) // PACKED_BYTES
+    starts = np.flatnonzero(np.diff(ends, prepend=-1)).tolist()
+    messages = []
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        partition, first, last = int(scored.partition[start]), scored.offset[start], scored.offset[end - 1]
+        headers = cloudevent_headers(PACKED, stream.name, f"{stream.topic('events')}/{partition}/{first}-{last}")
+        value = "\n".join(lines[start:end]).encode()
+        messages.append(Message(stream.topic("scores"), value, None, partition, None, headers))
+    return messages
 
 
 def without_scores(block: Block) -> Block:
@@ -126,38 +160,6 @@ def _reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:
     return msgspec.structs.replace(reason, actual=actual, expected=expected)
 
 
-def _scores(
-    scored: Block, found: NDArray[np.float32], is_alert: NDArray[np.bool_], stream: Stream, model: Model
-) -> Iterator[Score]:
-    topic = stream.topic("events")
-    columns = (
-        scored.event_id,
-        found,
-        is_alert,
-        scored.partition,
-        scored.offset,
-        scored.time_ms,
-        scored.arrival_ms,
-        scored.late_ms,
-        scored.out_of_turn,
-        scored.features_hash,
-    )
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    for event_id, value, alert, partition, offset, time_ms, arrival_ms, late_ms, out_of_turn, features_hash in rows:
-        yield Score(
-            event_id=event_id,
-            score=float(f"{value:.9g}"),  # nine digits represent a float32 exactly
-            alert=alert,
-            model=model.digest,
-            source=RecordSource(topic, partition, offset),
-            event_time=rfc3339(time_ms),
-            arrival=rfc3339(arrival_ms),
-            late_ms=late_ms,
-            out_of_order=out_of_turn,
-            features_hash=f"{features_hash:016x}",
-        )
-
-
 def _dead_letters(block: Block, stream: Stream, *, short: bool) -> Iterator[Message]:
     topic = stream.topic("events")
     columns = (block.refusal, block.event_id, block.duplicate_of, block.partition, block.offset, block.key, block.value)
@@ -174,5 +176,6 @@ def _dead_letters(block: Block, stream: Stream, *, short: bool) -> Iterator[Mess
 
 
 def _message(kind: str, stream: Stream, key: bytes | None, value: Score | Refused) -> Message:
-    headers = cloudevent_headers(kind, stream.name, value.source)
-    return Message(stream.topic(kind), encode(value), key_of(key), value.source.partition, None, headers)
+    topic, partition, offset = msgspec.structs.astuple(value.source)
+    headers = cloudevent_headers(kind, stream.name, f"{topic}/{partition}/{offset}")
+    return Message(stream.topic(kind), encode(value), key_of(key), partition, None, headers)

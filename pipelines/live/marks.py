@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from pipelines.contracts.contract import UNDECODABLE
 from pipelines.order import Frontier, Mark, by_kind, from_kinds
 from pipelines.record import Received
 
@@ -24,7 +25,7 @@ def mark_of(record: Received) -> Mark | None:
     """Decode a clock mark; None with a warning if the record is not one (the next mark makes up for it)."""
     try:
         mark = msgspec.json.decode(record.value or b"", type=_MarkJson)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         log.warning(
             "%s [%d], offset %d, is not a clock mark and was skipped: %s",
             record.topic, record.partition, record.offset, error,

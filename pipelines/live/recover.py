@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Progress, RecordSource, encode
+from pipelines.contracts.messages import Progress, RecordSource, decode_lines, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError, RestoreError
 from pipelines.features.snapshot import Snapshot, SnapshotStore
@@ -31,6 +32,7 @@ from pipelines.live.replica import is_ahead
 from pipelines.live.takeover import unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
+from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
@@ -197,19 +199,16 @@ class Recovery:
         first_at, last_at, n_flagged, model = None, -1, 0, ""
         for batch in topics.read_between(self._connection, spans):
             for record in batch:
-                try:
-                    outcome = msgspec.json.decode(record.value or b"", type=_Outcome)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    continue
-                at = outcome.source
-                if (at.topic, at.partition) != (stream.topic("events"), partition):
-                    continue
                 is_score = record.topic == stream.topic("scores")
-                n["scores" if is_score else "refused" if outcome.duplicate_of is None else "duplicates"] += 1
-                first_at = at.offset if first_at is None else min(first_at, at.offset)
-                last_at = max(last_at, at.offset)
-                n_flagged += outcome.out_of_order
-                model = outcome.model or model
+                for outcome in _outcomes_in(record):
+                    at = outcome.source
+                    if (at.topic, at.partition) != (stream.topic("events"), partition):
+                        continue
+                    n["scores" if is_score else "refused" if outcome.duplicate_of is None else "duplicates"] += 1
+                    first_at = at.offset if first_at is None else min(first_at, at.offset)
+                    last_at = max(last_at, at.offset)
+                    n_flagged += outcome.out_of_order
+                    model = outcome.model or model
         if first_at is None:
             return None
         return Published(first_at, last_at, n["scores"], n["refused"], n["duplicates"], n_flagged, model)
@@ -294,6 +293,14 @@ class _Outcome(msgspec.Struct):
     model: str = ""
     out_of_order: bool = False
     duplicate_of: int | None = None
+
+
+def _outcomes_in(record: Received) -> list[_Outcome]:
+    """The scores or the dead letter in a record; none if it was not written by Unmask."""
+    try:
+        return decode_lines(record.value, _Outcome)
+    except UNDECODABLE:
+        return []
 
 
 def moved_aside(folder: Path) -> Path | None:

@@ -17,6 +17,6 @@ def test_a_refused_message_says_how_to_fix_the_event() -> None:
 
 @pytest.mark.parametrize(("kind", "version"), [("scores", b"2"), ("alerts", b"2"), ("refused", b"3")])
 def test_each_kind_of_message_carries_its_own_format(kind: str, version: bytes) -> None:
-    headers = dict(cloudevent_headers(kind, "payments", SOURCE))
+    headers = dict(cloudevent_headers(kind, "payments", "payments.events/0/7"))
     assert headers["ce_formatversion"] == version
     assert headers["ce_type"] == f"unmask.{kind}".encode()

@@ -234,9 +234,10 @@ def test_without_progress_there_is_nothing_to_reconcile(connection: Connection, 
 class Scored:
     """A stream that real scorers have scored, with a promotion in between, and its lake."""
 
-    def __init__(self, connection: Connection, folder: Path) -> None:
+    def __init__(self, connection: Connection, folder: Path, *, packed: bool) -> None:
         self.connection, self.folder = connection, folder
-        self.stream = payments_stream(f"scored-{uuid.uuid4().hex[:8]}")
+        stream = payments_stream(f"scored-{uuid.uuid4().hex[:8]}")
+        self.stream = msgspec.structs.replace(stream, packed_scores=packed)
         self.models = {
             "first": ShiftedSum(self.stream, digest="first"),
             "second": ShiftedSum(self.stream, digest="second", shift=0.05),
@@ -287,9 +288,9 @@ class Scored:
         wait_until(enough_is_scored, seen=lambda: pending[0])
 
 
-@pytest.fixture(scope="module")
-def scored(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    return Scored(Connection(kafka), tmp_path_factory.mktemp("scored"))
+@pytest.fixture(scope="module", params=[False, True], ids=["one by one", "packed"])
+def scored(request: pytest.FixtureRequest, kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    return Scored(Connection(kafka), tmp_path_factory.mktemp("scored"), packed=request.param)
 
 
 def test_a_scorer_s_stream_reconciles(scored: Scored) -> None:

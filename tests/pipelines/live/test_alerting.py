@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Alert, Refused, Score, decode
 from pipelines.features.state import State
 from pipelines.kafka.port import Message
+from pipelines.live import alerting
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
@@ -56,6 +58,25 @@ def test_messages_do_not_depend_on_how_the_block_is_cut(block: Block) -> None:
     apart = [m for i in range(len(block)) for m in outcomes_of(block.take(slice(i, i + 1)), STREAM, model).messages]
     for kind in ("scores", "alerts", "refused"):
         assert of_kind(apart, kind) == of_kind(whole, kind)
+
+
+def test_packed_scores_are_the_same_scores_in_fewer_records(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stream = Linear(STREAM), replace(STREAM, packed_scores=True)
+    plain, packed = outcomes_of(block, STREAM, model), outcomes_of(block, stream, model)
+    lines = [message.value for message in of_kind(plain.messages, "scores")]
+    (record,) = of_kind(packed.messages, "scores")
+    assert record.value is not None
+    assert record.value.split(b"\n") == lines
+    assert (record.key, record.partition) == (None, 0)
+    headers = dict(record.headers)
+    assert headers["ce_id"] == f"{STREAM.topic('events')}/0/0-5/packed_scores".encode()
+    assert headers["content-type"] == b"application/x-ndjson"
+    for kind in ("alerts", "refused"):
+        assert of_kind(packed.messages, kind) == of_kind(plain.messages, kind)
+    monkeypatch.setattr(alerting, "PACKED_BYTES", 2 * len(lines[0] or b""))
+    several = of_kind(outcomes_of(block, stream, model).messages, "scores")
+    assert [line for message in several for line in (message.value or b"").split(b"\n")] == lines
+    assert len(several) == 3
 
 
 def test_without_scores_every_scored_event_becomes_a_dead_letter(block: Block) -> None:
