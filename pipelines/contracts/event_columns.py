@@ -50,6 +50,7 @@ class ColumnContract:
         ... id = { type = "text" }
         ... at = { type = "time" }
         ... user = { type = "text" }
+        ... country = { type = "category" }
         ... ''')
         >>> values = [b'{"id": "1"}', b'{"id": "2", "at": 5, "user": "ann"}']
         >>> columns = ColumnContract(stream).columns(values, [b"ann", b"ann"], np.array([5, 6]))
