@@ -2,6 +2,10 @@
 
 Records are sorted by (effective time, labels before events, partition, offset). The effective time of an event is its
 arrival: the running maximum of the record timestamps of its partition. That of a label is its arrival plus `label_lag`.
+
+What may be released is decided by *marks* alone: a time T and the end offset of every source. All records before these
+offsets and below T are released, whatever else has been read. All replicas of a stream read the same marks in the same
+sequence (from the clock topic), so they fold in the same order, even if a record comes later than a mark expected.
 """
 
 import math
@@ -54,10 +58,15 @@ Places = Mapping[tuple[int, int, int], Key]  # (kind, partition, offset) -> plac
 
 
 class Mark(NamedTuple):
-    """The clock of a replay: no record after these end offsets has a timestamp below `below_ms`."""
+    """A step of the order: what lies before `ends` and below `below_ms` is released.
+
+    Its writer expects that no record after the ends has an effective time below `below_ms`. `next_offset` is the offset
+    after it in the clock topic.
+    """
 
     below_ms: float
     ends: Frontier
+    next_offset: int = 0
 
 
 class SourceClock:
@@ -106,7 +115,7 @@ class _Queue(SourceClock):
 
 
 class Merge:
-    """Merges sources into the one order. Releases records that are strictly below the bound of every source.
+    """Merges sources into the one order, by marks. `proposal` makes the next mark from the bounds of the sources.
 
     The clock is never read here: time is an argument (`asked_ms`, `now_ms`).
 
@@ -116,7 +125,8 @@ class Merge:
         arrivals: running maximum of the record timestamps per source so far, ms; for a restore.
         last: the last place already folded; for a restore.
         places: where out-of-turn records were folded before.
-        folded_first: a frontier; all records before it are released before any record beyond it.
+        folded_first: a frontier; all records before it are released before any record beyond it, without a mark.
+        clock_offset: where the marks begin in the clock topic; those before it are done.
         order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
         order_stall_ms: how long to wait for a partition that is behind or has no leader, ms.
     """
@@ -130,6 +140,7 @@ class Merge:
         last: Key | None = None,
         places: Places | None = None,
         folded_first: Frontier | None = None,
+        clock_offset: int = 0,
         order_wait_ms: int = 50,
         order_stall_ms: int = 30_000,
     ) -> None:
@@ -140,10 +151,11 @@ class Merge:
         }
         self._last = last
         self._places = dict(places or {})
-        self._prefix = dict(folded_first) if folded_first else None
         self._order_wait_ms = order_wait_ms
         self._order_stall_ms = order_stall_ms
-        self._marks: deque[Mark] = deque()
+        self._is_restoring = bool(folded_first)
+        self._marks: deque[Mark] = deque([Mark(_FOREVER, folded_first, clock_offset)] if folded_first else [])
+        self.clock_offset = clock_offset  # of the first mark that is not done
         self._ticked_ms: float | None = None
         self.n_out_of_turn = 0
 
@@ -186,14 +198,26 @@ class Merge:
             queue.bound_ms = max(queue.bound_ms, asked_ms - self._order_wait_ms)
 
     def mark(self, mark: Mark) -> None:
-        """Add a clock mark of a replay; marks must be in ascending time."""
+        """Add the next mark."""
         self._marks.append(mark)
+
+    def proposal(self) -> Mark | None:
+        """The mark that would release all records that no later record can precede; None if there are none.
+
+        Only what has been read counts: of a source that others no longer wait for, the records in hand.
+        """
+        if self._marks:
+            return None
+        least = self._least()
+        if all(not q.items or q.items[0].key.effective_ms >= least for q in self._queues.values()):
+            return None
+        return Mark(least, {s: q.position for s, q in self._queues.items()})
 
     def tick(self, now_ms: float) -> None:
         """Count how long sources keep the others waiting. A step counts at most 1 s, in case of a pause."""
         step = 0.0 if self._ticked_ms is None else min(max(now_ms - self._ticked_ms, 0.0), 1_000.0)
         self._ticked_ms = now_ms
-        if self._prefix is not None or not self.n_waiting:
+        if self._is_restoring or not self.n_waiting:
             return
         least = self._least()
         for queue in self._queues.values():
@@ -204,61 +228,56 @@ class Merge:
             queue.waited_ms += step
             queue.waived = queue.waited_ms > self._order_stall_ms
 
-    def hoards(self, limit: int) -> set[Source]:
-        """Sources with more than `limit` buffered bytes that wait for other sources. Do not read these further."""
+    def hoards(self, limit: int, *, follows: bool = False) -> set[Source]:
+        """Sources with more than `limit` buffered bytes that wait for other sources. Do not read these further.
+
+        With `follows`, other replicas write the marks: then a source that the next mark does not need waits too.
+        """
         full = {s for s, q in self._queues.items() if q.n_bytes > limit}
         if not full:
             return full
-        self._reach_marks()
-        least = self._least()
-        return {s for s in full if self._queues[s].effective_bound_ms > least}
+        if not self._marks:
+            least = self._least()
+            return full if follows else {s for s in full if self._queues[s].effective_bound_ms > least}
+        mark = self._marks[0]
+        least = self._bound(mark)
+        queues = self._queues
+        return {s for s in full if self._has_reached(s, mark) or queues[s].arrival_ms + queues[s].lag_ms > least}
 
     def release(self) -> list[Item]:
-        """All records that no later record can precede, in the one order."""
-        self._reach_marks()
-        if self._prefix is not None:
-            items = self._take(self._least(), self._prefix)
-            if not self._prefix_done():
-                return items
-            self._prefix = None
-            return items + self._take(self._least(), None)
-        return self._take(self._least(), None)
-
-    def _reach_marks(self) -> None:
-        """Apply marks. A mark counts for a source once the source has been read up to the end offset of the mark."""
+        """All records that the marks release, in the one order."""
+        items: list[Item] = []
         while self._marks:
             mark = self._marks[0]
-            reached = True
-            for source, queue in self._queues.items():
-                if queue.position >= mark.ends.get(source, 0):
-                    queue.bound_ms = max(queue.bound_ms, mark.below_ms)
-                else:
-                    reached = False
-            if not reached:
-                return
+            bound = self._bound(mark)
+            items += self._take(min(bound, mark.below_ms), mark.ends)
+            if bound < _FOREVER:
+                break
             self._marks.popleft()
+            self.clock_offset = max(self.clock_offset, mark.next_offset)
+            self._is_restoring = False
+        return items
+
+    def _has_reached(self, source: Source, mark: Mark) -> bool:
+        return self._queues[source].position >= mark.ends.get(source, 0)
+
+    def _bound(self, mark: Mark) -> float:
+        """The effective time below which no record before the ends of a mark is still to be read.
+
+        Only arrivals count, which never decrease: what is released does not depend on how far each source was read.
+        """
+        unread = (q.arrival_ms + q.lag_ms for s, q in self._queues.items() if not self._has_reached(s, mark))
+        return min(unread, default=_FOREVER)
 
     def _least(self) -> float:
-        """The time below which no record can come any more; with a prefix, no record of the prefix."""
-        if self._prefix is None:
-            awaited = [q for q in self._queues.values() if not q.waived]
-        else:
-            awaited = [q for s, q in self._queues.items() if q.position < self._prefix.get(s, 0)]
-        return min((q.effective_bound_ms for q in awaited), default=_FOREVER)
+        """The effective time below which no record is expected any more."""
+        return min((q.effective_bound_ms for q in self._queues.values() if not q.waived), default=_FOREVER)
 
-    def _prefix_done(self) -> bool:
-        assert self._prefix is not None
-        return all(
-            q.position >= self._prefix.get(s, 0) and (not q.items or q.items[0].record.offset >= self._prefix.get(s, 0))
-            for s, q in self._queues.items()
-        )
-
-    def _take(self, below_ms: float, prefix: Frontier | None) -> list[Item]:
+    def _take(self, below_ms: float, ends: Frontier) -> list[Item]:
         taken: list[Item] = []
         for source, queue in self._queues.items():
-            items = queue.items
-            end = prefix.get(source, 0) if prefix is not None else None
-            while items and items[0].key.effective_ms < below_ms and (end is None or items[0].record.offset < end):
+            items, end = queue.items, ends.get(source, 0)
+            while items and items[0].key.effective_ms < below_ms and items[0].record.offset < end:
                 item = items.popleft()
                 queue.n_bytes -= item.n_bytes
                 taken.append(item)

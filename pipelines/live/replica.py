@@ -28,12 +28,19 @@ class Replica:
         progress: the last progress record of every partition.
         told: all places recorded in progress records for the records that `needed_places(state)` names.
         order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
+        own_clock: nobody else folds this stream: the marks of the order are the replica's own.
     """
 
     def __init__(
-        self, state: State, progress: Mapping[int, Progress], told: Places, *, order_wait_ms: int = 50
+        self,
+        state: State,
+        progress: Mapping[int, Progress],
+        told: Places,
+        *,
+        order_wait_ms: int = 50,
+        own_clock: bool = False,
     ) -> None:
-        self.state = state
+        self.state, self._own_clock = state, own_clock
         self.counters = ScorerCounters()
         self._decoder = Decoder(state.stream)
         self._published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
@@ -63,6 +70,9 @@ class Replica:
         """
         with self.state.step():
             released = self.merge.release()
+            if self._own_clock and (mark := self.merge.proposal()) is not None:
+                self.merge.mark(mark)
+                released += self.merge.release()
             for start in range(0, len(released), chunk):
                 yield self._fold(released[start : start + chunk], fault)
 

@@ -77,6 +77,7 @@ class Scorer:
             progress,
             places_after(asked, stream, progress, needed_places(state)),
             order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
+            own_clock=live,
         )
         self.lanes.put(self._replica.restored_puts())
         clock = (stream.topic("clock"), 0)

@@ -74,6 +74,7 @@ def fold_live(stream: Stream, events: Log, labels: Log, *, held_back: int = 0) -
     merge.mark(Mark(float("inf"), early))
     items = merge.release()
     merge.add(first, by_source[first][early[first] :])
+    merge.mark(Mark(float("inf"), ends))
     items += merge.release()
     folded = State(stream, N_PARTITIONS).fold(Decoder(stream).block(items))
     places = [[*i.source, i.record.offset, *i.key] for i in items if i.out_of_turn]

@@ -172,7 +172,7 @@ class World:
         told = self._told(needed_places(state))
         for p, claimed in last.items():
             self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
-        self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms)
+        self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms, own_clock=True)
         self.lanes = [SimulatedLane(self, p) for p in range(N_PARTITIONS)]
         self.at = dict(state.frontier)
         for lane, put in zip(self.lanes, self.replica.restored_puts(), strict=True):
