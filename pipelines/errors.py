@@ -9,6 +9,7 @@ UnmaskError
 │       └── TooLargeError    the record exceeds the limit of its topic or the client: a shorter one may succeed
 ├── LakeError            a table is missing or was written by another program
 └── RestoreError         no state can be built that agrees with what was already published
+    └── OutboxOverflowError  a partition can be taken over only with a restored state
 """
 
 from collections.abc import Sequence
@@ -75,6 +76,10 @@ class LakeError(UnmaskError):
 
 class RestoreError(UnmaskError):
     """No state can be built that agrees with what was already published."""
+
+
+class OutboxOverflowError(RestoreError):
+    """A partition cannot be taken over from its outbox, which overflowed: the scorer must restore its state."""
 
 
 class InternalError(Exception):

@@ -60,13 +60,14 @@ Places = Mapping[tuple[int, int, int], Key]  # (kind, partition, offset) -> plac
 class Mark(NamedTuple):
     """A step of the order: what lies before `ends` and below `below_ms` is released.
 
-    Its writer expects that no record after the ends has an effective time below `below_ms`. `next_offset` is the offset
-    after it in the clock topic.
+    Its writer `by` expects that no record after the ends has an effective time below `below_ms`. `next_offset` is the
+    offset after it in the clock topic.
     """
 
     below_ms: float
     ends: Frontier
     next_offset: int = 0
+    by: str = ""
 
 
 class SourceClock:
@@ -206,12 +207,15 @@ class Merge:
 
         Only what has been read counts: of a source that others no longer wait for, the records in hand.
         """
-        if self._marks:
+        if self._marks or not self.is_behind:
             return None
+        return Mark(self._least(), {s: q.position for s, q in self._queues.items()})
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are marks to follow, or records that a mark should release."""
         least = self._least()
-        if all(not q.items or q.items[0].key.effective_ms >= least for q in self._queues.values()):
-            return None
-        return Mark(least, {s: q.position for s, q in self._queues.items()})
+        return bool(self._marks) or any(q.items and q.items[0].key.effective_ms < least for q in self._queues.values())
 
     def tick(self, now_ms: float) -> None:
         """Count how long sources keep the others waiting. A step counts at most 1 s, in case of a pause."""

@@ -36,7 +36,7 @@ class StatusFile:
 
 def status_of(scorer: Scorer) -> dict[str, Any]:
     """The content of the status file: health, counts since the first start, size of the state, model."""
-    published = [lane.progress for lane in scorer.lanes if lane.progress is not None]
+    published = scorer.progress.values()
     return {
         "pid": os.getpid(),
         "at": time.time(),

@@ -96,6 +96,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     - `definition_start`: the first offset scored under `definition`.
     - `outcomes_from`: the first offsets of this partition's scores and refused that count since a recovery, by kind.
     - `retold`: the offsets [from, to) of the progress records in which `unmask recover` recorded places again.
+    - `clock_offset`: the offset in the clock topic from which a restart reads marks, after it has folded `frontier`.
     - `format`: 1 was written by version 0.1.0.
     """
 
@@ -117,6 +118,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     definition_start: int = 0
     outcomes_from: dict[str, int] = {}
     retold: list[int] = []
+    clock_offset: int = 0
 
 
 PROGRESS_FORMAT = 2

@@ -62,6 +62,7 @@ class State:
         self.topic_ids: dict[str, str] = {}  # Kafka's ids of the input topics by kind, if the broker supports them
         # [kind, partition, offset, place...] of out-of-turn records that are not in a progress record yet
         self.places: list[list[int]] = []
+        self.clock_offset = 0  # of the first mark of the order that may not be folded
         self._seen = Duplicates(stream.duplicate_memory_ms, stream.duplicate_memory_ids)
         self._reported = Reports(
             self.plan.report_memory_ms,
@@ -199,6 +200,7 @@ class State:
             "clock_ms": self.clock_ms,
             "watermark_ms": list(self.watermark_ms),
             "places": list(self.places),
+            "clock_offset": self.clock_offset,
             "id_key": self.id_key.hex(),
             "evicted": [self._seen.n_evicted, self._reported.n_evicted],
         }
@@ -231,6 +233,7 @@ class State:
         state.clock_ms = meta["clock_ms"]
         state.watermark_ms = list(meta["watermark_ms"])
         state.places = list(meta["places"])
+        state.clock_offset = meta.get("clock_offset", 0)
         return state
 
 

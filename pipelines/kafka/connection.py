@@ -9,7 +9,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines.kafka.kafka_python.client import KafkaPython
-from pipelines.kafka.port import DELIVERY_MS, Adapter, Admin, Client, Position, Reader, TransactionalWriter, Writer
+from pipelines.kafka.port import (
+    DELIVERY_MS,
+    Adapter,
+    Admin,
+    Client,
+    Member,
+    Position,
+    Reader,
+    TransactionalWriter,
+    Writer,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,10 @@ class Connection:
     def reader(self, positions: Mapping[Position, int], *, max_records: int = 5_000) -> Reader:
         """A reader of these partitions, starting at these offsets."""
         return self.client.reader(positions, max_records=max_records)
+
+    def member(self, group: str, topic: str, *, instance_id: str | None = None, session_ms: int = 20_000) -> Member:
+        """A new member of a group that divides the partitions of a topic."""
+        return self.client.member(group, topic, instance_id=instance_id, session_ms=session_ms)
 
     def writer(self, *, linger_ms: int = 5) -> Writer:
         """An idempotent writer."""

@@ -89,6 +89,28 @@ class Reader(Closing, Protocol):
         """Pause exactly these partitions; all others are fetched."""
 
 
+class Assignment(NamedTuple):
+    """The partitions that a group gives to a member, since a generation of the group."""
+
+    generation: int
+    partitions: frozenset[int]
+
+
+class Member(Closing, Protocol):
+    """A member of a consumer group that divides the partitions of one topic; it reads no records.
+
+    The members rebalance cooperatively: a partition moves without stopping the others.
+    """
+
+    def assigned(self) -> Assignment:
+        """The current assignment; does not wait.
+
+        Raises:
+            BrokerError: the membership has ended, and why.
+        """
+        ...
+
+
 class Writer(Closing, Protocol):
     """An idempotent producer; `flush` reports the failure of any record."""
 
@@ -164,6 +186,10 @@ class Client(Protocol):
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int) -> Reader:
         """A reader of these partitions, starting at these offsets; a poll returns at most `max_records`."""
+        ...
+
+    def member(self, group: str, topic: str, *, instance_id: str | None, session_ms: int) -> Member:
+        """Join a group. With an `instance_id` (KIP-345), a restart within `session_ms` causes no rebalance."""
         ...
 
     def writer(self, *, linger_ms: int) -> Writer:

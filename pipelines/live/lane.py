@@ -1,4 +1,4 @@
-"""A lane: the writer of one partition, which publishes its outbox in transactions."""
+"""A lane: the writer of one partition that this replica owns; it publishes the outbox in transactions."""
 
 import logging
 import threading
@@ -54,13 +54,14 @@ class Lane:
     form (`Shortening`). Any other rejection ends the lane, and with it the scorer.
     """
 
-    def __init__(self, setting: LaneSetting, partition: int) -> None:
+    def __init__(self, setting: LaneSetting, partition: int, outbox: Outbox | None = None) -> None:
         self._setting = setting
         self.partition = partition
         self._writer = self._open()
         self.progress: Progress | None = None
-        self.outbox = Outbox()
+        self.outbox = Outbox() if outbox is None else outbox
         self._stopping = threading.Event()
+        self._is_leaving = False
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
         self.was_stopping = False  # time of the failure
@@ -90,6 +91,11 @@ class Lane:
         self._stopping.set()
         self.outbox.wake()
 
+    def leave(self) -> None:
+        """End after the current transaction; the next owner publishes the rest of the outbox."""
+        self._is_leaving = True
+        self.stop()
+
     def stop(self, *, deadline_s: float = 10.0) -> None:
         """Publish the rest of the outbox, then close."""
         self.ask_to_stop()
@@ -99,7 +105,7 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            while not (self._stopping.is_set() and not len(self.outbox)):
+            while not (self._stopping.is_set() and (self._is_leaving or not len(self.outbox))):
                 batch = self.outbox.take()
                 if batch is not None:
                     self._publish(batch)

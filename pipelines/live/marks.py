@@ -1,6 +1,7 @@
-"""Messages of the clock topic of a replay."""
+"""Messages of the clock topic: the marks of the order."""
 
 import logging
+import math
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,7 @@ class _MarkJson(msgspec.Struct):
 
     below_ms: float | None
     ends: dict[_InputName, list[int]]
+    by: str = ""
 
 
 def mark_of(record: Received) -> Mark | None:
@@ -31,9 +33,11 @@ def mark_of(record: Received) -> Mark | None:
             record.topic, record.partition, record.offset, error,
         )  # fmt: skip
         return None
-    return Mark(float("inf") if mark.below_ms is None else mark.below_ms, from_kinds(mark.ends))
+    below_ms = math.inf if mark.below_ms is None else mark.below_ms
+    return Mark(below_ms, from_kinds(mark.ends), record.offset + 1, mark.by)
 
 
-def mark_bytes(below_ms: int | None, ends: Frontier, n_partitions: int) -> bytes:
-    """Encode a clock mark; `below_ms` None means the end of time."""
-    return msgspec.json.encode({"below_ms": below_ms, "ends": by_kind(ends, n_partitions)})
+def mark_bytes(below_ms: float | None, ends: Frontier, n_partitions: int, *, by: str = "") -> bytes:
+    """Encode a clock mark; `below_ms` None or infinity means the end of time, `by` names the writer."""
+    below_ms = None if below_ms == math.inf else below_ms
+    return msgspec.json.encode({"below_ms": below_ms, "ends": by_kind(ends, n_partitions), "by": by})

@@ -1,29 +1,36 @@
-"""The outbox: folded events of one partition that its lane has not published yet."""
+"""The outbox: folded events of one partition that no lane, here or in another replica, has published yet."""
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.messages import Progress
 
 MAX_ROWS = 1_000
 IDLE_S = 0.25
+_MAX_TOLD_AHEAD = 100_000
 _PLACE_BYTES = 256  # measured memory of a place
 
 
 @dataclass(frozen=True)
 class Put:
-    """The result of one fold for a partition: its events, the places to record with them, and the frontier after it."""
+    """The result of one fold for a partition: its events, the places to record with them, and the frontier after it.
+
+    `clock_offset`: of the first mark in the clock topic that may not be done at this frontier.
+    """
 
     rows: Block
     places: Sequence[list[int]]
     frontier: dict[str, list[int]]
+    clock_offset: int = 0
 
     @cached_property
     def n_bytes(self) -> int:
@@ -37,6 +44,7 @@ class OutboxBatch(NamedTuple):
     rows: Block
     places: list[list[int]]
     frontier: dict[str, list[int]]
+    clock_offset: int = 0
 
     def halves(self) -> "tuple[OutboxBatch, OutboxBatch]":
         """Split into two batches. The first records all places, because the frontier of both depends on them."""
@@ -46,18 +54,29 @@ class OutboxBatch(NamedTuple):
 
 
 class Outbox:
-    """Events of one partition between fold and publication, in order. One thread puts, one takes."""
+    """Events of one partition between fold and publication, in order. One thread puts, one takes.
+
+    While another replica owns the partition, `cover` drops what it has published, so that a take-over goes on here.
+    """
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
         self._puts: deque[Put] = deque()
         self.n_bytes = 0
+        self.next_offset = 0  # what lies before it is published
+        self.complete_from = 0  # rows before it are missing if they are not published
+        self.told_until = 0  # the progress records before this offset have been regarded
+        self._told_ahead: dict[tuple[int, ...], None] = {}  # places told by others that were not put here yet
 
     def put(self, put: Put) -> None:
         """Append the put of one fold. Places are recorded even if there is no row to publish: audits need them."""
-        if not len(put.rows) and not put.places:
-            return  # the next put has its own, later frontier
         with self._ready:
+            if len(put.rows) and put.rows.offset[0] < self.next_offset:
+                put = _after(put, self.next_offset)
+            if self._told_ahead and put.places:
+                put = replace(put, places=[place for place in put.places if not self._was_told(place)])
+            if not len(put.rows) and not put.places:
+                return  # the next put has its own, later frontier
             self._puts.append(put)
             self.n_bytes += put.n_bytes
             self._ready.notify()
@@ -80,7 +99,50 @@ class Outbox:
                     break
         if not taken:
             return None
-        return OutboxBatch(Block.concat([put.rows for put in taken]), places, taken[-1].frontier)
+        rows, last = Block.concat([put.rows for put in taken]), taken[-1]
+        return OutboxBatch(rows, places, last.frontier, last.clock_offset)
+
+    def cover(self, next_offset: int, told: Collection[tuple[int, ...]] = ()) -> None:
+        """Drop the rows before an offset and the places (kind, partition, offset) that another replica published.
+
+        A place that is not told yet goes on with the next rows: their features depend on it.
+        """
+        with self._ready:
+            self.next_offset = max(self.next_offset, next_offset)
+            puts, self._puts, self.n_bytes = self._puts, deque(), 0
+            carried: list[list[int]] = []
+            self._told_ahead |= dict.fromkeys(told)
+            for put in puts:
+                if put is not puts[-1] and not told and not carried and self._is_kept(put):
+                    self._keep(put)
+                    continue
+                rows = put.rows if self._is_kept(put) else _after(put, self.next_offset).rows
+                carried += [place for place in put.places if not self._was_told(place)]
+                if len(rows) or (put is puts[-1] and carried):
+                    self._keep(Put(rows, carried, put.frontier, put.clock_offset))
+                    carried = []
+
+            while len(self._told_ahead) > _MAX_TOLD_AHEAD:
+                del self._told_ahead[next(iter(self._told_ahead))]
+
+    def _was_told(self, place: Sequence[int]) -> bool:
+        return self._told_ahead.pop((*place[:3],), self) is None
+
+    def _is_kept(self, put: Put) -> bool:
+        return not len(put.rows) or int(put.rows.offset[0]) >= self.next_offset
+
+    def _keep(self, put: Put) -> None:
+        self._puts.append(put)
+        self.n_bytes += put.n_bytes
+
+    def shed(self) -> None:
+        """Drop everything, for want of memory. Only a restored state can publish these rows then."""
+        with self._ready:
+            for put in self._puts:
+                if len(put.rows):
+                    self.complete_from = int(put.rows.offset[-1]) + 1
+            self._puts.clear()
+            self.n_bytes = 0
 
     def wake(self) -> None:
         """Make a waiting `take` return."""
@@ -96,7 +158,8 @@ class Outbox:
                 put = self._puts.popleft()
                 self.n_bytes -= put.n_bytes
                 if len(put.rows) > n_rows or len(put.places) > n_places:
-                    kept.append(Put(put.rows.take(slice(n_rows, None)), put.places[n_places:], put.frontier))
+                    rows, places = put.rows.take(slice(n_rows, None)), put.places[n_places:]
+                    kept.append(Put(rows, places, put.frontier, put.clock_offset))
                 n_rows -= min(n_rows, len(put.rows))
                 n_places -= min(n_places, len(put.places))
             for put in reversed(kept):
@@ -105,6 +168,24 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._puts)
+
+
+def _after(put: Put, offset: int) -> Put:
+    """The put without the rows before an offset; the offsets of its rows ascend."""
+    first = int(np.searchsorted(put.rows.offset, offset))
+    return Put(put.rows.take(slice(first, None)), put.places, put.frontier, put.clock_offset)
+
+
+def later(one: Mapping[str, list[int]], other: Mapping[str, list[int]] | None) -> dict[str, list[int]]:
+    """The later of two frontiers of the same order.
+
+    >>> later({"events": [3, 1]}, {"events": [2, 1]})
+    {'events': [3, 1]}
+    """
+    other = other or {}
+    return {
+        kind: [max(pair) for pair in zip_longest(row, other.get(kind, ()), fillvalue=0)] for kind, row in one.items()
+    }
 
 
 def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
@@ -118,6 +199,7 @@ def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
         n_duplicates=before.n_duplicates + n_duplicates,
         n_refused=before.n_refused + len(rows) - n_scored - n_duplicates,
         n_out_of_turn=before.n_out_of_turn + len(batch.places),
-        frontier=batch.frontier,
+        frontier=later(batch.frontier, before.frontier),
+        clock_offset=max(batch.clock_offset, before.clock_offset),
         out_of_turn=batch.places,
     )

@@ -43,7 +43,7 @@ class Replica:
         self.state, self._own_clock = state, own_clock
         self.counters = ScorerCounters()
         self._decoder = Decoder(state.stream)
-        self._published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
+        self.published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
         self._promised = furthest(progress) or {}
         self._told = told
         state.places = [place for place in state.places if (*place[:3],) not in told]
@@ -56,12 +56,14 @@ class Replica:
                 record: place for record, place in told.items() if record[2] >= state.frontier[Source(*record[:2])]
             },
             folded_first=self._promised or None,
+            clock_offset=max(state.clock_offset, *(record.clock_offset for record in progress.values())),
             order_wait_ms=order_wait_ms,
         )
 
     def restored_puts(self) -> list[Put]:
         """Puts for every outbox after a restore: the places that are not recorded in progress yet."""
-        return [Put(self._decoder.block(()), self.state.places, self._frontier())] * self.state.n_partitions
+        put = Put(self._decoder.block(()), list(self.state.places), self._frontier(), self.state.clock_offset)
+        return [put] * self.state.n_partitions
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
         """Fold the records that no later record can precede; yields one put per partition for each chunk.
@@ -69,12 +71,14 @@ class Replica:
         After an exception, here or in the consumer of a put, the step is incomplete and no snapshot can be taken.
         """
         with self.state.step():
+            clock_offset = self.merge.clock_offset
             released = self.merge.release()
             if self._own_clock and (mark := self.merge.proposal()) is not None:
                 self.merge.mark(mark)
                 released += self.merge.release()
             for start in range(0, len(released), chunk):
-                yield self._fold(released[start : start + chunk], fault)
+                yield self._fold(released[start : start + chunk], clock_offset, fault)
+            self.state.clock_offset = self.merge.clock_offset
 
     def n_untold(self, progress: Mapping[int, Progress]) -> int:
         """Number of places that a snapshot must contain, because they are not recorded in `progress`."""
@@ -87,7 +91,7 @@ class Replica:
         self.n_untold(progress)
         return self.state.snapshot()
 
-    def _fold(self, items: Sequence[Item], fault: Fault) -> list[Put]:
+    def _fold(self, items: Sequence[Item], clock_offset: int, fault: Fault) -> list[Put]:
         """Decode and fold; each outbox gets the unpublished events of its partition."""
         state, counters = self.state, self.counters
         block = self._decoder.block(items)
@@ -102,14 +106,14 @@ class Replica:
         state.places += places
         frontier = self._frontier()
         # The other events were published before the restart, or are before the start of scoring.
-        waiting = block.is_event & (block.offset >= self._published[block.partition])
+        waiting = block.is_event & (block.offset >= self.published[block.partition])
         counters.n_folded += len(items)
         counters.n_out_of_turn += len(places)
         counters.n_unknown_fields += int(block.has_unknown_fields.sum())
         counters.n_broken_labels += int((~block.is_event & ~block.is_accepted).sum())
         counters.n_late += int((waiting & (block.late_ms > 0)).sum())
         return [
-            Put(block.take(np.flatnonzero(waiting & (block.partition == p))), places, frontier)
+            Put(block.take(np.flatnonzero(waiting & (block.partition == p))), places, frontier, clock_offset)
             for p in range(state.n_partitions)
         ]
 

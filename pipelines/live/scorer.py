@@ -2,50 +2,63 @@
 
 import logging
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from pipelines.contracts.messages import Progress
+from pipelines.contracts.stream import Stream
 from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Shared
+from pipelines.kafka.port import Member
+from pipelines.live.clock import ClockWriter
 from pipelines.live.health import Watch
 from pipelines.live.input import Input, first_positions
-from pipelines.live.lanes import Lanes
+from pipelines.live.lane import Lane
 from pipelines.live.metrics import ScorerCounters
+from pipelines.live.outbox import Outbox, Put
+from pipelines.live.ownership import REGRANT_S, Ownership
 from pipelines.live.replica import Replica, needed_places
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.snapshots import SnapshotSchedule
 from pipelines.live.takeover import TakeOver, places_after
 from pipelines.live.topic_checks import TopicChecks, checked_partitions, stamped_by_broker
 from pipelines.model import Model
+from pipelines.order import EVENT, Source
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60.0
 LOOK_EVERY_S = 0.25
+STEP_IN_S, MAX_RANK = 0.25, 3  # without marks of others for so long, the owner of the next partition writes them
 
 
 class Scorer:
-    """One replica: owns every partition of the stream, folds in the one order, publishes exactly once.
+    """One replica: folds the whole stream in the one order, and publishes exactly once the partitions that it owns.
 
     Args:
-        start: where to start scoring if nothing was ever published; earlier events only update the state.
+        start: where to start scoring a partition of which nothing was ever published; earlier events only update the
+            state.
+        member: the membership that gives partitions to this replica; by default the stream's consumer group, which it
+            joins once its state has reached what is published.
 
     Raises:
         RestoreError: there is no progress and no `start`, or no state can be built that agrees with the progress.
         BrokerError: a topic is missing, or the numbers of partitions differ.
     """
 
-    def __init__(self, setting: ScorerSetting, model: Model, *, start: StartFrom | None) -> None:
-        self.setting, self.model = setting, model
-        self.lanes = Lanes()
+    def __init__(
+        self, setting: ScorerSetting, model: Model, *, start: StartFrom | None, member: Member | None = None
+    ) -> None:
+        self.setting, self.model, self._start = setting, model, start
+        self.owner = uuid.uuid4().hex[:12]
+        self._member = member
+        self._has_joined = member is not None
         with Shared.of(setting.connection) as asked:
-            try:
-                self._take_over(asked, start)
-            except BaseException:
-                self.lanes.release()
-                raise
+            self._restore(asked)
+        self._clock = ClockWriter(setting.connection, setting.stream, self.state.n_partitions, by=self.owner)
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")  # writes snapshots and checks topics
         self._snapshots = SnapshotSchedule(
             SnapshotStore(setting.snapshots, fault=setting.fault),
@@ -65,36 +78,73 @@ class Scorer:
         self._sweep_due_s = now_s + SWEEP_EVERY_S
         self._check_due_s = now_s + setting.check_topics_every.total_seconds()
 
-    def _take_over(self, asked: Shared, start: StartFrom | None) -> None:
-        """Fence the previous scorer, read its progress, build a state that agrees with it, start reading."""
+    def _restore(self, asked: Shared) -> None:
+        """Build a state that agrees with what is published, start reading, and claim what is ours already."""
         setting, stream = self.setting, self.setting.stream
         n_partitions, live = checked_partitions(asked, stream), stamped_by_broker(asked, stream)
-        taken = TakeOver(setting, asked, self.model, n_partitions, self.lanes)
-        progress = taken.claim(start)
+        outside = topics.bounds(asked, [stream.topic("clock"), stream.topic("progress")])
+        clock_first, clock_end = outside[stream.topic("clock"), 0]
+        taken = self._take_over(asked, n_partitions)
+        progress = taken.progress()
         state = taken.restored(progress)
+        self._ownership = Ownership(
+            self._claim,
+            progress,
+            owner=self.owner,
+            regrant_s=0.0 if self._has_joined else REGRANT_S,
+            stall_s=setting.stall_deadline.total_seconds(),
+            aside=ThreadPoolExecutor(n_partitions + 1, thread_name_prefix="ownership"),
+        )
+        told_until = [outside[stream.topic("progress"), p][1] for p in range(n_partitions)]
+        for outbox, offset in zip(self._ownership.outboxes, told_until, strict=True):
+            outbox.told_until = offset
         self._replica = Replica(
             state,
             progress,
             places_after(asked, stream, progress, needed_places(state)),
             order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
-            own_clock=live,
         )
-        self.lanes.put(self._replica.restored_puts())
-        clock = (stream.topic("clock"), 0)
-        clock_from = None if live else topics.bounds(asked, [clock[0]])[clock][0]
+        self._put(self._replica.restored_puts())
+        clock_from = max(clock_first, self._replica.merge.clock_offset)
         self._input = Input(
-            setting.connection.reader(first_positions(stream, state.frontier, clock_from=clock_from)),
+            setting.connection.reader(
+                first_positions(stream, state.frontier, clock_from=clock_from, told_until=told_until)
+            ),
             self._replica.merge,
             stream,
             live=live,
             ends={source: end for source, (_, end) in taken.bounds.items()},
+            clock_end=clock_end,
             max_bytes=setting.max_in_hand_bytes,
+            owner=self.owner,
+            tailed=self._ownership.tailed,
         )
+        if self._member is not None:
+            self._ownership.claim_now(taken.claim, self._member.assigned().partitions)
+
+    def _take_over(self, asked: Shared, n_partitions: int) -> TakeOver:
+        return TakeOver(self.setting, asked, self.model, n_partitions, owner=self.owner, start=self._start)
+
+    def _claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
+        with Shared.of(self.setting.connection) as asked:
+            taken = self._take_over(asked, self.state.n_partitions)
+            taken.progress()  # before any fencing: this scorer may not be allowed to go on
+            return taken.claim(outboxes)
 
     @property
     def state(self) -> State:
         """The current state."""
         return self._replica.state
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes of the partitions that this replica owns."""
+        return [lane for _, lane in sorted(self._ownership.lanes.items())]
+
+    @property
+    def progress(self) -> dict[int, Progress]:
+        """What is published of every partition, by this replica or others."""
+        return self._ownership.progress
 
     @property
     def counters(self) -> ScorerCounters:
@@ -116,7 +166,7 @@ class Scorer:
 
         If a step raises, no snapshot is written, because the step may be incomplete.
         """
-        self.lanes.start()
+        self._ownership.start()
         ended_well = False
         try:
             while not should_stop():
@@ -127,16 +177,18 @@ class Scorer:
 
     def step(self) -> None:
         """One iteration of the loop."""
-        self.lanes.raise_failure()
+        self._follow_group()
         self._look()
         if self._is_full:
             time.sleep(0.01)  # back-pressure: read nothing until the lanes have published enough
             return
         self._read()
+        self._write_mark()
         for puts in self._replica.advance(fault=self.setting.fault):
-            self.lanes.put(puts)
+            self._put(puts)
         self._note_catching_up()
-        self._snapshots.take_if_due(self.lanes.progress)
+        if self._leads:
+            self._snapshots.take_if_due(self.progress)
         now_s = time.monotonic()
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + SWEEP_EVERY_S
@@ -145,16 +197,58 @@ class Scorer:
             self._check_due_s = now_s + self.setting.check_topics_every.total_seconds()
             self._topic_checks.look(self._input.reader, self._input.topics)
 
+    def _put(self, puts: Sequence[Put]) -> None:
+        for outbox, put in zip(self._ownership.outboxes, puts, strict=True):
+            outbox.put(put)
+        self._ownership.shed(self.setting.max_outbox_bytes)
+
+    def _follow_group(self) -> None:
+        """Join the group once there is something to publish, and follow its assignments."""
+        if not self._has_joined and self._has_reached_progress:
+            setting = self.setting
+            self._has_joined = True
+            self._member = setting.connection.member(
+                group_of(setting.stream),
+                setting.stream.topic("events"),
+                instance_id=setting.instance_id,
+                session_ms=round(setting.session.total_seconds() * 1000),
+            )
+        if self._member is not None:
+            self._ownership.follow(self._member.assigned())
+
+    @property
+    def _has_reached_progress(self) -> bool:
+        frontier = self.state.frontier
+        return all(frontier[Source(EVENT, p)] >= told.next_offset for p, told in self.progress.items())
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this replica writes marks and snapshots: it owns the first partition."""
+        return 0 in self._ownership.lanes
+
+    @property
+    def _follows(self) -> bool:
+        """Whether another replica writes the marks; if none comes for a while, the replicas step in one by one."""
+        rank = min(self._ownership.lanes, default=MAX_RANK)
+        return not self._leads and time.monotonic() - self._input.led_s < STEP_IN_S * (1 + min(rank, MAX_RANK))
+
+    def _write_mark(self) -> None:
+        """Write the next mark of the order, if this replica is to write it and something waits for it."""
+        if self._clock.failure is not None:
+            raise self._clock.failure
+        if self._input.live and self._clock.is_free and not self._follows and (mark := self._replica.merge.proposal()):
+            self._clock.write(mark)
+
     @property
     def _is_full(self) -> bool:
-        return self.lanes.n_bytes > self.setting.max_outbox_bytes
+        return self._ownership.n_bytes > self.setting.max_outbox_bytes
 
     def _read(self) -> None:
         """Buffer arrived records and update the bounds of the order."""
         n_read = self._input.read(before=lambda: self.setting.fault("after_poll" if self._caught_up else "mid_restore"))
         self.counters.n_read += n_read
-        self._input.hold_hoards()
-        self._input.ask(count_stalls=self._caught_up)
+        self._input.hold_hoards(follows=self._follows)
+        self._input.ask(count_stalls=self._caught_up, follows=self._follows)
 
     def _note_catching_up(self) -> None:
         if not self._caught_up and self._input.has_caught_up():
@@ -168,15 +262,23 @@ class Scorer:
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + LOOK_EVERY_S
             reading = {} if self._is_full else self._input.busy()
-            self._watch.look(self.lanes.busy() | reading, now_s)
+            self._watch.look(self._ownership.busy() | reading, now_s)
             self._watch.check()
 
     def _stop(self, *, snapshot: bool) -> None:
-        self.lanes.release()
-        failures = self.lanes.failures
-        if snapshot and all(lane.failure is None for lane in self.lanes) and self._caught_up:
-            self._snapshots.take(self.lanes.progress)
+        leads = self._leads
+        failures = self._ownership.release()
+        if self._member is not None:
+            self._member.close()
+        self._clock.close()
+        if snapshot and leads and not failures and self._caught_up:
+            self._snapshots.take(self.progress)
         self._aside.shutdown(wait=True)
         self._input.reader.close()
         if snapshot and failures:
             raise failures[0]  # if a step has raised, report that error
+
+
+def group_of(stream: Stream) -> str:
+    """The consumer group of the scorers of a stream."""
+    return f"unmask.{stream.topics}.scorer"

@@ -24,6 +24,8 @@ class ScorerSetting:
     stall_deadline: timedelta = timedelta(minutes=5)  # time without progress after which the scorer ends
     health_after: timedelta = timedelta(seconds=30)  # time without progress after which health is red
     check_topics_every: timedelta = timedelta(seconds=20)
-    max_outbox_bytes: int = 64 << 20
+    session: timedelta = timedelta(seconds=20)  # without a heartbeat for so long, other replicas take over
+    instance_id: str | None = None  # of a static member (KIP-345): its restart within `session` moves no partition
+    max_outbox_bytes: int = 64 << 20  # of the partitions owned, and of the others
     max_in_hand_bytes: int = 128 << 20  # of buffered records that wait for those of other partitions
     fault: Fault = no_fault

@@ -1,7 +1,6 @@
-"""The take-over: fence the previous scorer, read its progress, find a state that agrees with it."""
+"""The take-over: find a state that agrees with what is published; fence the owner of a partition and go on."""
 
 import logging
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,13 +12,14 @@ import msgspec
 
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream import Stream
-from pipelines.errors import RestoreError
+from pipelines.errors import OutboxOverflowError, RestoreError
 from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection, Shared
 from pipelines.kafka.progress import all_progress, progress_of, read_progress
 from pipelines.live.lane import Lane, LaneSetting
+from pipelines.live.outbox import Outbox
 from pipelines.live.replica import is_ahead, places_told, tells_more
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.topic_checks import input_ids, remade_words
@@ -32,25 +32,33 @@ CLAIMS_AT_ONCE = 8
 
 
 class TakeOver:
-    """One take-over of every partition of a stream.
+    """Restores the state of a stream, and claims partitions: the lanes of a replica.
 
     Args:
         asked: the connection for all requests about topics and records.
-        lanes: filled with one claimed lane per partition; the caller must release them in any case.
+        owner: identity of the replica, named in every progress record that it writes.
+        start: where to start scoring a partition of which nothing was ever published.
     """
 
     def __init__(
-        self, setting: ScorerSetting, asked: Shared, model: Model, n_partitions: int, lanes: list[Lane]
+        self,
+        setting: ScorerSetting,
+        asked: Shared,
+        model: Model,
+        n_partitions: int,
+        *,
+        owner: str,
+        start: StartFrom | None,
     ) -> None:
-        self.setting, self.model, self.lanes = replace(setting, connection=asked), model, lanes
-        self._n_partitions = n_partitions
+        self.setting, self.model = replace(setting, connection=asked), model
+        self._n_partitions, self._start = n_partitions, start
         self._blank = State(setting.stream, n_partitions)
         self._lane_setting = LaneSetting(
             setting.connection,
             setting.stream,
             model,
             self._blank.digest,
-            uuid.uuid4().hex[:12],
+            owner,
             stall_deadline_s=setting.stall_deadline.total_seconds(),
             fault=setting.fault,
         )
@@ -70,35 +78,57 @@ class TakeOver:
         """Current Kafka ids of the input topics."""
         return input_ids(self.setting.connection, self.setting.stream)
 
-    def claim(self, start: StartFrom | None) -> dict[int, Progress]:
-        """Take over every lane; at the very first start, write where scoring starts.
+    def progress(self) -> dict[int, Progress]:
+        """What is published of every partition, or where its scoring starts; nobody is fenced.
+
+        Raises:
+            RestoreError: this scorer may not start.
+        """
+        return {partition: self._claim_of(before, partition) for partition, before in self._before.items()}
+
+    def claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
+        """Take over partitions: fence their previous owners, and go on from the outboxes.
 
         Each partition is fenced, read and claimed without delay, several at a time, so that the fenced scorer soon
-        learns from the claim that another scorer has taken over.
+        learns from the claim that another scorer has taken over. If one claim fails, none is kept.
         """
-        for partition, before in self._before.items():
-            self._claim_of(before, partition, start)  # before any fencing: this scorer may not be allowed to start
-        with ThreadPoolExecutor(min(self._n_partitions, CLAIMS_AT_ONCE), thread_name_prefix="take-over") as pool:
-            claims = list(pool.map(lambda partition: self._claim(partition, start), range(self._n_partitions)))
-        self.lanes.sort(key=lambda lane: lane.partition)
-        return dict(enumerate(claims))
+        lanes: list[Lane] = []
+        try:
+            with ThreadPoolExecutor(CLAIMS_AT_ONCE, thread_name_prefix="take-over") as pool:
+                for done in [pool.submit(self._claim, p, outbox, lanes) for p, outbox in outboxes.items()]:
+                    done.result()
+        except BaseException:
+            for lane in lanes:
+                lane.leave()
+            raise
+        return sorted(lanes, key=lambda lane: lane.partition)
 
-    def _claim(self, partition: int, start: StartFrom | None) -> Progress:
-        lane = Lane(self._lane_setting, partition)
-        self.lanes.append(lane)
+    def _claim(self, partition: int, outbox: Outbox, lanes: list[Lane]) -> None:
+        lane = Lane(self._lane_setting, partition, outbox)
+        lanes.append(lane)
+        position = (self.setting.stream.topic("progress"), partition)
+        end = topics.bounds(self.setting.connection, [position[0]])[position][1]
+        for batch in topics.read_between(self.setting.connection, {position: (outbox.told_until, end)}):
+            for record in batch:
+                cover(outbox, progress_of(record), record.offset)
         before = read_progress(self.setting.connection, self.setting.stream, partition)
         if before is not None and before.next_offset > self.bounds[Source(EVENT, partition)][1]:
             self.bounds = self._spans()  # the other scorer published until it was fenced
-        claim = self._claim_of(before, partition, start)
+        claim = self._claim_of(before, partition)
+        if claim.next_offset < outbox.complete_from:
+            raise OutboxOverflowError(
+                f"partition {partition}: events from offset {claim.next_offset} are not published, but the outbox "
+                f"begins at {outbox.complete_from}: it overflowed; the state is restored from a snapshot"
+            )
+        outbox.cover(claim.next_offset)
         lane.claim(claim)
         self.setting.fault("between_claims")
-        return claim
 
-    def _claim_of(self, before: Progress | None, partition: int, start: StartFrom | None) -> Progress:
+    def _claim_of(self, before: Progress | None, partition: int) -> Progress:
         """The progress record that claims a partition, if that is allowed."""
         setting = self._lane_setting
         if before is None:
-            return self._first_claim(partition, setting, start)
+            return self._first_claim(partition, setting, self._start)
         self._check(before, partition, setting)
         return msgspec.structs.replace(
             before,
@@ -116,9 +146,7 @@ class TakeOver:
         for path, snapshot in store.newest_first():
             try:
                 if is_ahead(snapshot.frontier, progress):
-                    log.info("snapshot %s is ahead of the published progress: it is deleted", path.name)
-                    with suppress(OSError):
-                        path.unlink()
+                    log.info("snapshot %s is ahead of the published progress and is not used", path.name)
                     continue
                 state = self._state_of(snapshot)
             except (RestoreError, OSError, ValueError, KeyError) as error:
@@ -180,8 +208,8 @@ class TakeOver:
             raise RestoreError(f"{changed.words}; run `unmask recover`")
 
     def _was_published(self, partition: int) -> bool:
-        """Whether anything except claims was ever published."""
-        return any(p and p.frontier for p in self._before.values()) or partition in self._with_outcomes
+        """Whether the partition has scores or dead letters."""
+        return partition in self._with_outcomes
 
     @cached_property
     def _with_outcomes(self) -> set[int]:
@@ -284,6 +312,12 @@ def head_is_gone(stream: Stream, origin: Frontier, bounds: Mapping[Source, tuple
             named = f"{stream.topic(KIND_NAMES[source.kind])} [{source.partition}]"
             return f"{named} starts at offset {kept}: its first {kept - first} records were deleted"
     return None
+
+
+def cover(outbox: Outbox, progress: Progress, offset: int) -> None:
+    """Drop from an outbox what a progress record, at an offset of its topic, says is published."""
+    outbox.cover(progress.next_offset, {place[:3] for place in map(tuple, progress.out_of_turn)})
+    outbox.told_until = max(outbox.told_until, offset + 1)
 
 
 def places_after(

@@ -9,12 +9,23 @@ from kafka.structs import OffsetAndMetadata
 
 from pipelines.kafka.kafka_python.admin import KafkaPythonAdmin
 from pipelines.kafka.kafka_python.errors import client_errors
+from pipelines.kafka.kafka_python.member import KafkaPythonMember
 from pipelines.kafka.kafka_python.opening import Server, opened
 from pipelines.kafka.kafka_python.options import check_options
 from pipelines.kafka.kafka_python.reader import KafkaPythonReader
 from pipelines.kafka.kafka_python.transactions import KafkaPythonTransactions
 from pipelines.kafka.kafka_python.writer import KafkaPythonWriter
-from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, Client, Position, Reader, TransactionalWriter, Writer
+from pipelines.kafka.port import (
+    DELIVERY_MS,
+    REQUEST_MS,
+    Admin,
+    Client,
+    Member,
+    Position,
+    Reader,
+    TransactionalWriter,
+    Writer,
+)
 
 
 class KafkaPython(Client):
@@ -30,6 +41,9 @@ class KafkaPython(Client):
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int) -> Reader:
         return KafkaPythonReader(self._server, positions, max_records=max_records)
+
+    def member(self, group: str, topic: str, *, instance_id: str | None, session_ms: int) -> Member:
+        return KafkaPythonMember(self._server, group, topic, instance_id=instance_id, session_ms=session_ms)
 
     def writer(self, *, linger_ms: int) -> Writer:
         return KafkaPythonWriter(self._server, linger_ms=linger_ms)

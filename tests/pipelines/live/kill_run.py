@@ -99,7 +99,7 @@ def plan(run: Run) -> list[str]:
             specs.append("")
             continue
         point = POINTS[(number - number // 4) % len(POINTS)]
-        most = {"mid_snapshot": 2, "mid_restore": 3, "between_claims": N_PARTITIONS}.get(point, 60)
+        most = {"mid_snapshot": 2, "mid_restore": 1, "between_claims": N_PARTITIONS}.get(point, 60)
         specs.append(f"{point}:{chance.randint(1, most)}")
     return specs
 
@@ -110,6 +110,7 @@ def kill_run(run: Run, folder: Path) -> Outcome:
     name = f"kill-{run.seed}-{time.time_ns() // 1_000_000}"
     stream, connection = stream_named(name), Connection(run.bootstrap)
     counts = {stream.topic(k): N_PARTITIONS for k in ("events", "labels", "scores", "alerts", "refused", "progress")}
+    counts[stream.topic("clock")] = 1
     topics.create_topics(connection, counts, config=KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"})
     chance, outcome = random.Random(run.seed + 1), Outcome()
     snapshots = folder / "snapshots"
@@ -156,6 +157,7 @@ def _start(run: Run, stream: Stream, snapshots: Path, spec: str, log: Any) -> su
         stream.name,
     ]
     command += ["--snapshots", str(snapshots), "--fault", spec, "--order-wait-ms", str(run.order_wait_ms)]
+    command += ["--instance", "0"]
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

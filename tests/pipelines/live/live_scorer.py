@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--fault", default="")
     parser.add_argument("--snapshot-every-s", type=float, default=1.0)
+    parser.add_argument("--instance", help="of a static member of the group")
+    parser.add_argument("--session-s", type=float, default=6.0)
     parser.add_argument("--order-wait-ms", type=int, default=50, help="below 0 a partition is read late now and then")
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -108,6 +110,8 @@ def main() -> None:
         snapshot_every=timedelta(seconds=asked.snapshot_every_s),
         order_wait=timedelta(milliseconds=asked.order_wait_ms),
         fault=kill_at(asked.fault) if asked.fault else no_fault,
+        instance_id=asked.instance,
+        session=timedelta(seconds=asked.session_s),
     )
     scorer = Scorer(setting, Linear(stream), start="earliest")
     scorer.run(stop.is_set)

@@ -18,7 +18,7 @@ from pipelines.errors import BrokerError
 from pipelines.faults import Fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import Assignment, Member, Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.live.scorer import Scorer
@@ -37,6 +37,19 @@ def broken_events(stream: Stream, first: int, end: int) -> Block:
     clock = SourceClock(Source(EVENT, 0))
     records = [Received(stream.topic("events"), 0, offset, 0, None, b"{") for offset in range(first, end)]
     return Decoder(stream).block([clock.item(record) for record in records])
+
+
+class Alone(Member):
+    """A membership that gives every partition: what claims them is what is tested, not how a group divides them."""
+
+    def __init__(self, n_partitions: int) -> None:
+        self._assignment = Assignment(0, frozenset(range(n_partitions)))
+
+    def assigned(self) -> Assignment:
+        return self._assignment
+
+    def close(self) -> None:
+        pass
 
 
 class Rig:
@@ -59,6 +72,7 @@ class Rig:
         for kind in kinds:
             own = {self.stream.topic(kind): n_partitions}
             topics.create_topics(self.connection, own, config=config | dict(configs.get(kind, {})))
+        topics.create_topics(self.connection, {self.stream.topic("clock"): 1}, config=KEEP_FOR_EVER)
         self.n_sent = 0
 
     def send(self, n: int) -> None:
@@ -88,7 +102,7 @@ class Rig:
     def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
         full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
-        return Scorer(full, Linear(self.stream), start=start)
+        return Scorer(full, Linear(self.stream), start=start, member=Alone(self.n_partitions))
 
     def published(self, kind: str) -> list[Received]:
         """Every committed record of a topic."""

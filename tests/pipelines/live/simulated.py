@@ -1,7 +1,8 @@
-"""A log, its broker and a replica's restarts in memory: time is an argument, and every crash is a call."""
+"""A log, its broker, its group and the lives of replicas in memory: time is an argument, every crash is a call."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future
 from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
@@ -12,14 +13,17 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, Refused, Score, decode
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
-from pipelines.errors import BrokerError, InternalError, TooLargeError
+from pipelines.errors import BrokerError, FencedError, InternalError, OutboxOverflowError, TooLargeError
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, TransactionalWriter
+from pipelines.kafka.port import Assignment, Message, TransactionalWriter
 from pipelines.live.lane import Lane, LaneSetting
+from pipelines.live.outbox import Outbox, Put
+from pipelines.live.ownership import Ownership
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
-from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Source, by_kind, sources
+from pipelines.live.takeover import cover
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Source, by_kind, sources
 from pipelines.record import Received
 from tests.pipelines.live.live_scorer import Linear
 
@@ -82,13 +86,17 @@ class CrashError(Exception):
 
 
 class SimulatedWriter(TransactionalWriter):
-    """The transactions of one lane in a world: all of one, or nothing of it."""
+    """The transactions of one lane in a world: all of one, or nothing of it. Opening it fences the one before."""
 
     def __init__(self, world: "World", partition: int) -> None:
         self._world, self._partition = world, partition
+        world.epochs[partition] += 1
+        self._epoch = world.epochs[partition]
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         world, stream = self._world, self._world.stream
+        if self._epoch != world.epochs[self._partition]:
+            raise FencedError("another producer has taken over")
         told: Progress | None = None
         published: dict[tuple[int, int], Published] = {}
         for message in messages:
@@ -114,12 +122,11 @@ class SimulatedWriter(TransactionalWriter):
 
 
 class SimulatedLane(Lane):
-    """A lane, whole but for Kafka."""
+    """A lane, whole but for Kafka and its thread."""
 
-    def __init__(self, world: "World", partition: int) -> None:
+    def __init__(self, world: "World", owner: str, partition: int, outbox: Outbox) -> None:
         self._world = world
-        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.model, "", ""), partition)
-        self.progress = world.progress[partition][-1]
+        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.model, "", owner), partition, outbox)
 
     def _open(self) -> SimulatedWriter:
         return SimulatedWriter(self._world, self.partition)
@@ -127,20 +134,179 @@ class SimulatedLane(Lane):
     def _read_progress(self) -> Progress:
         return self._world.progress[self.partition][-1]
 
+    def _wait_for_a_claim(self) -> None:
+        raise FencedError("another scorer has taken over")
+
+    def start(self) -> None:
+        pass
+
     def publish_some(self) -> None:
         """One batch."""
-        if len(self.outbox) and (batch := self.outbox.take(max_rows=2)):
-            self._publish(batch)
+        if self.failure is None and len(self.outbox) and (batch := self.outbox.take(max_rows=2)):
+            try:
+                self._publish(batch)
+            except FencedError as error:
+                self.failure = error
+
+
+class AtOnce(Executor):
+    """Runs what is submitted before it returns."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*args, **named))
+        except CrashError:
+            raise
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class SimulatedReplica:
+    """A scorer without Kafka: begins as one does, with promise and places from progress, and a snapshot that fits."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world, self.name, self.n_lives = world, name, 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start, after a crash too: no lane is claimed."""
+        world = self.world
+        self.n_lives += 1
+        owner = f"{self.name}.{self.n_lives}"
+        last = {p: records[-1] for p, records in enumerate(world.progress)}
+        self.told_until = [len(records) for records in world.progress]
+        state = State(world.stream, N_PARTITIONS)
+        for folded in sorted(world.snapshots, reverse=True):
+            if not is_ahead(world.snapshots[folded].frontier, last):
+                state = State.restore(world.stream, world.snapshots[folded])
+                break
+        told = world.places(needed_places(state))
+        self.replica = Replica(state, last, told, order_wait_ms=world.order_wait_ms)
+        self.ownership = Ownership(self._claim, last, owner=owner, regrant_s=1e9, stall_s=1e9, aside=AtOnce())
+        self.owner = owner
+        for outbox, until in zip(self.ownership.outboxes, self.told_until, strict=True):
+            outbox.told_until = until
+        self.at = dict(state.frontier)
+        self.marks_at = self.replica.merge.clock_offset
+        self._put(self.replica.restored_puts())
+
+    def _put(self, puts: Iterable[Put]) -> None:
+        for outbox, put in zip(self.ownership.outboxes, puts, strict=True):
+            outbox.put(put)
+
+    def _claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
+        lanes: list[Lane] = []
+        for p, outbox in outboxes.items():
+            lane, records = SimulatedLane(self.world, self.owner, p, outbox), self.world.progress[p]
+            for offset in range(outbox.told_until, len(records)):
+                cover(outbox, records[offset], offset)
+            if records[-1].next_offset < outbox.complete_from:
+                raise OutboxOverflowError
+            lane.claim(msgspec.structs.replace(records[-1], owner=self.owner, out_of_turn=[]))
+            lanes.append(lane)
+        return lanes
+
+    def read(self, source: Source, n: int) -> None:
+        """The reader brings up to `n` records of one partition."""
+        to = min(self.at[source] + n, self.world.seen[source])
+        self.replica.merge.add(source, self.world.log[source][self.at[source] : to])
+        self.at[source] = max(to, self.at[source])
+
+    def ask(self, source: Source, *, ago_ms: int = 0) -> None:
+        """The broker's answer, to a question sent `ago_ms` ago, comes in."""
+        at, asked = self.at[source], self.world.now_ms - ago_ms
+        self.replica.merge.observe(source, position=at, end=self.world.seen[source], asked_ms=asked, live=True)
+
+    def mark(self) -> None:
+        """Write the next mark; any replica may, at any time."""
+        if (mark := self.replica.merge.proposal()) is not None:
+            self.world.marks.append(mark._replace(next_offset=len(self.world.marks) + 1))
+
+    def follow_marks(self, n: int) -> None:
+        """Read up to `n` marks."""
+        for mark in self.world.marks[self.marks_at : self.marks_at + n]:
+            self.replica.merge.mark(mark)
+            self.marks_at += 1
+
+    def tail(self, partition: int, n: int) -> None:
+        """Read up to `n` progress records of a partition."""
+        records = self.world.progress[partition]
+        for offset in range(self.told_until[partition], min(self.told_until[partition] + n, len(records))):
+            self.ownership.tailed(partition, records[offset], offset)
+            self.told_until[partition] = offset + 1
+
+    def follow_group(self) -> None:
+        """See the current assignment; without enough in the outbox, start anew from a snapshot."""
+        owned = frozenset(p for p, name in enumerate(self.world.owners) if name == self.name)
+        try:
+            self.ownership.follow(Assignment(self.world.generation, owned))
+            self.ownership.follow(Assignment(self.world.generation, owned))  # ends what the first one began
+        except OutboxOverflowError:
+            self.begin()
+
+    def fold(self) -> None:
+        """Fold what can be folded; it waits in the outboxes."""
+        for puts in self.replica.advance(chunk=3):
+            self._put(puts)
+
+    def order(self) -> None:
+        """Write the next mark, and fold what all marks so far release."""
+        for _ in range(2):  # the marks of others, then one of its own
+            self.follow_marks(10**9)
+            self.fold()
+            self.mark()
+
+    def publish(self, partition: int) -> None:
+        """One transaction of a lane, if the partition is owned."""
+        if (lane := self.ownership.lanes.get(partition)) is not None:
+            lane.publish_some()  # type: ignore[attr-defined]
+
+    def fail(self, at: Literal["before the windows", "among the windows", "after the step"]) -> None:
+        """A step raises, where it folds anything; then, as the scorer does at its error exit, it is restarted."""
+        windows = self.replica.state.windows
+        patched: Any = windows if at == "before the windows" else windows._columns[-1]
+        if at != "after the step":
+            patched.fold = _out_of_memory
+        try:
+            for _ in self.replica.advance(chunk=3):
+                if at == "after the step":
+                    _out_of_memory()
+        except MemoryError:
+            with pytest.raises(InternalError, match="no snapshot can be taken"):
+                self.snapshot()
+        self.begin()
+
+    def snapshot(self, *, disk_full: bool = False) -> None:
+        """Copy the state; it is kept under how much was folded, unless the disk is full."""
+        snapshot = self.replica.snapshot(self.ownership.progress)
+        if not disk_full:
+            self.world.snapshots[sum(snapshot.frontier.values())] = snapshot
+
+    def drain(self) -> None:
+        """Everything is shown, read, marked, folded, tailed and published."""
+        for source in self.world.sources:
+            self.read(source, 10**9)
+            self.ask(source)
+        self.order()
+        self.order()
+        for partition in range(N_PARTITIONS):
+            self.tail(partition, 10**9)
+        self.follow_group()
+        for partition, lane in self.ownership.lanes.items():
+            while len(lane.outbox) and lane.failure is None:
+                self.world.publish(self, partition)
 
 
 class World:
-    """Everything that outlives a crash: the log, what was published, the snapshots; and one replica that does not.
+    """Everything that outlives a crash: the log, what was published, the marks, the snapshots; and some replicas.
 
     `seen[source]` is how much of a partition its broker shows; records behind it have their stamp already (a broker
-    stamps before it shows).
+    stamps before it shows). `owners` is what the group says now; each replica sees it when it looks.
     """
 
-    def __init__(self, stream: Stream = STREAM, *, order_wait_ms: int = 5) -> None:
+    def __init__(self, stream: Stream = STREAM, *, order_wait_ms: int = 5, n_replicas: int = 1) -> None:
         self.stream, self.order_wait_ms = stream, order_wait_ms
         self.now_ms = START_MS
         self.sources = sources(N_PARTITIONS, labels=True)
@@ -152,33 +318,33 @@ class World:
             n_partitions=N_PARTITIONS, definition="", model="", origin=origin, frontier=None, out_of_turn=[],
         )  # fmt: skip
         self.progress: list[list[Progress]] = [[claim] for _ in range(N_PARTITIONS)]
+        self.epochs = [0] * N_PARTITIONS
         self.published: dict[tuple[int, int], Published] = {}
         self.too_large: set[tuple[int, int]] = set()  # events about which the broker takes only the shortest record
         self.fault = ""  # what happens to the next transaction: (crash | doubt) (before | after)
         self.model = Linear(stream)
+        self.marks: list[Mark] = []
         self.snapshots: dict[int, Snapshot] = {}
-        self.restart()
+        self.generation, self.owners = 1, ["0"] * N_PARTITIONS
+        self.replicas = [SimulatedReplica(self, str(n)) for n in range(n_replicas)]
+        self.replica.follow_group()
 
-    def restart(self) -> None:
-        """Crash, then begin as a scorer does: promise and places from progress, state from a snapshot that fits."""
-        last = {p: records[-1] for p, records in enumerate(self.progress)}
-        state = State(self.stream, N_PARTITIONS)
-        for folded in sorted(self.snapshots, reverse=True):
-            if is_ahead(self.snapshots[folded].frontier, last):
-                del self.snapshots[folded]
-                continue
-            state = State.restore(self.stream, self.snapshots[folded])
-            break
-        told = self._told(needed_places(state))
-        for p, claimed in last.items():
-            self.progress[p].append(msgspec.structs.replace(claimed, out_of_turn=[]))
-        self.replica = Replica(state, last, told, order_wait_ms=self.order_wait_ms, own_clock=True)
-        self.lanes = [SimulatedLane(self, p) for p in range(N_PARTITIONS)]
-        self.at = dict(state.frontier)
-        for lane, put in zip(self.lanes, self.replica.restored_puts(), strict=True):
-            lane.outbox.put(put)
+    @property
+    def replica(self) -> SimulatedReplica:
+        """The first replica."""
+        return self.replicas[0]
 
-    def _told(self, needed: Frontier) -> dict[tuple[int, int, int], Key]:
+    def restart(self, number: int = 0) -> None:
+        """A replica crashes and begins again."""
+        self.replicas[number].begin()
+        self.replicas[number].follow_group()
+
+    def assign(self, partition: int, number: int) -> None:
+        """The group gives a partition to a replica; nobody has seen it yet."""
+        self.generation += 1
+        self.owners[partition] = self.replicas[number].name
+
+    def places(self, needed: Frontier) -> dict[tuple[int, int, int], Key]:
         """Places as a start finds them: each partition's progress records are read back as far as they may matter."""
         told: dict[tuple[int, int, int], Key] = {}
         for records in self.progress:
@@ -208,45 +374,14 @@ class World:
         """The broker shows `n` records more."""
         self.seen[source] = min(self.seen[source] + n, len(self.log[source]))
 
-    def read(self, source: Source, n: int) -> None:
-        """The reader brings up to `n` records of one partition."""
-        to = min(self.at[source] + n, self.seen[source])
-        self.replica.merge.add(source, self.log[source][self.at[source] : to])
-        self.at[source] = max(to, self.at[source])
-
-    def ask(self, source: Source, *, ago_ms: int = 0) -> None:
-        """The broker's answer, to a question sent `ago_ms` ago, comes in."""
-        at, asked = self.at[source], self.now_ms - ago_ms
-        self.replica.merge.observe(source, position=at, end=self.seen[source], asked_ms=asked, live=True)
-
-    def fold(self) -> None:
-        """Fold what can be folded; it waits in the outboxes."""
-        for puts in self.replica.advance(chunk=3):
-            for lane, put in zip(self.lanes, puts, strict=True):
-                lane.outbox.put(put)
-
-    def fail(self, at: Literal["before the windows", "among the windows", "after the step"]) -> None:
-        """A step raises, where it folds anything; then, as the scorer does at its error exit, it is restarted."""
-        windows = self.replica.state.windows
-        patched: Any = windows if at == "before the windows" else windows._columns[-1]
-        if at != "after the step":
-            patched.fold = _out_of_memory
-        try:
-            for _ in self.replica.advance(chunk=3):
-                if at == "after the step":
-                    _out_of_memory()
-        except MemoryError:
-            with pytest.raises(InternalError, match="no snapshot can be taken"):
-                self.snapshot()
-        self.restart()
-
-    def publish(self, partition: int, *, fault: str = "") -> None:
+    def publish(self, replica: SimulatedReplica, partition: int, *, fault: str = "") -> None:
         """One transaction of a lane; `fault`: a "crash" or a "doubt" (no answer comes), "before" or "after" it."""
         self.fault = fault
         try:
-            self.lanes[partition].publish_some()
+            replica.publish(partition)
         except CrashError:
-            self.restart()
+            replica.begin()
+            replica.follow_group()
         self.fault = ""
 
     def commit(self, partition: int, told: Progress, published: dict[tuple[int, int], Published]) -> None:
@@ -264,23 +399,15 @@ class World:
         if fault:
             raise CrashError if fault.startswith("crash") else BrokerError("no answer came")
 
-    def snapshot(self, *, disk_full: bool = False) -> None:
-        """Copy the state; it is kept under how much was folded, unless the disk is full."""
-        snapshot = self.replica.snapshot({p: records[-1] for p, records in enumerate(self.progress)})
-        if not disk_full:
-            self.snapshots[sum(snapshot.frontier.values())] = snapshot
-
     def drain(self) -> None:
         """Everything is shown, read, folded and published."""
         self.now_ms += 1_000
         for source in self.sources:
             self.show(source, 10**9)
-            self.read(source, 10**9)
-            self.ask(source)
-        self.fold()
-        for partition in range(N_PARTITIONS):
-            while len(self.lanes[partition].outbox):
-                self.publish(partition)
+        for _ in range(4):  # a fenced lane returns with a newer generation
+            self.generation += 1
+            for replica in self.replicas:
+                replica.drain()
 
     def offline(self) -> dict[tuple[int, int], Published]:
         """What must have been published, from the whole log and the places told, folded in one piece."""

@@ -49,7 +49,7 @@ def lose_all_but_the_lake(world: World) -> Snapshot:
     n_folded = sum(snapshot.frontier.values())
     world.snapshots = {n_folded: snapshot}
     world.restart()
-    assert sum(world.at.values()) == n_folded, "the snapshot was not used"
+    assert sum(world.replica.at.values()) == n_folded, "the snapshot was not used"
     return snapshot
 
 
@@ -84,12 +84,12 @@ def test_a_label_that_no_published_event_has_seen_is_left_to_the_log() -> None:
         world.now_ms += 1_000
         for source in world.sources:
             if source != silent:
-                world.read(source, 9)
-                world.ask(source)
-        world.replica.merge.tick(world.now_ms)
-        world.fold()
+                world.replica.read(source, 9)
+                world.replica.ask(source)
+        world.replica.replica.merge.tick(world.now_ms)
+        world.replica.order()
     for _ in range(2):
-        world.publish(0)
+        world.publish(world.replica, 0)
     assert len(world.published) == 2
     lose_all_but_the_lake(world)
     world.drain()
@@ -101,11 +101,11 @@ def test_most_of_what_was_published_is_folded_from_the_lake() -> None:
     for i in range(n):
         for name, numbers in (("event", (i, 2, 0, 0, i % 3, i % 5)), ("label", (i, i, 0, 1, 1, 1)), ("turn", (0,) * 6)):
             take(world, name, numbers)
-        world.publish(i % N_PARTITIONS)
+        world.publish(world.replica, i % N_PARTITIONS)
     world.now_ms += 1_000
     take(world, "event", (1, 2, 0, 0, 1, 1))  # all labels lie before it
     world.drain()
-    live = world.replica.snapshot({p: records[-1] for p, records in enumerate(world.progress)})
+    live = world.replica.replica.snapshot({p: records[-1] for p, records in enumerate(world.progress)})
     rebuilt = lose_all_but_the_lake(world)
     drawn = {"topic_ids": {}, "id_key": ""}  # what is not a function of the log
     assert rebuilt.meta | drawn == live.meta | drawn
@@ -118,12 +118,12 @@ def test_a_stamp_that_runs_backwards_keeps_its_arrival() -> None:
         world.now_ms -= ago_ms
         world.append(EVENT, 0, event_of(ago_ms, card=2, shop=1, at_ms=world.now_ms), b"2")
     world.show(Source(EVENT, 0), 2)
-    world.read(Source(EVENT, 0), 2)
+    world.replica.read(Source(EVENT, 0), 2)
     world.now_ms += 100
     for source in world.sources:
-        world.ask(source)
-    world.fold()
-    world.publish(0)
+        world.replica.ask(source)
+    world.replica.order()
+    world.publish(world.replica, 0)
     assert len(world.published) == 2
     lose_all_but_the_lake(world)
     world.drain()

@@ -137,7 +137,7 @@ def test_a_clock_mark_that_is_none_is_skipped() -> None:
     ):
         assert mark_of(Received("s.clock", 0, 0, 0, None, value)) is None
     good = mark_bytes(7, {Source(EVENT, 0): 3}, 1)
-    assert mark_of(Received("s.clock", 0, 0, 0, None, good)) == Mark(7, {Source(EVENT, 0): 3})
+    assert mark_of(Received("s.clock", 0, 0, 0, None, good)) == Mark(7, {Source(EVENT, 0): 3}, 1)
 
 
 def test_other_features_under_the_same_topics_are_refused(rig: Rig) -> None:
@@ -272,7 +272,7 @@ def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: R
     place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
     for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
         scorer.state.places = [place] * n_places
-        scorer._snapshots.take(scorer.lanes.progress)
+        scorer._snapshots.take(scorer.progress)
         assert (scorer._snapshots.writing is not None) == is_taken
     scorer._stop(snapshot=False)
 
@@ -287,7 +287,7 @@ def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_nee
         rig.send(1)
         goal = scorer.counters.n_folded + 1
         step_until(scorer, goal)
-        scorer._snapshots.take(scorer.lanes.progress)
+        scorer._snapshots.take(scorer.progress)
         if scorer._snapshots.writing:
             scorer._snapshots.writing.result()
     assert good in (rig.folder / "snapshots").iterdir()
