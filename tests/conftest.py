@@ -32,7 +32,7 @@ LONGEST_FIRST = (
     "tests/flows/test_alone.py",
     "tests/flows/test_retries.py",
     "tests/flows/test_loop.py",
-    "tests/pipelines/live/test_kill.py",
+    "tests/faults/test_faults.py",
     "tests/pipelines/live/test_takeover.py",
     "tests/pipelines/live/test_scorer.py",
     "tests/pipelines/live/test_bounds.py",

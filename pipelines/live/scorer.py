@@ -54,6 +54,7 @@ class Scorer:
     ) -> None:
         self.setting, self.model, self._start = setting, model, start
         self.owner = uuid.uuid4().hex[:12]
+        log.info("this replica is %s", self.owner)
         self._member = member
         self._has_joined = member is not None
         with Shared.of(setting.connection) as asked:

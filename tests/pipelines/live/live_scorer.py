@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--stream", required=True)
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--orders", type=Path, help="at SIGUSR1, a file with another fault")
+    parser.add_argument("--client", default="kafka-python")
     parser.add_argument("--snapshot-every-s", type=float, default=1.0)
     parser.add_argument("--instance", help="of a static member of the group")
     parser.add_argument("--session-s", type=float, default=6.0)
@@ -101,6 +103,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.WARNING)
     stop = threading.Event()
+    faults = [kill_at(asked.fault) if asked.fault else no_fault]
+    signal.signal(signal.SIGUSR1, lambda *_: faults.__setitem__(0, kill_at(asked.orders.read_text())))
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stream = stream_named(asked.stream)
     setting = ScorerSetting(
@@ -109,7 +113,7 @@ def main() -> None:
         asked.snapshots,
         snapshot_every=timedelta(seconds=asked.snapshot_every_s),
         order_wait=timedelta(milliseconds=asked.order_wait_ms),
-        fault=kill_at(asked.fault) if asked.fault else no_fault,
+        fault=lambda point: faults[0](point),
         instance_id=asked.instance,
         session=timedelta(seconds=asked.session_s),
     )

@@ -102,7 +102,8 @@ class Rig:
     def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
         full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
-        return Scorer(full, Linear(self.stream), start=start, member=Alone(self.n_partitions))
+        n_partitions = len(topics.partitions_of(self.connection, self.stream.topic("events")))
+        return Scorer(full, Linear(self.stream), start=start, member=Alone(n_partitions))
 
     def published(self, kind: str) -> list[Received]:
         """Every committed record of a topic."""

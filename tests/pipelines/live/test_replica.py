@@ -13,8 +13,8 @@ AMOUNTS = (0.1, 0.2, 0.3, 7.7, 1e9, None)
 
 
 STEPS = {
-    "event": 12, "label": 4, "show": 4, "turn": 14, "read": 4, "ask": 4, "pass": 4, "tick": 1, "marks": 3,
-    "publish": 10, "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "fail": 1, "sweep": 1, "lose snapshots": 1,
+    "event": 12, "label": 4, "show": 4, "turn": 14, "read": 4, "ask": 4, "pass": 4, "tick": 1, "marks": 3, "publish": 9,
+    "snapshot": 3, "crash": 1, "crash before": 1, "crash after": 1, "fail": 1, "sweep": 1, "lose snapshots": 1,
     "doubt before": 1, "doubt after": 1, "disk full": 1, "unreadable": 1, "tail": 6, "assign": 2, "follow": 4,
     "shed": 1,
 }  # fmt: skip

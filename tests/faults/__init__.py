@@ -1,0 +1,1 @@
+"""Scorers that are killed under load, and what must hold afterwards."""

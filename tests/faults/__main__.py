@@ -1,0 +1,113 @@
+"""Kills scorers again and again under load, and judges every event against a slow reference.
+
+python -m tests.faults --kills 20                                   one replica and two, 20 kills each: 15 minutes
+python -m tests.faults --kills 200 --seed 3 --replicas 1,2 --out faults.json
+                                                                    hours; a second call continues where it stopped
+
+Rounds of 20 kills, with a stream and the logs of its scorers of their own, on a broker of their own. Every second round
+reads one partition late, so that much comes out of turn. Exit code 1 if anything was lost, doubled or different, or if
+a round did not try what it must.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.local.kafka_server import start_broker
+from tests.faults.round import Round, as_json, run_round, wrong
+
+KILLS_A_ROUND = 20
+
+
+def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of all rounds together."""
+    points, problems, counts = Counter[str](), Counter[str](), Counter[str]()
+    for one in rounds:
+        points.update(one["kills_by_point"])
+        problems.update(one["problems"])
+        counts.update(one["counts"])
+    lost = sum(n for what, n in problems.items() if "lost" in what)
+    doubled = sum(n for what, n in problems.items() if "doubled" in what or what == "scored though refused")
+    load_s = sum(one["load_s"] for one in rounds)
+    return {
+        "kills": sum(points.values()),
+        "kills_by_point": dict(points),
+        "in_open_transaction": sum(one["in_open_transaction"] for one in rounds),
+        "in_takeover": sum(one["in_takeover"] for one in rounds),
+        "takeovers": sum(one["takeovers"] for one in rounds),
+        "snapshot_restores": sum(one["snapshot_restores"] for one in rounds),
+        "events": counts["events"],
+        "labels": counts["labels"],
+        "events_per_s": round(counts["events"] / load_s) if load_s else 0,
+        "lost": lost,
+        "duplicated": doubled,
+        "wrong": sum(problems.values()) - lost - doubled,
+        "out_of_order": counts["out of turn"],
+        "restart_s": percentiles([s for one in rounds for s in one["restart_s"]]),
+        "takeover_s": percentiles([s for one in rounds for s in one["takeover_s"]]),
+    }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {"p50": None, "p99": None}
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}
+
+
+def rounds_of(kills: int, replicas: Sequence[int], seed: int, client: str) -> list[Round]:
+    """Rounds of at most `KILLS_A_ROUND` kills: first all with the first number of replicas, then with the next."""
+    rounds = []
+    for n in replicas:
+        for number, first in enumerate(range(0, kills, KILLS_A_ROUND)):
+            size = min(KILLS_A_ROUND, kills - first)
+            wait_ms = -1_000 if number % 2 else 50
+            rounds.append(Round("", size, n, seed=1_000 * seed + number, order_wait_ms=wait_ms, client=client))
+    return rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="for each number of replicas (default 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--replicas", default="1,2", help="numbers of replicas, one after the other (default 1,2)")
+    parser.add_argument("--client", default="kafka-python", help="kafka-python or confluent-kafka")
+    parser.add_argument("--out", type=Path, help="JSON file; rounds that it has are not run again")
+    asked = parser.parse_args()
+    done: list[dict[str, Any]] = json.loads(asked.out.read_text())["rounds"] if asked.out and asked.out.exists() else []
+    failed = []
+    for run in rounds_of(asked.kills, [int(n) for n in asked.replicas.split(",")], asked.seed, asked.client):
+        same = ("kills", "replicas", "seed", "order_wait_ms", "client")
+        if any(all(one[name] == getattr(run, name) for name in same) for one in done):
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="unmask-faults-"))
+        broker = start_broker(folder / "kafka")
+        try:
+            run = Round(**{**run.__dict__, "bootstrap": broker.bootstrap})
+            outcome = run_round(run, folder)
+        finally:
+            broker.stop()
+        done.append(as_json(run, outcome))
+        found = wrong(run, outcome)
+        failed += found
+        print(json.dumps(done[-1]), *found, sep="\n", flush=True)
+        if asked.out:
+            asked.out.write_text(json.dumps(summary(done) | {"rounds": done}, indent=1) + "\n")
+        if found:
+            print(f"the logs of every life are in {folder}", flush=True)
+        else:
+            shutil.rmtree(folder)
+    print(json.dumps(summary(done), indent=1))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
