@@ -184,9 +184,9 @@ class Settings(BaseSettings):
         """Folder of the scorer's state snapshots."""
         return self.home / "snapshots" / stream.topics
 
-    def scorer_status(self, stream: Stream) -> Path:
-        """The status file of the running scorer."""
-        return self.home / "scorer" / f"{stream.topics}.json"
+    def scorer_status(self, stream: Stream, replica: str | None = None) -> Path:
+        """The status file of the running scorer, or of one of several on this machine."""
+        return self.home / "scorer" / f"{stream.topics}{f'-{replica}' if replica else ''}.json"
 
     def work_folder(self, stream: Stream, stage: str) -> Path:
         """Folder in which a stage stores its checkpoints."""

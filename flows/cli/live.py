@@ -24,11 +24,21 @@ def score(
             help="Where to begin on the first start: earliest or latest. Later starts continue where scoring stopped.",
         ),
     ] = None,
+    replica: Annotated[
+        str | None,
+        typer.Option(help="Name of this scorer, if several share the stream on this machine. Default: the host name."),
+    ] = None,
     fault_at: Annotated[str | None, typer.Option(envvar="UNMASK_FAULT_AT", hidden=True)] = None,
 ) -> None:
     """Score events as they arrive, each exactly once, and publish scores and alerts. Runs until SIGTERM or Ctrl-C.
 
-    [bold]Example[/bold]  unmask score --stream payments --from latest
+    Several scorers share the partitions of a stream. If one ends, the others continue with its partitions.
+
+    [bold]Examples[/bold]
+
+    unmask score --stream payments --from latest
+
+    unmask score --stream payments --from latest --replica b     # a second one on the same machine
     """
     if start not in (None, "earliest", "latest"):
         raise UnmaskError(f"--from is {start!r}; it must be earliest or latest")
@@ -38,7 +48,7 @@ def score(
     from pipelines import faults
 
     fault = faults.kill_at(fault_at) if fault_at else faults.no_fault
-    serve(settings(), spec, start=start, fault=fault)  # type: ignore[arg-type]
+    serve(settings(), spec, start=start, replica=replica, fault=fault)  # type: ignore[arg-type]
 
 
 @app.command(rich_help_panel="Live scoring")

@@ -1,4 +1,4 @@
-"""Scorers are killed under load, and nothing is lost, doubled or different: a small share of `python -m tests.faults`."""
+"""Scorers are killed under load; nothing is lost, doubled or different. A small share of `python -m tests.faults`."""
 
 from pathlib import Path
 

@@ -2,10 +2,13 @@
 
 import threading
 from contextlib import suppress
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import FencedInstanceIdError
 
+from pipelines.errors import FencedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
 from pipelines.kafka.kafka_python.opening import Server, opened
 from pipelines.kafka.port import Assignment, Member
@@ -21,7 +24,7 @@ class KafkaPythonMember(Member):
     """
 
     def __init__(self, server: Server, group: str, topic: str, *, instance_id: str | None, session_ms: int) -> None:
-        self._group = group
+        self._group, self._instance_id = group, instance_id
         self._consumer = opened(
             server,
             KafkaConsumer,
@@ -36,15 +39,21 @@ class KafkaPythonMember(Member):
             max_partition_fetch_bytes=1,
             fetch_max_bytes=1,
         )
-        self._consumer.subscribe([topic])
         self._assignment = Assignment(-1, frozenset())
         self._failure: BaseException | None = None
+        self._tell_when_fenced()
+        self._consumer.subscribe([topic])
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="member", daemon=True)
         self._thread.start()
 
     def assigned(self) -> Assignment:
         failure = self._failure
+        if isinstance(failure, FencedInstanceIdError):
+            raise FencedError(
+                f"another member with the name {self._instance_id} has joined group {self._group}; give each scorer a "
+                "name of its own (`unmask score --replica NAME`)"
+            )
         if failure is not None:
             if is_from_client(failure):
                 raise broker_error(f"the membership in group {self._group} has ended", failure) from failure
@@ -57,6 +66,20 @@ class KafkaPythonMember(Member):
         self._thread.join(timeout=5)
         with suppress(Exception):
             self._consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _tell_when_fenced(self) -> None:
+        """Keep the error of a heartbeat that was refused for another member of this name: kafka-python only logs it."""
+        coordinator = self._consumer._coordinator
+        send = coordinator._send_heartbeat_request
+
+        async def telling() -> Any:
+            try:
+                return await send()
+            except FencedInstanceIdError as error:
+                self._failure = error
+                raise
+
+        coordinator._send_heartbeat_request = telling
 
     def _run(self) -> None:
         try:
