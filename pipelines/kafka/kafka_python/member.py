@@ -1,5 +1,6 @@
 """The member of a consumer group."""
 
+import logging
 import threading
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,8 @@ from pipelines.errors import FencedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
 from pipelines.kafka.kafka_python.opening import Server, opened
 from pipelines.kafka.port import Assignment, Member
+
+log = logging.getLogger(__name__)
 
 LOOK_MS = 100
 MAX_POLL_MS = 60_000
@@ -85,9 +88,20 @@ class KafkaPythonMember(Member):
         try:
             while not self._is_stopping.is_set():
                 self._consumer.poll(timeout_ms=LOOK_MS, max_records=1)
+                self._rejoin_if_lost()
                 self._look()
         except BaseException as error:
             self._failure = error
+
+    def _rejoin_if_lost(self) -> None:
+        """Join again after a join that ended between two polls: kafka-python forgets its result and waits for ever.
+
+        Its member then sends no heartbeats, and has no partitions.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining and not coordinator.need_rejoin():
+            log.warning("group %s: the result of a rebalance was lost; joining again", self._group)
+            coordinator.request_rejoin()
 
     def _look(self) -> None:
         partitions: set[TopicPartition] = self._consumer.assignment()
