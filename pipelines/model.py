@@ -22,6 +22,7 @@ class Model(Protocol):
 
     digest: str
     threshold: float
+    alert_rate: float | None  # share of events that its alert budget allows; None if the budget does not say
 
     @property
     def numeric_names(self) -> Sequence[str]: ...

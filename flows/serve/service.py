@@ -1,4 +1,4 @@
-"""The live scorer as a service. Does not use Prefect, and uses MLflow only to download the model at the start."""
+"""The live scorer as a service. Does not use Prefect; MLflow is asked only which model to use."""
 
 import gc
 import logging
@@ -6,14 +6,18 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 
-from flows.serve.model import champion
+from flows.serve.champion import ChampionFollower
+from flows.serve.model import champion, model_of
 from flows.serve.status import StatusFile
 from flows.settings import Settings
 from pipelines import faults
 from pipelines.contracts.stream import Stream
 from pipelines.errors import OutboxOverflowError
+from pipelines.live.control import Order, Orders
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 
 log = logging.getLogger(__name__)
@@ -32,18 +36,29 @@ def serve(
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
-    model = champion(settings, stream)
-    setting = ScorerSetting(
-        stream,
-        settings.connection(),
-        settings.snapshots(stream),
-        instance_id=replica or socket.gethostname(),
-        fault=fault,
-    )
+    name, orders = replica or socket.gethostname(), Orders(settings.connection(), stream)
+    serving = _first_model(settings, stream, orders.past())
+    setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), instance_id=name, fault=fault)
     status = StatusFile(settings.scorer_status(stream, replica))
-    is_done = False
-    while not is_done:
-        is_done = _run(Scorer(setting, model, start=start), status, stopping)
+    follower = ChampionFollower(settings, stream, serving, orders, name=name)
+    follower.start()
+    try:
+        while not _run(Scorer(setting, serving, start=start), status, stopping):
+            log.info("the state is restored")
+    finally:
+        follower.stop()
+
+
+def _first_model(settings: Settings, stream: Stream, orders: Sequence[Order]) -> Serving:
+    """The champion; if it was returned by an earlier scorer, what the last order says instead."""
+    refused = {order.refused: order.why for order in orders if order.refused is not None}
+    model = champion(settings, stream)
+    if model.digest in refused:
+        log.warning("the champion %s was returned: %s", model.digest[:12], refused[model.digest])
+        model = model_of(settings, stream, orders[-1].digest)
+    serving = Serving(model)
+    serving.refused |= refused
+    return serving
 
 
 def _run(scorer: Scorer, status: StatusFile, stopping: threading.Event) -> bool:

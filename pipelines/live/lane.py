@@ -15,7 +15,7 @@ from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
-from pipelines.model import Model
+from pipelines.live.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class LaneSetting:
 
     connection: Connection
     stream: Stream
-    model: Model
+    serving: Serving
     definition: str
     owner: str
     stall_deadline_s: float = 300.0
@@ -117,6 +117,8 @@ class Lane:
 
     def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
         """Commit a batch in one or several transactions; False if the rest must be taken from the outbox again."""
+        assert self.progress is not None
+        n_scored = self.progress.n_scored
         messages, progress, n_alerts = self._messages(batch, shortening)
         fault = self._setting.fault
         try:
@@ -129,6 +131,7 @@ class Lane:
             if self.progress != progress:  # it was not committed
                 return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
         fault("before_outbox_drop")
+        self._setting.serving.count(progress.model, progress.n_scored - n_scored, n_alerts)
         self.progress = progress
         self.outbox.drop(batch)
         self.trouble = ""
@@ -208,9 +211,10 @@ class Lane:
         if shortening == Shortening.LETTER:
             batch = batch._replace(rows=without_scores(batch.rows))
         short = shortening > Shortening.WHOLE
-        outcomes = outcomes_of(batch.rows, self._setting.stream, self._setting.model, short=short)
+        model = self._setting.serving.champion
+        outcomes = outcomes_of(batch.rows, self._setting.stream, model, short=short)
         assert self.progress is not None
-        progress = progress_after(self.progress, batch)
+        progress = progress_after(self.progress, batch, model.digest)
         return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
 
     def _progress_message(self, progress: Progress) -> Message:

@@ -188,12 +188,13 @@ def later(one: Mapping[str, list[int]], other: Mapping[str, list[int]] | None) -
     }
 
 
-def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
-    """The progress record that is published with a batch."""
+def progress_after(before: Progress, batch: OutboxBatch, model: str) -> Progress:
+    """The progress record that is published with a batch; `model` is the digest of the model that scored it."""
     rows = batch.rows
     n_scored, n_duplicates = int(rows.is_scored.sum()), int(rows.is_duplicate.sum())
     return msgspec.structs.replace(
         before,
+        model=model,
         next_offset=int(rows.offset[-1]) + 1 if len(rows) else before.next_offset,
         n_scored=before.n_scored + n_scored,
         n_duplicates=before.n_duplicates + n_duplicates,

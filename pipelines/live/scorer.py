@@ -21,6 +21,7 @@ from pipelines.live.metrics import ScorerCounters
 from pipelines.live.outbox import Outbox, Put
 from pipelines.live.ownership import REGRANT_S, Ownership
 from pipelines.live.replica import Replica, needed_places
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.snapshots import SnapshotSchedule
 from pipelines.live.takeover import TakeOver, places_after
@@ -50,9 +51,9 @@ class Scorer:
     """
 
     def __init__(
-        self, setting: ScorerSetting, model: Model, *, start: StartFrom | None, member: Member | None = None
+        self, setting: ScorerSetting, serving: Serving, *, start: StartFrom | None, member: Member | None = None
     ) -> None:
-        self.setting, self.model, self._start = setting, model, start
+        self.setting, self.serving, self._start = setting, serving, start
         self.owner = uuid.uuid4().hex[:12]
         log.info("this replica is %s", self.owner)
         self._member = member
@@ -124,7 +125,7 @@ class Scorer:
             self._ownership.claim_now(taken.claim, self._member.assigned().partitions)
 
     def _take_over(self, asked: Shared, n_partitions: int) -> TakeOver:
-        return TakeOver(self.setting, asked, self.model, n_partitions, owner=self.owner, start=self._start)
+        return TakeOver(self.setting, asked, self.serving, n_partitions, owner=self.owner, start=self._start)
 
     def _claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
         with Shared.of(self.setting.connection) as asked:
@@ -136,6 +137,11 @@ class Scorer:
     def state(self) -> State:
         """The current state."""
         return self._replica.state
+
+    @property
+    def model(self) -> Model:
+        """The model in use."""
+        return self.serving.champion
 
     @property
     def lanes(self) -> list[Lane]:
@@ -179,6 +185,7 @@ class Scorer:
     def step(self) -> None:
         """One iteration of the loop."""
         self._follow_group()
+        self._judge_model()
         self._look()
         if self._is_full:
             time.sleep(0.01)  # back-pressure: read nothing until the lanes have published enough
@@ -216,6 +223,11 @@ class Scorer:
             )
         if self._member is not None:
             self._ownership.follow(self._member.assigned())
+
+    def _judge_model(self) -> None:
+        """Return to the previous model if a new one raises far too many alerts, or far too few."""
+        if (why := self.serving.verdict()) and (bad := self.serving.give_back(why)):
+            log.warning("model %s is returned, %s is used again: %s", bad[:12], self.model.digest[:12], why)
 
     @property
     def _has_reached_progress(self) -> bool:

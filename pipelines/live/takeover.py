@@ -21,9 +21,9 @@ from pipelines.kafka.progress import all_progress, progress_of, read_progress
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Outbox
 from pipelines.live.replica import is_ahead, places_told, tells_more
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.topic_checks import input_ids, remade_words
-from pipelines.model import Model
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
 
 log = logging.getLogger(__name__)
@@ -44,19 +44,19 @@ class TakeOver:
         self,
         setting: ScorerSetting,
         asked: Shared,
-        model: Model,
+        serving: Serving,
         n_partitions: int,
         *,
         owner: str,
         start: StartFrom | None,
     ) -> None:
-        self.setting, self.model = replace(setting, connection=asked), model
+        self.setting, self._serving = replace(setting, connection=asked), serving
         self._n_partitions, self._start = n_partitions, start
         self._blank = State(setting.stream, n_partitions)
         self._lane_setting = LaneSetting(
             setting.connection,
             setting.stream,
-            model,
+            serving,
             self._blank.digest,
             owner,
             stall_deadline_s=setting.stall_deadline.total_seconds(),
@@ -133,7 +133,7 @@ class TakeOver:
         return msgspec.structs.replace(
             before,
             owner=setting.owner,
-            model=self.model.digest,
+            model=self._serving.champion.digest,
             out_of_turn=[],
             format=PROGRESS_FORMAT,
             topic_ids=self.topic_ids,
@@ -187,7 +187,7 @@ class TakeOver:
             first if start == "earliest" else end,
             n_partitions=self._n_partitions,
             definition=setting.definition,
-            model=self.model.digest,
+            model=self._serving.champion.digest,
             owner=setting.owner,
             bounds=self.bounds,
             topic_ids=self.topic_ids,

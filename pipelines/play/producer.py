@@ -56,15 +56,15 @@ def create_stream_topics(
         "message.timestamp.after.max.ms": str(2**63 - 1),  # a replay's clock may be ahead of the broker's
     }  # fmt: skip
     inputs = [stream.topic(kind) for kind in KIND_NAMES]
-    others = [stream.topic(kind) for kind in TOPICS if kind not in KIND_NAMES and kind != "clock"]
-    clock = stream.topic("clock")
+    single = [stream.topic(kind) for kind in ("clock", "control")]
+    others = [stream.topic(kind) for kind in TOPICS if kind not in KIND_NAMES and stream.topic(kind) not in single]
     for wanted, config in (
         (dict.fromkeys(inputs, n_partitions), KEEP_FOR_EVER | stamped),
         (dict.fromkeys(others, n_partitions), KEEP_FOR_EVER),
-        ({clock: 1}, KEEP_FOR_EVER),
+        (dict.fromkeys(single, 1), KEEP_FOR_EVER),
     ):
         topics.create_topics(connection, wanted, config=config, replication=replication)
-    return [name for name in (*inputs, *others, clock) if name not in there]
+    return [name for name in (*inputs, *others, *single) if name not in there]
 
 
 class _Schedule(NamedTuple):

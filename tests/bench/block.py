@@ -25,6 +25,7 @@ from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.replica import Replica
+from pipelines.live.serving import Serving
 from pipelines.order import EVENT, Mark, Source, by_kind, sources
 from pipelines.record import Received
 from tests.pipelines.live.live_scorer import Linear
@@ -72,7 +73,7 @@ def live(stream: Stream, steps: list[list[Received]], n_partitions: int) -> dict
     )  # fmt: skip
     model = Linear(stream)
     model.threshold = 2.0  # no alerts
-    setting = LaneSetting(Connection("nowhere"), stream, model, "", "")
+    setting = LaneSetting(Connection("nowhere"), stream, Serving(model), "", "")
     lanes = [_BenchLane(setting, p) for p in range(n_partitions)]
     for lane in lanes:
         lane.progress = progress

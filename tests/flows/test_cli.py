@@ -15,12 +15,13 @@ from pipelines.contracts.stream import TOPICS
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
 from pipelines.live.topic_checks import checked_partitions
 from tests.patience import HANG_S
 from tests.pipelines.live.kill_stream import TEXT
 from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.rig import Rig, running
+from tests.pipelines.live.rig import Alone, Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
@@ -179,6 +180,6 @@ def test_without_alerts_the_command_says_whether_anything_was_scored(kafka: str,
     assert f"unmask score --stream {stream_file}" in alerts()
     rig.send(20)
     setting = ScorerSetting(rig.stream, rig.connection, tmp_path / "snapshots")
-    with running(Scorer(setting, Quiet(rig.stream), start="earliest")):
+    with running(Scorer(setting, Serving(Quiet(rig.stream)), start="earliest", member=Alone(rig.n_partitions))):
         rig.wait_until_out()
     assert f"20 events of stream {rig.stream.name} were scored, and none was above the threshold" in alerts()

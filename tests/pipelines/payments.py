@@ -66,6 +66,7 @@ class ShiftedSum:
     """A model that is the fractional part of the sum of the features, plus a shift."""
 
     threshold = 0.9
+    alert_rate: float | None = None
 
     def __init__(self, stream: Stream, *, shift: float = 0.0, digest: str = "linear") -> None:
         self.digest = digest

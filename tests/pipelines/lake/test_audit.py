@@ -23,10 +23,12 @@ from pipelines.lake.audit import Findings, NoModelError, Outcomes, Reconciliatio
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.play.producer import Replayer, create_stream_topics
 from pipelines.record import Received
 from tests.patience import wait_until
+from tests.pipelines.live.rig import Alone
 from tests.pipelines.payments import START_MS, ShiftedSum, event_message, few_payments, payments_stream
 
 
@@ -268,7 +270,8 @@ class Scored:
 
     @contextmanager
     def _scoring(self, model: ShiftedSum, *, start: StartFrom | None = None) -> Iterator[None]:
-        scorer = Scorer(ScorerSetting(self.stream, self.connection, self.folder / "snapshots"), model, start=start)
+        setting = ScorerSetting(self.stream, self.connection, self.folder / "snapshots")
+        scorer = Scorer(setting, Serving(model), start=start, member=Alone(2))
         stop = threading.Event()
         thread = threading.Thread(target=lambda: scorer.run(stop.is_set))
         thread.start()

@@ -20,6 +20,7 @@ from pipelines.kafka.kafka_python.opening import Server
 from pipelines.kafka.kafka_python.reader import KafkaPythonReader
 from pipelines.kafka.port import ANSWER_MS, Position, Reader
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
 from tests.pipelines.live.kill_stream import stream_named
 
@@ -38,6 +39,7 @@ class Linear:
 
     digest = "linear"
     threshold = THRESHOLD
+    alert_rate: float | None = None
 
     def __init__(self, stream: Stream) -> None:
         self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
@@ -117,7 +119,7 @@ def main() -> None:
         instance_id=asked.instance,
         session=timedelta(seconds=asked.session_s),
     )
-    scorer = Scorer(setting, Linear(stream), start="earliest")
+    scorer = Scorer(setting, Serving(Linear(stream)), start="earliest")
     scorer.run(stop.is_set)
     print("stopped", scorer.counters, flush=True)
 

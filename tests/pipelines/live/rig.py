@@ -22,7 +22,9 @@ from pipelines.kafka.port import Assignment, Member, Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
+from pipelines.model import Model
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
 from tests.patience import HANG_S, wait_until
@@ -99,11 +101,11 @@ class Rig:
             writer.flush()
         self.n_sent += len(values) if kind == "events" else 0
 
-    def scorer(self, *, start: StartFrom | None = "earliest", **setting: Any) -> Scorer:
+    def scorer(self, *, start: StartFrom | None = "earliest", model: Model | None = None, **setting: Any) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
         full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
         n_partitions = len(topics.partitions_of(self.connection, self.stream.topic("events")))
-        return Scorer(full, Linear(self.stream), start=start, member=Alone(n_partitions))
+        return Scorer(full, Serving(model or Linear(self.stream)), start=start, member=Alone(n_partitions))
 
     def published(self, kind: str) -> list[Received]:
         """Every committed record of a topic."""

@@ -22,6 +22,7 @@ from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Outbox, Put
 from pipelines.live.ownership import Ownership
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
+from pipelines.live.serving import Serving
 from pipelines.live.takeover import cover
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Source, by_kind, sources
 from pipelines.record import Received
@@ -126,7 +127,7 @@ class SimulatedLane(Lane):
 
     def __init__(self, world: "World", owner: str, partition: int, outbox: Outbox) -> None:
         self._world = world
-        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.model, "", owner), partition, outbox)
+        super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.serving, "", owner), partition, outbox)
 
     def _open(self) -> SimulatedWriter:
         return SimulatedWriter(self._world, self.partition)
@@ -322,7 +323,7 @@ class World:
         self.published: dict[tuple[int, int], Published] = {}
         self.too_large: set[tuple[int, int]] = set()  # events about which the broker takes only the shortest record
         self.fault = ""  # what happens to the next transaction: (crash | doubt) (before | after)
-        self.model = Linear(stream)
+        self.serving = Serving(Linear(stream))
         self.marks: list[Mark] = []
         self.snapshots: dict[int, Snapshot] = {}
         self.generation, self.owners = 1, ["0"] * N_PARTITIONS

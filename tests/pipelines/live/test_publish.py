@@ -25,6 +25,7 @@ from pipelines.live import lane as lane_module
 from pipelines.live.alerting import alert_of
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Put
+from pipelines.live.serving import Serving
 from pipelines.model import Explained
 from tests.patience import wait_until
 from tests.pipelines.live.live_scorer import Linear
@@ -179,7 +180,7 @@ def test_a_lane_whose_thread_is_gone_ends_the_scorer(rig: Rig) -> None:
 
 def lane_of(rig: Rig, owner: str, *, stall_deadline_s: float = 60.0) -> Lane:
     setting = LaneSetting(
-        rig.connection, rig.stream, Linear(rig.stream), "definition", owner, stall_deadline_s=stall_deadline_s
+        rig.connection, rig.stream, Serving(Linear(rig.stream)), "definition", owner, stall_deadline_s=stall_deadline_s
     )
     return Lane(setting, 0)
 
