@@ -56,6 +56,7 @@ class Scorer:
         self.setting, self.serving, self._start = setting, serving, start
         self.owner = uuid.uuid4().hex[:12]
         log.info("this replica is %s", self.owner)
+        self._first: dict[int, Progress] = {}
         self._member = member
         self._has_joined = member is not None
         with Shared.of(setting.connection) as asked:
@@ -88,6 +89,7 @@ class Scorer:
         clock_first, clock_end = outside[stream.topic("clock"), 0]
         taken = self._take_over(asked, n_partitions)
         progress = taken.progress()
+        self._first = {p: told for p, told in progress.items() if told.next_offset == told.start}
         state = taken.restored(progress)
         self._ownership = Ownership(
             self._claim,
@@ -125,7 +127,9 @@ class Scorer:
             self._ownership.claim_now(taken.claim, self._member.assigned().partitions)
 
     def _take_over(self, asked: Shared, n_partitions: int) -> TakeOver:
-        return TakeOver(self.setting, asked, self.serving, n_partitions, owner=self.owner, start=self._start)
+        return TakeOver(
+            self.setting, asked, self.serving, n_partitions, owner=self.owner, start=self._start, first=self._first
+        )
 
     def _claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
         with Shared.of(self.setting.connection) as asked:

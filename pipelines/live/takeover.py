@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ class TakeOver:
         asked: the connection for all requests about topics and records.
         owner: identity of the replica, named in every progress record that it writes.
         start: where to start scoring a partition of which nothing was ever published.
+        first: the first progress record of such partitions, from when this replica started; "latest" means then.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class TakeOver:
         *,
         owner: str,
         start: StartFrom | None,
+        first: Mapping[int, Progress] = MappingProxyType({}),
     ) -> None:
         self.setting, self._serving = replace(setting, connection=asked), serving
-        self._n_partitions, self._start = n_partitions, start
+        self._n_partitions, self._start, self._first = n_partitions, start, first
         self._blank = State(setting.stream, n_partitions)
         self._lane_setting = LaneSetting(
             setting.connection,
@@ -128,7 +131,7 @@ class TakeOver:
         """The progress record that claims a partition, if that is allowed."""
         setting = self._lane_setting
         if before is None:
-            return self._first_claim(partition, setting, self._start)
+            return self._first.get(partition) or self._first_claim(partition, setting, self._start)
         self._check(before, partition, setting)
         return msgspec.structs.replace(
             before,
