@@ -1,0 +1,53 @@
+"""Unmask: the scorer as its service runs it, with a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flows.serve.model import ColumnsByName
+from models.ship import artifact
+from pipelines.contracts.decode import Decoder
+from pipelines.contracts.stream import Stream
+from pipelines.features.state import State
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.kafka_python.client import KafkaPython
+from pipelines.kafka.port import Adapter
+from pipelines.live.alerting import outcomes_of
+from pipelines.live.scorer import Scorer
+from pipelines.live.setting import ScorerSetting
+from pipelines.model import Model
+from pipelines.order import EVENT, Source, SourceClock
+from pipelines.record import Received
+from tests.bench.stream.streams import stream_of
+from tests.bench.stream.task import Meter, Task
+
+ADAPTERS: Mapping[str, Adapter] = {"kafka-python": KafkaPython}
+FORMS = ("events",)
+
+
+def unmask(task: Task, meter: Meter) -> None:
+    """Score until the last event is out; what the loop writes beside that (snapshots) counts too."""
+    stream = stream_of(task.stream, task.topics)
+    model = ColumnsByName(artifact.load(Path(task.folder) / "model"), stream)
+    _compile(stream, model)
+    connection = Connection(task.bootstrap, adapter=ADAPTERS[task.client])
+    setting = ScorerSetting(stream, connection, Path(task.state) / "snapshots")
+    scorer = Scorer(setting, model, start="earliest")
+    meter.start()
+    scorer.run(lambda: meter.passed(sum(lane.progress.next_offset for lane in scorer.lanes if lane.progress)))
+    meter.more["alerts"] = sum(lane.n_alerts for lane in scorer.lanes)
+    meter.more["commits"] = sum(lane.n_commits for lane in scorer.lanes)
+    meter.more["out_of_turn"] = scorer.counters.n_out_of_turn
+    meter.more["snapshots"] = scorer.counters.n_snapshots
+
+
+def _compile(stream: Stream, model: Model) -> None:
+    """Fold and score an event, with an alert, so that compiling is not measured."""
+    clock = SourceClock(Source(EVENT, 0))
+    value = b'{"event_id":"e","time":0,"customer_id":"c","terminal_id":"t","amount":1}'
+    block = State(stream, 1).fold(Decoder(stream).block([clock.item(Received("e", 0, 0, 1, b"c", value))]))
+    outcomes_of(block, stream, model)
+    model.explain(np.asarray(block.numeric), np.asarray(block.category_hashes))
