@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from flows.local.kafka_server import start_broker
 from tests.bench.stream.backlog import Backlog, customers_for, payments_of
 from tests.bench.stream.prepared import prepared
@@ -44,6 +46,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=300_000)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--again", action="store_true")
     asked = parser.parse_args(words)
     check_folder(asked.out)
@@ -56,6 +59,10 @@ def main(words: list[str] | None = None) -> int:
         for system in asked.systems.split(","):
             for client, form in SYSTEMS[system]:
                 task = Task(system, client, form, "key", "bench-key", bootstrap, str(folder), "", backlog.ends)
+                if asked.profile:
+                    task = msgspec.structs.replace(
+                        task, profile=str(asked.out.absolute().with_suffix(f".{system}-{client}-{form}.profile.json"))
+                    )
                 backlog.renew_outputs()
                 say(f"{system} {client} {form}")
                 try:

@@ -6,8 +6,13 @@ import gc
 import signal
 import threading
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from tests.bench.stream.profile import Profile
 
 TRANSACTION = 1_000  # events
 
@@ -78,6 +83,7 @@ class Meter:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._stopping = threading.Event()
+        self._profile: Profile | None = None
         self._next = task.every or task.n_events
         self.found = Found(0, 0.0, 0.0)
         self.more: dict[str, float] = {}
@@ -88,6 +94,12 @@ class Meter:
         gc.collect()
         gc.freeze()
         print("ready", flush=True)
+        if self._task.profile:
+            from tests.bench.stream.profile import Profile
+
+            self._profile = Profile()
+            self._profile.time_stages()
+            self._profile.start()
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
     def passed(self, n_events: int) -> bool:
@@ -98,4 +110,8 @@ class Meter:
             found.events = n_events
             found.noted.append((n_events, found.cpu_s))
             self._next += self._task.every or self._task.n_events
-        return self._stopping.is_set() if self._task.live else n_events >= self._task.n_events
+        over = self._stopping.is_set() if self._task.live else n_events >= self._task.n_events
+        if over and self._profile is not None:
+            self._profile.stop(Path(self._task.profile), n_events)
+            self._profile = None
+        return over
