@@ -56,6 +56,8 @@ class Backlog:
         self._partitions: dict[bytes, int] = {}
         stamped = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
         inputs = {f"{prefix}.{kind}": N_PARTITIONS for kind in ("events", "labels")}
+        if there := set(inputs) & topics.topic_names(self._connection):
+            topics.delete_topics(self._connection, there)
         topics.create_topics(self._connection, inputs, config=stamped)
 
     def partition_of(self, key: bytes) -> int:
@@ -67,7 +69,9 @@ class Backlog:
 
     def write(self, frame: pl.DataFrame) -> None:
         """Append payments to the events."""
-        producer = Producer({"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "linger.ms": 20})
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "linger.ms": 20, "log_level": 3}
+        )
         for key, value in messages_of(frame):
             p = self.partition_of(key)
             self.ends[p] += 1

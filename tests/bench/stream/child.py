@@ -33,6 +33,14 @@ def run(task: Task, meter: Meter) -> None:
         from tests.bench.stream.trees import trees
 
         trees(task, meter)
+    elif task.system == "river":
+        from tests.bench.stream.river import river
+
+        river(task, meter)
+    elif task.system in ("quix", "quix-xgboost"):
+        from tests.bench.stream.quix import quix
+
+        quix(task, meter)
     else:
         raise ValueError(task.system)
 

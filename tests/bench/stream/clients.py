@@ -165,4 +165,4 @@ class Confluent:
 
 def opened(task: Task) -> Plain:
     """The client of a task."""
-    return {"kafka-python": KafkaPython, "confluent": Confluent}[task.client](task)
+    return KafkaPython(task) if task.client == "kafka-python" else Confluent(task)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.messages import RecordSource, Score
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]
 MODEL = "0" * 64  # digest of a model
 PROGRESS_BYTES = 640
 _NO_HASH = "0" * 16

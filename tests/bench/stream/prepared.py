@@ -20,7 +20,9 @@ N_TREES, DEPTH = 150, 4
 _KNOWN_SHARE = 0.8  # of the rows, the first in time, are trained on
 
 
-def prepared(kind: str, folder: Path, *, max_steps: int, frame: Callable[[], pl.DataFrame]) -> Path:
+def prepared(
+    kind: str, folder: Path, *, max_steps: int, frame: Callable[[], pl.DataFrame], say: Callable[[str], None]
+) -> Path:
     """Folder of a stream with `model/`, `trees.json`, `codes.json` and `limits.json`; trained if it is not there.
 
     Args:
@@ -30,6 +32,7 @@ def prepared(kind: str, folder: Path, *, max_steps: int, frame: Callable[[], pl.
     key = hashlib.sha256(json.dumps([FILES[kind], max_steps, N_TREES, FORMAT]).encode()).hexdigest()[:12]
     done = folder / f"{kind}-{key}"
     if not done.exists():
+        say(f"training the models of the stream {kind} (kept in {folder})")
         draft = folder / f"{kind}-{key}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 EVERY_S = 0.004
 N_FUNCTIONS = 40
+KINDS = ("cpu", "waits for the GIL", "waits for a core", "idle")
 # What is timed: module, class or "" and function -> stage.
 STAGES = {
     "pipelines.live.input Input.read": "consume: hand over",
@@ -67,7 +68,7 @@ class Profile:
         self._calls: Counter[str] = Counter()
         self._stacks = threading.local()
         self._functions: dict[tuple[str, str], float] = defaultdict(float)
-        self._threads: dict[str, Counter[str]] = defaultdict(Counter)
+        self._threads: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(KINDS, 0.0))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="profile", daemon=True)
 

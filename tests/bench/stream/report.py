@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ class Report:
         return next((row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
     def add(self, row: Row) -> None:
-        """Add a row, in place of an older one of the same system, client, form, stream and part; write the file."""
+        """Add a row, in place of an older one of the same run and part; write the file."""
         same = ("system", "client", "form", "stream", "part")
         full = {name: row.get(name) for name in FIELDS} | row | {"commit": self.commit}
         self.rows = [one for one in self.rows if any(one.get(name) != full.get(name) for name in same)]
@@ -93,12 +94,12 @@ def ratios(rows: list[Row]) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of the code, with a + if files differ from it."""
+    """The commit of the code, and a digest of what differs from it."""
     head, changed = (
         subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        for words in (("rev-parse", "--short=12", "HEAD"), ("diff", "HEAD"))
     )
-    return (head or "no git") + ("+" if changed else "")
+    return (head or "no git") + (f"+{hashlib.sha256(changed.encode()).hexdigest()[:8]}" if changed else "")
 
 
 def _number(value: float | None, width: int, form: str) -> str:
