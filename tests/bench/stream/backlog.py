@@ -19,7 +19,7 @@ from pipelines.play.simulate import payments
 from tests.bench.tables import BenchError
 
 N_PARTITIONS, N_DAYS = 4, 60
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2020, 1, 1, tzinfo=UTC)  # long ago: some backlogs are years long
 _PER_CUSTOMER = 2.0 * N_DAYS  # events
 _READ_S = 60.0  # without any record
 _encode = msgspec.json.Encoder().encode

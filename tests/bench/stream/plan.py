@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.stream.unmask import ADAPTERS, FORMS
+from tests.bench.stream.unmask import CLIENTS, FORMS
 from tests.bench.tables import ROOT, BenchError
 
 REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")
@@ -28,13 +28,12 @@ class System(NamedTuple):
 
 SYSTEMS = {
     "bare": System(_BOTH),
-    "unmask": System(tuple(ADAPTERS), FORMS, ("key", "merged")),
+    "unmask": System(CLIENTS, FORMS, ("key", "merged")),
     "xgboost": System(_BOTH, ("events", "packed"), ("key", "merged")),
     "river": System(("confluent",), apart=True),
     "quix": System(("confluent",), apart=True),
     "quix-xgboost": System(("confluent",), apart=True),
 }
-DEFAULT = tuple(SYSTEMS)
 
 
 class Run(NamedTuple):
@@ -49,23 +48,34 @@ class Run(NamedTuple):
         return f"{self.system}, {self.client}, {self.form}, {self.stream}"
 
 
-def runs_of(systems: tuple[str, ...], clients: tuple[str, ...], forms: tuple[str, ...]) -> list[Run]:
-    """The runs of the throughput part that the options leave.
+def runs_of(
+    systems: Sequence[str],
+    clients: Sequence[str] = _BOTH,
+    forms: Sequence[str] = ("events", "packed"),
+    streams: Sequence[str] = ("key", "merged"),
+) -> list[Run]:
+    """The runs that the options leave.
 
-    >>> [str(run) for run in runs_of(("bare",), ("confluent",), ("events",))]
-    ['bare, confluent, events, key']
+    >>> [str(run) for run in runs_of(["bare", "river"])]
+    ['bare, kafka-python, events, key', 'bare, confluent, events, key', 'river, confluent, events, key']
+
+    Raises:
+        BenchError: nothing is left.
     """
     if unknown := [name for name in systems if name not in SYSTEMS]:
         raise BenchError(f"--systems {', '.join(unknown)}: no such system; choose from {', '.join(SYSTEMS)}")
-    return [
+    runs = [
         Run(name, client, form, stream)
-        for stream in ("key", "merged")
+        for stream in streams
         for name in systems
         for client in SYSTEMS[name].clients
         for form in SYSTEMS[name].forms
         if client in clients and form in forms and stream in SYSTEMS[name].streams
         if not (name == "xgboost" and stream == "merged" and form == "packed")
     ]
+    if not runs:
+        raise BenchError("no run is left; see --help for the values of --systems, --clients, --forms and --streams")
+    return runs
 
 
 def python_for(system: str, say: Callable[[str], None]) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +15,30 @@ from numpy.typing import NDArray
 
 from models.ship.manifest import FORMAT
 from pipelines.contracts.stream import Stream
+from pipelines.play.simulate import payments
 from tests.bench.stream.streams import FILES, stream_of
 
-N_TREES, DEPTH = 150, 4
+N_TREES, DEPTH, N_DAYS = 150, 4, 60
 _KNOWN_SHARE = 0.8  # of the rows, the first in time, are trained on
 
 
-def prepared(
-    kind: str, folder: Path, *, max_steps: int, frame: Callable[[], pl.DataFrame], say: Callable[[str], None]
-) -> Path:
+def prepared(kind: str, folder: Path, *, n_customers: int, max_steps: int, say: Callable[[str], None]) -> Path:
     """Folder of a stream with `model/`, `trees.json`, `codes.json` and `limits.json`; trained if it is not there.
 
     Args:
+        n_customers: customers whose simulated payments are trained on.
         max_steps: largest number of steps of pretraining.
-        frame: makes the payments to train on, with labels.
     """
-    key = hashlib.sha256(json.dumps([FILES[kind], max_steps, N_TREES, FORMAT]).encode()).hexdigest()[:12]
-    done = folder / f"{kind}-{key}"
+    made_from = [FILES[kind], n_customers, max_steps, N_TREES, DEPTH, N_DAYS, FORMAT]
+    done = folder / f"{kind}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]}"
     if not done.exists():
-        say(f"training the models of the stream {kind} (kept in {folder})")
-        draft = folder / f"{kind}-{key}.draft"
+        say(f"training the models of the stream {kind}; they are kept in {done}")
+        draft = done.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        _train(stream_of(kind), frame(), draft, max_steps)
+        start, n_terminals = datetime(2020, 1, 1, tzinfo=UTC), round(1.4 * n_customers)
+        frame = payments(seed=0, n_customers=n_customers, n_terminals=n_terminals, days=N_DAYS, start=start)
+        _train(stream_of(kind), frame, draft, max_steps)
         draft.rename(done)
     return done
 

@@ -31,17 +31,18 @@ class Report:
         self.machine = dict(machine)
 
     def row(self, **key: Any) -> Row | None:
-        """The row with these fields that this commit has measured."""
-        wanted = {**key, "commit": self.commit}
+        """The row with these fields that this code has measured; not one that failed."""
+        wanted = {**key, "commit": self.commit, "why": None}
         return next((row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
-    def add(self, row: Row) -> None:
-        """Add a row, in place of an older one of the same run and part; write the file."""
+    def add(self, row: Row) -> Row:
+        """Add a row, in place of an older one of the same run and part; write the file. Returns the whole row."""
         same = ("system", "client", "form", "stream", "part")
         full = {name: row.get(name) for name in FIELDS} | row | {"commit": self.commit}
         self.rows = [one for one in self.rows if any(one.get(name) != full.get(name) for name in same)]
         self.rows.append(full)
         self.write()
+        return full
 
     def write(self) -> None:
         """Write the file; a reader sees the old one or the new one."""
@@ -53,7 +54,7 @@ class Report:
         """The rows of this commit as text, and how Unmask compares."""
         rows = [row for row in self.rows if row["commit"] == self.commit]
         lines = [
-            f"{'system':<10}{'client':<14}{'form':<8}{'stream':<8}{'part':<14}{'events':>10}{'events/CPU-s':>14}"
+            f"{'system':<10}{'client':<14}{'form':<8}{'stream':<8}{'part':<22}{'events':>10}{'events/CPU-s':>14}"
             f"{'us/event':>10}{'wall s':>8}{'p50 ms':>8}{'p99 ms':>8}"
         ]
         for row in rows:
@@ -61,11 +62,11 @@ class Report:
                 f"{row[name]:<{width}}" for name, width in (("system", 10), ("client", 14), ("form", 8), ("stream", 8))
             )
             if row.get("why"):
-                lines.append(f"{names}{row['part']:<14}{row['why']}")
+                lines.append(f"{names}{row['part']:<22}{row['why']}")
                 continue
             rate, wall = row["events_per_cpu_s"], row["wall_s"]
             lines.append(
-                f"{names}{row['part']:<14}{row['events']:>10,}{_number(rate, 14, ',.0f')}"
+                f"{names}{row['part']:<22}{row['events']:>10,}{_number(rate, 14, ',.0f')}"
                 f"{_number(1e6 / rate if rate else None, 10, '.1f')}{_number(wall, 8, '.1f')}"
                 f"{_number(row['p50_ms'], 8, '.1f')}{_number(row['p99_ms'], 8, '.1f')}"
             )

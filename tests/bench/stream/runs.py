@@ -87,17 +87,17 @@ def started(task: Task, python: Path | None = None) -> Iterator[Running]:
             shutil.rmtree(state, ignore_errors=True)
 
 
-def row_of(task: Task, found: Found, part: str) -> Row:
+def row_of(task: Task, found: Found) -> Row:
     """The row of the report about a run."""
     return {
         "system": task.system,
         "client": task.client,
         "form": task.form,
         "stream": task.stream,
-        "part": part,
         "events": found.events,
         "cpu_s": round(found.cpu_s, 3),
         "events_per_cpu_s": round(found.events / found.cpu_s, 1),
         "wall_s": round(found.wall_s, 3),
+        "load": round(os.getloadavg()[0], 1),
         **found.more,
     }

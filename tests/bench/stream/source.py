@@ -21,18 +21,16 @@ N_PAYMENTS = 60_000
 
 
 def endless() -> Iterator[tuple[bytes, bytes, int]]:
-    """Key, JSON and partition of payments by rising time, each with an id of its own: the same 60 days, later."""
+    """Key, JSON and partition of payments of now, each with an id of its own."""
     frame = payments_of(N_PAYMENTS, customers_for(N_PAYMENTS))
-    times = frame["time"].dt.epoch("ms").to_list()
-    span_ms = times[-1] - times[0] + 1
     rows = []
     for row in frame.drop("label", "event_id", "time").iter_rows(named=True):
         key = row["customer_id"].encode()
         rest = msgspec.json.encode({name: cell for name, cell in row.items() if cell is not None})[1:]
         rows.append((key, rest, partition_of(key, N_PARTITIONS)))
     for again in itertools.count():
-        for i, (at, (key, rest, partition)) in enumerate(zip(times, rows, strict=True)):
-            yield key, b'{"event_id":"%d-%d","time":%d,%b' % (again, i, at + again * span_ms, rest), partition
+        for i, (key, rest, partition) in enumerate(rows):
+            yield key, b'{"event_id":"%d-%d","time":%d,%b' % (again, i, time.time() * 1000, rest), partition
 
 
 def main(bootstrap: str, topic: str) -> None:

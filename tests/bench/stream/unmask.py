@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.stream import Stream
 from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.kafka_python.client import KafkaPython
-from pipelines.kafka.port import Adapter
 from pipelines.live.alerting import outcomes_of
 from pipelines.live.scorer import Scorer
 from pipelines.live.setting import ScorerSetting
@@ -24,7 +23,8 @@ from pipelines.record import Received
 from tests.bench.stream.streams import stream_of
 from tests.bench.stream.task import Meter, Task
 
-ADAPTERS: Mapping[str, Adapter] = {"kafka-python": KafkaPython}
+_MODULES = {"kafka-python": ("kafka_python", "KafkaPython"), "confluent": ("confluent", "Confluent")}
+CLIENTS = tuple(client for client, (module, _) in _MODULES.items() if find_spec(f"pipelines.kafka.{module}"))
 FORMS = ("events",)
 
 
@@ -33,7 +33,9 @@ def unmask(task: Task, meter: Meter) -> None:
     stream = stream_of(task.stream, task.topics)
     model = ColumnsByName(artifact.load(Path(task.folder) / "model"), stream)
     _compile(stream, model)
-    connection = Connection(task.bootstrap, adapter=ADAPTERS[task.client])
+    module, adapter = _MODULES[task.client]
+    adapter_of = getattr(import_module(f"pipelines.kafka.{module}.client"), adapter)
+    connection = Connection(task.bootstrap, adapter=adapter_of)
     setting = ScorerSetting(stream, connection, Path(task.state) / "snapshots")
     scorer = Scorer(setting, model, start="earliest")
     meter.start()
