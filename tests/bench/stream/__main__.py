@@ -62,6 +62,9 @@ def options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", action="store_true", help="rate kept up with, and latency at half of it")
     parser.add_argument("--scale", action="store_true", help="ten times as many entities, ten times the history; a PNG")
     parser.add_argument("--profile", action="store_true", help="where CPU time goes, to FILE.SYSTEM-...json")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="runs of each system, of which the best counts; default 1"
+    )
     parser.add_argument("--quick", action="store_true", help="few events, short steps, no river and Quix unless named")
     parser.add_argument("--again", action="store_true", help="measure every row again")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the rows")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import threading
 import time
@@ -50,6 +51,8 @@ STAGES = {
     "pipelines.kafka.kafka_python.transactions KafkaPythonTransactions._within": "commit",
     "pipelines.live.snapshots SnapshotSchedule.take": "snapshot: copy",
     "pipelines.live.snapshots SnapshotSchedule._write": "snapshot: write",
+    "pipelines.kafka.confluent.reader ConfluentReader.poll": "consume: poll",
+    "pipelines.kafka.confluent.transactions ConfluentTransactions.commit": "produce and commit",
     "tests.bench.stream.clients KafkaPython.read": "consume: poll",
     "tests.bench.stream.clients KafkaPython.commit": "produce and commit",
     "tests.bench.stream.clients Confluent.read": "consume: poll",
@@ -57,6 +60,7 @@ STAGES = {
     "tests.bench.stream.trees Rows.of": "fold",
 }
 # Functions whose C code waits: a thread in one of them that uses no CPU time is idle, in another it waits for the GIL.
+_DIGITS = re.compile(r"[0-9]+")
 _WAITING = ("threading.py", "selectors.py", "queue.py", "_base.py", "socket.py", "connection.py")
 
 
@@ -156,12 +160,9 @@ class Profile:
                     continue
                 cpu, queued = ran - old[0], waited - old[1]
                 frame = frames.get(thread.ident) if thread is not None and thread.ident else None
-                self._note(thread, frame, cpu, queued, max(elapsed - cpu - queued, 0.0))
+                self._note(_name(thread, task), frame, cpu, queued, max(elapsed - cpu - queued, 0.0))
 
-    def _note(
-        self, thread: threading.Thread | None, frame: FrameType | None, cpu: float, queued: float, rest: float
-    ) -> None:
-        name = "native" if thread is None else thread.name.split("-call")[0].rstrip("0123456789-_ ()")
+    def _note(self, name: str, frame: FrameType | None, cpu: float, queued: float, rest: float) -> None:
         used = self._threads[name]
         used["cpu"] += cpu
         used["waits for a core"] += queued
@@ -172,6 +173,16 @@ class Profile:
         idle = Path(code.co_filename).name in _WAITING
         used["idle" if idle else "waits for the GIL"] += rest
         self._functions[name, f"{_short(code.co_filename)}:{code.co_qualname}"] += cpu
+
+
+def _name(thread: threading.Thread | None, task: Path) -> str:
+    """Name of a thread without its number; in brackets that of a thread of a library."""
+    if thread is not None:
+        return _DIGITS.sub("*", thread.name)
+    try:
+        return f"[{_DIGITS.sub('*', (task / 'comm').read_text().strip())}]"
+    except OSError:
+        return "[ended]"
 
 
 def _short(path: str) -> str:

@@ -54,12 +54,12 @@ class Report:
         """The rows of this commit as text, and how Unmask compares."""
         rows = [row for row in self.rows if row["commit"] == self.commit]
         lines = [
-            f"{'system':<10}{'client':<14}{'form':<8}{'stream':<8}{'part':<22}{'events':>10}{'events/CPU-s':>14}"
+            f"{'system':<14}{'client':<14}{'form':<8}{'stream':<8}{'part':<22}{'events':>10}{'events/CPU-s':>14}"
             f"{'us/event':>10}{'wall s':>8}{'p50 ms':>8}{'p99 ms':>8}"
         ]
         for row in rows:
             names = "".join(
-                f"{row[name]:<{width}}" for name, width in (("system", 10), ("client", 14), ("form", 8), ("stream", 8))
+                f"{row[name]:<{width}}" for name, width in (("system", 14), ("client", 14), ("form", 8), ("stream", 8))
             )
             if row.get("why"):
                 lines.append(f"{names}{row['part']:<22}{row['why']}")
