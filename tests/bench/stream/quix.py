@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,7 +167,7 @@ def quix(task: Task, meter: Meter) -> None:
 
     app = Application(
         broker_address=task.bootstrap,
-        consumer_group=f"quix-{task.topics}",
+        consumer_group=f"quix-{uuid.uuid4().hex}",
         auto_offset_reset="earliest",
         processing_guarantee="exactly-once",
         state_dir=task.state,

@@ -17,7 +17,7 @@ from tests.bench.stream.report import Row
 from tests.bench.stream.task import Found, Task
 from tests.bench.tables import ROOT, BenchError
 
-RUN_S = 3_600.0
+RUN_S = 900.0
 _SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
