@@ -39,7 +39,7 @@ from pathlib import Path
 from flows.local.kafka_server import start_broker
 from pipelines.errors import UnmaskError
 from tests.bench import tables
-from tests.bench.stream.bench import Bench, say
+from tests.bench.stream.bench import QUICK_SECONDS, SECONDS, Bench, say
 from tests.bench.stream.plan import SYSTEMS, runs_of
 from tests.bench.stream.report import Report
 from tests.bench.tables import BenchError, check_folder
@@ -60,6 +60,7 @@ def options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--forms", default="events,packed", help="comma list; default events,packed")
     parser.add_argument("--streams", default="key,merged", help="comma list; default key,merged")
     parser.add_argument("--latency", action="store_true", help="rate kept up with, and latency at half of it")
+    parser.add_argument("--seconds", type=float, help="time of a step of --latency, default 60; 3 with --quick")
     parser.add_argument("--scale", action="store_true", help="ten times as many entities, ten times the history; a PNG")
     parser.add_argument("--profile", action="store_true", help="where CPU time goes, to FILE.SYSTEM-...json")
     parser.add_argument(
@@ -69,14 +70,15 @@ def options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="measure every row again")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the rows")
     asked = parser.parse_args(words)
+    asked.seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
     asked.events = asked.events or (QUICK_EVENTS if asked.quick else N_EVENTS)
     here = [name for name in SYSTEMS if not (asked.quick and SYSTEMS[name].apart)]
     asked.systems = tuple((asked.systems or ",".join(here)).split(","))
     for name in ("clients", "forms", "streams"):
         setattr(asked, name, tuple(getattr(asked, name).split(",")))
     runs_of(asked.systems, asked.clients, asked.forms, asked.streams)
-    if asked.events < 1_000:
-        raise BenchError(f"--events is {asked.events}; it must be at least 1,000")
+    if asked.events < 1_000 or asked.rounds < 1 or asked.seconds < 1:
+        raise BenchError("--events must be at least 1,000, --rounds and --seconds at least 1")
     return asked
 
 

@@ -13,6 +13,7 @@ from tests.bench.stream import latency, scale
 from tests.bench.stream.backlog import Backlog, customers_for, payments_of
 from tests.bench.stream.plan import Run, python_for, runs_of
 from tests.bench.stream.prepared import prepared
+from tests.bench.stream.profile import summary
 from tests.bench.stream.report import Report, Row
 from tests.bench.stream.runs import row_of, started
 from tests.bench.stream.task import Found, Task
@@ -86,6 +87,8 @@ class Bench:
                 rounds.append(running.found())
             backlog.check(run.system, run.form)
             say(f"  {rounds[-1].events / rounds[-1].cpu_s:,.0f} events per CPU-second")
+        if profile:
+            say(f"  {profile}\n{summary(Path(profile))}")
         best = min(rounds, key=lambda found: found.cpu_s)
         return {**row_of(task, best), "rounds_cpu_s": [round(found.cpu_s, 3) for found in rounds]}, best
 
@@ -117,20 +120,19 @@ class Bench:
 
     def latencies(self) -> None:
         """Rate and latency of `bare` and Unmask, and the broker's own commits at these rates."""
-        seconds = QUICK_SECONDS if self.asked.quick else SECONDS
         rates = dict[str, float]()
         for run in self.runs:
             if run.system in ("bare", "unmask") and run.form == "events":
-                row = self.row("latency", run, partial(self._late, run, seconds))
+                row = self.row("latency", run, partial(self._late, run))
                 rates[str(run)] = row.get("rate_per_s") or 0.0
         commits = self.report.parts.setdefault("broker_commits", {})
         for name, rate in rates.items():
             if rate and name not in commits:
-                commits[name] = latency.commits(self.bootstrap, rate, min(seconds, 20.0))
+                commits[name] = latency.commits(self.bootstrap, rate, min(self.asked.seconds, 20.0))
                 say(f"the broker's own commits at {rate:,.0f} events/s: {commits[name]}")
         self.report.write()
 
-    def _late(self, run: Run, seconds: float) -> Row:
+    def _late(self, run: Run) -> Row:
         """The first rate is half of what the system did with the backlog."""
         known = self.report.row(**run._asdict(), part="throughput") or {}
         wall_s, n = known.get("wall_s"), known.get("events")
@@ -139,7 +141,7 @@ class Bench:
             self.bootstrap,
             self.trained(run.stream),
             first_rate=0.5 * n / wall_s if wall_s and n else 4_000.0,
-            seconds=seconds,
+            seconds=self.asked.seconds,
             most_steps=QUICK_STEPS if self.asked.quick else STEPS,
             say=say,
         )

@@ -59,9 +59,23 @@ STAGES = {
     "tests.bench.stream.clients Confluent.commit": "produce and commit",
     "tests.bench.stream.trees Rows.of": "fold",
 }
-# Functions whose C code waits: a thread in one of them that uses no CPU time is idle, in another it waits for the GIL.
 _DIGITS = re.compile(r"[0-9]+")
+# Files whose C code waits: a thread in one of them that uses no CPU time is idle, in another it waits for the GIL.
 _WAITING = ("threading.py", "selectors.py", "queue.py", "_base.py", "socket.py", "connection.py")
+
+
+def found(module: str, name: str) -> tuple[Any, str]:
+    """What holds a function of `STAGES`, and its name there.
+
+    >>> found("pipelines.order", "Merge.add")[1]
+    'add'
+    """
+    owner: Any = importlib.import_module(module)
+    *classes, function = name.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    getattr(owner, function)
+    return owner, function
 
 
 class Profile:
@@ -73,7 +87,7 @@ class Profile:
         self._stacks = threading.local()
         self._functions: dict[tuple[str, str], float] = defaultdict(float)
         self._threads: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(KINDS, 0.0))
-        self._ended = threading.Event()
+        self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="profile", daemon=True)
 
     def start(self) -> None:
@@ -87,7 +101,7 @@ class Profile:
         each = 1e6 / n_events
         total = sum(used["cpu"] for used in self._threads.values())
         functions = sorted(self._functions.items(), key=lambda item: -item[1])[:N_FUNCTIONS]
-        found = {
+        report = {
             "events": n_events,
             "cpu_us": total * each,
             "threads": {
@@ -100,20 +114,17 @@ class Profile:
             },
             "functions": [[thread, name, round(s * each, 2)] for (thread, name), s in functions],
         }
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n")
 
     def time_stages(self) -> None:
         """Time the calls of the functions of `STAGES` in the modules that are loaded."""
         for where, stage in STAGES.items():
             module, _, name = where.partition(" ")
             if module in sys.modules:
-                owner: Any = importlib.import_module(module)
-                *classes, function = name.split(".")
-                for part in classes:
-                    owner = getattr(owner, part)
+                owner, function = found(module, name)
                 timed = self._timed(getattr(owner, function), stage)
                 setattr(owner, function, timed)
-                if not classes:  # where it was imported by name
+                if "." not in name:  # where it was imported by name
                     for other in list(sys.modules.values()):
                         if getattr(other, "__name__", "").startswith(("pipelines", "models")) and hasattr(
                             other, function
@@ -131,8 +142,9 @@ class Profile:
             finally:
                 spent = time.thread_time() - began
                 own = spent - stack.pop()
-                self._stages[stage] += own
-                self._calls[stage] += 1
+                with self._lock:
+                    self._stages[stage] += own
+                    self._calls[stage] += 1
                 if stack:
                     stack[-1] += spent
 
@@ -173,6 +185,16 @@ class Profile:
         idle = Path(code.co_filename).name in _WAITING
         used["idle" if idle else "waits for the GIL"] += rest
         self._functions[name, f"{_short(code.co_filename)}:{code.co_qualname}"] += cpu
+
+
+def summary(path: Path) -> str:
+    """Threads and stages of a written profile, in us per event."""
+    found = json.loads(path.read_text())
+    threads = [(used["cpu"], f"{name}; waits for the GIL {used['waits for the GIL']:.1f}, for a core "
+                f"{used['waits for a core']:.1f}") for name, used in found["threads"].items()]  # fmt: skip
+    stages = [(one["us"], f"{name}, {one['calls']:,} calls") for name, one in found["stages"].items()]
+    lines = [f"{us:8.2f}  {text}" for us, text in (*threads, *stages) if us >= 0.05]
+    return "\n".join([f"{found['cpu_us']:8.2f}  us of CPU time per event in threads that were seen, of which", *lines])
 
 
 def _name(thread: threading.Thread | None, task: Path) -> str:
