@@ -1,7 +1,8 @@
-"""The benchmarks of detection run on tiny data, go on after an interruption, and say what is wrong with their input."""
+"""The benchmarks run on tiny data, go on after an interruption, and say what is wrong with their input."""
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ from sklearn.metrics import average_precision_score
 from flows.streams.shipped import load
 from models.score.prior import NOTHING_KNOWN
 from pipelines.contracts.stream import DAY_MS
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Message
 from tests.bench import ablation, detection, events, payments, peers, robustness, tables
+from tests.bench.stream import __main__ as stream_main
+from tests.bench.stream import profile
+from tests.bench.stream.backlog import Backlog, payments_of
+from tests.bench.tables import BenchError
 from tests.pipelines.payments import few_payments
 
 PERIODS = ["--train-end", "2026-02-15", "--valid-days", "14", "--test-start", "2026-02-16", "--test-end", "2026-02-28"]
@@ -252,3 +259,58 @@ def test_every_method_without_labels_finds_a_plain_anomaly(method: peers.Unsuper
     x = random.normal(size=(600, 5)) + 5 * y[:, None] * (np.arange(5) < 2)
     x[random.random(x.shape) < 0.02] = np.nan
     assert average_precision_score(y, method.fit(x[~y], 0)(x)) > 0.7
+
+
+QUICKLY = ["--events", "4000", "--quick", "--streams", "key", "--forms", "events"]
+
+
+def test_the_benchmark_of_the_live_scorer_runs_on_a_broker_and_keeps_its_rows(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
+    monkeypatch.setattr(stream_main, "FOLDER", tmp_path)
+    out = tmp_path / "stream.json"
+    command = ["--systems", "bare,unmask,xgboost", "--clients", "kafka-python", *QUICKLY, "--out", str(out)]
+    assert stream_main.main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["system"], row["client"], row["events"]) for row in rows] == [
+        (system, "kafka-python", 4_000) for system in ("bare", "unmask", "xgboost")
+    ]
+    assert all(row["cpu_s"] > 0 and row["wall_s"] > 0 and row["p50_ms"] is None for row in rows)
+    assert "unmask (kafka-python, events, key) / bare (kafka-python, events)" in capsys.readouterr().out
+    assert stream_main.main(command) == 0
+    assert capsys.readouterr().out.count("kept") == 3
+    assert json.loads(out.read_text())["rows"] == rows
+
+
+def test_the_benchmark_of_the_live_scorer_finds_a_missing_score(kafka: str) -> None:
+    backlog = Backlog(kafka, "bench-check")
+    backlog.write(payments_of(100, 30))
+    backlog.renew_outputs()
+    with Connection(kafka).writer() as writer:
+        for i in range(99):
+            writer.send(Message("bench-check.scores", b'{"event_id":"%d"}' % i, b"k"))
+        writer.flush()
+        with pytest.raises(BenchError, match="published 99 scores of 99 events; 100 events were sent"):
+            backlog.check("unmask", "events")
+        writer.send(Message("bench-check.scores", b'{"event_id":"0"}', b"k"))
+        writer.flush()
+    with pytest.raises(BenchError, match="published 100 scores of 99 events"):
+        backlog.check("unmask", "events")
+
+
+def test_the_benchmark_of_the_live_scorer_says_what_it_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stream_main.main(["--systems", "bear", "--out", str(tmp_path / "o.json")]) == 2
+    assert "no such system; choose from bare, unmask" in capsys.readouterr().err
+    assert stream_main.main(["--systems", "river", "--clients", "kafka-python", "--out", str(tmp_path / "o.json")]) == 2
+    assert "no run is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", sorted(profile.STAGES))
+def test_every_stage_of_the_profile_is_a_function(where: str) -> None:
+    module, _, name = where.partition(" ")
+    if find_spec(module.rpartition(".")[0]) is None:
+        pytest.skip(f"{module} is not there")
+    profile.found(module, name)

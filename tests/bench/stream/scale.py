@@ -1,0 +1,54 @@
+"""Does the cost of an event grow with the number of entities, or with their history? The CPU time is noted on the way.
+
+Two backlogs of n events: of few customers with a long history, and of ten times as many customers with a short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tests.bench.stream.backlog import customers_for
+from tests.bench.stream.task import Found
+
+N_STEPS = 10
+TIMES = {"1 x entities": 10, "10 x entities": 1}  # the history is as many times longer
+
+
+def customers(n_events: int) -> dict[str, int]:
+    """Customers of each backlog.
+
+    >>> customers(300_000)
+    {'1 x entities': 288, '10 x entities': 2875}
+    """
+    return {name: customers_for(n_events // times) for name, times in TIMES.items()}
+
+
+def curve(found: Found) -> list[tuple[int, float]]:
+    """(events folded before, events per CPU-second of the next step).
+
+    >>> curve(Found(20, 4.0, 4.0, noted=[(10, 1.0), (20, 4.0)]))
+    [(0, 10.0), (10, 3.3)]
+    """
+    points = [(0, 0.0), *found.noted]
+    return [
+        (before, round((n - before) / (cpu_s - cpu_before), 1)) for (before, cpu_before), (n, cpu_s) in pairwise(points)
+    ]
+
+
+def draw(curves: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """One line for each run, `curves` is label -> points; the PNG shows whether they are flat."""
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    for name, points in curves.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, marker="o", label=name, linestyle="--" if "10 x" in name else "-")
+    axes.set(xlabel="events folded before", ylabel="events per CPU-second", yscale="log")
+    axes.grid(True, alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
