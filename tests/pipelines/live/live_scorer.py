@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.contracts.stream import Stream
 from pipelines.faults import kill_at, no_fault
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.kafka_python.opening import Server
+from pipelines.kafka.server import Server
 from pipelines.kafka.kafka_python.reader import KafkaPythonReader
 from pipelines.kafka.port import ANSWER_MS, Position, Reader
 from pipelines.live.scorer import Scorer
