@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipelines.errors import BrokerError
 from pipelines.kafka import login
@@ -27,6 +27,8 @@ _SETTINGS: Mapping[str, Any] = {
     "socket.keepalive.enable": True,
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 1_000,
+    "retry.backoff.ms": 10,
+    "retry.backoff.max.ms": 500,
     "log_level": 4,
 }
 
@@ -61,6 +63,8 @@ def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms
         client = kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
     except KafkaException as error:
         raise login.wrong_settings(error.args[0].str()) from error
+    if kind is Consumer:
+        client.assign([])  # without an operation, every second consumer connects only a second later
     until = time.monotonic() + opening_ms / 1000
     while reasons.login is None and time.monotonic() < until:
         with suppress(KafkaException):
