@@ -6,7 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition, Uuid
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -122,7 +128,7 @@ def _unless(codes: Collection[int]) -> Iterator[None]:
             raise
 
 
-def _known_id(topic_id: Uuid) -> str | None:
+def _known_id(topic_id: Any) -> str | None:
     """The id of a topic as text; None if the broker does not support ids."""
-    high, low = (half & 2**64 - 1 for half in (topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()))
-    return str(UUID(int=high << 64 | low)) if high or low else None
+    high, low = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
+    return str(UUID(int=(high << 64) + (low & 2**64 - 1) & 2**128 - 1)) if high or low else None

@@ -40,8 +40,8 @@ def client_errors(doing: str) -> Iterator[None]:
 def of_client(error: KafkaException | SystemError) -> KafkaError:
     """The client's error in an exception.
 
-    confluent-kafka raises a fatal error (fencing) in the thread that serves callbacks, and goes on to serve others: if one
-    of them calls a function, the fatal error is only the cause of a SystemError.
+    confluent-kafka raises a fatal error (fencing) while it serves callbacks, and goes on to serve others: if one of
+    them calls a function, the fatal error is only the cause of a SystemError.
     """
     cause = error.__cause__ if isinstance(error, SystemError) else error
     if not isinstance(cause, KafkaException):

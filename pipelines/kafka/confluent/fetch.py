@@ -7,7 +7,6 @@ from typing import Any
 
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 
-from pipelines.errors import BrokerError
 from pipelines.kafka.confluent.errors import broker_error, client_errors
 from pipelines.kafka.confluent.offsets import offsets_at
 from pipelines.kafka.confluent.received import n_consecutive, n_small, received, runs
@@ -17,16 +16,16 @@ from pipelines.record import Received
 log = logging.getLogger(__name__)
 
 STALL_S = 2.0
-_LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _NOT_ALLOWED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
 
 
 class Fetch:
     """Takes only successive offsets from librdkafka, and gives a partition up where it cannot.
 
-    librdkafka reports an unreadable batch once without its offsets, or stands still at it without a word, and it believes
-    the offsets that the records claim. So a partition is given up at a gap (also one that a control marker leaves), at an
-    error, at a standstill, and before a record that is larger than one that is not compressed can be.
+    librdkafka does not report the offsets of an unreadable batch, or stands still at it without a report, and it
+    accepts any offset that a record claims to have; after a wrong checksum it goes on at a random place. So a partition
+    is given up at a gap (also at that of a control marker), at an error (also about its offset: it may be a random one),
+    at a standstill, and before a record that is too large to be one without compression.
 
     Attributes:
         next: next offset of each partition that is read.
@@ -44,19 +43,19 @@ class Fetch:
     def keep(self, positions: Mapping[Position, int]) -> None:
         """Read these partitions and no others; those that are new, from these offsets."""
         gone = self.next.keys() - positions.keys()
-        new = {position: offset for position, offset in positions.items() if position not in self.next}
+        new = [TopicPartition(*position, offset) for position, offset in positions.items() if position not in self.next]
         with client_errors("reading could not be started"):
             if gone:
                 self._consumer.incremental_unassign([TopicPartition(*position) for position in gone])
             if new:
-                self._consumer.incremental_assign([TopicPartition(*position, offset) for position, offset in new.items()])
+                self._consumer.incremental_assign(new)
         self.next = {position: self.next.get(position, offset) for position, offset in positions.items()}
 
     def poll(self, timeout_ms: int) -> list[Received]:
         """Records that arrived; returns as soon as there are any.
 
         Raises:
-            BrokerError: a position is no longer in the log.
+            RejectedError: not allowed.
         """
         records: list[Received] = []
         with client_errors("reading failed, nothing was skipped"):
@@ -91,19 +90,17 @@ class Fetch:
         expected = self.next.get(position)
         if expected is None:
             return []  # fetched before the partition was given up or paused
-        if messages[0].offset() < expected:
-            messages = [message for message in messages if message.offset() >= expected]
         n = min(n_consecutive(messages, expected), n_small(messages))
         self.next[position] = expected + n
         if n < len(messages):
             self._give_up(position, "an offset is missing, or a record is very large")
         return received(messages[:n])
 
-    def _note(self, position: Any, offset: int, error: KafkaError) -> None:
+    def _note(self, position: Any, offset: int | None, error: KafkaError) -> None:
         expected = self.next.get(position)
-        if expected is None or (error.code() == KafkaError._PARTITION_EOF and offset <= expected):
+        if expected is None or (error.code() == KafkaError._PARTITION_EOF and offset == expected):
             return
-        if error.code() in _LOST or error.code() in _NOT_ALLOWED:
+        if error.code() in _NOT_ALLOWED:
             raise broker_error(f"reading {position[0]} [{position[1]}] failed, nothing was skipped", error)
         self._give_up(position, error.str())
 

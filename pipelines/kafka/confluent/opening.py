@@ -59,12 +59,7 @@ def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms
         BrokerError: Kafka does not answer.
     """
     reasons = Reasons()
-    try:
-        client = kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
-    except KafkaException as error:
-        raise login.wrong_settings(error.args[0].str()) from error
-    if kind is Consumer:
-        client.assign([])  # without an operation, every second consumer connects only a second later
+    client = connecting(server, kind, settings, reasons)
     until = time.monotonic() + opening_ms / 1000
     while reasons.login is None and time.monotonic() < until:
         with suppress(KafkaException):
@@ -73,6 +68,21 @@ def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms
         client.poll(0)
     closed([client])
     raise _not_opened(server, reasons)
+
+
+def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: Reasons) -> Any:
+    """A client that connects in the background.
+
+    Raises:
+        LoginError: the client rejects its settings.
+    """
+    try:
+        client = kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
+    except KafkaException as error:
+        raise login.wrong_settings(error.args[0].str()) from error
+    if kind is Consumer:
+        client.assign([])  # without an operation, every second consumer connects only a second later
+    return client
 
 
 def closed(clients: list[Any]) -> None:
@@ -94,8 +104,10 @@ def _not_opened(server: Server, reasons: Reasons) -> BrokerError:
         return login.no_answer(server.bootstrap)
     if "SSL" in protocol.split("_"):
         failed = "SSL handshake failed" in last.str() or last.code() == KafkaError._SSL
-        return login.handshake_failed(server.bootstrap, where, protocol, last.str()) if failed else (
-            login.no_answer(server.bootstrap)
+        return (
+            login.handshake_failed(server.bootstrap, where, protocol, last.str())
+            if failed
+            else (login.no_answer(server.bootstrap))
         )
     if last.code() == KafkaError._ALL_BROKERS_DOWN:  # connected, and disconnected without any other reason
         if login.speaks_tls(server.bootstrap):

@@ -10,7 +10,7 @@ from pipelines.errors import BrokerError, LoginError
 from pipelines.kafka.confluent.errors import client_errors
 from pipelines.kafka.confluent.fetch import Fetch
 from pipelines.kafka.confluent.offsets import offsets_at
-from pipelines.kafka.confluent.opening import closed, opened
+from pipelines.kafka.confluent.opening import Reasons, closed, connecting, opened
 from pipelines.kafka.kafka_python.reader import FETCH_BYTES, KafkaPythonReader
 from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, REQUEST_MS, Position, Reader
 from pipelines.kafka.server import Server
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 DISTRUST = 20_000  # offsets that kafka-python reads after librdkafka gave a partition up
 
-_SETTINGS: Mapping[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "group.id": "unmask-reader",  # required, but without a subscription no group is joined
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -40,9 +40,9 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 class ConfluentReader(Reader):
-    """A consumer without a group. Where librdkafka gives a partition up, the parser of kafka-python reads it for a while.
+    """A consumer without a group. Where librdkafka cannot be trusted, the parser of kafka-python reads for a while.
 
-    So every offset is either one that librdkafka delivered in succession, or one that the parser accounted for.
+    So each offset is either delivered by librdkafka right after the one before, or accounted for by that parser.
     """
 
     def __init__(self, server: Server, positions: Mapping[Position, int], *, max_records: int) -> None:
@@ -51,6 +51,7 @@ class ConfluentReader(Reader):
         self._fetch = Fetch(self._clients[0], max_records=max_records)
         self._other: KafkaPythonReader | None = None
         self._other_has_turn = False
+        self._read_by_other: set[Position] = set()
         self.assign(positions)
 
     def assign(self, positions: Mapping[Position, int]) -> None:
@@ -58,7 +59,6 @@ class ConfluentReader(Reader):
         self._at = dict(positions)  # where each partition was when it was last moved between the two, or held
         self._held: set[Position] = set()
         self._until: dict[Position, int] = {}  # read by kafka-python up to this offset
-        self._read_by_other: set[Position] = set()
         self._arrange()
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
@@ -114,20 +114,20 @@ class ConfluentReader(Reader):
         return self._other
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
+        asker = self._asker()
+        asker.poll(0)  # serves its callbacks
         try:
-            found = offsets_at(self._asker(timeout_ms), OFFSET_END, self._at, timeout_ms=timeout_ms)
-        except LoginError:
-            raise
-        except (BrokerError, KafkaException) as error:
+            found = offsets_at(asker, OFFSET_END, self._at, timeout_ms=timeout_ms)
+        except KafkaException as error:
             log.warning("no answer about end offsets: %s", error)
             return {}
         return {position: end for position, end in found.items() if not isinstance(end, KafkaException)}
 
-    def _asker(self, opening_ms: int) -> Any:
-        """A consumer for which open transactions count."""
+    def _asker(self) -> Any:
+        """A consumer for which open transactions count; it connects in the background."""
         if len(self._clients) == 1:
             settings = _SETTINGS | {"isolation.level": "read_uncommitted"}
-            self._clients.append(opened(self._server, Consumer, settings, opening_ms=opening_ms))
+            self._clients.append(connecting(self._server, Consumer, settings, Reasons()))
         return self._clients[1]
 
     def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:

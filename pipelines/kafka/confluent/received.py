@@ -62,8 +62,8 @@ def received(messages: Sequence[Message]) -> list[Received]:
 def _bad_names(messages: Sequence[Message]) -> list[int]:
     """Places of the messages with a header name that is not UTF-8.
 
-    `Message.headers` of confluent-kafka then returns a list with a null pointer and leaves its error pending. It must be
-    called from C (here by `map`), which turns this into a SystemError; and never again.
+    For such a name, `Message.headers` returns a list with a null pointer in it, and its error stays pending. A caller
+    in C (here `map`) checks for that and raises a SystemError. A second call would return the list.
     """
     places: list[int] = []
     headers, place = map(Message.headers, messages), count()

@@ -1,7 +1,7 @@
 """How records are given to a producer of librdkafka."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
@@ -10,7 +10,7 @@ from pipelines.errors import BrokerError, RejectedError
 from pipelines.kafka.confluent.errors import broker_error
 from pipelines.kafka.port import MAX_REQUEST_BYTES, REQUEST_MS, Message
 
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "enable.idempotence": True,
     "partitioner": "murmur2_random",  # of a key, that of the Java client
     "compression.type": "none",

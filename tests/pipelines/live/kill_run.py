@@ -26,6 +26,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.progress import all_progress, read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from tests.patience import HANG_S, wait_until
+from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.kill_load import Load
 from tests.pipelines.live.kill_stream import N_PARTITIONS, stream_named
 
@@ -52,6 +53,11 @@ class Run:
     seed: int = 0
     order_wait_ms: int = 50
     longest_life_s: float = 4.0  # of a life that ends at a random time, once it has written a snapshot
+    client: str = "kafka-python"  # one of ADAPTERS
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(self.bootstrap, adapter=ADAPTERS[self.client])
 
 
 @dataclass
@@ -108,7 +114,7 @@ def kill_run(run: Run, folder: Path) -> Outcome:
     """Kill, restart, kill; drain; judge. Logs of all lives stay in `folder`."""
     began = time.monotonic()
     name = f"kill-{run.seed}-{time.time_ns() // 1_000_000}"
-    stream, connection = stream_named(name), Connection(run.bootstrap)
+    stream, connection = stream_named(name), run.connection
     counts = {stream.topic(k): N_PARTITIONS for k in ("events", "labels", "scores", "alerts", "refused", "progress")}
     topics.create_topics(connection, counts, config=KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"})
     chance, outcome = random.Random(run.seed + 1), Outcome()
@@ -152,6 +158,8 @@ def _start(run: Run, stream: Stream, snapshots: Path, spec: str, log: Any) -> su
         "tests.pipelines.live.live_scorer",
         "--bootstrap",
         run.bootstrap,
+        "--client",
+        run.client,
         "--stream",
         stream.name,
     ]
@@ -178,7 +186,7 @@ def _one_life(run: Run, stream: Stream, snapshots: Path, spec: str, chance: rand
 
 def _wait_until_worth_killing(run: Run, stream: Stream, snapshots: Path, scorer: subprocess.Popen[bytes]) -> None:
     """Until this life has written a snapshot, and published what came out of turn where a partition is read late."""
-    connection, known = Connection(run.bootstrap), set(snapshots.glob("*.snapshot"))
+    connection, known = run.connection, set(snapshots.glob("*.snapshot"))
     out_before = _n_out_of_turn(connection, stream)
     out = list(out_before)
 
@@ -223,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Run.seed)
     parser.add_argument("--order-wait-ms", type=int, default=-1_000, help="below 0 one partition is read late")
     parser.add_argument("--longest-life-s", type=float, default=Run.longest_life_s)
+    parser.add_argument("--client", default=Run.client, choices=ADAPTERS)
     run = Run(**vars(parser.parse_args()))
     folder = Path(tempfile.mkdtemp(prefix="unmask-kill-"))
     own = None if run.bootstrap else start_broker(folder / "kafka")
