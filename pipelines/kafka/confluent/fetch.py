@@ -24,8 +24,8 @@ class Fetch:
 
     librdkafka does not report the offsets of an unreadable batch, or stands still at it without a report, and it
     accepts any offset that a record claims to have; after a wrong checksum it goes on at a random place. So a partition
-    is given up at a gap (also at that of a control marker), at an error (also about its offset: it may be a random one),
-    at a standstill, and before a record that is too large to be one without compression.
+    is given up at a gap (also at that of a control marker), at an error (its offset may be a random one, too), at a
+    standstill, and before a record that is too large to be one without compression.
 
     Attributes:
         next: next offset of each partition that is read.

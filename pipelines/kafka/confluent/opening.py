@@ -29,7 +29,7 @@ _SETTINGS: Mapping[str, Any] = {
     "reconnect.backoff.max.ms": 1_000,
     "retry.backoff.ms": 10,
     "retry.backoff.max.ms": 500,
-    "log_level": 4,
+    "log_level": 3,  # errors: a failed try that is repeated is a warning
 }
 
 

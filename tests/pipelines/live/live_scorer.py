@@ -99,10 +99,17 @@ class LateReader(Reader):
         return {self._partition}
 
 
-class LateConnection(Connection):
+class SmallPolls(Connection):
+    """A connection whose readers give little at a time, so that every restore takes several polls."""
+
+    def reader(self, positions: Mapping[Position, int], *, max_records: int = 500) -> Reader:
+        return super().reader(positions, max_records=max_records)
+
+
+class LateConnection(SmallPolls):
     """A connection whose readers are late ones."""
 
-    def reader(self, positions: Mapping[Position, int], *, max_records: int = 5_000) -> Reader:
+    def reader(self, positions: Mapping[Position, int], *, max_records: int = 500) -> Reader:
         reader = super().reader(positions, max_records=max_records)
         return LateReader(reader, positions) if positions else reader
 
@@ -122,7 +129,7 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stream = stream_named(asked.stream)
-    connection = Connection if asked.order_wait_ms >= 0 else LateConnection
+    connection = SmallPolls if asked.order_wait_ms >= 0 else LateConnection
     setting = ScorerSetting(
         stream,
         connection(asked.bootstrap, adapter=ADAPTERS[asked.client]),

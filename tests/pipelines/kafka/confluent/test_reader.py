@@ -1,4 +1,4 @@
-"""Whatever lies in a log, the reader of librdkafka gives the same as the one of kafka-python, and nothing is skipped."""
+"""Whatever lies in a log, the reader of librdkafka gives the same as that of kafka-python: nothing is skipped."""
 
 import random
 import uuid
