@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from pipelines.kafka.confluent.errors import broker_error, client_errors
-from pipelines.kafka.confluent.offsets import offsets_at
+from pipelines.kafka.confluent.offsets import Offsets
 from pipelines.kafka.confluent.received import n_consecutive, n_small, received, runs
 from pipelines.kafka.port import ANSWER_MS, Position
 from pipelines.record import Received
@@ -32,12 +32,14 @@ class Fetch:
         given_up: partition -> offset from which something else must read it.
     """
 
-    def __init__(self, consumer: Any, *, max_records: int) -> None:
-        self._consumer = consumer
+    def __init__(self, consumer: Any, offsets: Offsets, *, max_records: int) -> None:
+        self.consumer = consumer
+        self._offsets = offsets
         self._max_records = max_records
         self.next: dict[Position, int] = {}
         self.given_up: dict[Position, int] = {}
         self._behind: dict[Position, int] = {}  # positions before the end at the last look
+        self._last_look: dict[Position, int] = {}
         self._look_due_s = 0.0
 
     def keep(self, positions: Mapping[Position, int]) -> None:
@@ -46,9 +48,9 @@ class Fetch:
         new = [TopicPartition(*position, offset) for position, offset in positions.items() if position not in self.next]
         with client_errors("reading could not be started"):
             if gone:
-                self._consumer.incremental_unassign([TopicPartition(*position) for position in gone])
+                self.consumer.incremental_unassign([TopicPartition(*position) for position in gone])
             if new:
-                self._consumer.incremental_assign(new)
+                self.consumer.incremental_assign(new)
         self.next = {position: self.next.get(position, offset) for position, offset in positions.items()}
 
     def poll(self, timeout_ms: int) -> list[Received]:
@@ -68,11 +70,11 @@ class Fetch:
 
     def _consumed(self, timeout_ms: int) -> list[Message]:
         """`consume` with a timeout waits until it has all messages that were asked for: so it may wait for one only."""
-        found: list[Message] = self._consumer.consume(self._max_records, 0)
+        found: list[Message] = self.consumer.consume(self._max_records, 0)
         if not found and timeout_ms:
-            found = self._consumer.consume(1, timeout_ms / 1000)
+            found = self.consumer.consume(1, timeout_ms / 1000)
             if found and self._max_records > 1:
-                found += self._consumer.consume(self._max_records - 1, 0)
+                found += self.consumer.consume(self._max_records - 1, 0)
         return found
 
     def _taken(self, position: Any, messages: Sequence[Message]) -> list[Received]:
@@ -108,19 +110,15 @@ class Fetch:
         offset = self.given_up[position] = self.next.pop(position)
         log.debug("%s [%d] is given up at offset %d: %s", *position, offset, why)
         with client_errors("reading could not be continued"):
-            self._consumer.incremental_unassign([TopicPartition(*position)])
+            self.consumer.incremental_unassign([TopicPartition(*position)])
 
     def _look_for_standstill(self) -> None:
         """Give up partitions that stand where they stood at the last look, although more had been committed then."""
         self._look_due_s = time.monotonic() + STALL_S
-        for position, offset in self._behind.items():
+        for position, offset in list(self._behind.items()):
             if self.next.get(position) == offset:
                 self._give_up(position, "it stands still")
-        try:
-            ends = offsets_at(self._consumer, OFFSET_END, self.next, timeout_ms=ANSWER_MS)
-        except KafkaException as error:
-            log.debug("no answer about end offsets: %s", error)
-            ends = {}
-        self._behind = {
-            p: self.next[p] for p, end in ends.items() if not isinstance(end, KafkaException) and end > self.next[p]
-        }
+        still = [position for position, offset in self.next.items() if self._last_look.get(position) == offset]
+        ends = self._offsets.ends(still, committed=True, timeout_ms=ANSWER_MS)
+        self._behind = {position: self.next[position] for position, end in ends.items() if end > self.next[position]}
+        self._last_look = dict(self.next)

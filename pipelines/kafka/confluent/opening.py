@@ -22,6 +22,7 @@ OPENING_MS = 10_000
 CLOSING_S = 2.0
 _LOOK_S = 0.05
 _SETTINGS: Mapping[str, Any] = {
+    "allow.auto.create.topics": False,
     "socket.timeout.ms": REQUEST_MS,
     "socket.nagle.disable": True,
     "socket.keepalive.enable": True,

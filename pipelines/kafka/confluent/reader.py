@@ -4,13 +4,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaException
 
 from pipelines.errors import BrokerError, LoginError
-from pipelines.kafka.confluent.errors import client_errors
 from pipelines.kafka.confluent.fetch import Fetch
-from pipelines.kafka.confluent.offsets import offsets_at
-from pipelines.kafka.confluent.opening import Reasons, closed, connecting, opened
+from pipelines.kafka.confluent.offsets import END, FIRST, Offsets
+from pipelines.kafka.confluent.opening import closed, opened
 from pipelines.kafka.kafka_python.reader import FETCH_BYTES, KafkaPythonReader
 from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, REQUEST_MS, Position, Reader
 from pipelines.kafka.server import Server
@@ -25,9 +24,9 @@ _SETTINGS: dict[str, Any] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
     "enable.partition.eof": True,
     "check.crcs": True,
-    "allow.auto.create.topics": False,
     "fetch.wait.max.ms": FETCH_WAIT_MS,
     "fetch.message.max.bytes": FETCH_BYTES,
     "fetch.max.bytes": FETCH_BYTES,  # bounds what one response can be decompressed to
@@ -47,8 +46,9 @@ class ConfluentReader(Reader):
 
     def __init__(self, server: Server, positions: Mapping[Position, int], *, max_records: int) -> None:
         self._server, self._max_records = server, max_records
-        self._clients = [opened(server, Consumer, _SETTINGS | {"isolation.level": "read_committed"})]
-        self._fetch = Fetch(self._clients[0], max_records=max_records)
+        self._clients = [opened(server, Consumer, _SETTINGS)]
+        self._offsets = Offsets(server)
+        self._fetch = Fetch(self._clients[0], self._offsets, max_records=max_records)
         self._other: KafkaPythonReader | None = None
         self._other_has_turn = False
         self._read_by_other: set[Position] = set()
@@ -114,30 +114,12 @@ class ConfluentReader(Reader):
         return self._other
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        asker = self._asker()
-        asker.poll(0)  # serves its callbacks
-        try:
-            found = offsets_at(asker, OFFSET_END, self._at, timeout_ms=timeout_ms)
-        except KafkaException as error:
-            log.warning("no answer about end offsets: %s", error)
-            return {}
-        return {position: end for position, end in found.items() if not isinstance(end, KafkaException)}
-
-    def _asker(self) -> Any:
-        """A consumer for which open transactions count; it connects in the background."""
-        if len(self._clients) == 1:
-            settings = _SETTINGS | {"isolation.level": "read_uncommitted"}
-            self._clients.append(connecting(self._server, Consumer, settings, Reasons()))
-        return self._clients[1]
+        return self._offsets.ends(self._at, committed=False, timeout_ms=timeout_ms)
 
     def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:
         asked = list(partitions)
-        with client_errors(f"no answer about offsets from {self._server.bootstrap}"):
-            first, end = (
-                offsets_at(self._clients[0], edge, asked, timeout_ms=REQUEST_MS)
-                for edge in (OFFSET_BEGINNING, OFFSET_END)
-            )
-            return {position: (_known(first[position]), _known(end[position])) for position in asked}
+        first, end = (self._offsets.until_known(edge, asked, timeout_ms=REQUEST_MS) for edge in (FIRST, END))
+        return {position: (first[position], end[position]) for position in asked}
 
     def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
         try:
@@ -157,13 +139,8 @@ class ConfluentReader(Reader):
             self._arrange()
 
     def close(self) -> None:
-        self._fetch = Fetch(None, max_records=1)
+        self._fetch.consumer = None
         closed(self._clients)
+        self._offsets.close()
         if self._other is not None:
             self._other.close()
-
-
-def _known(offset: int | KafkaException) -> int:
-    if isinstance(offset, KafkaException):
-        raise offset
-    return offset

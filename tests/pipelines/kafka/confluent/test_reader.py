@@ -134,6 +134,8 @@ def test_what_is_damaged_on_disk_is_accounted_for_as_by_the_other_adapter(
             batches.send(own.bootstrap, topic, 0, batches.batch(rows(2)))
             places[batches.send(own.bootstrap, topic, 0, batches.batch(rows(4), codec=codec))] = place, fit
         batches.send(own.bootstrap, topic, 0, batches.batch(rows(2)))
+        position, before = (topic, 0), Connection(own.bootstrap, adapter=Confluent).reader({(topic, 0): 0})
+        wait_until(lambda: position in before.ends())
         own.stop()
         damage(own.folder / "data" / f"{topic}-0" / f"{0:020d}.log", places)
         own = start_broker(own.folder, log=lambda line: None)
@@ -146,6 +148,8 @@ def test_what_is_damaged_on_disk_is_accounted_for_as_by_the_other_adapter(
         assert all(bad & set(range(first, first + 4)) for first in places)
         assert read(fast, topic, 0, end) == expected
         assert read(fast, topic, 0, end, max_records=1) == expected
+        wait_until(lambda: before.ends() == {position: end})  # a restart makes a client's leader epoch a stale one
+        before.close()
     finally:
         own.stop()
 
