@@ -12,11 +12,14 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.extras import require
 from flows.local import kafka_server, servers
 from models.ship.registry import PROBE_S, answers
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.kafka.connection import Connection
+from pipelines.kafka.kafka_python.client import KafkaPython
+from pipelines.kafka.port import Adapter
 from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Settings(BaseSettings):
         pattern=r"^[^,\s]+:\d+(,[^,\s]+:\d+)*$",
         description="host:port, or several separated by commas",
     )
+    kafka_client: Literal["kafka-python", "confluent-kafka"] = Field("kafka-python", validation_alias="KAFKA_CLIENT")
     mlflow: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", pattern=r"^\w+://", description="http://host:port"
     )
@@ -87,16 +91,27 @@ class Settings(BaseSettings):
 
         Raises:
             SettingsError: there is neither.
+            MissingExtraError: the client of KAFKA_CLIENT is not installed.
         """
+        adapter = self._adapter()
         if self.kafka:
-            return Connection(self.kafka, self._client_options())
+            return Connection(self.kafka, self._client_options(), adapter)
         local = next(filter(None, map(kafka_server.find_broker, self.kafka_folders)), None)
         if local is None:
             raise SettingsError(
                 "no Kafka server is set or running here; run `unmask kafka start`, or set "
                 "KAFKA_BOOTSTRAP_SERVERS=host:port"
             )
-        return Connection(local.bootstrap)
+        return Connection(local.bootstrap, adapter=adapter)
+
+    def _adapter(self) -> Adapter:
+        """The adapter of KAFKA_CLIENT; confluent-kafka is imported only if it is asked for."""
+        if self.kafka_client == "kafka-python":
+            return KafkaPython
+        require("fast")
+        from pipelines.kafka.confluent.client import Confluent
+
+        return Confluent
 
     def tracking_uri(self) -> str:
         """MLflow of MLFLOW_TRACKING_URI, or the local one of `unmask ui start`.
@@ -193,7 +208,7 @@ class Settings(BaseSettings):
         return self.home / "work" / stream.topics / stage
 
     def _client_options(self) -> dict[str, Any]:
-        """Options of kafka-python's clients.
+        """Options of Kafka's client, the same for every adapter.
 
         Raises:
             SettingsError: the settings are inconsistent, or a file cannot be read.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from flows.local.kafka_server import start_broker
+from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.hostile import DAMAGES, KINDS, Battery
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     )
     parser.add_argument("--kinds", default="", help="only those whose name holds this text")
     parser.add_argument("--no-damage", action="store_true", help="leave away what needs the broker to be restarted")
+    parser.add_argument("--client", default="kafka-python", choices=ADAPTERS)
     asked = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
     begun = time.monotonic()
@@ -29,7 +31,7 @@ def main() -> int:
             print("this needs an Apache Kafka of its own: see `unmask kafka start --help`")
             return 2
         try:
-            battery = Battery(own.bootstrap, Path(folder))
+            battery = Battery(own.bootstrap, Path(folder), adapter=ADAPTERS[asked.client])
             try:
                 for kind in KINDS:
                     if asked.kinds in kind.name:

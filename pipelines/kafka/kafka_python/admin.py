@@ -8,8 +8,9 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import TopicAlreadyExistsError
 
 from pipelines.kafka.kafka_python.errors import client_errors
-from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, Position, TopicFacts
+from pipelines.kafka.server import Server
 
 
 class KafkaPythonAdmin(Admin):

@@ -5,16 +5,18 @@ from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.sasl import SASL_MECHANISMS
 from kafka.structs import OffsetAndMetadata
 
 from pipelines.kafka.kafka_python.admin import KafkaPythonAdmin
 from pipelines.kafka.kafka_python.errors import client_errors
 from pipelines.kafka.kafka_python.member import KafkaPythonMember
-from pipelines.kafka.kafka_python.opening import Server, opened
-from pipelines.kafka.kafka_python.options import check_options
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.kafka_python.reader import KafkaPythonReader
 from pipelines.kafka.kafka_python.transactions import KafkaPythonTransactions
 from pipelines.kafka.kafka_python.writer import KafkaPythonWriter
+from pipelines.kafka.options import check_options
 from pipelines.kafka.port import (
     DELIVERY_MS,
     REQUEST_MS,
@@ -26,6 +28,11 @@ from pipelines.kafka.port import (
     TransactionalWriter,
     Writer,
 )
+from pipelines.kafka.server import Server
+
+OPTIONS = frozenset(
+    name for name in KafkaConnectionManager.DEFAULT_CONFIG if name.startswith(("security_", "sasl_", "ssl_"))
+)
 
 
 class KafkaPython(Client):
@@ -36,7 +43,7 @@ class KafkaPython(Client):
     """
 
     def __init__(self, bootstrap: str, options: Mapping[str, Any]) -> None:
-        check_options(options)
+        check_options(options, known=OPTIONS, mechanisms=SASL_MECHANISMS)
         self._server = Server(bootstrap, options)
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int) -> Reader:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from kafka import errors as client
 
 from pipelines.errors import BrokerError, LoginError, RejectedError, TooLargeError, UnmaskError
+from pipelines.kafka import login
 
 # Permanent errors: a retry does not help.
 _FOR_GOOD = (
@@ -58,13 +59,13 @@ def login_error(where: str, error: BaseException) -> LoginError | None:
     """The LoginError for an error of login or TLS; None if it is about something else."""
     said = str(error)
     if isinstance(error, client.SaslAuthenticationFailedError):
-        return LoginError(f"{where} rejects the login; check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+        return LoginError(f"{where} {login.REJECTED}")
     if isinstance(error, client.UnsupportedSaslMechanismError):
-        return LoginError(f"{where} does not support this SASL mechanism; check KAFKA_SASL_MECHANISM")
+        return LoginError(f"{where} {login.UNKNOWN_MECHANISM}")
     if isinstance(error, client.IllegalSaslStateError):
-        return LoginError(f"{where} does not accept a login on this port; check KAFKA_SECURITY_PROTOCOL")
+        return LoginError(f"{where} {login.NO_LOGIN_HERE}")
     if "Hostname mismatch" in said or "IP address mismatch" in said:
-        return LoginError(f"{where} presents a certificate for another host name; check KAFKA_BOOTSTRAP_SERVERS")
+        return LoginError(f"{where} {login.OTHER_HOST}")
     if "CERTIFICATE_VERIFY_FAILED" in said:
-        return LoginError(f"{where} presents a certificate that is not trusted; check KAFKA_SSL_CAFILE")
+        return LoginError(f"{where} {login.NOT_TRUSTED}")
     return None

@@ -11,8 +11,9 @@ from kafka.errors import FencedInstanceIdError
 
 from pipelines.errors import FencedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
-from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.port import Assignment, Member
+from pipelines.kafka.server import Server
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,7 @@
 """Opens clients of kafka-python, and explains why opening failed."""
 
-import socket
-import ssl
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka import errors as client
 from kafka.net.compat import KafkaNetClient
@@ -13,23 +10,11 @@ from kafka.net.selector import NetworkSelector
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from pipelines.errors import BrokerError, LoginError
+from pipelines.kafka import login
 from pipelines.kafka.kafka_python.errors import is_from_client, login_error
+from pipelines.kafka.server import Server
 
 OPENING_MS = 10_000
-
-
-class Server(NamedTuple):
-    """Address of Kafka and the client options."""
-
-    bootstrap: str
-    options: Mapping[str, Any]
-
-    @property
-    def protocol(self) -> str:
-        return str(self.options.get("security_protocol", "PLAINTEXT"))
-
-    def config(self) -> dict[str, Any]:
-        return {"bootstrap_servers": self.bootstrap.split(","), **self.options}
 
 
 class _Manager(KafkaConnectionManager):
@@ -97,7 +82,14 @@ def opened(server: Server, kind: Any, *, opening_ms: int = OPENING_MS, **config:
         return made[0]
 
     try:
-        return kind(kafka_client=net_client, bootstrap_timeout_ms=opening_ms, **server.config(), **config)
+        servers = server.bootstrap.split(",")
+        return kind(
+            kafka_client=net_client,
+            bootstrap_servers=servers,
+            bootstrap_timeout_ms=opening_ms,
+            **server.options,
+            **config,
+        )
     except Exception as error:
         for unused in made:
             with suppress(Exception):
@@ -118,38 +110,17 @@ def _not_opened(server: Server, error: Exception, manager: _Manager | None) -> B
     if found is not None:
         return found
     if manager is not None and manager.was_connected and protocol in ("PLAINTEXT", "SSL"):
-        return BrokerError(
-            f"{where} closes the connection before it answers; if it requires a login, check KAFKA_SECURITY_PROTOCOL "
-            f"(now {protocol})"
-        )
-    return BrokerError(f"no Kafka answers at {server.bootstrap}")
+        return login.closed_early(where, protocol)
+    return login.no_answer(server.bootstrap)
 
 
 def _wrong_setting(server: Server, where: str, cause: Exception) -> LoginError | None:
     """The error about a wrong setting (TLS on one side only, or rejected by the client); None if it is not that."""
     if isinstance(cause, client.KafkaConfigurationError | ValueError):
-        return LoginError(f"the Kafka client rejects its settings: {cause}")
-    now = f"check KAFKA_SECURITY_PROTOCOL (now {server.protocol})"
+        return login.wrong_settings(cause)
     if "SSL" not in server.protocol.split("_"):
-        if not isinstance(cause, OSError) and speaks_tls(server.bootstrap):
-            return LoginError(f"{where} uses TLS on this port; {now}")
+        if not isinstance(cause, OSError) and login.speaks_tls(server.bootstrap):
+            return login.needs_tls(where, server.protocol)
     elif "Handshake failed" in str(cause):
-        if speaks_tls(server.bootstrap):
-            return LoginError(f"{where} aborts the TLS handshake ({cause}); check KAFKA_SSL_CAFILE")
-        return LoginError(f"{where} does not use TLS on this port; {now}")
+        return login.handshake_failed(server.bootstrap, where, server.protocol, cause)
     return None
-
-
-def speaks_tls(bootstrap: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether the first named server answers a TLS handshake, regardless of its certificate."""
-    host, _, port = bootstrap.split(",")[0].rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            return True
-    except (OSError, ValueError) as error:
-        return "ALERT" in str(getattr(error, "reason", ""))

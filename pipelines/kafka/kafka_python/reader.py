@@ -8,9 +8,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 
 from pipelines.kafka.kafka_python.errors import client_errors, is_from_client
-from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.kafka_python.records import read_past_unreadable
 from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, REQUEST_MS, Position, Reader
+from pipelines.kafka.server import Server
 from pipelines.record import Received
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from kafka.errors import (
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
-from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.kafka_python.writer import send
 from pipelines.kafka.port import (
     DELIVERY_MS,
@@ -28,6 +28,7 @@ from pipelines.kafka.port import (
     Message,
     TransactionalWriter,
 )
+from pipelines.kafka.server import Server
 
 
 class KafkaPythonTransactions(TransactionalWriter):

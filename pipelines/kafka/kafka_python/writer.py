@@ -6,8 +6,9 @@ from typing import Any
 from kafka import KafkaProducer
 
 from pipelines.kafka.kafka_python.errors import client_errors
-from pipelines.kafka.kafka_python.opening import Server, opened
+from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.port import MAX_REQUEST_BYTES, REQUEST_MS, Message, Writer
+from pipelines.kafka.server import Server
 
 
 class KafkaPythonWriter(Writer):

@@ -253,6 +253,15 @@ def test_an_aborted_transaction_is_never_seen_and_the_position_passes_it(connect
     left_open.close()
 
 
+def test_a_topic_that_disappears_costs_no_other_its_end(connection: Connection) -> None:
+    kept, gone = new_topic(connection), new_topic(connection)
+    write(connection, Message(kept, b"x", partition=0))
+    with connection.reader({(kept, 0): 0, (gone, 0): 0}) as reader:
+        wait_until(lambda: reader.ends(timeout_ms=ANSWER_MS) == {(kept, 0): 1, (gone, 0): 0})
+        topics.delete_topics(connection, [gone])
+        wait_until(lambda: reader.ends() == {(kept, 0): 1})
+
+
 # --- writing
 
 

@@ -20,6 +20,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Adapter, Message
 from pipelines.kafka.topics import create_topics, topic_names, wait_until_up
 from tests.patience import wait_until
+from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.kafka.link import Listener, broker_with
 
 
@@ -162,8 +163,12 @@ def test_an_option_that_is_unknown_missing_or_of_no_use_is_an_error_at_once(
         Connection("127.0.0.1:1", options, adapter)
 
 
-def test_what_the_environment_names_reaches_the_broker(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("client", ADAPTERS)
+def test_what_the_environment_names_reaches_the_broker(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
     for name, value in {
+        "KAFKA_CLIENT": client,
         "KAFKA_BOOTSTRAP_SERVERS": secured.at("SASL_SSL"),
         "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
         "KAFKA_SASL_MECHANISM": "PLAIN",
@@ -172,7 +177,9 @@ def test_what_the_environment_names_reaches_the_broker(secured: Secured, monkeyp
         "KAFKA_SSL_CAFILE": str(secured.ca),
     }.items():
         monkeypatch.setenv(name, value)
-    assert isinstance(topic_names(Settings().connection()), set)
+    connection = Settings().connection()
+    assert connection.adapter is ADAPTERS[client]
+    assert isinstance(topic_names(connection), set)
     monkeypatch.setenv("KAFKA_SASL_USERNAME", "bob")
     with pytest.raises(LoginError, match="KAFKA_SASL_USERNAME"):
         topic_names(Settings().connection())

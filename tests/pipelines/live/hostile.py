@@ -14,7 +14,8 @@ from kafka import KafkaProducer
 
 from flows.local.kafka_server import Broker, start_broker
 from pipelines.kafka import topics
-from pipelines.kafka.port import Message
+from pipelines.kafka.kafka_python.client import KafkaPython
+from pipelines.kafka.port import Adapter, Message
 from pipelines.lake.audit import reconcile
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
@@ -337,9 +338,12 @@ class Outcome:
 class Battery:
     """One stream, one scorer, all kinds; a scorer that dies is started again, and the kind that killed it is told."""
 
-    def __init__(self, bootstrap: str, folder: Path, *, deadline_s: float = HANG_S) -> None:
+    def __init__(
+        self, bootstrap: str, folder: Path, *, deadline_s: float = HANG_S, adapter: Adapter = KafkaPython
+    ) -> None:
         self.bootstrap, self.folder, self._deadline_s = bootstrap, folder, deadline_s
-        self.rig = Rig(bootstrap, folder)
+        self._adapter = adapter
+        self.rig = Rig(bootstrap, folder, adapter=adapter)
         self._run = Running(self.rig.scorer())
         self.outcomes: list[Outcome] = []
         self._writer = self.rig.connection.writer()
@@ -420,7 +424,7 @@ class Battery:
         self._n_broken_labels = 0
         for outcome in self.outcomes:
             outcome.places = []
-        self.rig = Rig(self.bootstrap, self.folder / str(len(self.outcomes)))
+        self.rig = Rig(self.bootstrap, self.folder / str(len(self.outcomes)), adapter=self._adapter)
         self._run = Running(self.rig.scorer())
 
     def run_damaged(self, own: Broker) -> Broker:

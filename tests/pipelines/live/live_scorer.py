@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from pipelines.contracts.stream import Stream
 from pipelines.faults import kill_at, no_fault
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.kafka_python.opening import Server
-from pipelines.kafka.kafka_python.reader import KafkaPythonReader
-from pipelines.kafka.port import ANSWER_MS, Position, Reader
+from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, Position, Reader
 from pipelines.live.scorer import Scorer
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
+from pipelines.record import Received
+from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.kill_stream import stream_named
 
 THRESHOLD = 1 - 2**-12  # a 32-bit number, like the scores
@@ -57,46 +57,73 @@ class Linear:
         return [Explained((), 0.0)] * len(numeric)
 
 
-class LateReader(KafkaPythonReader):
+class LateReader(Reader):
     """Reads one partition late for a moment of every second and says that there is nothing more in it.
 
     With a negative wait, what lies there comes out of turn, at whatever pace the machine goes. What was there at the
     start is read as ever: progress records may promise that it comes before everything else.
     """
 
-    _end: int | None = None
+    def __init__(self, reader: Reader, positions: Iterable[Position]) -> None:
+        self._reader, self._partition = reader, min(p for p in positions if p[0].endswith(".events"))
+        self._end: int | None = None
+
+    def assign(self, positions: Mapping[Position, int]) -> None:
+        self._reader.assign(positions)
+
+    def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
+        return self._reader.poll(timeout_ms=timeout_ms)
+
+    def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:
+        return self._reader.spans(partitions)
+
+    def n_partitions(self, topic: str, *, timeout_ms: int = ANSWER_MS) -> int | None:
+        return self._reader.n_partitions(topic, timeout_ms=timeout_ms)
+
+    def position(self, position: Position) -> int:
+        return self._reader.position(position)
+
+    def close(self) -> None:
+        self._reader.close()
 
     def hold(self, positions: Iterable[Position]) -> None:
-        super().hold({*positions, *self._late()})
+        self._reader.hold({*positions, *self._late()})
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
-        found = super().ends(timeout_ms=timeout_ms)
+        found = self._reader.ends(timeout_ms=timeout_ms)
         if self._end is None:
-            self._end = found.get(min(self._partitions))
+            self._end = found.get(self._partition)
         return found | {p: self.position(p) for p in self._late()}
 
     def _late(self) -> set[Position]:
-        late = min(self._partitions)
-        if self._end is None or self.position(late) < self._end or time.monotonic() % 1.0 > 0.2:
+        if self._end is None or self.position(self._partition) < self._end or time.monotonic() % 1.0 > 0.2:
             return set()
-        return {late}
+        return {self._partition}
 
 
-class LateConnection(Connection):
+class SmallPolls(Connection):
+    """A connection whose readers give little at a time, so that every restore takes several polls."""
+
+    def reader(self, positions: Mapping[Position, int], *, max_records: int = 500) -> Reader:
+        return super().reader(positions, max_records=max_records)
+
+
+class LateConnection(SmallPolls):
     """A connection whose readers are late ones."""
 
-    def reader(self, positions: Mapping[Position, int], *, max_records: int = 5_000) -> Reader:
-        return LateReader(Server(self.bootstrap, self.options), positions, max_records=max_records)
+    def reader(self, positions: Mapping[Position, int], *, max_records: int = 500) -> Reader:
+        reader = super().reader(positions, max_records=max_records)
+        return LateReader(reader, positions) if any(p[0].endswith(".events") for p in positions) else reader
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--client", default="kafka-python", choices=ADAPTERS)
     parser.add_argument("--stream", required=True)
     parser.add_argument("--snapshots", type=Path, required=True)
     parser.add_argument("--fault", default="")
     parser.add_argument("--orders", type=Path, help="at SIGUSR1, a file with another fault")
-    parser.add_argument("--client", default="kafka-python")
     parser.add_argument("--snapshot-every-s", type=float, default=1.0)
     parser.add_argument("--instance", help="of a static member of the group")
     parser.add_argument("--session-s", type=float, default=6.0)
@@ -109,9 +136,10 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: faults.__setitem__(0, kill_at(asked.orders.read_text())))
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stream = stream_named(asked.stream)
+    connection = SmallPolls if asked.order_wait_ms >= 0 else LateConnection
     setting = ScorerSetting(
         stream,
-        Connection(asked.bootstrap) if asked.order_wait_ms >= 0 else LateConnection(asked.bootstrap),
+        connection(asked.bootstrap, adapter=ADAPTERS[asked.client]),
         asked.snapshots,
         snapshot_every=timedelta(seconds=asked.snapshot_every_s),
         order_wait=timedelta(milliseconds=asked.order_wait_ms),

@@ -18,7 +18,8 @@ from pipelines.errors import BrokerError
 from pipelines.faults import Fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Assignment, Member, Message
+from pipelines.kafka.kafka_python.client import KafkaPython
+from pipelines.kafka.port import Adapter, Assignment, Member, Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.live.scorer import Scorer
@@ -55,7 +56,7 @@ class Alone(Member):
 
 
 class Rig:
-    """A stream of its own on a broker; `configs` gives some of them (by kind) a configuration of their own."""
+    """A stream of its own on a broker; `configs` gives some of its topics (by kind) a configuration of their own."""
 
     def __init__(
         self,
@@ -64,9 +65,10 @@ class Rig:
         *,
         n_partitions: int = N_PARTITIONS,
         configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+        adapter: Adapter = KafkaPython,
     ) -> None:
         self.n_partitions = n_partitions
-        self.connection = Connection(bootstrap)
+        self.connection = Connection(bootstrap, adapter=adapter)
         self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
         self.folder = folder
         kinds = ("events", "labels", "scores", "alerts", "refused", "progress")

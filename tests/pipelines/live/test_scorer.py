@@ -18,7 +18,7 @@ from pipelines.features.snapshot import KEPT, Snapshot
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message, Reader
+from pipelines.kafka.port import Adapter, Message, Reader
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.lake.audit import reconcile
 from pipelines.live.marks import mark_bytes, mark_of
@@ -37,7 +37,8 @@ def rig(kafka: str, tmp_path: Path) -> Rig:
     return Rig(kafka, tmp_path)
 
 
-def test_every_event_is_scored_once_over_stops_and_starts(rig: Rig) -> None:
+def test_every_event_is_scored_once_over_stops_and_starts(kafka: str, tmp_path: Path, adapter: Adapter) -> None:
+    rig = Rig(kafka, tmp_path, adapter=adapter)
     for _ in range(3):
         rig.send(50)
         with running(rig.scorer()):

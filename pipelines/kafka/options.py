@@ -1,43 +1,41 @@
-"""The options of a client and their valid combinations."""
+"""The options of a client and their valid combinations; every adapter names them alike."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-
-from kafka.net.manager import KafkaConnectionManager
-from kafka.net.sasl import SASL_MECHANISMS
 
 from pipelines.errors import LoginError
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-OPTIONS = frozenset(
-    name for name in KafkaConnectionManager.DEFAULT_CONFIG if name.startswith(("security_", "sasl_", "ssl_"))
-)
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], *, known: Collection[str], mechanisms: Collection[str]) -> None:
     """Check security_protocol, sasl_* and ssl_*.
+
+    Args:
+        known: names of the options that the adapter understands.
+        mechanisms: SASL mechanisms that the adapter supports.
 
     Raises:
         LoginError: an option is unknown, missing or unusable.
     """
-    _check_names(options)
+    _check_names(options, known)
     protocol = options.get("security_protocol", "PLAINTEXT")
     if protocol not in PROTOCOLS:
         raise LoginError(f"KAFKA_SECURITY_PROTOCOL is {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
     _check_all_are_used(options, protocol)
     if protocol.startswith("SASL"):
-        _check_login(options, protocol)
+        _check_login(options, protocol, mechanisms)
     file = options.get("ssl_cafile")
     if file is not None and not Path(file).is_file():
         raise LoginError(f"KAFKA_SSL_CAFILE is {file}, which is not a file")
 
 
-def _check_names(options: Mapping[str, Any]) -> None:
+def _check_names(options: Mapping[str, Any], known: Collection[str]) -> None:
     for name in options:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             raise LoginError(
                 f"{name} is not an option of the Kafka client" + (f"; did you mean {near[0]}?" if near else "")
             )
@@ -54,10 +52,10 @@ def _check_all_are_used(options: Mapping[str, Any], protocol: str) -> None:
             )
 
 
-def _check_login(options: Mapping[str, Any], protocol: str) -> None:
+def _check_login(options: Mapping[str, Any], protocol: str, mechanisms: Collection[str]) -> None:
     mechanism = str(options.get("sasl_mechanism"))
-    if mechanism not in SASL_MECHANISMS:
-        names = ", ".join(sorted(SASL_MECHANISMS))
+    if mechanism not in mechanisms:
+        names = ", ".join(sorted(mechanisms))
         raise LoginError(f"KAFKA_SASL_MECHANISM is {mechanism}; with {protocol} it must be one of {names}")
     if mechanism == "PLAIN" or mechanism.startswith("SCRAM"):
         for name in ("username", "password"):

@@ -1,0 +1,118 @@
+"""Opens and closes clients of librdkafka, and explains why opening failed."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+
+from pipelines.errors import BrokerError
+from pipelines.kafka import login
+from pipelines.kafka.confluent.errors import login_error
+from pipelines.kafka.confluent.options import config
+from pipelines.kafka.port import REQUEST_MS
+from pipelines.kafka.server import Server
+
+log = logging.getLogger(__name__)
+
+OPENING_MS = 10_000
+CLOSING_S = 2.0
+_LOOK_S = 0.05
+_SETTINGS: Mapping[str, Any] = {
+    "allow.auto.create.topics": False,
+    "socket.timeout.ms": REQUEST_MS,
+    "socket.nagle.disable": True,
+    "socket.keepalive.enable": True,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 1_000,
+    "retry.backoff.ms": 10,
+    "retry.backoff.max.ms": 500,
+    "log_level": 3,  # errors: a failed try that is repeated is a warning
+}
+
+
+class Reasons:
+    """Keeps the reason why connections failed, which librdkafka reports only to a callback.
+
+    It holds no client: a client in a cycle of references would be destroyed late.
+    """
+
+    def __init__(self) -> None:
+        self.login: KafkaError | None = None
+        self.last: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        log.debug("%s", error)
+        if login_error("", error):
+            self.login = error
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN or self.last is None:
+            self.last = error
+
+
+def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms: int = OPENING_MS) -> Any:
+    """A connected client of `kind` (Consumer, Producer, AdminClient).
+
+    Raises:
+        LoginError: Kafka answers, but the login or the TLS settings are wrong.
+        BrokerError: Kafka does not answer.
+    """
+    reasons = Reasons()
+    client = connecting(server, kind, settings, reasons)
+    until = time.monotonic() + opening_ms / 1000
+    while reasons.login is None and time.monotonic() < until:
+        with suppress(KafkaException):
+            if client.cluster_id(_LOOK_S):
+                return client
+        client.poll(0)
+    closed([client])
+    raise _not_opened(server, reasons)
+
+
+def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: Reasons) -> Any:
+    """A client that connects in the background.
+
+    Raises:
+        LoginError: the client rejects its settings.
+    """
+    try:
+        client = kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
+    except KafkaException as error:
+        raise login.wrong_settings(error.args[0].str()) from error
+    if kind is Consumer:
+        client.assign([])  # without an operation, every second consumer connects only a second later
+    return client
+
+
+def closed(clients: list[Any]) -> None:
+    """Destroy the clients in the list, which holds their last reference, within 2 s; after that, in the background.
+
+    `Producer.close` is not used: it aborts a transaction, and it waits for the broker without a limit.
+    """
+    closing = threading.Thread(target=clients.clear, daemon=True, name="closing")
+    closing.start()
+    closing.join(CLOSING_S)
+
+
+def _not_opened(server: Server, reasons: Reasons) -> BrokerError:
+    """The error that explains why a client could not be opened."""
+    where, protocol, last = f"Kafka at {server.bootstrap}", server.protocol, reasons.last
+    if reasons.login is not None and (told := login_error(where, reasons.login)):
+        return told
+    if last is None:
+        return login.no_answer(server.bootstrap)
+    if "SSL" in protocol.split("_"):
+        failed = "SSL handshake failed" in last.str() or last.code() == KafkaError._SSL
+        return (
+            login.handshake_failed(server.bootstrap, where, protocol, last.str())
+            if failed
+            else (login.no_answer(server.bootstrap))
+        )
+    if last.code() == KafkaError._ALL_BROKERS_DOWN:  # connected, and disconnected without any other reason
+        if login.speaks_tls(server.bootstrap):
+            return login.needs_tls(where, protocol)
+        if protocol == "PLAINTEXT":
+            return login.closed_early(where, protocol)
+    return login.no_answer(server.bootstrap)

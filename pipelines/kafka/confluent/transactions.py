@@ -1,0 +1,89 @@
+"""The transactional writer."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pipelines.errors import BrokerError, FencedError, RejectedError
+from pipelines.kafka.confluent.errors import broker_error, of_client
+from pipelines.kafka.confluent.opening import closed, opened
+from pipelines.kafka.confluent.sending import SETTINGS, send
+from pipelines.kafka.port import DELIVERY_MS, TRANSACTION_MS, Message, TransactionalWriter
+from pipelines.kafka.server import Server
+
+_DEADLINE_S = DELIVERY_MS / 1000
+_LINGER_MS = 5  # a flush does not wait for it
+
+
+class ConfluentTransactions(TransactionalWriter):
+    """A transactional writer: it flushes, checks that every record is stored, and commits within a deadline.
+
+    Only failures are reported to Python; a record is stored if it left the queue without one.
+    """
+
+    def __init__(self, server: Server, transactional_id: str) -> None:
+        self._id = transactional_id
+        self._failures: list[KafkaError] = []
+        failures = self._failures
+        settings = SETTINGS | {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_MS,
+            "message.timeout.ms": DELIVERY_MS,
+            "linger.ms": _LINGER_MS,
+            "delivery.report.only.error": True,
+            "on_delivery": lambda error, _record: failures.append(error),
+        }
+        self._producers: list[Producer] = [opened(server, Producer, settings)]
+        try:
+            with self._errors():
+                self._producers[0].init_transactions(_DEADLINE_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
+        producer = self._producers[0]
+        try:
+            with self._errors():
+                producer.begin_transaction()
+            for message in messages:
+                send(producer, message, wait_s=_DEADLINE_S)
+            with self._errors():
+                n_waiting = producer.flush(_DEADLINE_S)
+            if n_waiting or self._failures:
+                raise BrokerError(f"{self._id}: a record was not stored within {_DEADLINE_S:g} s")
+        except BrokerError as error:
+            raise self._telling_most(error) from error
+        if before_commit is not None:
+            before_commit()
+        with self._errors():
+            producer.commit_transaction(_DEADLINE_S)
+
+    def _telling_most(self, error: BrokerError) -> BrokerError:
+        """The most specific reason for a failed transaction: one rejected record fails all others."""
+        reasons = [error]
+        try:
+            with self._errors():
+                self._producers[0].begin_transaction()  # it cannot begin, but says why
+        except BrokerError as why:
+            reasons.append(why)
+        failed = [self._translate(failure) for failure in self._failures]
+        telling = [e for e in (*reasons, *failed) if isinstance(e, FencedError | RejectedError)]
+        return next(iter((*telling, *failed, error)))
+
+    def close(self) -> None:
+        """Destroy the producer within 2 s; an open transaction is aborted by the next owner."""
+        closed(self._producers)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (KafkaException, SystemError) as error:
+            raise self._translate(of_client(error)) from error
+
+    def _translate(self, error: KafkaError) -> BrokerError:
+        if error.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            return RejectedError(f"{self._id}: not allowed; grant Write and Describe on this TransactionalId")
+        return broker_error(self._id, error)
