@@ -62,12 +62,21 @@ def stamped_by_broker(connection: Connection, stream: Stream) -> bool:
         BrokerError: neither is the case, or the topics differ.
     """
     live = topics.stamps_appends(connection, *(stream.topic(kind) for kind in stream.inputs))
-    if not live and stream.topic("clock") not in topics.topic_names(connection):
+    if not live and not _is_replay(connection, stream):
         raise BrokerError(
             f"{stream.topic('events')} must have message.timestamp.type=LogAppendTime (only a replay, which has its "
             f"own clock in {stream.topic('clock')}, does not need it)"
         )
     return live
+
+
+def _is_replay(connection: Connection, stream: Stream) -> bool:
+    """Whether the producer of the events writes marks to the clock, or may still begin to."""
+    events, clock = stream.topic("events"), stream.topic("clock")
+    if clock not in topics.topic_names(connection):
+        return False
+    spans = topics.bounds(connection, [events, clock])
+    return spans[clock, 0][1] > 0 or all(end == 0 for (topic, _), (_, end) in spans.items() if topic == events)
 
 
 class TopicChecks:
