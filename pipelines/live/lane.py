@@ -15,6 +15,7 @@ from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
+from pipelines.live.storms import storm_of
 from pipelines.model import Model
 
 log = logging.getLogger(__name__)
@@ -208,9 +209,10 @@ class Lane:
         if shortening == Shortening.LETTER:
             batch = batch._replace(rows=without_scores(batch.rows))
         short = shortening > Shortening.WHOLE
-        outcomes = outcomes_of(batch.rows, self._setting.stream, self._setting.model, short=short)
         assert self.progress is not None
-        progress = progress_after(self.progress, batch)
+        storm = storm_of(self._setting.stream, self.progress, self.partition)
+        outcomes = outcomes_of(batch.rows, self._setting.stream, self._setting.model, storm=storm, short=short)
+        progress = progress_after(self.progress, batch, storm.memory if storm else None)
         return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
 
     def _progress_message(self, progress: Progress) -> Message:

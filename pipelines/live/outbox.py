@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from pipelines.contracts.alert_memory import AlertMemory
 from pipelines.contracts.block import Block
 from pipelines.contracts.messages import Progress
 
@@ -188,8 +189,8 @@ def later(one: Mapping[str, list[int]], other: Mapping[str, list[int]] | None) -
     }
 
 
-def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
-    """The progress record that is published with a batch."""
+def progress_after(before: Progress, batch: OutboxBatch, alert_memory: AlertMemory | None) -> Progress:
+    """The progress record that is published with a batch; `alert_memory` is that after its alerts."""
     rows = batch.rows
     n_scored, n_duplicates = int(rows.is_scored.sum()), int(rows.is_duplicate.sum())
     return msgspec.structs.replace(
@@ -202,4 +203,5 @@ def progress_after(before: Progress, batch: OutboxBatch) -> Progress:
         frontier=later(batch.frontier, before.frontier),
         clock_offset=max(batch.clock_offset, before.clock_offset),
         out_of_turn=batch.places,
+        alert_memory=alert_memory,
     )
