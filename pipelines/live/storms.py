@@ -74,8 +74,9 @@ class Storm:
     @property
     def memory(self) -> AlertMemory | None:
         """What the next batch continues from; None if there is nothing to remember."""
-        day = None if self._cap is None and not self._day.pending else self._day
-        return AlertMemory(tuple(self._groups.values()), day) if self._groups or day else None
+        is_used = self._day.pending or (self._cap is not None and self._day != CapDay(0))
+        memory = AlertMemory(tuple(self._groups.values()), self._day if is_used else None)
+        return None if memory == AlertMemory() else memory
 
     def admit(self, one: Raised) -> Iterator[FullAlert | AlertUpdate | AlertOverflow]:
         """What is published because of the next score over the threshold."""

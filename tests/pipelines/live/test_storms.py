@@ -26,7 +26,8 @@ from pipelines.live.storms import FullAlert, Raised, Storm, storm_of
 from tests.pipelines.live.simulated import STREAM
 
 HOUR_MS = 3_600_000
-START_MS = 20_000 * DAY_MS + DAY_MS - 2 * HOUR_MS  # so that a day ends soon
+START_MS = 20_000 * DAY_MS - 6  # a day ends soon
+EARLY_MS = START_MS - HOUR_MS
 N_PARTITIONS = 3
 PARTITION = 1
 Out = FullAlert | AlertUpdate | AlertOverflow
@@ -53,9 +54,9 @@ rules = st.builds(StormRules, st.sampled_from((None, HOUR_MS, 5)), st.sampled_fr
 cuts = st.lists(st.integers(1, 9), max_size=60)
 
 
-def events_of(given: Iterable[Step]) -> list[tuple[int, Raised | None]]:
+def events_of(given: Iterable[Step], *, start_ms: int = START_MS) -> list[tuple[int, Raised | None]]:
     """Each event's arrival, and what it raises."""
-    now_ms, events = START_MS, list[tuple[int, Raised | None]]()
+    now_ms, events = start_ms, list[tuple[int, Raised | None]]()
     for offset, step in enumerate(given):
         now_ms += step.after_ms
         score = Score(
@@ -211,10 +212,12 @@ def test_groups_are_those_made_by_hand(given: list[Step]) -> None:
     assert progress.alert_memory is None
 
 
-def admitted(rule: StormRules, scores: Iterable[float], *, every_ms: int = 0) -> list[Out]:
+def admitted(rule: StormRules, scores: Iterable[float], *, every_ms: int = 0, start_ms: int = START_MS) -> list[Out]:
     """What is published about one entity's scores over the threshold, and about the end of them."""
     storm = Storm(replace(STREAM, storms=rule), AlertMemory(), partition=PARTITION, n_partitions=1)
-    events = events_of(Step(0, every_ms if place else 0, score) for place, score in enumerate(scores))
+    events = events_of(
+        (Step(0, every_ms if place else 0, score) for place, score in enumerate(scores)), start_ms=start_ms
+    )
     out = [record for _, one in events if one for record in storm.admit(one)]
     return [*out, *storm.pass_time(START_MS + DAY_MS)]
 
@@ -264,9 +267,28 @@ def test_ids_of_any_length_take_bounded_memory_and_keep_entities_apart() -> None
 
 
 def test_overflow_waits_a_minute_at_most_and_says_what_it_is_about() -> None:
-    _, first, second = admitted(StormRules(None, 1), [0.9, 0.8, 0.85, 0.99], every_ms=30_000)
+    _, first, second = admitted(
+        StormRules(None, 1), [0.9, 0.8, 0.85, 0.99], every_ms=30_000, start_ms=START_MS - HOUR_MS
+    )
     assert isinstance(first, AlertOverflow)
     assert isinstance(second, AlertOverflow)
     assert [first.events, second.events] == [(Overflowed(1, 0.8), Overflowed(2, 0.85)), (Overflowed(3, 0.99),)]
-    assert (first.day, first.n_alerts, first.n_overflow, second.n_overflow) == ("2024-10-04", 1, 2, 3)
+    assert (first.day, first.n_alerts, first.n_overflow, second.n_overflow) == ("2024-10-03", 1, 2, 3)
     assert (first.topic, first.partition, first.highest_score) == ("small.events", PARTITION, 0.85)
+
+
+def test_what_is_due_comes_in_the_order_of_time_and_not_before() -> None:
+    rule = StormRules(70_000, 2)
+    # a: full; b: full and two updates, the second one is not published; c: overflow, due after 60 s.
+    given = [Step(0, 0, 0.9), Step(1, 0, 0.9), Step(1, 0, 0.9), Step(1, 0, 0.9), Step(2, 1, 0.9)]
+    stream, events = replace(STREAM, storms=rule), events_of(given, start_ms=EARLY_MS)
+    storm = Storm(stream, AlertMemory(), partition=PARTITION, n_partitions=1)
+    for _, one in events:
+        if one is not None:
+            list(storm.admit(one))
+    assert not list(storm.pass_time(EARLY_MS + 60_000))
+    overflow, closed = storm.pass_time(EARLY_MS + 70_000)
+    assert isinstance(overflow, AlertOverflow)
+    assert isinstance(closed, AlertUpdate)
+    assert (closed.closed, closed.count, closed.entities) == (True, 3, {"card": "c1"})
+    assert not list(storm.pass_time(START_MS + DAY_MS))
