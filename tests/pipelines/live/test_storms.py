@@ -41,15 +41,17 @@ class Step(NamedTuple):
     score: float | None
 
 
-steps = st.lists(
-    st.builds(
-        Step,
-        st.integers(0, 3),
-        st.sampled_from((0, 0, 1, 5, 20_000, 60_000, HOUR_MS - 1, HOUR_MS, 9 * HOUR_MS)),
-        st.sampled_from((None, 0.9, 0.91, 0.95, 0.96, 0.99, 1.0)),
-    ),
-    max_size=60,
-)
+AFTER_MS = (0, 0, 0, 1, 5, 20_000, 60_000, HOUR_MS - 1, HOUR_MS, 9 * HOUR_MS)
+SCORES = (None, 0.9, 0.9, 0.91, 0.95, 0.96, 0.99, 1.0)
+
+
+def steps_of(drawn: bytes) -> list[Step]:
+    """Three bytes a step: drawn one by one, hypothesis makes sequences too short to go wrong."""
+    threes = zip(drawn[::3], drawn[1::3], drawn[2::3], strict=False)
+    return [Step(a % 4, AFTER_MS[b % len(AFTER_MS)], SCORES[c % len(SCORES)]) for a, b, c in threes]
+
+
+steps = st.binary(min_size=3 * 15, max_size=3 * 60).map(steps_of)
 rules = st.builds(StormRules, st.sampled_from((None, HOUR_MS, 5)), st.sampled_from((None, 1, 9, 60)))
 cuts = st.lists(st.integers(1, 9), max_size=60)
 
@@ -83,6 +85,7 @@ def batch(
         return [FullAlert(one.row, None) for _, one in events if one], progress
     out: list[Out] = [record for _, one in events if one for record in storm.admit(one)]
     out += storm.pass_time(events[-1][0])
+    assert storm.memory is None or len(storm.memory.groups) <= storms.MAX_GROUPS
     return out, decode(encode(progress_with(storm.memory)), Progress)
 
 
@@ -275,6 +278,17 @@ def test_overflow_waits_a_minute_at_most_and_says_what_it_is_about() -> None:
     assert [first.events, second.events] == [(Overflowed(1, 0.8), Overflowed(2, 0.85)), (Overflowed(3, 0.99),)]
     assert (first.day, first.n_alerts, first.n_overflow, second.n_overflow) == ("2024-10-03", 1, 2, 3)
     assert (first.topic, first.partition, first.highest_score) == ("small.events", PARTITION, 0.85)
+
+
+def test_an_overflow_record_is_about_one_day() -> None:
+    stream = replace(STREAM, storms=StormRules(None, 1))
+    out, progress = whole(stream, events_of([Step(0, 0, 0.9), Step(0, 0, 0.9), Step(0, 20_000, 0.9), Step(0, 0, 0.9)]))
+    _, overflow, full = out
+    assert isinstance(overflow, AlertOverflow)
+    assert (overflow.day, overflow.events) == ("2024-10-03", (Overflowed(1, 0.9),))
+    assert full == FullAlert(2, None)
+    assert progress.alert_memory is not None
+    assert progress.alert_memory.n_pending == 1
 
 
 def test_what_is_due_comes_in_the_order_of_time_and_not_before() -> None:
