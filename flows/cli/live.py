@@ -60,6 +60,8 @@ def alerts(
 ) -> None:
     """Show the newest alerts with their reasons. Without alerts, say whether anything was scored.
 
+    If the stream file groups or caps alerts, updates and overflow are one line each; in JSON they have a `kind`.
+
     [bold]Examples[/bold]
 
     unmask alerts --stream payments --follow
@@ -70,18 +72,18 @@ def alerts(
     connection = settings().connection()
     from flows.serve import alert_panel
     from flows.serve import follow as following
-    from pipelines.contracts.messages import Alert, encode
+    from pipelines.contracts.messages import AlertRecord, encode
 
-    def show(alert: Alert) -> None:
+    def show(record: AlertRecord) -> None:
         if as_json:
-            sys.stdout.write(json_line(encode(alert).decode()) + "\n")
+            sys.stdout.write(json_line(encode(record).decode()) + "\n")
             sys.stdout.flush()
         else:
-            out.print(alert_panel.panel(alert))
+            out.print(alert_panel.shown_record(record))
 
     past, ends = following.past_alerts(connection, spec, last=last)
-    for alert in past:
-        show(alert)
+    for record in past:
+        show(record)
     if last and not past:
         n_scored = following.count_scored(connection, spec)
         err.print(
@@ -94,8 +96,8 @@ def alerts(
             soft_wrap=True,
         )
     if follow:
-        for alert in following.new_alerts(connection, ends):
-            show(alert)
+        for record in following.new_alerts(connection, ends):
+            show(record)
 
 
 @app.command(rich_help_panel="Live scoring")

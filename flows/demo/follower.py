@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from flows.serve.follow import readable
-from pipelines.contracts.messages import Alert, Score
+from flows.serve.follow import n_alerted, readable_alerts, readable_scores
+from pipelines.contracts.messages import Alert, AlertRecord, Score
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
@@ -25,8 +25,18 @@ class Follower:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self.scores: dict[str, Score] = {}
-        self.alerts: list[Alert] = []
+        self._alert_records: list[AlertRecord] = []
         self.last_read_s = time.monotonic()
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """The full alerts read so far."""
+        return [record for record in list(self._alert_records) if isinstance(record, Alert)]
+
+    @property
+    def n_alerted(self) -> int:
+        """Number of scores over the threshold that the records read so far account for."""
+        return n_alerted(list(self._alert_records))
 
     def start(self) -> None:
         self._thread.start()
@@ -50,8 +60,8 @@ class Follower:
         while not self._stopping.is_set():
             records = self._reader.poll()
             now_s = time.time()
-            self.alerts += readable([r for r in records if r.topic == self._alerts_topic], Alert)
-            for score in readable([r for r in records if r.topic != self._alerts_topic], Score):
+            self._alert_records += readable_alerts([r for r in records if r.topic == self._alerts_topic])
+            for score in readable_scores([r for r in records if r.topic != self._alerts_topic]):
                 self.scores[score.event_id] = score
                 self._read_s[score.event_id] = now_s
             if records:

@@ -105,17 +105,19 @@ def outcomes(status: dict[str, Any]) -> tuple[int, int, int]:
 def _await_scores(process: Process, stream: Stream, follower: Follower, n_sent: int, report: Report) -> None:
     seen, changed_s = (0, 0, 0), time.monotonic()
     while True:
-        scored, refused, duplicates = outcomes(read_status(stream))
+        status = read_status(stream)
+        scored, refused, duplicates = outcomes(status)
         n_done, n_read = scored + refused + duplicates, len(follower.scores)
         n_alerting = sum(s.alert for s in list(follower.scores.values()))
-        if n_done >= n_sent and n_read >= scored and len(follower.alerts) >= n_alerting:
+        n_alerted = follower.n_alerted + status.get("alerts_pending", 0)
+        if n_done >= n_sent and n_read >= scored and n_alerted >= n_alerting:
             return
         came = f"{scored:,} scored + {refused:,} refused + {duplicates:,} duplicates of {n_sent:,} events sent"
         report(n_done / max(n_sent, 1), came)
         if not process.is_running:
             raise UnmaskError(f"the scorer ended: {came}. {process.log_end()}")
-        if (n_done, n_read, len(follower.alerts)) != seen:
-            seen, changed_s = (n_done, n_read, len(follower.alerts)), time.monotonic()
+        if (n_done, n_read, n_alerted) != seen:
+            seen, changed_s = (n_done, n_read, n_alerted), time.monotonic()
         if time.monotonic() - changed_s > STALL_S:
             raise UnmaskError(
                 f"no progress for {STALL_S:.0f} s: {came}; {n_read:,} scores were read. {process.log_end()}"

@@ -1,4 +1,4 @@
-"""Display an alert on a terminal."""
+"""Display alerts on a terminal: an alert as a panel, updates and overflow as one line."""
 
 from rich.console import Group
 from rich.panel import Panel
@@ -6,7 +6,30 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.screen import clean
-from pipelines.contracts.messages import Alert
+from pipelines.contracts.messages import Alert, AlertOverflow, AlertRecord, AlertUpdate
+
+
+def shown_record(record: AlertRecord) -> Panel | Text:
+    """A panel for an alert, a line for anything else."""
+    if isinstance(record, Alert):
+        return panel(record)
+    return update_line(record) if isinstance(record, AlertUpdate) else overflow_line(record)
+
+
+def update_line(update: AlertUpdate) -> Text:
+    """One line: the entity, the count and the highest score of a group, and its last event."""
+    entity = "   ".join(f"{clean(name)} {shown(value)}" for name, value in update.entities.items())
+    line = Text(f"alert {clean(update.group_id[:12])}: {entity}   ")
+    line.append(f"{update.count:,} alerts, highest score {update.highest_score:.3f}", style="bold red")
+    last = f"   last event {clean(update.event_id)}   {clean(update.event_time)}"
+    return line.append(last + ("   closed" if update.closed else ""))
+
+
+def overflow_line(overflow: AlertOverflow) -> Text:
+    """One line: how many alerts are beyond the cap, and the highest score among them."""
+    line = Text(f"beyond the cap of {clean(overflow.day)}: ")
+    line.append(f"{len(overflow.events):,} alerts, highest score {overflow.highest_score:.3f}", style="bold yellow")
+    return line.append(f"   partition {overflow.partition}   {overflow.n_overflow:,} that day")
 
 
 def panel(alert: Alert) -> Panel:

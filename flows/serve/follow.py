@@ -1,10 +1,20 @@
 """Read scores and alerts with a plain consumer."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipelines.contracts.contract import UNDECODABLE
-from pipelines.contracts.messages import Alert, Score, T, decode_lines
+from pipelines.contracts.messages import (
+    Alert,
+    AlertOverflow,
+    AlertRecord,
+    AlertUpdate,
+    Score,
+    T,
+    decode_alert,
+    decode_lines,
+)
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import progress, topics
 from pipelines.kafka.connection import Connection
@@ -13,25 +23,65 @@ from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
-_KINDS: Mapping[type, str] = {Alert: "an alert", Score: "a score"}
+
+def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[list[AlertRecord], dict[Position, int]]:
+    """The newest `last` alerts by arrival, what followed them, and the offsets from which `new_alerts` continues."""
+    spans = topics.bounds(connection, [stream.topic("alerts")])
+    kept = [record for records in _tails(connection, spans, last).values() for record in records] if last else []
+    return newest(kept, last), {position: end for position, (_, end) in spans.items()}
 
 
-def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[list[Alert], dict[Position, int]]:
-    """The newest `last` alerts by arrival, and the offsets from which `new_alerts` continues."""
-    topic = stream.topic("alerts")
-    spans = topics.bounds(connection, [topic])
-    # Each transaction also writes a control record, so start twice as far back.
-    starts = {position: (max(first, end - 2 * last), end) for position, (first, end) in spans.items()}
-    kept = [alert for batch in topics.read_between(connection, starts) for alert in readable(batch, Alert)]
-    newest = sorted(kept, key=lambda a: a.arrival)[-last:] if last else []
-    return newest, {position: end for position, (_, end) in spans.items()}
+def _tails(
+    connection: Connection, spans: Mapping[Position, tuple[int, int]], last: int
+) -> dict[Position, list[AlertRecord]]:
+    """The end of each partition, with at least `last` alerts if there are as many."""
+    tails: dict[Position, list[AlertRecord]] = {}
+    width = 2 * last  # each transaction also writes a control record
+    while spans:
+        starts = {position: (max(first, end - width), end) for position, (first, end) in spans.items()}
+        tails |= {position: [] for position in starts}
+        for batch in topics.read_between(connection, starts):
+            for received in batch:
+                tails[received.topic, received.partition] += readable_alerts([received])
+        spans = {
+            position: (first, end)
+            for position, (first, end) in spans.items()
+            if starts[position][0] > first and sum(isinstance(one, Alert) for one in tails[position]) < last
+        }
+        width *= 4
+    return tails
 
 
-def new_alerts(connection: Connection, starts: Mapping[Position, int]) -> Iterator[Alert]:
-    """Yield alerts from these offsets on as they arrive, without end."""
+def newest(records: Iterable[AlertRecord], last: int) -> list[AlertRecord]:
+    """The newest `last` alerts by arrival, and since then the newest update of each group and all overflow."""
+    by_arrival = sorted(records, key=lambda record: record.arrival)
+    alerts = [record for record in by_arrival if isinstance(record, Alert)][-last:] if last else []
+    if not alerts:
+        return []
+    updates = {record.group_id: record for record in by_arrival if isinstance(record, AlertUpdate)}
+    rest: list[AlertRecord] = [*updates.values(), *(one for one in by_arrival if isinstance(one, AlertOverflow))]
+    since = [record for record in rest if record.arrival >= alerts[0].arrival]
+    return sorted([*alerts, *since], key=lambda record: record.arrival)
+
+
+def n_alerted(records: Iterable[AlertRecord]) -> int:
+    """Number of scores over the threshold that some records account for: alone, in a group, or as overflow."""
+    alone, groups = 0, defaultdict[str, int](int)
+    for record in records:
+        if isinstance(record, AlertOverflow):
+            alone += len(record.events)
+        elif record.group_id is None:
+            alone += 1
+        else:
+            groups[record.group_id] = max(groups[record.group_id], record.count or 1)
+    return alone + sum(groups.values())
+
+
+def new_alerts(connection: Connection, starts: Mapping[Position, int]) -> Iterator[AlertRecord]:
+    """Yield what is published about alerts from these offsets on as it arrives, without end."""
     with connection.reader(starts) as reader:
         while True:
-            yield from readable(reader.poll(timeout_ms=500), Alert)
+            yield from readable_alerts(reader.poll(timeout_ms=500))
 
 
 def count_scored(connection: Connection, stream: Stream) -> int:
@@ -41,13 +91,22 @@ def count_scored(connection: Connection, stream: Stream) -> int:
     return sum(record.n_scored for record in found if record is not None)
 
 
-def readable(records: Sequence[Received], kind: type[T]) -> Iterator[T]:
-    """Decode messages of one kind. Other records are skipped with a warning that contains their offset."""
+def readable_alerts(records: Sequence[Received]) -> Iterator[AlertRecord]:
+    """Decode alerts, updates and overflow. Other records are skipped with a warning that contains their offset."""
+    return _readable(records, lambda value: [decode_alert(value)], "an alert")
+
+
+def readable_scores(records: Sequence[Received]) -> Iterator[Score]:
+    """Decode scores. Other records are skipped with a warning that contains their offset."""
+    return _readable(records, lambda value: decode_lines(value, Score), "a score")
+
+
+def _readable(records: Sequence[Received], decoded: Callable[[bytes | None], Iterable[T]], kind: str) -> Iterator[T]:
     for record in records:
         try:
-            yield from decode_lines(record.value, kind)
+            yield from decoded(record.value)
         except UNDECODABLE:
             log.warning(
                 "%s [%d], offset %d, is not %s of Unmask; skipped",
-                record.topic, record.partition, record.offset, _KINDS[kind],
+                record.topic, record.partition, record.offset, kind,
             )  # fmt: skip

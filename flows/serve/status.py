@@ -46,6 +46,7 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "scored": sum(p.n_scored for p in published),
         "refused": sum(p.n_refused for p in published),
         "duplicates": sum(p.n_duplicates for p in published),
+        "alerts_pending": sum(p.alert_memory.n_pending for p in published if p.alert_memory),
         "shortened": sum(lane.n_shortened for lane in scorer.lanes),
         "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
         "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),

@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
+from pipelines.contracts.alert_memory import AlertMemory, Overflowed
 from pipelines.contracts.contract import EPOCH, Refusal
 
 MAX_RAW_BYTES = 4_096
@@ -55,8 +56,11 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     score_if_expected: float
 
 
-class Alert(Score, frozen=True, kw_only=True):
-    """A message of `<stream>.alerts`: a score over the threshold, with reasons. `alert_id` is the idempotency key."""
+class Alert(Score, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of `<stream>.alerts`: a score over the threshold, with reasons. `alert_id` is the idempotency key.
+
+    With grouping it opens a group: `group_id` is its own `alert_id`, and `count` is 1.
+    """
 
     alert_id: str
     threshold: float
@@ -64,6 +68,56 @@ class Alert(Score, frozen=True, kw_only=True):
     reasons: list[Reason]
     score_if_all_expected: float
     features: dict[str, float | str | None]
+    group_id: str | None = None
+    count: int | None = None
+
+
+class AlertUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.alerts` with `kind` "update": how many alerts a group has by now.
+
+    An update replaces the earlier ones of its group. Idempotency key: `group_id` and `count`.
+
+    - `count`: alerts of the group so far, including the one that opened it.
+    - `entities`: the entity of the group; an id of more than 64 characters is cut, as is the event id.
+    - `event_id`, `score`, `source`, `event_time`, `arrival`: of the last event.
+    - `since`: arrival of the alert that opened the group.
+    - `closed`: the group is over; the next alert of the entity opens another one.
+    """
+
+    kind: Literal["update"] = "update"
+    group_id: str
+    count: int
+    highest_score: float
+    closed: bool
+    since: str
+    entities: dict[str, str]
+    event_id: str
+    score: float
+    source: RecordSource
+    event_time: str
+    arrival: str
+
+
+class AlertOverflow(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of `<stream>.alerts` with `kind` "overflow": alerts of a partition beyond its cap of the day.
+
+    - `events`: [offset, score] of each; `<stream>.scores` has their scores, marked as alerts.
+    - `day`: of their arrival, UTC; `arrival` is that of the last one.
+    - `n_alerts`, `n_overflow`: full alerts and overflow of the partition on that day so far, including these.
+    """
+
+    kind: Literal["overflow"] = "overflow"
+    day: str
+    topic: str
+    partition: int
+    n_alerts: int
+    n_overflow: int
+    highest_score: float
+    arrival: str
+    events: tuple[Overflowed, ...]
+
+
+AlertRecord = Alert | AlertUpdate | AlertOverflow
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +151,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     - `outcomes_from`: the first offsets of this partition's scores and refused that count since a recovery, by kind.
     - `retold`: the offsets [from, to) of the progress records in which `unmask recover` recorded places again.
     - `clock_offset`: the offset in the clock topic from which a restart reads marks, after it has folded `frontier`.
+    - `alert_memory`: open groups of alerts and the use of the daily cap; None without.
     - `format`: 1 was written by version 0.1.0.
     """
 
@@ -119,11 +174,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     outcomes_from: dict[str, int] = {}
     retold: list[int] = []
     clock_offset: int = 0
+    alert_memory: AlertMemory | None = None
 
 
 PROGRESS_FORMAT = 2
 PACKED = "packed_scores"  # the kind of a record with many scores
-MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, "refused": 3}
+UPDATE, OVERFLOW = "alert_update", "alert_overflow"
+MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, UPDATE: 1, OVERFLOW: 1, "refused": 3}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -134,6 +191,23 @@ def encode(value: msgspec.Struct) -> bytes:
 def decode(value: bytes | None, kind: type[T]) -> T:
     """Decode a message of a kind from JSON."""
     return msgspec.json.decode(value or b"", type=kind)
+
+
+def decode_alert(value: bytes | None) -> AlertRecord:
+    """Decode a message of `<stream>.alerts`; a full alert has no `kind`.
+
+    >>> decode_alert(b'{"kind":"overflow","day":"2026-12-01","topic":"t","partition":0,"n_alerts":9,"n_overflow":1,'
+    ...              b'"highest_score":0.9,"arrival":"","events":[[41,0.9]]}').events
+    (Overflowed(offset=41, score=0.9),)
+    """
+    return decode(value, _ALERT_KINDS[decode(value, _AlertKind).kind])
+
+
+class _AlertKind(msgspec.Struct):
+    kind: Literal["alert", "update", "overflow"] = "alert"
+
+
+_ALERT_KINDS: Mapping[str, type[AlertRecord]] = {"alert": Alert, "update": AlertUpdate, "overflow": AlertOverflow}
 
 
 def decode_lines(value: bytes | None, kind: type[T]) -> list[T]:
@@ -185,6 +259,12 @@ def rfc3339(time_ms: int) -> str:
     '1970-01-01T00:00:00.000Z'
     """
     return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def alert_id_of(score: Score) -> str:
+    """The id of the alert of a score: it depends on the position of the event and on the model."""
+    named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
 def key_of(key: bytes | None) -> bytes | None:

@@ -111,6 +111,25 @@ class LivePeriod(msgspec.Struct, frozen=True):
     live_until_ms: int
 
 
+class StormRules(msgspec.Struct, frozen=True):
+    """How many alerts a burst may publish; None is no limit.
+
+    Within `within_ms` (arrival clock) of its first alert, the further alerts of a key are a group: they are counted in
+    updates. Beyond `per_day` full alerts a day, further ones are listed as overflow.
+    """
+
+    within_ms: int | None = None
+    per_day: int | None = None
+
+    def per_partition(self, n_partitions: int) -> int | None:
+        """The daily cap of each partition: its equal share, rounded up, whatever the others have used.
+
+        >>> StormRules(per_day=200).per_partition(3)
+        67
+        """
+        return None if self.per_day is None else -(-self.per_day // n_partitions)
+
+
 class Stream(msgspec.Struct, frozen=True):
     """A kind of event, as described by its stream file.
 
@@ -152,6 +171,7 @@ class Stream(msgspec.Struct, frozen=True):
     lifetime_memory_ms: int
     max_message_bytes: int
     packed_scores: bool = False
+    storms: StormRules = StormRules()
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:

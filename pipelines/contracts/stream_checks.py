@@ -23,10 +23,12 @@ from pipelines.contracts.stream import (
     Labels,
     LivePeriod,
     Reports,
+    StormRules,
     Stream,
 )
 from pipelines.contracts.stream_tables import (
     TABLES,
+    AlertsTable,
     BudgetTable,
     Document,
     Duration,
@@ -71,6 +73,8 @@ class StreamChecks:
         self._check_features()
         self._check_lifetime()
         self._check_budget()
+        self._check_group()
+        self._check_cap()
         self._check_replay()
 
     def stream(self) -> Stream:
@@ -94,6 +98,7 @@ class StreamChecks:
             lifetime_memory_ms=head.lifetime_memory.ms,
             max_message_bytes=head.max_message_bytes,
             packed_scores=head.packed_scores,
+            storms=_storms(self.document.alerts or AlertsTable()),
             replay=self._live_period(),
         )
 
@@ -311,6 +316,28 @@ class StreamChecks:
             self._require((*path, "cost"), "missed", "100")
             self._require((*path, "cost"), "review", "5")
 
+    def _check_group(self) -> None:
+        group = self.document.alerts.group if self.document.alerts else None
+        if group is None:
+            return
+        path, keys = ("alerts", "group"), self.head.entities[:1]
+        self._require(path, "entity", f'"{keys[0] if keys else "customer_id"}"')
+        self._require(path, "within", '"1h"')
+        if group.entity and keys and group.entity not in keys and not self._is_unsure("entities"):
+            said = f"is {group.entity!r}, which is not the Kafka key"
+            fix = f"it must be {keys[0]!r}, the first of the entities: only events of one key are all in one partition"
+            self.problems.add((*path, "entity"), said, fix, value=group.entity)
+
+    def _check_cap(self) -> None:
+        alerts = self.document.alerts
+        if alerts is None or alerts.cap is None:
+            return
+        path, budget = ("alerts", "cap"), alerts.budget.per_day if alerts.budget else None
+        self._require(path, "per_day", "200")
+        if alerts.cap.per_day and budget and alerts.cap.per_day < budget:
+            said, fix = f"is {alerts.cap.per_day}, which is less than the budget", f"it must be at least {budget:g}"
+            self.problems.add((*path, "per_day"), said, fix, value=alerts.cap.per_day)
+
     def _check_replay(self) -> None:
         replay = self.document.replay
         if replay is None:
@@ -354,6 +381,11 @@ def _labels(table: LabelsTable, maturity: Duration) -> Labels:
 
 def _reports(table: LabelsTable) -> Reports:
     return "both" if table.reports == "both" else "frauds"
+
+
+def _storms(table: AlertsTable) -> StormRules:
+    within = table.group.within if table.group else None
+    return StormRules(within.ms if within else None, table.cap.per_day if table.cap else None)
 
 
 def _day_ms(day: date) -> int:

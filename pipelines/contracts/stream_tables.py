@@ -123,6 +123,7 @@ Share = Annotated[float, Meta(gt=0, lt=1, description="must be a share of events
 Day = Annotated[date, Meta(description="must be a day such as 2018-07-01, without quotes (UTC)")]
 Length = Annotated[int, Meta(ge=1, le=1_000_000, description="must be a whole number from 1 to 1,000,000")]
 Bytes = Annotated[int, Meta(ge=1, le=2**26, description="must be a whole number of bytes from 1 to 67,108,864")]
+Alerts = Annotated[int, Meta(ge=1, le=10**9, description="must be a whole number of alerts, at least 1")]
 Ids = Annotated[int, Meta(ge=1, le=10**10, description="must be a whole number from 1 to 10,000,000,000")]
 
 
@@ -188,10 +189,25 @@ class BudgetTable(Struct, kw_only=True):
     cost: CostTable | None = None
 
 
+class GroupTable(Struct, kw_only=True):
+    """Which alerts are one group: those of an entity within a time."""
+
+    entity: Text | None = None
+    within: Duration | None = None
+
+
+class CapTable(Struct, kw_only=True):
+    """The maximum number of full alerts."""
+
+    per_day: Alerts | None = None
+
+
 class AlertsTable(Struct, kw_only=True):
     """[alerts]"""
 
     budget: BudgetTable | None = None
+    group: GroupTable | None = None
+    cap: CapTable | None = None
 
 
 class ReplayTable(Struct, kw_only=True):
@@ -217,6 +233,8 @@ TABLES: Mapping[Any, str] = {
     FieldTable: 'must be a table such as { type = "number", min = 0 }',
     BudgetTable: "must be one of { rate = 0.005 }, { per_day = 50 }, { cost = { missed = 100, review = 5 } }",
     CostTable: "must be a table such as { missed = 100, review = 5 }",
+    GroupTable: 'must be a table such as { entity = "customer_id", within = "1h" }',
+    CapTable: "must be a table such as { per_day = 200 }",
 }
 _LISTS: Mapping[Any, str] = {
     FeaturesTable: "must be written as [[features]], with two brackets, once for each group",

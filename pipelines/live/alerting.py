@@ -1,6 +1,5 @@
 """Builds the messages about a folded block: scores, alerts and dead letters. No input or output."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +11,18 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
     MAX_TEXT,
+    OVERFLOW,
     PACKED,
     SHORT_TEXT,
+    UPDATE,
     Alert,
+    AlertOverflow,
+    AlertUpdate,
     Reason,
     RecordSource,
     Refused,
     Score,
+    alert_id_of,
     cloudevent_headers,
     cut,
     decode,
@@ -29,6 +33,7 @@ from pipelines.contracts.messages import (
 from pipelines.contracts.score_lines import score_lines
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Message
+from pipelines.live.storms import FullAlert, Raised, Storm
 from pipelines.model import Explained, Model
 
 PACKED_BYTES = 500_000  # of a record with many scores; the broker's default limit is 1 MiB
@@ -36,44 +41,87 @@ Cell = float | str | None  # a feature value in readable form; None if missing
 
 
 class Outcomes(NamedTuple):
-    """The messages about a block: one score or one dead letter for each event, and the alerts."""
+    """The messages about a block: one score or one dead letter for each event, and those about alerts.
+
+    `n_alerts` is the number of scores over the threshold.
+    """
 
     messages: list[Message]
     n_alerts: int
 
 
-def outcomes_of(block: Block, stream: Stream, model: Model, *, short: bool = False) -> Outcomes:
+def outcomes_of(
+    block: Block, stream: Stream, model: Model, *, storm: Storm | None = None, short: bool = False
+) -> Outcomes:
     """Score a folded block of events and encode the messages about it.
 
     Args:
+        storm: decides what is published about alerts, and remembers it; without one, each alert is published in full.
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
     """
     scored = block if (is_scored := block.is_scored).all() else block.take(is_scored)
-    messages, n_alerts = _scores_and_alerts(scored, stream, model, short=short) if len(scored) else ([], 0)
+    messages, n_alerts = _scores_and_alerts(scored, stream, model, storm=storm, short=short) if len(scored) else ([], 0)
     if len(scored) < len(block):
         messages += _dead_letters(block.take(~is_scored), stream, short=short)
+    if storm is not None and len(block):
+        messages += (_storm_message(record, stream) for record in storm.pass_time(int(block.arrival_ms[-1])))
     return Outcomes(messages, n_alerts)
 
 
-def _scores_and_alerts(scored: Block, stream: Stream, model: Model, *, short: bool) -> tuple[list[Message], int]:
+def _scores_and_alerts(
+    scored: Block, stream: Stream, model: Model, *, storm: Storm | None, short: bool
+) -> tuple[list[Message], int]:
     found = model.score(scored.numeric, scored.category_hashes)
     is_alert = found > np.float32(model.threshold)
     lines = score_lines(scored, found, is_alert, topic=stream.topic("events"), model=model.digest)
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
-    raised = np.flatnonzero(is_alert)
-    if len(raised):
-        explained = model.explain(scored.numeric[raised], scored.category_hashes[raised])
-        for row, why in zip(raised.tolist(), explained, strict=True):
-            alert = alert_of(
-                decode(lines[row].encode(), Score),
-                threshold=model.threshold,
-                entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
-                explained=why,
-                features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
-                short=short,
-            )
-            messages.append(_message("alerts", stream, scored.key[row], alert))
+    raised = [_raised(scored, row, lines[row]) for row in np.flatnonzero(is_alert).tolist()]
+    if raised:
+        messages += _alerts(scored, raised, stream, model, storm=storm, short=short)
     return messages, len(raised)
+
+
+def _raised(scored: Block, row: int, line: str) -> Raised:
+    time_ms, arrival_ms = int(scored.time_ms[row]), int(scored.arrival_ms[row])
+    return Raised(row, decode(line.encode(), Score), scored.entity_texts[row, 0], time_ms, arrival_ms)
+
+
+def _alerts(
+    scored: Block, raised: Sequence[Raised], stream: Stream, model: Model, *, storm: Storm | None, short: bool
+) -> Iterator[Message]:
+    """The messages about scores over the threshold; only those of full alerts are explained."""
+    records = [
+        record for one in raised for record in (storm.admit(one) if storm else [FullAlert(one.row, group_id=None)])
+    ]
+    scores = {one.row: one.score for one in raised}
+    rows = [record.row for record in records if isinstance(record, FullAlert)]
+    reasons = iter(model.explain(scored.numeric[rows], scored.category_hashes[rows]) if rows else ())
+    for record in records:
+        if not isinstance(record, FullAlert):
+            yield _storm_message(record, stream)
+            continue
+        row = record.row
+        alert = alert_of(
+            scores[row],
+            threshold=model.threshold,
+            entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
+            explained=next(reasons),
+            features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
+            group_id=record.group_id,
+            short=short,
+        )
+        yield _message("alerts", stream, scored.key[row], alert)
+
+
+def _storm_message(record: AlertUpdate | AlertOverflow, stream: Stream) -> Message:
+    if isinstance(record, AlertUpdate):
+        kind, partition, offsets = UPDATE, record.source.partition, f"{record.source.offset}"
+        key = key_of(record.entities[stream.key].encode())
+    else:
+        kind, partition, key = OVERFLOW, record.partition, None
+        offsets = f"{record.events[0].offset}-{record.events[-1].offset}"
+    headers = cloudevent_headers(kind, stream.name, f"{stream.topic('events')}/{partition}/{offsets}")
+    return Message(stream.topic("alerts"), encode(record), key, partition, None, headers)
 
 
 def _one_by_one(lines: Sequence[str], scored: Block, stream: Stream) -> list[Message]:
@@ -123,6 +171,7 @@ def alert_of(
     entities: Mapping[str, str | None],
     explained: Explained,
     features: Mapping[str, Cell],
+    group_id: str | None = None,
     short: bool = False,
 ) -> Alert:
     """The alert of a score over the threshold, bounded in size; `short` omits reasons and features.
@@ -130,16 +179,17 @@ def alert_of(
     `features` are the event's model inputs by name, categories as text. The text of a category comes from the event,
     because the model does not know categories that it was not trained on.
     """
-    named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
     limit = SHORT_TEXT if short else MAX_TEXT
     return Alert(
         **msgspec.structs.asdict(score),
-        alert_id=hashlib.sha256(named.encode()).hexdigest()[:32],
+        alert_id=alert_id_of(score),
         threshold=threshold,
         entities={name: text and cut(text, limit) for name, text in entities.items()},
         reasons=[] if short else [_reason_of(reason, features) for reason in explained.reasons],
         score_if_all_expected=explained.score_if_all_expected,
         features={} if short else {n: cut(v) if isinstance(v, str) else v for n, v in features.items()},
+        group_id=group_id,
+        count=None if group_id is None else 1,
     )
 
 

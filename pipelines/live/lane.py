@@ -16,6 +16,7 @@ from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.live.serving import Serving
+from pipelines.live.storms import storm_of
 
 log = logging.getLogger(__name__)
 
@@ -211,10 +212,11 @@ class Lane:
         if shortening == Shortening.LETTER:
             batch = batch._replace(rows=without_scores(batch.rows))
         short = shortening > Shortening.WHOLE
-        model = self._setting.serving.champion
-        outcomes = outcomes_of(batch.rows, self._setting.stream, model, short=short)
         assert self.progress is not None
-        progress = progress_after(self.progress, batch, model.digest)
+        model = self._setting.serving.champion
+        storm = storm_of(self._setting.stream, self.progress, self.partition)
+        outcomes = outcomes_of(batch.rows, self._setting.stream, model, storm=storm, short=short)
+        progress = progress_after(self.progress, batch, model.digest, storm.memory if storm else None)
         return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
 
     def _progress_message(self, progress: Progress) -> Message:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from pipelines.contracts.alert_memory import AlertMemory
 from pipelines.contracts.block import Block
 from pipelines.contracts.messages import Progress
 
@@ -188,8 +189,13 @@ def later(one: Mapping[str, list[int]], other: Mapping[str, list[int]] | None) -
     }
 
 
-def progress_after(before: Progress, batch: OutboxBatch, model: str) -> Progress:
-    """The progress record that is published with a batch; `model` is the digest of the model that scored it."""
+def progress_after(before: Progress, batch: OutboxBatch, model: str, alert_memory: AlertMemory | None) -> Progress:
+    """The progress record that is published with a batch.
+
+    Args:
+        model: digest of the model that scored it.
+        alert_memory: that after its alerts.
+    """
     rows = batch.rows
     n_scored, n_duplicates = int(rows.is_scored.sum()), int(rows.is_duplicate.sum())
     return msgspec.structs.replace(
@@ -203,4 +209,5 @@ def progress_after(before: Progress, batch: OutboxBatch, model: str) -> Progress
         frontier=later(batch.frontier, before.frontier),
         clock_offset=max(batch.clock_offset, before.clock_offset),
         out_of_turn=batch.places,
+        alert_memory=alert_memory,
     )

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from pipelines.contracts.messages import Progress
-from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream import StormRules, Stream
 from pipelines.errors import RestoreError
 from pipelines.live.takeover import Change, first_progress, head_is_gone, what_changed
 from pipelines.order import EVENT, Source, by_kind, from_kinds
@@ -198,6 +198,8 @@ def _emptied(facts: Facts) -> RecoveryPlan | None:
     lost = "the offset where scoring started, if it was not the first published event"
     if n_flagged and not facts.told:
         lost += f"; the order of {n_flagged:,} events that arrived out of turn: features near them may differ"
+    if facts.stream.storms != StormRules():
+        lost += "; the counts of open groups of alerts, and what was used of today's cap"
     named = ", ".join(map(str, empty))
     garbled = "; ".join(facts.garbled[p] for p in empty if p in facts.garbled)
     return RecoveryPlan(

@@ -8,8 +8,9 @@ import msgspec
 from rich.console import Console
 
 from flows.screen import clean, json_line, plain
-from flows.serve.alert_panel import panel
-from pipelines.contracts.messages import Alert, Reason, RecordSource, decode, encode
+from flows.serve.alert_panel import panel, shown_record
+from pipelines.contracts.alert_memory import Overflowed
+from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Reason, RecordSource, decode, encode
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red]\x9b31m\u202egnp\u2066\x7f\r\n[link=http://x]y"
 
@@ -43,6 +44,27 @@ def test_a_hostile_alert_shows_its_text_and_steers_nothing() -> None:
         assert character not in seen
     assert seen.count("\x1b]") == seen.count("\x1b[2J") == 0
     assert len(seen.splitlines()) == len(ours.splitlines())
+
+
+def test_updates_and_overflow_are_one_line_each_whatever_they_contain() -> None:
+    update = AlertUpdate(
+        group_id="0b7e0c1d5f3a4e5d8c8f6a1b2c3d4e5f", count=1_024, highest_score=0.9876, closed=True, since="",
+        entities={"customer_id": "42"}, event_id=HOSTILE, score=0.9, source=RecordSource("t", 0, 0), arrival="",
+        event_time="2026-12-01T10:02:03.000Z",
+    )  # fmt: skip
+    overflow = AlertOverflow(
+        day="2026-12-01", topic="t", partition=2, n_alerts=50, n_overflow=62, highest_score=0.9876, arrival="",
+        events=(Overflowed(7, 0.9876), Overflowed(9, 0.5)),
+    )  # fmt: skip
+    line = printed(lambda console: console.print(shown_record(msgspec.structs.replace(update, event_id="e1"))))
+    for words in ("alert 0b7e0c1d5f3a: customer_id 42", "1,024 alerts, highest score 0.988", "event e1", "closed"):
+        assert words in line
+    hostile = printed(lambda console: console.print(shown_record(update)))
+    assert (len(hostile.splitlines()), hostile.count("\x1b")) == (1, line.count("\x1b"))
+    line = printed(lambda console: console.print(shown_record(overflow)))
+    for words in ("beyond the cap of 2026-12-01", "2 alerts, highest score 0.988", "partition 2", "62 that day"):
+        assert words in line
+    assert "score if expected" in printed(lambda console: console.print(shown_record(hostile_alert())))
 
 
 def test_hostile_text_among_markup_and_in_json() -> None:

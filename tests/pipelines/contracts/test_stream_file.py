@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts.stream import StormRules
 from pipelines.contracts.stream_file import duration_ms, load, parse
 from pipelines.errors import StreamFileError
 
@@ -101,6 +102,16 @@ def test_a_group_has_a_feature_for_each_of_the_last_events() -> None:
             parse(GOOD + group + wrong)
 
 
+def test_storms_are_off_unless_the_file_limits_them() -> None:
+    assert parse(GOOD).storms == StormRules()
+    more = 'group = { entity = "card", within = "1h" }\ncap = { per_day = 200 }\n'
+    stream = parse(GOOD + more)
+    assert stream.storms == StormRules(within_ms=3_600_000, per_day=200)
+    assert [stream.storms.per_partition(n) for n in (1, 3, 4, 1000)] == [200, 67, 50, 1]
+    with pytest.raises(StreamFileError, match=r"it must be 'card', the first of the entities: only events of one key"):
+        parse(GOOD + more.replace("card", "shop"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -157,6 +168,15 @@ def test_a_group_has_a_feature_for_each_of_the_last_events() -> None:
         ("{ rate = 0.005 }", "{ cost = { missed = 1 } }", "line 30: alerts.budget.cost.review is missing; add review"),
         ("{ rate = 0.005 }", "{ cost = { missed = 9, review = 1, fraud_rate = 1 } }", "cost.fraud_rate is 1; it must"),
         ("{ rate = 0.005 }", "{ cost = { missed = 9, review = 1, share = 0.1 } }", "cost.share is not a known key; k"),
+        ("[alerts]", "[alerts]\ngroup = '1h'", "line 30: alerts.group is '1h'; it must be a table such as { entity = "),
+        ("[alerts]", "[alerts]\ngroup = { within = '1h' }", 'alerts.group.entity is missing; add entity = "card"'),
+        ("[alerts]", "[alerts]\ngroup = { entity = 'card' }", "line 30: alerts.group.within is missing; add within = "),
+        ("[alerts]", "[alerts]\ngroup = { entity = 'card', within = 5 }", "line 30: alerts.group.within is 5; it mus"),
+        ("[alerts]", "[alerts]\ngroup = { entity = 'shop', within = '1h' }", "alerts.group.entity is 'shop', which is"),
+        ("[alerts]", "[alerts]\ncap = 5", "line 30: alerts.cap is 5; it must be a table such as { per_day = 200 }"),
+        ("[alerts]", "[alerts]\ncap = {}", "line 30: alerts.cap.per_day is missing; add per_day = 200"),
+        ("[alerts]", "[alerts]\ncap = { per_day = 0 }", "alerts.cap.per_day is 0; it must be a whole number of alerts"),
+        ("{ rate = 0.005 }", "{ per_day = 9 }\ncap = { per_day = 8 }", "alerts.cap.per_day is 8, which is less than"),
         ("[alerts]", "[replay]\nlive_from = 2020-01-02\nlive_until = 2020-01-01\n[alerts]", "line 31: replay.live_u"),
         ("[alerts]", '[replay]\nlive_from = 2020-01-02\nlive_until = "x"\n[alerts]', "line 31: replay.live_until is "),
         ("[[features]]", "[features]", "line 24, is not valid TOML: Cannot overwrite a value; "),

@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipelines.contracts.alert_memory import AlertMemory
+from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Progress, Refused, Score, decode
+from pipelines.contracts.messages import AlertRecord, Progress, Refused, Score, decode, decode_alert
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, FencedError, InternalError, OutboxOverflowError, TooLargeError
@@ -18,11 +20,13 @@ from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Assignment, Message, TransactionalWriter
+from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Outbox, Put
 from pipelines.live.ownership import Ownership
 from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, places_told, tells_more
 from pipelines.live.serving import Serving
+from pipelines.live.storms import Storm
 from pipelines.live.takeover import cover
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Source, by_kind, sources
 from pipelines.record import Received
@@ -100,9 +104,12 @@ class SimulatedWriter(TransactionalWriter):
             raise FencedError("another producer has taken over")
         told: Progress | None = None
         published: dict[tuple[int, int], Published] = {}
+        alerted: list[AlertRecord] = []
         for message in messages:
             if message.topic == stream.topic("progress"):
                 told = decode(message.value, Progress)
+            elif message.topic == stream.topic("alerts"):
+                alerted.append(decode_alert(message.value))
             elif message.topic == stream.topic("scores"):
                 score = decode(message.value, Score)
                 source = (score.source.partition, score.source.offset)
@@ -116,7 +123,7 @@ class SimulatedWriter(TransactionalWriter):
                     raise TooLargeError("this dead letter is too large")
                 published[source] = Published.refused(letter.rule, letter.duplicate_of)
         assert told is not None
-        world.commit(self._partition, told, published)
+        world.commit(self._partition, told, published, alerted)
 
     def close(self) -> None:
         pass
@@ -321,6 +328,7 @@ class World:
         self.progress: list[list[Progress]] = [[claim] for _ in range(N_PARTITIONS)]
         self.epochs = [0] * N_PARTITIONS
         self.published: dict[tuple[int, int], Published] = {}
+        self.alerted: list[list[AlertRecord]] = [[] for _ in range(N_PARTITIONS)]
         self.too_large: set[tuple[int, int]] = set()  # events about which the broker takes only the shortest record
         self.fault = ""  # what happens to the next transaction: (crash | doubt) (before | after)
         self.serving = Serving(Linear(stream))
@@ -385,7 +393,13 @@ class World:
             replica.follow_group()
         self.fault = ""
 
-    def commit(self, partition: int, told: Progress, published: dict[tuple[int, int], Published]) -> None:
+    def commit(
+        self,
+        partition: int,
+        told: Progress,
+        published: dict[tuple[int, int], Published],
+        alerted: Iterable[AlertRecord] = (),
+    ) -> None:
         """The broker takes a transaction, or what is to happen instead does."""
         fault, self.fault = self.fault, ""
         if fault.endswith("before"):
@@ -396,6 +410,7 @@ class World:
         assert not self.published.keys() & published.keys(), "an event was published twice"
         assert furthest({0: told, 1: records[-1]}) == furthest({0: told}), "a promise shrank"
         self.published |= published
+        self.alerted[partition] += alerted
         records.append(told)
         if fault:
             raise CrashError if fault.startswith("crash") else BrokerError("no answer came")
@@ -410,8 +425,8 @@ class World:
             for replica in self.replicas:
                 replica.drain()
 
-    def offline(self) -> dict[tuple[int, int], Published]:
-        """What must have been published, from the whole log and the places told, folded in one piece."""
+    def _folded(self) -> Block:
+        """The whole log, by the places told, folded in one piece."""
         told = {k: v for records in self.progress for r in records for k, v in places_told(r).items()}
         lag_ms = self.stream.labels.lag_ms if self.stream.labels else 0
         items = []
@@ -423,8 +438,27 @@ class World:
                 natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
                 items.append(Item(place or natural, source, arrival, record, place is not None))
         items.sort()
+        return State(self.stream, N_PARTITIONS).fold(Decoder(self.stream).block(items))
+
+    def offline_alerts(self) -> tuple[list[list[AlertRecord]], list[AlertMemory | None]]:
+        """What must have been published about alerts, and what must be remembered, of each partition as one batch."""
+        block, records, memories = self._folded(), list[list[AlertRecord]](), list[AlertMemory | None]()
+        for p in range(N_PARTITIONS):
+            rows = block.take(block.is_event & (block.partition == p))
+            is_large = np.array([(p, offset) in self.too_large for offset in rows.offset.tolist()], bool)
+            for_letters = without_scores(rows)
+            rows.refusal[is_large & rows.is_scored] = for_letters.refusal[is_large & rows.is_scored]
+            storm = Storm(self.stream, AlertMemory(), partition=p, n_partitions=N_PARTITIONS)
+            messages = outcomes_of(rows, self.stream, self.serving.champion, storm=storm).messages
+            topic = self.stream.topic("alerts")
+            records.append([decode_alert(message.value) for message in messages if message.topic == topic])
+            memories.append(storm.memory)
+        return records, memories
+
+    def offline(self) -> dict[tuple[int, int], Published]:
+        """What must have been published, from the whole log and the places told."""
         expected: dict[tuple[int, int], Published] = {}
-        block = State(self.stream, N_PARTITIONS).fold(Decoder(self.stream).block(items))
+        block = self._folded()
         is_duplicate = block.is_duplicate.tolist()
         for row in np.flatnonzero(block.is_event).tolist():
             at = (int(block.partition[row]), int(block.offset[row]))

@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 
+import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
+from pipelines.contracts.alert_memory import AlertMemory
 from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Alert, Refused, Score, decode
+from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Refused, Score, decode, decode_alert
+from pipelines.contracts.stream import StormRules
 from pipelines.features.state import State
 from pipelines.kafka.port import Message
 from pipelines.live import alerting
 from pipelines.live.alerting import outcomes_of, without_scores
+from pipelines.live.storms import Storm
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
-from tests.pipelines.live.live_scorer import Linear
+from tests.pipelines.live.live_scorer import Explained, Linear
 from tests.pipelines.live.simulated import START_MS, STREAM, event_of
 
 SCORED, REFUSED, REPEATED = [0, 1, 3, 5], 2, 4
@@ -77,6 +83,66 @@ def test_packed_scores_are_the_same_scores_in_fewer_records(block: Block, monkey
     several = of_kind(outcomes_of(block, stream, model).messages, "scores")
     assert [line for message in several for line in (message.value or b"").split(b"\n")] == lines
     assert len(several) == 3
+
+
+def after(block: Block, ms: int) -> Block:
+    """The repeated event of the block, so much later."""
+    late = block.take(np.array([REPEATED]))
+    late.arrival_ms[:] += ms
+    return late
+
+
+class Alarmed(Linear):
+    """A model whose scores are all the same and over its threshold."""
+
+    threshold = 0.5
+    n_explained = 0
+
+    def score(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.float32]:
+        return np.full(len(numeric), 0.75, np.float32)
+
+    def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explained]:
+        self.n_explained += len(numeric)
+        return super().explain(numeric, categorical)
+
+
+def test_a_burst_of_a_card_is_one_alert_with_updates_and_any_later_event_closes_it(block: Block) -> None:
+    stream = replace(STREAM, storms=StormRules(within_ms=5))
+    storm = Storm(stream, AlertMemory(), partition=0, n_partitions=2)
+    messages = of_kind(outcomes_of(block.take(slice(4)), stream, Alarmed(stream), storm=storm).messages, "alerts")
+    full, update = (decode_alert(message.value) for message in messages)
+    assert isinstance(full, Alert)
+    assert isinstance(update, AlertUpdate)
+    assert (full.group_id, full.count, update.group_id, update.count) == (full.alert_id, 1, full.alert_id, 2)
+    assert (update.event_id, update.entities, update.closed) == ("1", {"card": "1"}, False)
+    assert [message.key for message in messages] == [b"1", b"1"]
+    assert [dict(m.headers)["ce_type"] for m in messages] == [b"unmask.alerts", b"unmask.alert_update"]
+    assert dict(messages[1].headers)["ce_id"] == f"{STREAM.topic('events')}/0/1/alert_update".encode()
+    outcomes = outcomes_of(after(block, 10), stream, Alarmed(stream), storm=storm)
+    (closing,) = of_kind(outcomes.messages, "alerts")
+    closed = decode_alert(closing.value)
+    assert isinstance(closed, AlertUpdate)
+    assert (closed.closed, closed.count, closed.source.offset) == (True, 3, 3)
+    assert storm.memory is None
+
+
+def test_only_full_alerts_are_explained_and_overflow_is_listed(block: Block) -> None:
+    stream, model = replace(STREAM, storms=StormRules(per_day=2)), Alarmed(STREAM)
+    storm = Storm(stream, AlertMemory(), partition=0, n_partitions=2)
+    (full,) = of_kind(outcomes_of(block, stream, model, storm=storm).messages, "alerts")
+    assert isinstance(decode_alert(full.value), Alert)
+    assert model.n_explained == 1
+    (listed,) = of_kind(outcomes_of(after(block, 100_000), stream, model, storm=storm).messages, "alerts")
+    overflow = decode_alert(listed.value)
+    assert isinstance(overflow, AlertOverflow)
+    assert [one.offset for one in overflow.events] == SCORED[1:]
+    assert (listed.key, listed.partition) == (None, 0)
+    assert dict(listed.headers)["ce_id"] == f"{STREAM.topic('events')}/0/1-5/alert_overflow".encode()
+
+
+def test_an_alert_without_grouping_has_the_fields_it_always_had(block: Block) -> None:
+    (message,) = of_kind(outcomes_of(block, STREAM, Linear(STREAM)).messages, "alerts")
+    assert not {"group_id", "count", "kind"} & msgspec.json.decode(message.value or b"").keys()
 
 
 def test_without_scores_every_scored_event_becomes_a_dead_letter(block: Block) -> None:

@@ -1,15 +1,32 @@
 """Any log, any interleaving, any crash of any replica: what is published is what the log gives offline, bit for bit."""
 
+from collections.abc import Iterator
+
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts.stream import StormRules
+from pipelines.live import storms
 from pipelines.order import EVENT, LABEL, Source
 from tests.pipelines.live.simulated import N_PARTITIONS, STREAM, World, event_of, label_of
 
 # Ids are pushed out of a memory of four, and a `pass` of 700 ms is longer than all-time features last.
-FORGETFUL = msgspec.structs.replace(STREAM, duplicate_memory_ids=4, lifetime_memory_ms=600)
-AMOUNTS = (0.1, 0.2, 0.3, 7.7, 1e9, None)
+FORGETFUL = msgspec.structs.replace(
+    STREAM, duplicate_memory_ids=4, lifetime_memory_ms=600, storms=StormRules(within_ms=60, per_day=2)
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_lists() -> Iterator[None]:
+    """So that overflow is published within a schedule."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storms, "MAX_LISTED", 2)
+        yield
+
+
+AMOUNTS = (0.1, 0.2, 1e9, 7.7, 1e9, None)
 
 
 STEPS = {
@@ -107,11 +124,17 @@ def run(schedule: bytes, n_replicas: int) -> None:
     for name, numbers in steps_of(schedule):
         take(world, name, numbers)
     world.drain()
-    assert world.published == world.offline()
+    agrees_offline(world)
     for number in range(n_replicas):
         world.restart(number)
     world.drain()
-    assert world.published == world.offline(), "a last restart published something else"
+    agrees_offline(world)  # else a last restart published something else
+
+
+def agrees_offline(world: World) -> None:
+    assert world.published == world.offline()
+    memories = [records[-1].alert_memory for records in world.progress]
+    assert (world.alerted, memories) == world.offline_alerts()
 
 
 @given(schedules, st.sampled_from((1, 2, 2, 4)))
