@@ -17,7 +17,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from tests.bench import ablation, detection, events, payments, peers, robustness, tables
 from tests.bench.stream import __main__ as stream_main
-from tests.bench.stream import profile
+from tests.bench.stream import profiling
 from tests.bench.stream.backlog import Backlog, payments_of
 from tests.bench.tables import BenchError
 from tests.pipelines.payments import few_payments
@@ -308,9 +308,9 @@ def test_the_benchmark_of_the_live_scorer_says_what_it_cannot_do(
     assert "no run is left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", sorted(profile.STAGES))
+@pytest.mark.parametrize("where", sorted(profiling.STAGES))
 def test_every_stage_of_the_profile_is_a_function(where: str) -> None:
     module, _, name = where.partition(" ")
     if find_spec(module.rpartition(".")[0]) is None:
         pytest.skip(f"{module} is not there")
-    profile.found(module, name)
+    profiling.found(module, name)

@@ -1,6 +1,6 @@
 """The live scorer beside its peers on one real broker: events per CPU-second, and with `--latency` how soon.
 
-    python -m tests.bench.stream --out stream.json                          # every system, 300,000 events: 5 min
+    python -m tests.bench.stream --out stream.json                          # every system, 300,000 events: 10 min
     python -m tests.bench.stream --quick --out stream.json                  # 20,000 events, without the peers apart
     python -m tests.bench.stream --systems bare,unmask --latency --scale --out stream.json
     python -m tests.bench.stream --systems unmask --profile --out stream.json
@@ -51,7 +51,9 @@ N_EVENTS, QUICK_EVENTS = 300_000, 20_000
 
 def options(words: list[str] | None) -> argparse.Namespace:
     """What was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tests.bench.stream", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, help=f"default {N_EVENTS:,}; {QUICK_EVENTS:,} with --quick")
     parser.add_argument("--systems", help=f"comma list of {', '.join(SYSTEMS)}; default all")
     parser.add_argument(

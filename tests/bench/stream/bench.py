@@ -13,7 +13,7 @@ from tests.bench.stream import latency, scale
 from tests.bench.stream.backlog import Backlog, customers_for, payments_of
 from tests.bench.stream.plan import Run, python_for, runs_of
 from tests.bench.stream.prepared import prepared
-from tests.bench.stream.profile import summary
+from tests.bench.stream.profiling import summary
 from tests.bench.stream.report import Report, Row
 from tests.bench.stream.runs import row_of, started
 from tests.bench.stream.task import Found, Task

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from tests.bench.stream.profile import Profile
+    from tests.bench.stream.profiling import Profile
 
 TRANSACTION = 1_000  # events
 
@@ -95,7 +95,7 @@ class Meter:
         gc.freeze()
         print("ready", flush=True)
         if self._task.profile:
-            from tests.bench.stream.profile import Profile
+            from tests.bench.stream.profiling import Profile
 
             self._profile = Profile()
             self._profile.time_stages()
