@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.confluent.errors import broker_error, of_client
-from pipelines.kafka.confluent.opening import closed, opened
+from pipelines.kafka.confluent.opening import ANY_TOPIC, closed, opened
 from pipelines.kafka.confluent.sending import SETTINGS, send
 from pipelines.kafka.port import DELIVERY_MS, TRANSACTION_MS, Message, TransactionalWriter
 from pipelines.kafka.server import Server
@@ -37,6 +37,7 @@ class ConfluentTransactions(TransactionalWriter):
         self._producers: list[Producer] = [opened(server, Producer, settings)]
         try:
             with self._errors():
+                self._producers[0].list_topics(ANY_TOPIC, _DEADLINE_S)  # connects; else the next call waits for 0.5 s
                 self._producers[0].init_transactions(_DEADLINE_S)
         except BaseException:
             self.close()
