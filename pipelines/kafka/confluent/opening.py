@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipelines.errors import BrokerError
 from pipelines.kafka import login
@@ -89,8 +89,12 @@ def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: 
 def closed(clients: list[Any]) -> None:
     """Destroy the clients in the list, which holds their last reference, within 2 s; after that, in the background.
 
-    `Producer.close` is not used: it aborts a transaction, and it waits for the broker without a limit.
+    A producer sends nothing more from now on. Its `close` is not used: it waits for the broker without a limit.
     """
+    for client in clients:
+        if isinstance(client, Producer):
+            with suppress(KafkaException, RuntimeError):
+                client.purge(blocking=False)
     closing = threading.Thread(target=clients.clear, daemon=True, name="closing")
     closing.start()
     closing.join(CLOSING_S)

@@ -1,5 +1,6 @@
 """The transactional writer."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -44,22 +45,26 @@ class ConfluentTransactions(TransactionalWriter):
             raise
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
-        producer = self._producers[0]
         try:
-            with self._errors():
-                producer.begin_transaction()
-            for message in messages:
-                send(producer, message, wait_s=_DEADLINE_S)
-            with self._errors():
-                n_waiting = producer.flush(_DEADLINE_S)
-            if n_waiting or self._failures:
-                raise BrokerError(f"{self._id}: a record was not stored within {_DEADLINE_S:g} s")
+            self._send_all(messages)
         except BrokerError as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the producer, which could not be destroyed
             raise self._telling_most(error) from error
         if before_commit is not None:
             before_commit()
         with self._errors():
-            producer.commit_transaction(_DEADLINE_S)
+            self._producers[0].commit_transaction(_DEADLINE_S)
+
+    def _send_all(self, messages: Iterable[Message]) -> None:
+        producer = self._producers[0]
+        with self._errors():
+            producer.begin_transaction()
+        for message in messages:
+            send(producer, message, wait_s=_DEADLINE_S)
+        with self._errors():
+            n_waiting = producer.flush(_DEADLINE_S)
+        if n_waiting or self._failures:
+            raise BrokerError(f"{self._id}: a record was not stored within {_DEADLINE_S:g} s")
 
     def _telling_most(self, error: BrokerError) -> BrokerError:
         """The most specific reason for a failed transaction: one rejected record fails all others."""
