@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipelines.errors import BrokerError
 from pipelines.kafka import login
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 OPENING_MS = 10_000
 CLOSING_S = 2.0
-_LOOK_S = 0.05
+ANY_TOPIC = "__consumer_offsets"
+_LOOK_S = 0.02
 _SETTINGS: Mapping[str, Any] = {
     "allow.auto.create.topics": False,
     "socket.timeout.ms": REQUEST_MS,
@@ -66,6 +67,8 @@ def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms
         with suppress(KafkaException):
             if client.cluster_id(_LOOK_S):
                 return client
+        with suppress(KafkaException):
+            client.list_topics(ANY_TOPIC, 0)  # without any request, many clients connect only a second later
         client.poll(0)
     closed([client])
     raise _not_opened(server, reasons)
@@ -78,19 +81,20 @@ def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: 
         LoginError: the client rejects its settings.
     """
     try:
-        client = kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
+        return kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
     except KafkaException as error:
         raise login.wrong_settings(error.args[0].str()) from error
-    if kind is Consumer:
-        client.assign([])  # without an operation, every second consumer connects only a second later
-    return client
 
 
 def closed(clients: list[Any]) -> None:
     """Destroy the clients in the list, which holds their last reference, within 2 s; after that, in the background.
 
-    `Producer.close` is not used: it aborts a transaction, and it waits for the broker without a limit.
+    A producer sends nothing more from now on. Its `close` is not used: it waits for the broker without a limit.
     """
+    for client in clients:
+        if isinstance(client, Producer):
+            with suppress(KafkaException, RuntimeError):
+                client.purge(blocking=False)
     closing = threading.Thread(target=clients.clear, daemon=True, name="closing")
     closing.start()
     closing.join(CLOSING_S)

@@ -64,9 +64,12 @@ class ConfluentReader(Reader):
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
         if not self._read_by_other:
             return self._fetched(timeout_ms)
+        timeout_ms = min(timeout_ms, FETCH_WAIT_MS)  # kafka-python does not return when the position passes a marker
+        if not self._fetch.next:
+            return self._parsed(timeout_ms)
         self._other_has_turn = not self._other_has_turn
         first, second = (self._parsed, self._fetched) if self._other_has_turn else (self._fetched, self._parsed)
-        return first(0) or second(timeout_ms)
+        return first(0) or second(timeout_ms // 2)
 
     def _fetched(self, timeout_ms: int) -> list[Received]:
         """Records that librdkafka read."""

@@ -1,5 +1,6 @@
 """The transactional writer."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.confluent.errors import broker_error, of_client
-from pipelines.kafka.confluent.opening import closed, opened
+from pipelines.kafka.confluent.opening import ANY_TOPIC, closed, opened
 from pipelines.kafka.confluent.sending import SETTINGS, send
 from pipelines.kafka.port import DELIVERY_MS, TRANSACTION_MS, Message, TransactionalWriter
 from pipelines.kafka.server import Server
@@ -37,28 +38,33 @@ class ConfluentTransactions(TransactionalWriter):
         self._producers: list[Producer] = [opened(server, Producer, settings)]
         try:
             with self._errors():
+                self._producers[0].list_topics(ANY_TOPIC, _DEADLINE_S)  # connects; else the next call waits for 0.5 s
                 self._producers[0].init_transactions(_DEADLINE_S)
         except BaseException:
             self.close()
             raise
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
-        producer = self._producers[0]
         try:
-            with self._errors():
-                producer.begin_transaction()
-            for message in messages:
-                send(producer, message, wait_s=_DEADLINE_S)
-            with self._errors():
-                n_waiting = producer.flush(_DEADLINE_S)
-            if n_waiting or self._failures:
-                raise BrokerError(f"{self._id}: a record was not stored within {_DEADLINE_S:g} s")
+            self._send_all(messages)
         except BrokerError as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the producer, which could not be destroyed
             raise self._telling_most(error) from error
         if before_commit is not None:
             before_commit()
         with self._errors():
-            producer.commit_transaction(_DEADLINE_S)
+            self._producers[0].commit_transaction(_DEADLINE_S)
+
+    def _send_all(self, messages: Iterable[Message]) -> None:
+        producer = self._producers[0]
+        with self._errors():
+            producer.begin_transaction()
+        for message in messages:
+            send(producer, message, wait_s=_DEADLINE_S)
+        with self._errors():
+            n_waiting = producer.flush(_DEADLINE_S)
+        if n_waiting or self._failures:
+            raise BrokerError(f"{self._id}: a record was not stored within {_DEADLINE_S:g} s")
 
     def _telling_most(self, error: BrokerError) -> BrokerError:
         """The most specific reason for a failed transaction: one rejected record fails all others."""

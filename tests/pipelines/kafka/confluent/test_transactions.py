@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -12,8 +13,9 @@ from pipelines.kafka.confluent import sending
 from pipelines.kafka.confluent.client import Confluent
 from pipelines.kafka.confluent.errors import client_errors
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Message
+from pipelines.kafka.port import MAX_REQUEST_BYTES, Message
 from pipelines.kafka.topics import KEEP_FOR_EVER
+from tests.patience import wait_until
 
 
 @pytest.fixture
@@ -50,6 +52,22 @@ def test_a_producer_that_is_fenced_while_it_sends_is_reported_as_fenced(connecti
 
     with older, pytest.raises(FencedError, match="another producer has taken over"):
         older.commit(messages())
+
+
+def test_a_writer_that_is_closed_after_an_error_leaves_no_thread(connection: Connection) -> None:
+    topic, process = new_topic(connection), psutil.Process()
+    connection.transactional_writer(topic).close()
+    n_threads = process.num_threads()
+    for messages in ([Message(topic, b"x" * (MAX_REQUEST_BYTES + 1), partition=0)], []):
+        writer = connection.transactional_writer(topic)
+        assert process.num_threads() > n_threads
+        newer = connection.transactional_writer(topic)
+        with pytest.raises(BrokerError) as raised:
+            writer.commit([*messages, Message(topic, b"x", partition=0)])
+        writer.close()
+        newer.close()
+        wait_until(lambda: process.num_threads() <= n_threads, seen=process.num_threads)
+        del raised  # only now
 
 
 def test_an_error_that_is_the_cause_of_a_system_error_is_found() -> None:
