@@ -246,7 +246,8 @@ def _remade(facts: Facts) -> RecoveryPlan | None:
             bounds=facts.spans, topic_ids=facts.topic_ids,
         )  # fmt: skip
         begin = {kind: facts.output_ends[kind].get(p, 0) for kind in OUTPUTS}
-        records[p] = [msgspec.structs.replace(record, outcomes_from=begin)]
+        memory = before.alert_memory if before and "events" not in remade else None
+        records[p] = [msgspec.structs.replace(record, outcomes_from=begin, alert_memory=memory)]
     what = " and ".join(sorted(remade))
     return RecoveryPlan(
         "remade",

@@ -24,7 +24,7 @@ from pipelines.contracts.messages import (
 )
 from pipelines.contracts.stream import DAY_MS, Stream
 
-MAX_GROUPS = 200  # open at a time in a partition; about 200 bytes each in every progress record
+MAX_GROUPS = 200  # open at a time in a partition; about 150 bytes each in every progress record
 MAX_LISTED = 50  # alerts in an overflow record
 MAX_PENDING_MS = 60_000  # that an alert waits for its overflow record, on the arrival clock
 KEPT_SHARE = 10  # one part in ten of the cap

@@ -61,6 +61,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/pipelines/live/test_publish.py", "-k", "fenced"),
     ),
     Mutation(
+        "alert-groups-forgotten-between-batches",
+        "pipelines/live/lane.py",
+        "storm.memory if storm else None",
+        "None",
+        ("tests/pipelines/live/test_replica.py",),
+    ),
+    Mutation(
+        "overflow-lost-at-the-end-of-a-day",
+        "pipelines/live/storms.py",
+        "min(day.first_ms + MAX_PENDING_MS, (day.day + 1) * DAY_MS)",
+        "day.first_ms + MAX_PENDING_MS",
+        ("tests/pipelines/live/test_storms.py",),
+    ),
+    Mutation(
         "inverted-back-pressure",
         "pipelines/live/scorer.py",
         "self.lanes.n_bytes > self.setting.max_outbox_bytes",

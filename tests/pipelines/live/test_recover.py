@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from msgspec.structs import replace
 
+from pipelines.contracts.alert_memory import AlertMemory, CapDay
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
+from pipelines.contracts.stream import StormRules
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, RestoreError, UnmaskError
 from pipelines.features.state import State
@@ -441,6 +444,26 @@ def test_recreated_labels_leave_the_events_books_where_they_are() -> None:
     assert found is not None
     assert [record.next_offset for records in found.progress.values() for record in records] == [5, 5]
     assert found.progress[1][0].outcomes_from == {"scores": 8, "refused": 8, "progress": 8}
+
+
+def test_open_groups_of_alerts_go_on_where_the_events_do_and_are_lost_with_the_progress() -> None:
+    memory = AlertMemory((), CapDay(20_000, n_alerts=3))
+    known = {p: replace(record, alert_memory=memory) for p, record in facts().known.items()}
+    cases: list[tuple[dict[str, object], AlertMemory | None]] = [
+        ({"topic_ids": {"events": "e", "labels": "other"}}, memory),
+        ({"topic_ids": {"events": "other", "labels": "l"}}, None),
+        ({"definition": "other"}, memory),
+    ]
+    for changes, expected in cases:
+        found = plan(facts(progress=known, **changes))
+        assert found is not None
+        assert [record.alert_memory for records in found.progress.values() for record in records] == [expected] * 2
+    for storms, is_said in ((StormRules(), False), (StormRules(per_day=9), True)):
+        stream = replace(STREAM, storms=storms)
+        gone: dict[int, None] = {0: None, 1: None}
+        found = plan(facts(stream=stream, progress=gone, published={0: Published(2, 8, 5, 1, 1, 0, "m")}))
+        assert found is not None
+        assert ("open groups of alerts" in found.lost) == is_said
 
 
 def test_a_remade_topic_with_fewer_partitions_has_no_way_on_but_more_of_them() -> None:
