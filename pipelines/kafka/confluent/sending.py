@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "compression.type": "none",
     "request.timeout.ms": REQUEST_MS,
     "message.max.bytes": MAX_REQUEST_BYTES,
-    "batch.size": 1 << 18,
+    "batch.size": 1_000_000,
     "batch.num.messages": 100_000,
     "queue.buffering.max.messages": 0,  # the queue is bounded in bytes
     "queue.buffering.max.kbytes": 64 << 10,

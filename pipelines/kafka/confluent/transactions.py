@@ -14,7 +14,7 @@ from pipelines.kafka.port import DELIVERY_MS, TRANSACTION_MS, Message, Transacti
 from pipelines.kafka.server import Server
 
 _DEADLINE_S = DELIVERY_MS / 1000
-_LINGER_MS = 5  # a flush does not wait for it
+_LINGER_MS = 100  # a flush sends at once; with several full batches in a transaction, librdkafka's thread spins
 
 
 class ConfluentTransactions(TransactionalWriter):

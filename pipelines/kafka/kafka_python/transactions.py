@@ -45,7 +45,7 @@ class KafkaPythonTransactions(TransactionalWriter):
             transactional_id=transactional_id,
             acks="all",
             linger_ms=0,
-            batch_size=1 << 18,
+            batch_size=1_000_000,
             max_request_size=MAX_REQUEST_BYTES,
             request_timeout_ms=REQUEST_MS,
             delivery_timeout_ms=DELIVERY_MS,
