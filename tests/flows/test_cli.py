@@ -1,7 +1,10 @@
 """The command line: help with examples, and for each mistake of the user one message that says how to fix it."""
 
+import json
+import re
 import subprocess
 import sys
+import time
 import uuid
 from importlib.metadata import version
 from pathlib import Path
@@ -183,3 +186,30 @@ def test_without_alerts_the_command_says_whether_anything_was_scored(kafka: str,
     with running(Scorer(setting, Serving(Quiet(rig.stream)), start="earliest", member=Alone(rig.n_partitions))):
         rig.wait_until_out()
     assert f"20 events of stream {rig.stream.name} were scored, and none was above the threshold" in alerts()
+
+
+@pytest.mark.timeout(600)
+def test_a_burst_is_shown_as_one_alert_with_its_newest_update_on_one_line(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    stream_file = tmp_path / "stream.toml"
+    limits = '[alerts]\ngroup = { entity = "card", within = "1h" }\n'
+    stream_file.write_text(TEXT.format(name=rig.stream.name) + limits)
+    event = {"at": int(time.time() * 1000), "card": "c0", "amount": 1e5}
+    rig.send_many([json.dumps({"id": f"e{n}"} | event).encode() for n in range(5)], b"c0")
+    setting = ScorerSetting(load(stream_file), rig.connection, tmp_path / "snapshots")
+    with running(Scorer(setting, Linear(rig.stream), start="earliest")):
+        rig.wait_until_out()
+
+    def alerts(*options: str) -> str:
+        ran = unmask(
+            "alerts", "--stream", str(stream_file), *options, home=tmp_path / "home", KAFKA_BOOTSTRAP_SERVERS=kafka
+        )
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return ran.stdout
+
+    shown = alerts().splitlines()
+    assert sum("threshold" in line for line in shown) == 1
+    assert re.search("alert [0-9a-f]{12}: card c0   4 alerts, highest score 1.000   last event e3", shown[-1])
+    full, update = map(json.loads, alerts("--json").splitlines())
+    assert (full["event_id"], full["count"], full["group_id"]) == ("e0", 1, full["alert_id"])
+    assert (update["kind"], update["count"], update["group_id"]) == ("update", 4, full["group_id"])
