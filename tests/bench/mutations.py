@@ -103,6 +103,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/pipelines/kafka/kafka_python/test_transactions.py", "-k", "while_it_is_committed"),
     ),
     Mutation(
+        "gaps-are-not-looked-into",
+        "pipelines/kafka/confluent/fetch.py",
+        "n = min(n_consecutive(messages, expected), n_small(messages))",
+        "n = n_small(messages)",
+        ("tests/pipelines/kafka/confluent/test_reader.py", "-k", "every_offset"),
+    ),
+    Mutation(
+        "a-standstill-is-not-noticed",
+        "pipelines/kafka/confluent/fetch.py",
+        "if self.next.get(position) == offset:",
+        "if False:",
+        ("tests/pipelines/kafka/confluent/test_reader.py", "-k", "damaged_on_disk"),
+    ),
+    Mutation(
         "inverted-gate",
         "flows/gate.py",
         "checks[name] = (seen, one.ours >= one.theirs - TOLERATED_LOSS)",

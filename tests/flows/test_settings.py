@@ -1,5 +1,6 @@
 """What goes to Kafka's client, and what a child process gets of our environment."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
+from flows.extras import MissingExtraError
 from flows.local import processes
-from flows.settings import Settings
+from flows.settings import Settings, SettingsError
+from pipelines.kafka.kafka_python.client import KafkaPython
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("by_file", [True, False])
@@ -41,6 +46,24 @@ def test_a_login_reaches_the_client_under_names_that_it_knows(
     for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
         assert connection.options.keys() <= client.DEFAULT_CONFIG.keys()
     assert "hunter2" not in repr(connection) + repr(Settings())
+
+
+def test_a_client_that_is_chosen_but_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "one:9092")
+    assert Settings().connection().adapter is KafkaPython
+    monkeypatch.setenv("KAFKA_CLIENT", "confluent")
+    with pytest.raises(SettingsError, match="KAFKA_CLIENT is 'confluent'; it must be 'kafka-python' or"):
+        Settings()
+    monkeypatch.setenv("KAFKA_CLIENT", "confluent-kafka")
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(MissingExtraError, match=r"is not installed; run `pip install 'unmask\[fast\]'`"):
+        Settings().connection()
+
+
+def test_a_client_that_is_not_chosen_is_not_imported() -> None:
+    program = "import sys, flows.settings, pipelines.kafka.topics; sys.exit('confluent_kafka' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_child_gets_no_secret_that_it_does_not_need(secrets: set[str], tmp_path: Path) -> None:

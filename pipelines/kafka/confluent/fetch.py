@@ -64,7 +64,7 @@ class Fetch:
             messages = self._consumed(timeout_ms)
         for position, messages_of_one in runs(messages):
             records += self._taken(position, messages_of_one)
-        if time.monotonic() >= self._look_due_s:
+        if len(messages) < self._max_records and time.monotonic() >= self._look_due_s:  # nothing else is waiting
             self._look_for_standstill()
         return records
 

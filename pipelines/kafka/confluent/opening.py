@@ -61,16 +61,16 @@ def opened(server: Server, kind: Any, settings: Mapping[str, Any], *, opening_ms
         BrokerError: Kafka does not answer.
     """
     reasons = Reasons()
-    client = connecting(server, kind, settings, reasons)
+    clients = [connecting(server, kind, settings, reasons)]
     until = time.monotonic() + opening_ms / 1000
     while reasons.login is None and time.monotonic() < until:
         with suppress(KafkaException):
-            if client.cluster_id(_LOOK_S):
-                return client
+            if clients[0].cluster_id(_LOOK_S):
+                return clients[0]
         with suppress(KafkaException):
-            client.list_topics(ANY_TOPIC, 0)  # without any request, many clients connect only a second later
-        client.poll(0)
-    closed([client])
+            clients[0].list_topics(ANY_TOPIC, 0)  # without any request, many clients connect only a second later
+        clients[0].poll(0)
+    closed(clients)
     raise _not_opened(server, reasons)
 
 
@@ -108,13 +108,9 @@ def _not_opened(server: Server, reasons: Reasons) -> BrokerError:
     if last is None:
         return login.no_answer(server.bootstrap)
     if "SSL" in protocol.split("_"):
-        failed = "SSL handshake failed" in last.str() or last.code() == KafkaError._SSL
-        return (
-            login.handshake_failed(server.bootstrap, where, protocol, last.str())
-            if failed
-            else (login.no_answer(server.bootstrap))
-        )
-    if last.code() == KafkaError._ALL_BROKERS_DOWN:  # connected, and disconnected without any other reason
+        if last.code() == KafkaError._SSL or "SSL handshake failed" in last.str():
+            return login.handshake_failed(server.bootstrap, where, protocol, last.str())
+    elif last.code() == KafkaError._ALL_BROKERS_DOWN:  # connected, and disconnected without any other reason
         if login.speaks_tls(server.bootstrap):
             return login.needs_tls(where, protocol)
         if protocol == "PLAINTEXT":

@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaException, Producer
 
 from pipelines.errors import BrokerError, RejectedError
-from pipelines.kafka.confluent.errors import broker_error
+from pipelines.kafka.confluent.errors import broker_error, of_client
 from pipelines.kafka.port import MAX_REQUEST_BYTES, REQUEST_MS, Message
 
 SETTINGS: dict[str, Any] = {
@@ -42,15 +42,18 @@ def send(
         raise RejectedError(f"a record for {topic} has the timestamp 0 (1970), which confluent-kafka cannot write")
     where = _ANY_PARTITION if partition is None else partition
     until = None
-    while True:
-        try:
-            producer.produce(topic, value, key, where, noted, None, stamp or _NOW, list(headers) if headers else None)
-            return
-        except BufferError as error:  # the queue is full
-            now = time.monotonic()
-            until = until or now + wait_s
-            if now > until:
-                raise BrokerError(f"a record for {topic} was not sent: {error} for {wait_s:g} s") from error
-            producer.poll(0.05)
-        except KafkaException as error:
-            raise broker_error(f"a record for {topic} was not sent", error.args[0]) from error
+    try:
+        while True:
+            try:
+                producer.produce(
+                    topic, value, key, where, noted, None, stamp or _NOW, list(headers) if headers else None
+                )
+                return
+            except BufferError as error:  # the queue is full
+                now = time.monotonic()
+                until = until or now + wait_s
+                if now > until:
+                    raise BrokerError(f"a record for {topic} was not sent: {error} for {wait_s:g} s") from error
+                producer.poll(0.05)
+    except (KafkaException, SystemError) as error:
+        raise broker_error(f"a record for {topic} was not sent", of_client(error)) from error

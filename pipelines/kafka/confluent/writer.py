@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as Stored
 
 from pipelines.errors import BrokerError
-from pipelines.kafka.confluent.errors import broker_error
+from pipelines.kafka.confluent.errors import broker_error, client_errors
 from pipelines.kafka.confluent.opening import closed, opened
 from pipelines.kafka.confluent.sending import SETTINGS, send
 from pipelines.kafka.port import Message, Writer
@@ -32,11 +32,13 @@ class ConfluentWriter(Writer):
         send(producer, message, partial(_note, outcomes, len(outcomes)), wait_s=_DELIVERY_S)
         outcomes.append(None)
         if not len(outcomes) % _SERVE_EVERY:
-            producer.poll(0)
+            with client_errors("a record was not stored"):
+                producer.poll(0)
 
     def flush(self, *, timeout_s: float = 60.0) -> list[tuple[str, int, int]]:
         outcomes, self._outcomes = self._outcomes, []
-        self._producers[0].flush(timeout_s)
+        with client_errors("a record was not stored"):
+            self._producers[0].flush(timeout_s)
         stored = []
         for outcome in outcomes:
             if outcome is None:

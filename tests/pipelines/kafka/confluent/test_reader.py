@@ -59,6 +59,7 @@ def everything() -> Iterator[bytes]:
     yield large(66 << 20, LZ4)
     yield large(66 << 20, ZSTD)
     yield batches.batch([Raw(None), Raw(b""), Raw(None, b"")])
+    yield from (batches.batch(rows(1), stamp_ms=stamp) for stamp in (-1, 0, 1))
 
 
 def aborted(bootstrap: str, topic: str) -> None:
