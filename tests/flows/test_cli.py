@@ -197,7 +197,8 @@ def test_a_burst_is_shown_as_one_alert_with_its_newest_update_on_one_line(kafka:
     event = {"at": int(time.time() * 1000), "card": "c0", "amount": 1e5}
     rig.send_many([json.dumps({"id": f"e{n}"} | event).encode() for n in range(5)], b"c0")
     setting = ScorerSetting(load(stream_file), rig.connection, tmp_path / "snapshots")
-    with running(Scorer(setting, Linear(rig.stream), start="earliest")):
+    serving = Serving(Linear(rig.stream))
+    with running(Scorer(setting, serving, start="earliest", member=Alone(rig.n_partitions))):
         rig.wait_until_out()
 
     def alerts(*options: str) -> str:
