@@ -95,7 +95,8 @@ def _alerts(
     ]
     scores = {one.row: one.score for one in raised}
     rows = [record.row for record in records if isinstance(record, FullAlert)]
-    reasons = iter(model.explain(scored.numeric[rows], scored.category_hashes[rows]) if rows else ())
+    found = model.explain(scored.numeric[rows], scored.category_hashes[rows]) if rows else ()
+    explained = dict(zip(rows, found, strict=True))
     for record in records:
         if not isinstance(record, FullAlert):
             yield _storm_message(record, stream)
@@ -105,7 +106,7 @@ def _alerts(
             scores[row],
             threshold=model.threshold,
             entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
-            explained=next(reasons),
+            explained=explained[row],
             features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
             group_id=record.group_id,
             short=short,
