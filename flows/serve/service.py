@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from flows.serve.champion import ChampionFollower
-from flows.serve.model import champion, model_of
+from flows.serve.model import ColumnsByName, champion, model_of
 from flows.serve.status import StatusFile
 from flows.settings import Settings
 from pipelines import faults
@@ -36,8 +36,9 @@ def serve(
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
+    model = champion(settings, stream)
     name, orders = replica or socket.gethostname(), Orders(settings.connection(), stream)
-    serving = _first_model(settings, stream, orders.past())
+    serving = _unless_returned(settings, stream, model, orders.past())
     setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), instance_id=name, fault=fault)
     status = StatusFile(settings.scorer_status(stream, replica))
     follower = ChampionFollower(settings, stream, serving, orders, name=name)
@@ -49,10 +50,9 @@ def serve(
         follower.stop()
 
 
-def _first_model(settings: Settings, stream: Stream, orders: Sequence[Order]) -> Serving:
+def _unless_returned(settings: Settings, stream: Stream, model: ColumnsByName, orders: Sequence[Order]) -> Serving:
     """The champion; if it was returned by an earlier scorer, what the last order says instead."""
     refused = {order.refused: order.why for order in orders if order.refused is not None}
-    model = champion(settings, stream)
     if model.digest in refused:
         log.warning("the champion %s was returned: %s", model.digest[:12], refused[model.digest])
         model = model_of(settings, stream, orders[-1].digest)

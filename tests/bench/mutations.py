@@ -77,14 +77,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "inverted-back-pressure",
         "pipelines/live/scorer.py",
-        "self.lanes.n_bytes > self.setting.max_outbox_bytes",
-        "self.lanes.n_bytes < self.setting.max_outbox_bytes",
+        "self._ownership.n_bytes > self.setting.max_outbox_bytes",
+        "self._ownership.n_bytes < self.setting.max_outbox_bytes",
         ("tests/pipelines/live/test_scorer.py", "-k", "outboxes_stops_the_reading"),
     ),
     Mutation(
         "held-partitions-never-released",
         "pipelines/live/input.py",
-        "(self.held & self._merge.hoards(limit // 2))",
+        "(self.held & hoards(limit // 2, follows=follows))",
         "self.held",
         ("tests/pipelines/live/test_scorer.py", "-k", "far_ahead"),
     ),
