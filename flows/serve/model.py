@@ -26,7 +26,7 @@ class ColumnsByName:
     """
 
     def __init__(self, model: ServedModel, stream: Stream) -> None:
-        self.digest, self.threshold, self.alert_rate = model.digest, model.threshold, model.rules.budget.rate
+        self.digest, self.threshold, self.alert_rate = model.digest, model.threshold, model.alert_rate
         self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
         self._model = model
         wanted_numeric = [c.name for c in model.columns if c.kind == "numeric"]

@@ -134,6 +134,11 @@ class ServedModel:
         """An event raises an alert if score > threshold."""
         return self.rules.threshold
 
+    @property
+    def alert_rate(self) -> float | None:
+        """Share of events that the alert budget allows; None if the budget does not say."""
+        return self.rules.budget.rate
+
     def score(
         self, numeric: NDArray[np.float64] | PickedRows, categorical: NDArray[np.uint64] | PickedRows
     ) -> NDArray[np.float32]:

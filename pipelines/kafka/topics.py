@@ -11,6 +11,7 @@ from pipelines.kafka.port import Position, TopicFacts
 from pipelines.record import Received
 
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1  # what a date can show; a stamp may be any number
+LEADER_S = 5.0
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
@@ -168,10 +169,22 @@ def _described(connection: Connection, topics: Iterable[str]) -> dict[str, Topic
 
 
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
-    """First available offset and end offset (of committed records) of every partition of the topics."""
-    partitions = _partitions(connection, topics)
+    """First available offset and end offset (of committed records) of every partition of the topics.
+
+    A partition of a new topic has no leader for a moment: it is asked again.
+
+    Raises:
+        BrokerError: a topic does not exist, or Kafka did not answer within `LEADER_S`.
+    """
+    partitions, until = _partitions(connection, topics), time.monotonic() + LEADER_S
     with connection.reading({}) as reader:
-        return reader.spans(partitions)
+        while True:
+            try:
+                return reader.spans(partitions)
+            except BrokerError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
 
 def read_between(

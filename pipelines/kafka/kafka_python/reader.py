@@ -1,11 +1,13 @@
 """The reader of assigned partitions."""
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import KafkaError
 
 from pipelines.kafka.kafka_python.errors import client_errors, is_from_client
 from pipelines.kafka.kafka_python.opening import opened
@@ -64,10 +66,20 @@ class KafkaPythonReader(Reader):
                 if not is_from_client(error):
                     raise
                 log.warning("no answer about end offsets: %s", error)
-                break
+                return self._ends_apart(asked, timeout_ms)
             else:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
         return {}
+
+    def _ends_apart(self, asked: Iterable[TopicPartition], timeout_ms: int) -> dict[Position, int]:
+        """End offsets asked one by one, within a time for all: one topic that is gone keeps all others waiting."""
+        found, until = dict[Position, int](), time.monotonic() + timeout_ms / 1000
+        for tp in asked:
+            if time.monotonic() < until:
+                with suppress(KeyError, KafkaError):
+                    ends = self._asker.end_offsets([tp], timeout_ms=max(timeout_ms // 4, 1))
+                    found[tp.topic, tp.partition] = ends[tp]
+        return found
 
     def spans(self, partitions: Iterable[Position]) -> dict[Position, tuple[int, int]]:
         asked = [TopicPartition(*p) for p in partitions]

@@ -23,7 +23,7 @@ from tests.pipelines.payments import payments_stream
 class Recorder:
     """Stands where a trained model would be, and returns what it was given."""
 
-    digest, threshold = "recorder", 0.5
+    digest, threshold, alert_rate = "recorder", 0.5, None
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         self.columns = columns
