@@ -5,12 +5,16 @@ The file: a line that names the format and its version, the length of the head (
 and the sha256 of all that.
 """
 
+import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import struct
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -98,9 +102,8 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
     """Write atomically: after a crash or power cut, the file is complete or absent."""
     table = [[name, pieces.dtype.str, pieces.shape] for name, pieces in arrays.items()]
     head = json.dumps({"meta": meta, "arrays": table}).encode()
-    temporary = path.with_suffix(".part")
     digest = hashlib.sha256()
-    with open(temporary, "wb", buffering=0) as file:
+    with unfinished(path) as file:
 
         def put(data: bytes | memoryview) -> None:
             digest.update(data)
@@ -114,9 +117,39 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
                 put(block)
         put(digest.digest())
         os.fsync(file.fileno())
-    fault("mid_snapshot")
-    os.replace(temporary, path)
+        fault("mid_snapshot")
     sync(path.parent)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[io.FileIO]:
+    """A temporary file of this writer alone, which gets its name `path` at the end; it is deleted after an exception.
+
+    It is locked until then, so that `clear_unfinished` of another replica leaves it.
+    """
+    while True:
+        temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.part")
+        with open(temporary, "xb", buffering=0) as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue  # deleted by another replica before it was locked
+            try:
+                yield file
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+            return
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete the temporary files whose writer has died: nobody holds their lock."""
+    for temporary in folder.glob("*.part"):
+        with suppress(OSError), open(temporary, "rb") as file:  # what cannot be deleted is reported at the next write
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +58,10 @@ class SnapshotStore:
     def write(self, snapshot: Snapshot) -> Path:
         """Store a snapshot. If this fails, no partial file is left."""
         path = self.folder / f"{sum(snapshot.frontier.values()):020d}.snapshot"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            snapshot.write(path, fault=self._fault)
-            for old in self._paths()[self._keep :]:
-                old.unlink(missing_ok=True)
-        except BaseException:
-            with suppress(OSError):
-                path.with_suffix(".part").unlink(missing_ok=True)
-            raise
+        self.folder.mkdir(parents=True, exist_ok=True)
+        snapshot.write(path, fault=self._fault)
+        for old in self._paths()[self._keep :]:
+            old.unlink(missing_ok=True)
         return path
 
     def newest_first(self) -> Iterator[tuple[Path, Snapshot]]:
@@ -79,10 +73,8 @@ class SnapshotStore:
                 log.warning("snapshot %s is not used: %s", path.name, error)
 
     def clear_unfinished(self) -> None:
-        """Delete files left incomplete by a crash."""
-        for unfinished in self.folder.glob("*.part"):
-            with suppress(OSError):  # a full or read-only disk is reported when a snapshot is written
-                unfinished.unlink()
+        """Delete files left incomplete by a crash, not those that another replica is writing."""
+        pieces.clear_unfinished(self.folder)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("*.snapshot"), reverse=True)

@@ -47,3 +47,24 @@ def test_a_write_that_fails_or_was_interrupted_leaves_nothing(tmp_path: Path) ->
     (tmp_path / "7.part").write_bytes(b"half")
     SnapshotStore(tmp_path).clear_unfinished()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_replica_that_starts_leaves_the_file_that_is_being_written(tmp_path: Path) -> None:
+    seen = []
+
+    def start_another(point: str) -> None:
+        SnapshotStore(tmp_path).clear_unfinished()
+        seen.append((point, [path.suffix for path in tmp_path.iterdir()]))
+
+    SnapshotStore(tmp_path, fault=start_another).write(snapshot(7))
+    assert seen == [("mid_snapshot", [".part"])]
+    assert [sum(found.frontier.values()) for _, found in SnapshotStore(tmp_path).newest_first()] == [7]
+
+
+def test_two_replicas_that_write_the_same_place_at_once_both_leave_a_whole_snapshot(tmp_path: Path) -> None:
+    def write_another(_point: str) -> None:
+        SnapshotStore(tmp_path).write(snapshot(7))
+
+    SnapshotStore(tmp_path, fault=write_another).write(snapshot(7))
+    assert [sum(found.frontier.values()) for _, found in SnapshotStore(tmp_path).newest_first()] == [7]
+    assert len(list(tmp_path.iterdir())) == 1
