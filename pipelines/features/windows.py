@@ -102,6 +102,20 @@ class Windows:
         return sum(column.nbytes for column in self._columns)
 
     @property
+    def bytes_by_entity(self) -> dict[str, int]:
+        """Per entity column: allocated memory in bytes."""
+        return {name: column.nbytes for name, column in zip(self.plan.entities, self._columns, strict=True)}
+
+    @property
+    def bytes_by_table(self) -> dict[str, int]:
+        """Allocated memory in bytes, per entity column and table."""
+        return {
+            f"{name}.{table}": size
+            for name, column in zip(self.plan.entities, self._columns, strict=True)
+            for table, size in column.sizes.items()
+        }
+
+    @property
     def late_dropped(self) -> dict[str, int]:
         """Per entity and window: events that were too late to be added. They have features."""
         return {
@@ -204,8 +218,18 @@ class _EntityRows:
         return self.memory.words.reshape(-1, self.layout.stride)[: self.used]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Allocated memory in bytes, per table."""
+        return {
+            "rows": self.memory.words.nbytes,
+            "keys": self.keys.nbytes,
+            "index": self.table.nbytes,
+            "dormant": sum(array.nbytes for array in self.dormant),
+        }
+
+    @property
     def nbytes(self) -> int:
-        return self.memory.words.nbytes + self.keys.nbytes + self.table.nbytes + sum(a.nbytes for a in self.dormant)
+        return sum(self.sizes.values())
 
     def fold(self, number: int, batch: FoldInput, out: NDArray[np.float64]) -> None:
         if not any(map(len, (self.layout.outputs, self.layout.distincts, self.layout.tallies, self.layout.lasts))):

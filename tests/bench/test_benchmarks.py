@@ -15,7 +15,7 @@ from models.score.prior import NOTHING_KNOWN
 from pipelines.contracts.stream import DAY_MS
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
-from tests.bench import ablation, detection, events, payments, peers, robustness, tables
+from tests.bench import ablation, detection, events, payments, peers, robustness, state, tables
 from tests.bench.stream import __main__ as stream_main
 from tests.bench.stream import profiling
 from tests.bench.stream.backlog import Backlog, payments_of
@@ -314,3 +314,11 @@ def test_every_stage_of_the_profile_is_a_function(where: str) -> None:
     if find_spec(module.rpartition(".")[0]) is None:
         pytest.skip(f"{module} is not there")
     profiling.found(module, name)
+
+
+def test_the_benchmark_of_the_state_says_what_its_tables_hold(tmp_path: Path) -> None:
+    assert state.main(["--entities", "2000", "--streams", "thirty", "--out", str(tmp_path / "out.json")]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (row["stream"], row["features"]) == ("thirty", 30)
+    assert sum(row["tables"].values()) < row["state_bytes"]
+    assert min(row["fold_us"], row["pause_ms"], row["restore_s"], row["snapshot_bytes"], *row["entities"]) > 0
