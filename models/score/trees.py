@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.cells import MISSING, Cells
+from models.score.tree_bits import MAX_LEAVES, TreeBits
 
 LEAF = -1
 MAX_CHOICES = 32  # texts of a categorical column that have an input of their own
@@ -37,26 +39,28 @@ class Trees:
     missing_left: NDArray[np.bool_]
     value: NDArray[np.float32]
 
-    @property
-    def depth(self) -> int:
-        """Largest number of splits on the way to a leaf."""
-        level, depth = np.zeros((len(self.feature), 1), np.int64), 0
-        at = np.arange(len(self.feature))[:, None]
-        while len(self.feature) and (self.feature[at, level] != LEAF).any():
-            level, depth = np.concatenate([self.left[at, level], self.right[at, level]], axis=1), depth + 1
-        return depth
+    @cached_property
+    def _bits(self) -> TreeBits:
+        """Raises ValueError: a tree has more than `MAX_LEAVES` leaves, or its nodes are no tree."""
+        n_inputs = 1 + int(self.feature.max(initial=LEAF))
+        walks = [_Walk(self, tree, n_inputs) for tree in range(len(self.feature))]
+        splits = [split for walk in walks for split in walk.splits]
+        n_leaves = max((len(walk.values) for walk in walks), default=1)
+        value = np.zeros((len(walks), n_leaves))
+        for row, walk in zip(value, walks, strict=True):
+            row[: len(walk.values)] = walk.values
+        return TreeBits(
+            n_inputs,
+            np.array([at for at, _, _ in splits], np.int64),
+            np.array([split for _, split, _ in splits], np.float32),
+            np.array([leaves for _, _, leaves in splits], np.dtype(np.uint32 if n_leaves <= 32 else np.uint64)),
+            np.cumsum([0, *(len(walk.splits) for walk in walks)]),
+            value,
+        )
 
     def score(self, cells: Cells) -> NDArray[np.float64]:
         """Sum of the leaf values of each row, **shape (n,)**."""
-        x = inputs(cells, self.choices)
-        n, n_trees = len(x), len(self.feature)
-        tree, row = np.arange(n_trees)[None, :], np.arange(n)[:, None]
-        node = np.zeros((n, n_trees), np.int64)
-        for _ in range(self.depth):
-            given = x[row, np.maximum(self.feature[tree, node], 0)]
-            goes_left = np.where(np.isnan(given), self.missing_left[tree, node], given < self.split[tree, node])
-            node = np.where(goes_left, self.left[tree, node], self.right[tree, node])
-        return np.asarray(self.value[tree, node].sum(axis=1, dtype=np.float64))
+        return self._bits.score(inputs(cells, self.choices)[:, : self._bits.n_inputs])
 
     def times(self, weight: float) -> Trees:
         """Trees that say a share of what these say."""
@@ -82,6 +86,32 @@ class Trees:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays, for safetensors."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class _Walk:
+    """The splits of one tree, from the root down to the left, and the values of its leaves from the left."""
+
+    def __init__(self, trees: Trees, tree: int, n_inputs: int) -> None:
+        self.splits: list[tuple[int, float, int]] = []
+        self.values: list[float] = []
+        self._trees, self._tree, self._n_inputs = trees, tree, n_inputs
+        self._leaves_below(0, 0)
+
+    def _leaves_below(self, node: int, depth: int) -> int:
+        trees, tree = self._trees, self._tree
+        if depth >= MAX_LEAVES or len(self.values) == MAX_LEAVES:
+            raise ValueError(f"tree {tree} has more than {MAX_LEAVES} leaves, or its nodes are no tree")
+        feature = int(trees.feature[tree, node])
+        if feature == LEAF:
+            self.values.append(float(trees.value[tree, node]))
+            return 1 << (len(self.values) - 1)
+        if not 0 <= feature < self._n_inputs:
+            raise ValueError(f"tree {tree} reads input {feature}; there are {self._n_inputs}")
+        place, at = len(self.splits), feature if trees.missing_left[tree, node] else feature + self._n_inputs
+        self.splits.append((0, 0.0, 0))
+        left = self._leaves_below(int(trees.left[tree, node]), depth + 1)
+        self.splits[place] = at, float(trees.split[tree, node]), left
+        return left | self._leaves_below(int(trees.right[tree, node]), depth + 1)
 
 
 def inputs(cells: Cells, choices: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from safetensors.numpy import save as save_safetensors
 from models.cells import Cells
 from models.score.explain import Explanation, explain, groups
 from models.score.rules import Rules
+from models.score.trees import Trees
 from models.ship.manifest import FORMAT, ArtifactError, read_files, write_files
 from models.table import Column, PickedRows
 
@@ -64,7 +65,7 @@ def save(
     contents = {
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
         "expect.onnx": expectation_graph(model.expectation),
-        "model.onnx": scorer_graph(model.student, model.trees, model.rules.evidence.surprised),
+        "model.onnx": scorer_graph(model.student, model.rules.evidence.surprised),
         "model.safetensors": save_safetensors(arrays),
     }
     return write_files(folder, contents, lineage=lineage)
@@ -94,7 +95,9 @@ def load(folder: Path, *, expect: str | None = None) -> ServedModel:
             config["rules"],
             {k.removeprefix("rules."): v for k, v in arrays.items() if k.startswith("rules.")},
         )
-        served = ServedModel(digest, rules, _session(contents["model.onnx"]), _session(contents["expect.onnx"]))
+        trees = Trees(**{k.removeprefix("trees."): v for k, v in arrays.items() if k.startswith("trees.")})
+        sessions = (_session(contents[name]) for name in ("model.onnx", "expect.onnx"))
+        served = ServedModel(digest, rules, trees, *sessions)
         got = served.score(arrays["golden.numeric"], arrays["golden.categorical"])
     except ArtifactError:
         raise
@@ -116,11 +119,13 @@ class ServedModel:
     Args:
         digest: SHA-256 of the manifest. It identifies the model in scores and progress records.
         rules: all fitted parts that are not networks.
+        trees: what labels added.
         scorer, expectation: the networks.
     """
 
     digest: str
     rules: Rules
+    trees: Trees
     scorer: onnxruntime.InferenceSession
     expectation: onnxruntime.InferenceSession
 
@@ -151,7 +156,9 @@ class ServedModel:
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(numeric), MAX_ROWS):
             rows = slice(start, start + MAX_ROWS)
-            logit, nats = _run(self.scorer, self.rules.coding.transform(numeric[rows], categorical[rows]))
+            cells = self.rules.coding.transform(numeric[rows], categorical[rows])
+            (nats,) = _run(self.scorer, cells)
+            logit = self.trees.score(cells).astype(np.float32)
             found.append(self.rules.score(logit, nats, numeric[rows]))
         return np.concatenate(found)
 

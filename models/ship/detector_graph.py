@@ -13,7 +13,7 @@ from models.net.encoder import Encoder
 from models.score.blend import Blend
 from models.score.calibrate import TailCalibration
 from models.score.outlying import TINY, Outlyingness
-from models.score.trees import Trees
+from models.score.trees import LEAF, Trees
 from models.ship.onnx_graph import Nodes, Slice, save
 
 
@@ -150,6 +150,42 @@ class DetectorNodes(Nodes):
         one = self.weight(np.array([1], np.int64))
         scores = [*logits, mean, free]
         return self.blend(blend, self.op("Concat", *(self.op("Unsqueeze", each, one) for each in scores), axis=1))
+
+    # the methods of models/score/trees.py
+
+    def trees(self, trees: Trees, values: str, present: str, codes: str = "") -> str:
+        missing = self.number(np.nan)
+        x = self.op("Where", self.op("Greater", present, self.number(0.0)), values, missing)
+        if len(trees.choices):
+            codes = self.op("Gather", codes, self.weight(trees.choices[:, 0]), axis=1)
+            chosen = self.op("Cast", self.op("Equal", codes, self.weight(trees.choices[:, 1])), to=TensorProto.FLOAT)
+            unknown = self.op("Equal", codes, self.weight(np.array(MISSING, np.int64)))
+            x = self.op("Concat", x, self.op("Where", unknown, missing, chosen), axis=1)
+        if len(trees.feature) == 0:  # an ensemble without trees is not allowed
+            first = self.op("Cast", self.op("IsNaN", self.column(x, 0)), to=TensorProto.FLOAT)
+            return self.op("Mul", first, self.number(0.0))
+        tree, node = np.nonzero(np.ones_like(trees.feature))
+        inner = trees.feature[tree, node] != LEAF
+        leaves = ~inner
+        found = self.op(
+            "TreeEnsembleRegressor",
+            x,
+            domain="ai.onnx.ml",
+            n_targets=1,
+            nodes_treeids=tree.tolist(),
+            nodes_nodeids=node.tolist(),
+            nodes_modes=np.where(inner, "BRANCH_LT", "LEAF").tolist(),
+            nodes_featureids=np.where(inner, trees.feature[tree, node], 0).tolist(),
+            nodes_values=trees.split[tree, node].tolist(),
+            nodes_truenodeids=np.where(inner, trees.left[tree, node], 0).tolist(),
+            nodes_falsenodeids=np.where(inner, trees.right[tree, node], 0).tolist(),
+            nodes_missing_value_tracks_true=trees.missing_left[tree, node].astype(np.int64).tolist(),
+            target_treeids=tree[leaves].tolist(),
+            target_nodeids=node[leaves].tolist(),
+            target_ids=[0] * int(leaves.sum()),
+            target_weights=trees.value[tree, node][leaves].tolist(),
+        )
+        return self.column(found, 0)
 
 
 def detector_graph(

@@ -11,7 +11,7 @@ from typing import Any
 
 from models.errors import ModelError
 
-FORMAT = 3
+FORMAT = 4
 
 
 MAX_FILE_BYTES = 256 * 1024 * 1024

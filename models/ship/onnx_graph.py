@@ -11,10 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.cells import MISSING
 from models.net.encoder import Encoder
 from models.net.expectation import FLOOR, SPREAD, Expectation
-from models.score.trees import LEAF, Trees
 
 OPSET, IR_VERSION = 17, 9
 CELLS = ("values", "present", "codes")
@@ -207,52 +205,15 @@ class Nodes:
         seen = self.op("Greater", code, self.weight(np.array(0, np.int64)))
         return self.op("Where", seen, self.op("Neg", self.op("Log", floored)), self.number(np.nan))
 
-    # the methods of models/score/trees.py
 
-    def trees(self, trees: Trees, values: str, present: str, codes: str = "") -> str:
-        missing = self.number(np.nan)
-        x = self.op("Where", self.op("Greater", present, self.number(0.0)), values, missing)
-        if len(trees.choices):
-            codes = self.op("Gather", codes, self.weight(trees.choices[:, 0]), axis=1)
-            chosen = self.op("Cast", self.op("Equal", codes, self.weight(trees.choices[:, 1])), to=TensorProto.FLOAT)
-            unknown = self.op("Equal", codes, self.weight(np.array(MISSING, np.int64)))
-            x = self.op("Concat", x, self.op("Where", unknown, missing, chosen), axis=1)
-        if len(trees.feature) == 0:  # an ensemble without trees is not allowed
-            first = self.op("Cast", self.op("IsNaN", self.column(x, 0)), to=TensorProto.FLOAT)
-            return self.op("Mul", first, self.number(0.0))
-        tree, node = np.nonzero(np.ones_like(trees.feature))
-        inner = trees.feature[tree, node] != LEAF
-        leaves = ~inner
-        found = self.op(
-            "TreeEnsembleRegressor",
-            x,
-            domain="ai.onnx.ml",
-            n_targets=1,
-            nodes_treeids=tree.tolist(),
-            nodes_nodeids=node.tolist(),
-            nodes_modes=np.where(inner, "BRANCH_LT", "LEAF").tolist(),
-            nodes_featureids=np.where(inner, trees.feature[tree, node], 0).tolist(),
-            nodes_values=trees.split[tree, node].tolist(),
-            nodes_truenodeids=np.where(inner, trees.left[tree, node], 0).tolist(),
-            nodes_falsenodeids=np.where(inner, trees.right[tree, node], 0).tolist(),
-            nodes_missing_value_tracks_true=trees.missing_left[tree, node].astype(np.int64).tolist(),
-            target_treeids=tree[leaves].tolist(),
-            target_nodeids=node[leaves].tolist(),
-            target_ids=[0] * int(leaves.sum()),
-            target_weights=trees.value[tree, node][leaves].tolist(),
-        )
-        return self.column(found, 0)
-
-
-def scorer_graph(net: Expectation, trees: Trees, used: Collection[int]) -> bytes:
-    """Serialised ONNX model: ``values, present, codes -> logit (n,), nats (n, n_fields), NaN = missing or not used``.
+def scorer_graph(net: Expectation, used: Collection[int]) -> bytes:
+    """Serialised ONNX model: ``values, present, codes -> nats (n, n_fields), NaN = missing or not used``.
 
     Only the part of the network that the surprises of the used fields need is in it.
     """
     g = Nodes()
     nats = g.surprises(net, *CELLS, used)
-    logit = g.trees(trees, *CELLS)
-    return save(g, cells_of(net.d_num, len(net.n_codes)), {"logit": (logit, 1), "nats": (nats, 2)})
+    return save(g, cells_of(net.d_num, len(net.n_codes)), {"nats": (nats, 2)})
 
 
 def expectation_graph(net: Expectation) -> bytes:

@@ -58,7 +58,7 @@ def test_a_field_missing_in_nine_of_ten_rows_surprises_as_before_where_it_is_the
     np.testing.assert_allclose(served.score(numeric, categorical), model.score(numeric, categorical), rtol=0, atol=1e-5)
     cells = model.rules.coding.transform(numeric, categorical)
     _, nats = model.outputs(cells)
-    _, served_nats = served.scorer.run(None, cells._asdict())
+    (served_nats,) = served.scorer.run(None, cells._asdict())
     np.testing.assert_array_equal(np.isnan(nats), gone)
     used = list(model.rules.evidence.surprised)
     assert used
