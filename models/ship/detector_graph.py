@@ -113,8 +113,8 @@ class DetectorNodes(Nodes):
         """The logits (n,) of a head without categorical columns, float64."""
         part = Slice.of(encoder, np.arange(len(encoder.left)), np.array([0]))
         values, present = self.wide(values), self.wide(present)
-        shown = self.shown(self.pieces(part, values), present)
-        return self.column(self.rest(part, self.first(part, shown, present, "")), 0)
+        pieces = self.flat(self.pieces(part, values, present))
+        return self.column(self.rest(part, self.first(part, pieces, present, "")), 0)
 
     def double(self, value: float) -> str:
         return self.weight(np.array(value, np.float64))

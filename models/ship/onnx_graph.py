@@ -16,6 +16,7 @@ from models.net.expectation import FLOOR, SPREAD, Expectation
 
 OPSET, IR_VERSION = 17, 9
 CELLS = ("values", "present", "codes")
+BELOW = -1e9  # all bins
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,16 @@ class Nodes:
 
     # the methods of models/net/encoder.py
 
-    def pieces(self, part: Slice, values: str) -> str:
-        wide = self.op("Unsqueeze", values, self.weight(np.array([2], np.int64)))
+    def pieces(self, part: Slice, values: str, present: str) -> str:
+        """Pieces (n, r, n_bins). A cell that is not present lies below all bins, so that its pieces are 0."""
+        zero, one, below = (self.weight(np.array(number, part.left.dtype)) for number in (0, 1, BELOW))
+        seen = self.op("Where", self.op("Greater", present, zero), values, below)
+        wide = self.op("Unsqueeze", seen, self.weight(np.array([2], np.int64)))
         steps = self.op("Mul", self.op("Sub", wide, self.weight(part.left)), self.weight(part.slope))
-        return self.op("Clip", steps, *(self.weight(np.array(end, part.left.dtype)) for end in (0, 1)))
+        return self.op("Clip", steps, zero, one)
 
-    def shown(self, pieces: str, present: str) -> str:
-        marked = self.op("Mul", pieces, self.op("Unsqueeze", present, self.weight(np.array([2], np.int64))))
-        return self.op("Flatten", marked, axis=1)
+    def flat(self, pieces: str) -> str:
+        return self.op("Flatten", pieces, axis=1)
 
     def first(self, part: Slice, shown: str, present: str, codes: str) -> str:
         absent = self.op("Sub", self.weight(np.array(1, part.left.dtype)), present)
@@ -143,8 +146,8 @@ class Nodes:
         trusted = [net.fields[j].target for j in used if net.trust[net.fields[j].target] > 0]
         part = Slice.of(net.encoder, _read(net), _array(net.outputs_of(*trusted)))
         read = self.pick(present, part.read)
-        pieces = self.pieces(part, self.pick(values, part.read))
-        joint = self.first(part, self.shown(pieces, read), read, codes)
+        pieces = self.pieces(part, self.pick(values, part.read), read)
+        joint = self.first(part, self.flat(pieces), read, codes)
         found: list[list[str]] = [[] for _ in net.fields]
         for view in net.views:
             out = ""
@@ -172,7 +175,7 @@ class Nodes:
         if len(at):
             shown = self.pick(read, at)
             weight = part.pieces[at].reshape(-1, part.pieces.shape[2])
-            gone = self.op("MatMul", self.shown(self.pick(pieces, at), shown), self.weight(weight))
+            gone = self.op("MatMul", self.flat(self.pick(pieces, at)), self.weight(weight))
             joint = self.op("Sub", joint, gone)
             joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(part.missing[at])))
         for j in (int(i) - net.d_num for i in hidden if i >= net.d_num):
@@ -222,8 +225,8 @@ def expectation_graph(net: Expectation) -> bytes:
     d, n_codes = net.d_num, sum(net.n_codes)
     part = Slice.of(net.encoder, _read(net), np.arange(2 * d + n_codes))
     read = g.pick("present", part.read)
-    shown = g.shown(g.pieces(part, g.pick("values", part.read)), read)
-    out = g.rest(part, g.first(part, shown, read, "codes"))
+    pieces = g.flat(g.pieces(part, g.pick("values", part.read), read))
+    out = g.rest(part, g.first(part, pieces, read, "codes"))
     trust = _array(net.trust)
     mean = g.op("Mul", g.columns(out, 0, d), g.weight(trust[:d]))
     spread = g.op("Clip", g.columns(out, d, 2 * d), g.number(-SPREAD), g.number(SPREAD))

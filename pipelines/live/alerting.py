@@ -34,6 +34,7 @@ from pipelines.contracts.score_lines import score_lines
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Message
 from pipelines.live.storms import FullAlert, Raised, Storm
+from pipelines.live.together import Together
 from pipelines.model import Explained, Model
 
 PACKED_BYTES = 500_000  # of a record with many scores; the broker's default limit is 1 MiB
@@ -51,16 +52,26 @@ class Outcomes(NamedTuple):
 
 
 def outcomes_of(
-    block: Block, stream: Stream, model: Model, *, storm: Storm | None = None, short: bool = False
+    block: Block,
+    stream: Stream,
+    model: Model,
+    *,
+    storm: Storm | None = None,
+    short: bool = False,
+    together: Together | None = None,
 ) -> Outcomes:
     """Score a folded block of events and encode the messages about it.
 
     Args:
         storm: decides what is published about alerts, and remembers it; without one, each alert is published in full.
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
+        together: scores rows of several lanes at once; None = these alone.
     """
+    together = together or Together()
     scored = block if (is_scored := block.is_scored).all() else block.take(is_scored)
-    messages, n_alerts = _scores_and_alerts(scored, stream, model, storm=storm, short=short) if len(scored) else ([], 0)
+    messages, n_alerts = (
+        _scores_and_alerts(scored, stream, model, together, storm=storm, short=short) if len(scored) else ([], 0)
+    )
     if len(scored) < len(block):
         messages += _dead_letters(block.take(~is_scored), stream, short=short)
     if storm is not None and len(block):
@@ -69,9 +80,9 @@ def outcomes_of(
 
 
 def _scores_and_alerts(
-    scored: Block, stream: Stream, model: Model, *, storm: Storm | None, short: bool
+    scored: Block, stream: Stream, model: Model, together: Together, *, storm: Storm | None, short: bool
 ) -> tuple[list[Message], int]:
-    found = model.score(scored.numeric, scored.category_hashes)
+    found = together.score(model, scored.numeric, scored.category_hashes)
     is_alert = found > np.float32(model.threshold)
     lines = score_lines(scored, found, is_alert, topic=stream.topic("events"), model=model.digest)
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)

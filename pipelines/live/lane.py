@@ -215,7 +215,9 @@ class Lane:
         assert self.progress is not None
         model = self._setting.serving.champion
         storm = storm_of(self._setting.stream, self.progress, self.partition)
-        outcomes = outcomes_of(batch.rows, self._setting.stream, model, storm=storm, short=short)
+        outcomes = outcomes_of(
+            batch.rows, self._setting.stream, model, storm=storm, short=short, together=self._setting.serving.together
+        )
         progress = progress_after(self.progress, batch, model.digest, storm.memory if storm else None)
         return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
 

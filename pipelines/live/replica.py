@@ -13,7 +13,7 @@ from pipelines.live.metrics import ScorerCounters
 from pipelines.live.outbox import Put
 from pipelines.order import Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
 
-CHUNK = 2_000
+CHUNK = 4_000
 
 
 class Replica:

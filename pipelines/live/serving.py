@@ -2,6 +2,7 @@
 
 import threading
 
+from pipelines.live.together import Together
 from pipelines.model import Model
 
 MIN_SCORED = 500  # before a rate of alerts is judged
@@ -31,6 +32,7 @@ class Serving:
         self.previous: Model | None = None
         self.refused: dict[str, str] = {}  # digests of models that were returned, and why
         self.n_swaps = 0
+        self.together = Together()
         self._lock = threading.Lock()
         self._n_scored = self._n_alerts = 0  # by the champion
         self._usual: float | None = None  # share of alerts of the model before
