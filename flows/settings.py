@@ -49,6 +49,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".unmask"), validation_alias="UNMASK_HOME")
     stream: Path | None = Field(None, validation_alias="UNMASK_STREAM")
+    log: Literal["text", "json"] = Field("text", validation_alias="UNMASK_LOG")
     kafka: str | None = Field(
         None,
         validation_alias="KAFKA_BOOTSTRAP_SERVERS",

@@ -165,6 +165,11 @@ class Merge:
         """Number of buffered records that are not released yet."""
         return sum(len(q.items) for q in self._queues.values())
 
+    def waiting(self, source: Source) -> tuple[int, int | None]:
+        """Number of buffered records of a source, and the arrival of the oldest one, ms."""
+        items = self._queues[source].items
+        return len(items), items[0].arrival_ms if items else None
+
     @property
     def n_bytes(self) -> int:
         """Approximate memory of the buffered records."""

@@ -1,13 +1,12 @@
 """`unmask score`, `alerts`, `label`: live scoring and what a fraud team sees of it."""
 
-import logging
 import sys
 from typing import Annotated
 
 import typer
 
 from flows.cli.options import StreamOption, settings, stream_of, stream_words
-from flows.cli.terminal import err, out, show_log
+from flows.cli.terminal import err, out, show_service_log
 from flows.screen import json_line, plain
 from pipelines.errors import UnmaskError
 
@@ -28,11 +27,21 @@ def score(
         str | None,
         typer.Option(help="Name of this scorer, if several share the stream on this machine. Default: the host name."),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="UNMASK_METRICS_PORT",
+            min=0,
+            max=65_535,
+            help="Serve /metrics (Prometheus), /livez and /readyz on this port; 0: any free one. Default: off.",
+        ),
+    ] = None,
     fault_at: Annotated[str | None, typer.Option(envvar="UNMASK_FAULT_AT", hidden=True)] = None,
 ) -> None:
     """Score events as they arrive, each exactly once, and publish scores and alerts. Runs until SIGTERM or Ctrl-C.
 
     Several scorers share the partitions of a stream. If one ends, the others continue with its partitions.
+    UNMASK_LOG=json writes the log as JSON lines.
 
     [bold]Examples[/bold]
 
@@ -43,12 +52,13 @@ def score(
     if start not in (None, "earliest", "latest"):
         raise UnmaskError(f"--from is {start!r}; it must be earliest or latest")
     spec = stream_of(stream)
-    show_log(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    here = settings()
+    show_service_log(as_json=here.log == "json")
     from flows.serve.service import serve
     from pipelines import faults
 
     fault = faults.kill_at(fault_at) if fault_at else faults.no_fault
-    serve(settings(), spec, start=start, replica=replica, fault=fault)  # type: ignore[arg-type]
+    serve(here, spec, start=start, replica=replica, metrics_port=metrics_port, fault=fault)  # type: ignore[arg-type]
 
 
 @app.command(rich_help_panel="Live scoring")

@@ -6,10 +6,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from flows.serve.champion import ChampionFollower
+from flows.serve.metrics import ScorerMetrics
 from flows.serve.model import ColumnsByName, champion, model_of
+from flows.serve.monitor import Monitor, Sample
+from flows.serve.probes import probes
 from flows.serve.status import StatusFile
 from flows.settings import Settings
 from pipelines import faults
@@ -26,12 +30,19 @@ STATUS_EVERY_S = 0.5
 
 
 def serve(
-    settings: Settings, stream: Stream, *, start: StartFrom | None, replica: str | None, fault: faults.Fault
+    settings: Settings,
+    stream: Stream,
+    *,
+    start: StartFrom | None,
+    replica: str | None,
+    metrics_port: int | None = None,
+    fault: faults.Fault,
 ) -> None:
     """Score until SIGTERM or Ctrl-C, then publish all processed events, write a snapshot and return.
 
     Args:
         replica: name of this scorer among those of the stream; by default that of the host.
+        metrics_port: where metrics and probes are served; None: nowhere.
     """
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -42,12 +53,25 @@ def serve(
     setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), instance_id=name, fault=fault)
     status = StatusFile(settings.scorer_status(stream, replica))
     follower = ChampionFollower(settings, stream, serving, orders, name=name)
-    follower.start()
-    try:
-        while not _run(Scorer(setting, serving, start=start), status, stopping):
-            log.info("the state is restored")
-    finally:
-        follower.stop()
+    monitor = Monitor()
+    metrics = ScorerMetrics(stream.name, name, monitor, setting.published, serving, lambda: follower.n_refused)
+    with _served(metrics_port, monitor, metrics):
+        follower.start()
+        try:
+            while not _run(Scorer(setting, serving, start=start), status, monitor, stopping):
+                log.info("the state is restored")
+        finally:
+            follower.stop()
+
+
+@contextmanager
+def _served(port: int | None, monitor: Monitor, metrics: ScorerMetrics) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    with probes(port, monitor, metrics) as used:
+        log.info("metrics and probes are served on port %d", used)
+        yield
 
 
 def _unless_returned(settings: Settings, stream: Stream, model: ColumnsByName, orders: Sequence[Order]) -> Serving:
@@ -61,15 +85,19 @@ def _unless_returned(settings: Settings, stream: Stream, model: ColumnsByName, o
     return serving
 
 
-def _run(scorer: Scorer, status: StatusFile, stopping: threading.Event) -> bool:
+def _run(scorer: Scorer, status: StatusFile, monitor: Monitor, stopping: threading.Event) -> bool:
     """Run a scorer; False if a new one must restore its state and continue."""
     written_s = [0.0]
+    monitor.restored()
 
     def should_stop() -> bool:
+        monitor.stepped()
         if time.monotonic() - written_s[0] > STATUS_EVERY_S:
             written_s[0] = time.monotonic()
             status.write(scorer)
-        return stopping.is_set()
+            monitor.sample = Sample.of(scorer)
+        monitor.is_stopping = stopping.is_set()
+        return monitor.is_stopping
 
     gc.collect()
     gc.freeze()  # exclude loaded objects from garbage collection, which would pause the loop for 50 ms or more
@@ -80,4 +108,5 @@ def _run(scorer: Scorer, status: StatusFile, stopping: threading.Event) -> bool:
         return False
     finally:
         status.write(scorer)
+        monitor.sample = None
     return True

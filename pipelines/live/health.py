@@ -62,9 +62,18 @@ class Watch:
         since = rfc3339(round((time.time() - worst.for_s) * 1000))
         return f"stalled since {since}: {name}: {worst.busy.why}"
 
+    @property
+    def stall(self) -> str:
+        """As `health`, but "" where only others may be the cause."""
+        name, worst = self._worst_of_ours()
+        return "" if worst is None or worst.for_s < self._red_after_s else f"{name}: {worst.busy.why}"
+
+    def _worst_of_ours(self) -> tuple[str, _Stood | None]:
+        return _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
+
     def check(self) -> None:
         """Raise BrokerError if a component has made no progress until the deadline."""
-        name, worst = _worst({name: stood for name, stood in self._stood.items() if stood.busy.is_fatal})
+        name, worst = self._worst_of_ours()
         if worst is not None and worst.for_s >= self._deadline_s:
             raise BrokerError(
                 f"{name}: no progress for {worst.for_s:.0f} s ({worst.busy.why}); nothing is lost; fix this and start "

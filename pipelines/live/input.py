@@ -12,6 +12,7 @@ from pipelines.kafka.port import Position, Reader
 from pipelines.kafka.progress import progress_of
 from pipelines.live.health import Busy
 from pipelines.live.marks import mark_of
+from pipelines.live.metrics import Lag
 from pipelines.order import KIND_NAMES, Frontier, Mark, Merge, Source
 from pipelines.record import Received
 
@@ -128,6 +129,19 @@ class Input:
                     self._merge.observe(source, position=at, end=end, asked_ms=now_ms, live=self.live)
         if self.live and count_stalls:
             self._merge.tick(time.time() * 1000)
+
+    def lag(self, source: Source, *, held: tuple[int, int | None], now_ms: float) -> Lag:
+        """How far publication is behind the newest answer about the end of a source.
+
+        `held`: number and oldest arrival of the records that are folded, but not published.
+        """
+        n_held, oldest = held
+        n_waiting, oldest_waiting = self._merge.waiting(source)
+        end = self._ends.get(source, self._first_ends[source])
+        n_unread = max(end - self.reader.position(self._positions[source]), 0)
+        since = oldest_waiting if oldest is None else oldest
+        lag_ms = 0 if since is None or not self.live else max(round(now_ms - since), 0)
+        return Lag(n_held + n_waiting + n_unread, lag_ms)
 
     def has_caught_up(self) -> bool:
         """Whether all records that were in Kafka at the start have been read."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from pipelines.contracts.messages import Progress, encode
@@ -14,6 +14,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
+from pipelines.live.metrics import Published
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.live.serving import Serving
 from pipelines.live.storms import storm_of
@@ -42,6 +43,7 @@ class LaneSetting:
     owner: str
     stall_deadline_s: float = 300.0
     fault: Fault = no_fault
+    published: Published = field(default_factory=Published)
 
 
 class Lane:
@@ -114,12 +116,13 @@ class Lane:
             self.was_stopping = self._stopping.is_set()
             self.failure = error
             is_ours = isinstance(error, UnmaskError)
-            log.error("partition %d: publishing failed: %s", self.partition, error, exc_info=None if is_ours else error)
+            why = error if is_ours else type(error).__name__  # the text of a defect may contain values of events
+            log.error("partition %d: publishing failed: %s", self.partition, why, exc_info=None if is_ours else error)
 
     def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
         """Commit a batch in one or several transactions; False if the rest must be taken from the outbox again."""
         assert self.progress is not None
-        n_scored = self.progress.n_scored
+        before = self.progress
         messages, progress, n_alerts = self._messages(batch, shortening)
         fault = self._setting.fault
         try:
@@ -132,7 +135,9 @@ class Lane:
             if self.progress != progress:  # it was not committed
                 return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
         fault("before_outbox_drop")
-        self._setting.serving.count(progress.model, progress.n_scored - n_scored, n_alerts)
+        self._setting.serving.count(progress.model, progress.n_scored - before.n_scored, n_alerts)
+        now_ms = time.time() * 1000
+        self._setting.published.count(batch.rows, before, progress, n_alerts=n_alerts, now_ms=now_ms)
         self.progress = progress
         self.outbox.drop(batch)
         self.trouble = ""
@@ -155,6 +160,7 @@ class Lane:
     def _rebuild(self, error: BrokerError) -> None:
         """Open a new producer and read from the last committed progress record what has been published."""
         self.n_rebuilt += 1
+        self._setting.published.rebuilt()
         self.trouble = str(error)
         log.warning("partition %d: %s; opening a new producer", self.partition, error)
         fenced, wait_s = isinstance(error, FencedError), 0.1

@@ -145,6 +145,12 @@ class Outbox:
             self._puts.clear()
             self.n_bytes = 0
 
+    def waiting(self) -> tuple[int, int | None]:
+        """Number of rows, and the arrival of the oldest one, ms."""
+        with self._ready:
+            filled = [put.rows for put in self._puts if len(put.rows)]
+        return sum(map(len, filled)), int(filled[0].arrival_ms[0]) if filled else None
+
     def wake(self) -> None:
         """Make a waiting `take` return."""
         with self._ready:

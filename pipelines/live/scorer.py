@@ -12,12 +12,12 @@ from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Shared
-from pipelines.kafka.port import Member
+from pipelines.kafka.port import Assignment, Member
 from pipelines.live.clock import ClockWriter
 from pipelines.live.health import Watch
 from pipelines.live.input import Input, first_positions
 from pipelines.live.lane import Lane
-from pipelines.live.metrics import ScorerCounters
+from pipelines.live.metrics import Lag, ScorerCounters
 from pipelines.live.outbox import Outbox, Put
 from pipelines.live.ownership import REGRANT_S, Ownership
 from pipelines.live.replica import Replica, needed_places
@@ -59,6 +59,7 @@ class Scorer:
         self._first: dict[int, Progress] = {}
         self._member = member
         self._has_joined = member is not None
+        self._assigned: Assignment | None = None
         with Shared.of(setting.connection) as asked:
             self._restore(asked)
         self._clock = ClockWriter(setting.connection, setting.stream, self.state.n_partitions, by=self.owner)
@@ -172,6 +173,50 @@ class Scorer:
         """ "ok", or which component makes no progress, since when and why."""
         return self._watch.health
 
+    @property
+    def stall(self) -> str:
+        """What this process itself does not get done, and why; "" if it makes progress or only waits for others."""
+        return self._watch.stall
+
+    @property
+    def not_ready(self) -> str:
+        """Why this replica does not do its share yet; "" if it has caught up and owns what its group gives it."""
+        if not self._caught_up:
+            return "it has not caught up"
+        if self._assigned is None or self._assigned.generation < 0:
+            return "it has not joined its group"
+        if self._ownership.lanes.keys() != self._assigned.partitions or not self._ownership.is_settled:
+            return "partitions are being claimed or released"
+        return ""
+
+    def lags(self) -> dict[int, Lag]:
+        """How far each partition that this replica owns is behind."""
+        now_ms, lanes = time.time() * 1000, self._ownership.lanes
+        return {
+            p: self._input.lag(Source(EVENT, p), held=lane.outbox.waiting(), now_ms=now_ms) for p, lane in lanes.items()
+        }
+
+    @property
+    def n_bytes(self) -> dict[str, int]:
+        """Memory by part: state, outboxes of the partitions owned and of the others, records not folded yet."""
+        owned, every = self._ownership.n_bytes, sum(outbox.n_bytes for outbox in self._ownership.outboxes)
+        return {
+            "state": self.state.nbytes,
+            "outbox": owned,
+            "outbox_of_others": max(every - owned, 0),
+            "input": self._replica.merge.n_bytes,
+        }
+
+    @property
+    def n_claims(self) -> int:
+        """Number of partitions claimed since the start, each time they were."""
+        return self._ownership.n_claims
+
+    @property
+    def snapshot_age_s(self) -> float | None:
+        """Time since this replica wrote a snapshot; None if it has written none."""
+        return self._snapshots.age_s
+
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Score until `should_stop()`; then publish all folded events and write a snapshot.
 
@@ -226,7 +271,8 @@ class Scorer:
                 session_ms=round(setting.session.total_seconds() * 1000),
             )
         if self._member is not None:
-            self._ownership.follow(self._member.assigned())
+            self._assigned = self._member.assigned()
+            self._ownership.follow(self._assigned)
 
     def _judge_model(self) -> None:
         """Return to the previous model if a new one raises far too many alerts, or far too few."""

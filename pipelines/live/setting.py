@@ -1,6 +1,6 @@
 """The setting of a scorer: its stream, folders, limits and timeouts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 from pipelines.contracts.stream import Stream
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
+from pipelines.live.metrics import Published
 
 StartFrom = Literal["earliest", "latest"]
 
@@ -29,3 +30,4 @@ class ScorerSetting:
     max_outbox_bytes: int = 64 << 20  # of the partitions owned, and of the others
     max_in_hand_bytes: int = 128 << 20  # of buffered records that wait for those of other partitions
     fault: Fault = no_fault
+    published: Published = field(default_factory=Published)  # counts what all lanes publish

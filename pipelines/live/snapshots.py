@@ -33,6 +33,12 @@ class SnapshotSchedule:
         self._due_s = time.monotonic() + self._wait_s
         self._newest: Frontier | None = None
         self._failed = Seldom(log)
+        self._written_s: float | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """Time since the newest snapshot was written, s; None if there is none of this process."""
+        return None if self._written_s is None else time.monotonic() - self._written_s
 
     def caught_up(self) -> None:
         """Take a snapshot now, and then at the usual interval."""
@@ -66,4 +72,5 @@ class SnapshotSchedule:
             self._replica.counters.n_snapshots_failed += 1
             self._failed.warning("a snapshot was not written: %s; scoring continues, but a restart takes longer", error)
         else:
+            self._written_s = time.monotonic()
             self._replica.counters.n_snapshots += 1

@@ -64,6 +64,7 @@ class TakeOver:
             owner,
             stall_deadline_s=setting.stall_deadline.total_seconds(),
             fault=setting.fault,
+            published=setting.published,
         )
         # Read the outputs before the bounds: all published events are then within the bounds.
         self._before = all_progress(asked, setting.stream, n_partitions)

@@ -30,7 +30,7 @@ def test_every_package_of_an_extra_that_a_command_needs_is_named() -> None:
     owners = packages_distributions()
     for extra, modules in MODULES.items():
         packages = {Requirement(text).name for text in extras[extra]} - {"unmask"}
-        installed = {owner.lower() for module in modules for owner in owners.get(module, ())}
+        installed = {owner.lower().replace("_", "-") for module in modules for owner in owners.get(module, ())}
         lacking = {name for name in packages if name not in installed}
         assert lacking <= ({"mlflow"} if extra == "flows" else {"confluent-kafka"}), extra  # "serve" names mlflow
 
