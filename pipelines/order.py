@@ -10,15 +10,20 @@ sequence (from the clock topic), so they fold in the same order, even if a recor
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.record import Received
 
 LABEL, EVENT = 0, 1
 KIND_NAMES = ("labels", "events")
 _FOREVER = math.inf
-_RECORD_BYTES = 460  # memory of a buffered record, without its key and value
+_RECORD_BYTES = 160  # measured memory of a buffered record, without its key and value
 
 
 class Source(NamedTuple):
@@ -38,19 +43,66 @@ class Key(NamedTuple):
     seq: int = 0
 
 
-class Item(NamedTuple):
-    """A record with its place. `out_of_turn`: it came after its natural place was passed, so it has a later one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """n records with their places, column by column: of one source by their offsets, or in the one order.
 
-    key: Key
-    source: Source
-    arrival_ms: int
-    record: Received
-    out_of_turn: bool = False
+    Shapes: (n,). The natural place of a record is `Key(effective_ms, kind, partition, offset)`, and `place` is None.
+    One that came after that was passed is out of turn: it has a later place. `n_bytes` is approximate memory.
+    """
 
-    @property
-    def n_bytes(self) -> int:
-        """Approximate memory of the item while it is buffered."""
-        return _RECORD_BYTES + len(self.record.key or b"") + len(self.record.value or b"")
+    kind: NDArray[np.int8]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    arrival_ms: NDArray[np.int64]
+    effective_ms: NDArray[np.int64]  # of the place
+    out_of_turn: NDArray[np.bool_]
+    place: NDArray[np.object_]
+    key: NDArray[np.object_]  # bytes or None, like the value
+    value: NDArray[np.object_]
+    unreadable: NDArray[np.object_]  # why the record cannot be read, or None
+    n_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def place_of(self, row: int) -> Key:
+        """The place of one record."""
+        natural = self.effective_ms[row], self.kind[row], self.partition[row], self.offset[row]
+        return self.place[row] or Key(*map(int, natural))
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Self:
+        """Select rows. A slice shares memory with this run."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    @classmethod
+    def concat(cls, runs: Sequence[Self]) -> Self:
+        """Concatenate one or more runs."""
+        filled = [run for run in runs if len(run)] or runs[:1]
+        if len(filled) == 1:
+            return filled[0]
+        return cls(**{name: np.concatenate([getattr(run, name) for run in filled]) for name in _COLUMNS})
+
+    def placed(self, places: Mapping[int, Key]) -> Self:
+        """A copy in which some rows have other places."""
+        effective_ms, place, out_of_turn = self.effective_ms.copy(), self.place.copy(), self.out_of_turn.copy()
+        for row, key in places.items():
+            effective_ms[row], place[row], out_of_turn[row] = key.effective_ms, key, True
+        return replace(self, effective_ms=effective_ms, place=place, out_of_turn=out_of_turn)
+
+    def in_order(self) -> Self:
+        """The rows by their places; those of each source ascend, and the sources too."""
+        if self.out_of_turn.any():
+            return self.take(np.array(sorted(range(len(self)), key=self.place_of), np.int64))
+        if len(self) < 2 or (self.effective_ms[1:] >= self.effective_ms[:-1]).all():
+            return self
+        return self.take(np.argsort(self.effective_ms, kind="stable"))
+
+
+_COLUMNS = tuple(field.name for field in fields(Run))
+# Not zip(*records): its iterators would trigger the garbage collector.
+_offset_of = attrgetter("offset")
+_CELLS = tuple(map(attrgetter, ("offset", "timestamp_ms", "key", "value", "unreadable")))
 
 
 Frontier = Mapping[Source, int]  # how far the input has been folded: the next offset to fold, per source
@@ -81,20 +133,43 @@ class SourceClock:
     Example:
         >>> clock = SourceClock(Source(EVENT, 0))
         >>> stamps = enumerate((100, 90, 101))
-        >>> [clock.item(Received("events", 0, offset, ms, None, None)).arrival_ms for offset, ms in stamps]
+        >>> clock.run([Received("events", 0, offset, ms, None, None) for offset, ms in stamps]).arrival_ms.tolist()
         [100, 100, 101]
     """
 
     def __init__(self, source: Source, *, lag_ms: int = 0, arrival_ms: int = 0) -> None:
         self.source, self.lag_ms, self.arrival_ms = source, lag_ms, arrival_ms
 
-    def item(self, record: Received) -> Item:
-        """The record at its natural place. Its arrival is the running maximum of the timestamps."""
-        if record.timestamp_ms > self.arrival_ms:
-            self.arrival_ms = record.timestamp_ms
-        kind, partition = self.source
-        key = Key(self.arrival_ms + self.lag_ms, kind, partition, record.offset)
-        return Item(key, self.source, self.arrival_ms, record)
+    def run(self, records: Sequence[Received]) -> Run:
+        """The records at their natural places. The arrival is the running maximum of the timestamps."""
+        n = len(records)
+        offsets, stamps, keys, values, unreadable = (list(map(cell_of, records)) for cell_of in _CELLS)
+        arrival_ms = np.maximum.accumulate(np.maximum(np.array(stamps, np.int64), self.arrival_ms))
+        if n:
+            self.arrival_ms = int(arrival_ms[-1])
+        return Run(
+            kind=np.full(n, self.source.kind, np.int8),
+            partition=np.full(n, self.source.partition, np.int32),
+            offset=np.array(offsets, np.int64),
+            arrival_ms=arrival_ms,
+            effective_ms=arrival_ms + self.lag_ms,
+            out_of_turn=np.zeros(n, np.bool_),
+            place=np.full(n, None, np.object_),
+            key=_objects(keys),
+            value=_objects(values),
+            unreadable=_objects(unreadable),
+            n_bytes=_RECORD_BYTES + _sizes(keys) + _sizes(values),
+        )
+
+
+def _objects(cells: Sequence[object]) -> NDArray[np.object_]:
+    column = np.empty(len(cells), np.object_)
+    column[:] = cells
+    return column
+
+
+def _sizes(cells: Sequence[bytes | None]) -> NDArray[np.int64]:
+    return np.fromiter((len(cell or b"") for cell in cells), np.int64, len(cells))
 
 
 class _Queue(SourceClock):
@@ -102,8 +177,8 @@ class _Queue(SourceClock):
 
     def __init__(self, source: Source, *, lag_ms: int, arrival_ms: int, position: int) -> None:
         super().__init__(source, lag_ms=lag_ms, arrival_ms=arrival_ms)
-        self.items: deque[Item] = deque()
-        self.n_bytes = 0
+        self._runs: deque[Run] = deque()
+        self.n_waiting = self.n_bytes = 0
         self.position = position
         self.bound_ms: float = -_FOREVER  # no later record has a timestamp below this
         self.held_back_ms: float = -_FOREVER  # the bound at which the other sources have been waiting
@@ -112,7 +187,60 @@ class _Queue(SourceClock):
 
     @property
     def effective_bound_ms(self) -> float:
-        return max(self.bound_ms, self.arrival_ms if self.items else -_FOREVER) + self.lag_ms
+        return max(self.bound_ms, self.arrival_ms if self.n_waiting else -_FOREVER) + self.lag_ms
+
+    @property
+    def first_ms(self) -> float:
+        """Effective time of the first record."""
+        return int(self._runs[0].effective_ms[0]) if self._runs else _FOREVER
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Arrival of the first record, ms."""
+        return int(self._runs[0].arrival_ms[0]) if self._runs else None
+
+    def add(self, records: Sequence[Received], places: dict[tuple[int, int, int], Key]) -> None:
+        """Append records, but not those that are read again after a seek; uses up the places of those added."""
+        offsets = np.fromiter(map(_offset_of, records), np.int64, len(records))
+        if (np.diff(offsets, prepend=self.position - 1) <= 0).any():
+            records = [record for record in records if self._is_next(record)]
+        if not records:
+            return
+        run = self.run(records)
+        self.position = int(run.offset[-1]) + 1
+        if places:
+            told = ((row, places.pop((*self.source, offset), None)) for row, offset in enumerate(run.offset.tolist()))
+            run = run.placed({row: place for row, place in told if place is not None})
+        self._runs.append(run)
+        self._count(run, 1)
+
+    def _is_next(self, record: Received) -> bool:
+        if record.offset < self.position:
+            return False
+        self.position = record.offset + 1
+        return True
+
+    def _count(self, run: Run, sign: int) -> None:
+        self.n_waiting += sign * len(run)
+        self.n_bytes += sign * int(run.n_bytes.sum())
+
+    def take(self, below_ms: float, end: int) -> list[Run]:
+        """Remove and return the first records, up to one at or beyond an effective time or an offset."""
+        taken: list[Run] = []
+        while self._runs:
+            run = self._runs.popleft()
+            inside = (run.effective_ms < below_ms) & (run.offset < end)
+            if inside.all():
+                taken.append(run)
+                continue
+            n = int(inside.argmin())
+            self._runs.appendleft(run.take(slice(n, None)))
+            if n:
+                taken.append(run.take(slice(n)))
+            break
+        for run in taken:
+            self._count(run, -1)
+        return taken
 
 
 class Merge:
@@ -148,7 +276,7 @@ class Merge:
         arrivals = arrivals or {}
         self._queues = {
             s: _Queue(s, lag_ms=label_lag_ms if s.kind == LABEL else 0, arrival_ms=arrivals.get(s, 0), position=offset)
-            for s, offset in frontier.items()
+            for s, offset in sorted(frontier.items())
         }
         self._last = last
         self._places = dict(places or {})
@@ -163,12 +291,12 @@ class Merge:
     @property
     def n_waiting(self) -> int:
         """Number of buffered records that are not released yet."""
-        return sum(len(q.items) for q in self._queues.values())
+        return sum(q.n_waiting for q in self._queues.values())
 
     def waiting(self, source: Source) -> tuple[int, int | None]:
         """Number of buffered records of a source, and the arrival of the oldest one, ms."""
-        items = self._queues[source].items
-        return len(items), items[0].arrival_ms if items else None
+        queue = self._queues[source]
+        return queue.n_waiting, queue.oldest_ms
 
     @property
     def n_bytes(self) -> int:
@@ -180,18 +308,9 @@ class Merge:
         """The last place released."""
         return self._last
 
-    def add(self, source: Source, records: Iterable[Received]) -> None:
+    def add(self, source: Source, records: Sequence[Received]) -> None:
         """Buffer records of a source, in the order of their offsets."""
-        queue = self._queues[source]
-        for record in records:
-            if record.offset < queue.position:
-                continue  # read again after a seek
-            queue.position = record.offset + 1
-            item = queue.item(record)
-            if self._places and (key := self._places.pop((*source, record.offset), None)) is not None:
-                item = item._replace(key=key, out_of_turn=True)
-            queue.items.append(item)
-            queue.n_bytes += item.n_bytes
+        self._queues[source].add(records, self._places)
 
     def observe(self, source: Source, *, position: int, end: int, asked_ms: float, live: bool) -> None:
         """Record the broker's answer: asked at `asked_ms`, `source` ends at `end` and has been read up to `position`.
@@ -220,7 +339,7 @@ class Merge:
     def is_behind(self) -> bool:
         """Whether there are marks to follow, or records that a mark should release."""
         least = self._least()
-        return bool(self._marks) or any(q.items and q.items[0].key.effective_ms < least for q in self._queues.values())
+        return bool(self._marks) or any(q.first_ms < least for q in self._queues.values())
 
     def tick(self, now_ms: float) -> None:
         """Count how long sources keep the others waiting. A step counts at most 1 s, in case of a pause."""
@@ -253,19 +372,19 @@ class Merge:
         queues = self._queues
         return {s for s in full if self._has_reached(s, mark) or queues[s].arrival_ms + queues[s].lag_ms > least}
 
-    def release(self) -> list[Item]:
+    def release(self) -> Run:
         """All records that the marks release, in the one order."""
-        items: list[Item] = []
+        runs: list[Run] = []
         while self._marks:
             mark = self._marks[0]
             bound = self._bound(mark)
-            items += self._take(min(bound, mark.below_ms), mark.ends)
+            runs.append(self._take(min(bound, mark.below_ms), mark.ends))
             if bound < _FOREVER:
                 break
             self._marks.popleft()
             self.clock_offset = max(self.clock_offset, mark.next_offset)
             self._is_restoring = False
-        return items
+        return Run.concat(runs or [NO_RECORDS])
 
     def _has_reached(self, source: Source, mark: Mark) -> bool:
         return self._queues[source].position >= mark.ends.get(source, 0)
@@ -282,25 +401,27 @@ class Merge:
         """The effective time below which no record is expected any more."""
         return min((q.effective_bound_ms for q in self._queues.values() if not q.waived), default=_FOREVER)
 
-    def _take(self, below_ms: float, ends: Frontier) -> list[Item]:
-        taken: list[Item] = []
-        for source, queue in self._queues.items():
-            items, end = queue.items, ends.get(source, 0)
-            while items and items[0].key.effective_ms < below_ms and items[0].record.offset < end:
-                item = items.popleft()
-                queue.n_bytes -= item.n_bytes
-                taken.append(item)
-        taken.sort()
-        last = self._last
-        for index, item in enumerate(taken):
-            if last is not None and item.key < last:
-                last = last._replace(seq=last.seq + 1)
-                taken[index] = item._replace(key=last, out_of_turn=True)
-                self.n_out_of_turn += 1
-            else:
-                last = item.key
-        self._last = last
+    def _take(self, below_ms: float, ends: Frontier) -> Run:
+        runs = [run for source, q in self._queues.items() for run in q.take(below_ms, ends.get(source, 0))]
+        taken = Run.concat(runs or [NO_RECORDS]).in_order()
+        if len(taken):
+            if self._last is not None and taken.place_of(0) < self._last:
+                taken = taken.placed(self._out_of_turn(taken, self._last))
+            self._last = taken.place_of(len(taken) - 1)
         return taken
+
+    def _out_of_turn(self, taken: Run, last: Key) -> dict[int, Key]:
+        """The new places of the first records of an ordered run: those whose place has been passed."""
+        places: dict[int, Key] = {}
+        for row in range(len(taken)):
+            if taken.place_of(row) >= last:
+                break
+            last = places[row] = last._replace(seq=last.seq + 1)
+            self.n_out_of_turn += 1
+        return places
+
+
+NO_RECORDS = SourceClock(Source(EVENT, 0)).run([])
 
 
 def sources(n_partitions: int, *, labels: bool) -> list[Source]:

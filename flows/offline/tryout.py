@@ -30,7 +30,7 @@ from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.live.alerting import outcomes_of
-from pipelines.order import EVENT, Item, Key, Source
+from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
 
 MIN_ROWS = 500  # for training
@@ -296,14 +296,14 @@ def _alerts(
     stream: Stream, events: FileEvents, served: ServedModel, rows: FeatureTable, chosen: NDArray[np.int64]
 ) -> Iterator[tuple[int, Alert]]:
     """The alerts of some rows, as published by the scorer, each with its row in the file."""
-    topic, source = stream.topic("events"), Source(EVENT, 0)
+    topic, clock = stream.topic("events"), SourceClock(Source(EVENT, 0))
     messages = _messages_at(events, rows.offset[chosen])
-    items = [
-        Item(Key(ms, EVENT, 0, offset), source, ms, Received(topic, 0, offset, ms, key, value))
+    records = [
+        Received(topic, 0, offset, ms, key, value)
         for ms, (offset, (key, value)) in zip(rows.clock_ms[chosen].tolist(), messages, strict=True)
     ]
     block = replace(
-        Decoder(stream).block(items),
+        Decoder(stream).block(clock.run(records)),
         late_ms=rows.late_ms[chosen],
         numeric=rows.numeric[chosen],
         features_hash=rows.hashes[chosen],

@@ -9,7 +9,7 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Event, EventContract, Label, LabelContract, Refusal, hashes_of
 from pipelines.contracts.event_columns import ColumnContract
 from pipelines.contracts.stream import Stream
-from pipelines.order import LABEL, Item
+from pipelines.order import LABEL, Run
 
 
 class Decoder:
@@ -34,7 +34,7 @@ class Decoder:
         >>> clock = SourceClock(Source(EVENT, 0))
         >>> good = Received("logins.events", 0, 0, 5, b"ann", b'{"id": "e1", "at": 5, "user": "ann"}')
         >>> broken = Received("logins.events", 0, 1, 6, b"ann", b"{")
-        >>> block = Decoder(stream).block([clock.item(good), clock.item(broken)])
+        >>> block = Decoder(stream).block(clock.run([good, broken]))
         >>> block.event_id.tolist(), [refusal and refusal.rule for refusal in block.refusal]
         (['e1', ''], [None, 'bad_json'])
     """
@@ -44,30 +44,27 @@ class Decoder:
         self._columns = ColumnContract(stream)
         self._events, self._labels = EventContract(stream), LabelContract(stream)
 
-    def block(self, items: Sequence[Item]) -> Block:
-        """The records of the items as a block, accepted or refused."""
+    def block(self, run: Run) -> Block:
+        """The records of a run as a block, accepted or refused."""
         stream = self._stream
         block = Block.blank(
-            len(items),
+            len(run),
             n_entities=len(stream.entities),
             n_numbers=len(stream.numbers),
             n_categories=len(stream.categories),
         )
-        if items:
-            self._fill(block, items)
+        if len(run):
+            self._fill(block, run)
         return block
 
-    def _fill(self, block: Block, items: Sequence[Item]) -> None:
-        keys, sources, arrivals, records, out_of_turn = zip(*items, strict=True)
-        _, partitions, offsets, _, raw_keys, values, unreadable = zip(*records, strict=True)
-        block.kind[:] = [source.kind for source in sources]
-        block.partition[:], block.offset[:] = partitions, offsets
-        block.arrival_ms[:], block.clock_ms[:] = arrivals, [key.effective_ms for key in keys]
-        block.out_of_turn[:] = out_of_turn
-        block.key[:], block.value[:] = raw_keys, values
+    def _fill(self, block: Block, run: Run) -> None:
+        block.kind[:], block.partition[:], block.offset[:] = run.kind, run.partition, run.offset
+        block.arrival_ms[:], block.clock_ms[:] = run.arrival_ms, run.effective_ms
+        block.out_of_turn[:] = run.out_of_turn
+        block.key[:], block.value[:] = run.key, run.value
         is_done = self._fill_good_events(block)
         if not is_done.all():
-            self._fill_one_by_one(block, np.flatnonzero(~is_done).tolist(), unreadable)
+            self._fill_one_by_one(block, np.flatnonzero(~is_done).tolist(), run.unreadable)
 
     def _fill_good_events(self, block: Block) -> NDArray[np.bool_]:
         """Fill the rows of events that pass every check of whole columns; returns their mask, shape (n,)."""
@@ -89,7 +86,7 @@ class Decoder:
                 texts[at, column], hashes[at, column] = columns.texts[name], hashes_of(columns.texts[name])
         return is_done
 
-    def _fill_one_by_one(self, block: Block, rows: Sequence[int], unreadable: Sequence[str | None]) -> None:
+    def _fill_one_by_one(self, block: Block, rows: Sequence[int], unreadable: NDArray[np.object_]) -> None:
         """Fill the rows of labels and of the other events; refused ones get their refusal."""
         events, labels = _EventColumns(), _LabelColumns()
         for row in rows:

@@ -62,7 +62,6 @@ class ColumnContract:
         self._stream = stream
         self._strict, self._lenient = EventContract(stream).decoders
         self._names = [field.name for field in stream.fields]
-        self._cells_of = attrgetter(*self._names)
         self._numbers = [stream.field(name) for name in stream.numbers]
         not_texts = {stream.event_time, *stream.numbers}
         self._texts = [field for field in stream.fields if field.name not in not_texts]
@@ -73,9 +72,8 @@ class ColumnContract:
     ) -> EventColumns:
         """The events that pass every check, of messages with their Kafka keys and arrivals, shape (n,)."""
         rows, messages, with_unknown = self._parsed(values)
-        cells: dict[str, Sequence[Any]] = dict.fromkeys(self._names, ())
-        if messages:
-            cells = dict(zip(self._names, zip(*map(self._cells_of, messages), strict=True), strict=True))
+        # Not zip(*...): its iterators would trigger the garbage collector.
+        cells: dict[str, Sequence[Any]] = {name: list(map(attrgetter(name), messages)) for name in self._names}
         good = np.ones(len(rows), np.bool_)
         time_ms = self._times(cells[self._stream.event_time], arrival_ms[rows], good)
         numbers = np.empty((len(rows), len(self._numbers)))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Self
@@ -22,7 +22,7 @@ from pipelines.features.plan import FeaturePlan
 from pipelines.features.reports import Reports
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.windows import Windows
-from pipelines.order import KIND_NAMES, Item, Key, Source, by_kind, sources
+from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, sources
 
 
 def plan_of(stream: Stream) -> FeaturePlan:
@@ -166,18 +166,20 @@ class State:
             self.watermark_ms[p] = int(newest[-1])
         return late_ms
 
-    def passed(self, items: Sequence[Item]) -> None:
-        """Move the frontier past records, accepted or refused."""
-        if not items:
+    def passed(self, run: Run) -> None:
+        """Move the frontier past records in the one order, accepted or refused."""
+        if not len(run):
             return
-        for source, item in {item.source: item for item in items}.items():  # the last of each
-            offset = item.record.offset
+        backwards = np.stack([run.kind, run.partition], axis=1)[::-1]
+        found, first = np.unique(backwards, axis=0, return_index=True)
+        for (kind, partition), row in zip(found.tolist(), (len(run) - 1 - first).tolist(), strict=True):
+            source, offset = Source(kind, partition), int(run.offset[row])
             assert offset >= self.frontier[source], (
                 f"{source} was folded up to {self.frontier[source]}, but the next record has offset {offset}"
             )
             self.frontier[source] = offset + 1
-            self.arrivals[source] = item.arrival_ms
-        self.last = items[-1].key
+            self.arrivals[source] = int(run.arrival_ms[row])
+        self.last = run.place_of(len(run) - 1)
 
     def snapshot(self) -> "Snapshot":
         """A copy that later folds do not change.

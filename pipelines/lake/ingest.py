@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Position
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.tables import Lake
-from pipelines.order import EVENT, LABEL, Source, SourceClock
+from pipelines.order import EVENT, LABEL, NO_RECORDS, Run, Source, SourceClock
 from pipelines.record import Received
 
 log = logging.getLogger(__name__)
@@ -199,10 +200,13 @@ class Intake:
 
         The position advances with the accepted records, so after a crash in between, neither is written twice.
         """
-        clocks = {p: self._clock(kind, topic, p) for p in {record.partition for record in records}}
+        runs = [
+            self._clock(kind, topic, p).run(list(of_partition))
+            for p, of_partition in groupby(records, key=lambda record: record.partition)
+        ]
+        run = Run.concat(runs or [NO_RECORDS])
         blocks = [
-            self._decoder.block([clocks[record.partition].item(record) for record in records[start : start + PIECE]])
-            for start in range(0, max(len(records), 1), PIECE)
+            self._decoder.block(run.take(slice(start, start + PIECE))) for start in range(0, max(len(run), 1), PIECE)
         ]
         block = Block.concat(blocks)
         accepted = block.is_accepted

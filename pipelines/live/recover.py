@@ -101,7 +101,7 @@ class Recovery:
             n, began_s, state = 0, time.perf_counter(), State(stream, len(spans))
             clock = SourceClock(Source(EVENT, p))
             for batch in topics.read_between(self._connection, {(topic, p): (first, min(end, first + _SAMPLE))}):
-                state.fold(decoder.block([clock.item(record) for record in batch]))
+                state.fold(decoder.block(clock.run(batch)))
                 n += len(batch)
             seconds = time.perf_counter() - began_s
         return n / seconds if n else 0.0

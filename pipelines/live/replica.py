@@ -1,6 +1,6 @@
 """A replica without its broker: one order -> contract -> fold -> outboxes; also the rules of a restart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
 from pipelines.live.metrics import ScorerCounters
 from pipelines.live.outbox import Put
-from pipelines.order import Frontier, Item, Key, Merge, Places, Source, by_kind, from_kinds
+from pipelines.order import NO_RECORDS, Frontier, Key, Merge, Places, Run, Source, by_kind, from_kinds
 
 CHUNK = 4_000
 
@@ -62,7 +62,7 @@ class Replica:
 
     def restored_puts(self) -> list[Put]:
         """Puts for every outbox after a restore: the places that are not recorded in progress yet."""
-        put = Put(self._decoder.block(()), list(self.state.places), self._frontier(), self.state.clock_offset)
+        put = Put(self._decoder.block(NO_RECORDS), list(self.state.places), self._frontier(), self.state.clock_offset)
         return [put] * self.state.n_partitions
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
@@ -75,9 +75,9 @@ class Replica:
             released = self.merge.release()
             if self._own_clock and (mark := self.merge.proposal()) is not None:
                 self.merge.mark(mark)
-                released += self.merge.release()
+                released = Run.concat([released, self.merge.release()])
             for start in range(0, len(released), chunk):
-                yield self._fold(released[start : start + chunk], clock_offset, fault)
+                yield self._fold(released.take(slice(start, start + chunk)), clock_offset, fault)
             self.state.clock_offset = self.merge.clock_offset
 
     def n_untold(self, progress: Mapping[int, Progress]) -> int:
@@ -91,23 +91,20 @@ class Replica:
         self.n_untold(progress)
         return self.state.snapshot()
 
-    def _fold(self, items: Sequence[Item], clock_offset: int, fault: Fault) -> list[Put]:
+    def _fold(self, run: Run, clock_offset: int, fault: Fault) -> list[Put]:
         """Decode and fold; each outbox gets the unpublished events of its partition."""
         state, counters = self.state, self.counters
-        block = self._decoder.block(items)
+        block = self._decoder.block(run)
         fault("mid_fold")
         block = state.fold(block)
-        state.passed(items)
-        places = [
-            [*item.source, item.record.offset, *item.key]
-            for item in items
-            if item.out_of_turn and (*item.source, item.record.offset) not in self._told
-        ]
+        state.passed(run)
+        late = np.flatnonzero(run.out_of_turn).tolist()
+        places = [[*record, *run.place_of(row)] for row in late if (record := _record_of(run, row)) not in self._told]
         state.places += places
         frontier = self._frontier()
         # The other events were published before the restart, or are before the start of scoring.
         waiting = block.is_event & (block.offset >= self.published[block.partition])
-        counters.n_folded += len(items)
+        counters.n_folded += len(run)
         counters.n_out_of_turn += len(places)
         counters.n_unknown_fields += int(block.has_unknown_fields.sum())
         counters.n_broken_labels += int((~block.is_event & ~block.is_accepted).sum())
@@ -122,6 +119,10 @@ class Replica:
         promised = self._promised
         frontier = {s: max(offset, promised.get(s, 0)) for s, offset in self.state.frontier.items()}
         return by_kind(frontier, self.state.n_partitions)
+
+
+def _record_of(run: Run, row: int) -> tuple[int, int, int]:
+    return int(run.kind[row]), int(run.partition[row]), int(run.offset[row])
 
 
 def furthest(progress: Mapping[int, Progress]) -> Frontier | None:

@@ -5,8 +5,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.order import EVENT, LABEL, Item, Key, Mark, Merge, Source, SourceClock
+from pipelines.order import EVENT, LABEL, Key, Mark, Merge, Source, SourceClock
 from pipelines.record import Received
+from tests.pipelines.items import Item, items_of
 
 A, B, L = Source(EVENT, 0), Source(EVENT, 1), Source(LABEL, 0)
 
@@ -27,10 +28,10 @@ def merge_of(*sources: Source, order_stall_ms: int = 30_000) -> Merge:
 
 def release(merge: Merge) -> list[Item]:
     """What a replica without others releases: its own marks are the clock."""
-    items = merge.release()
+    items = items_of(merge.release())
     if (mark := merge.proposal()) is not None:
         merge.mark(mark)
-        items += merge.release()
+        items += items_of(merge.release())
     return items
 
 
@@ -154,7 +155,7 @@ def test_time_in_which_this_process_stood_still_does_not_count_as_a_stall() -> N
 
 def test_only_partitions_that_others_hold_back_hoard() -> None:
     merge = merge_of(A, B)
-    each = SourceClock(A).item(record(A, 0, 100)[1]).n_bytes
+    each = int(SourceClock(A).run([record(A, 0, 100)[1]]).n_bytes[0])
     add(merge, *(record(A, n, 100 + n) for n in range(50)))
     assert merge.hoards(10 * each) == {A}
     assert merge.hoards(100 * each) == set()
@@ -196,7 +197,7 @@ def test_a_replay_is_released_whole_and_in_order_however_it_is_read(
         if what == "read" and log:
             add(merge, log.pop(0))
         elif what == "release":
-            released += merge.release()
+            released += items_of(merge.release())
     expected = sorted((r.timestamp_ms + (10 if s.kind == LABEL else 0), *s, r.offset) for s, r in records)
     assert [tuple(i.key[:4]) for i in released] == expected
     assert merge.n_out_of_turn == 0

@@ -54,6 +54,6 @@ def _compile(stream: Stream, model: Model) -> None:
     """Fold and score an event, with an alert, so that compiling is not measured."""
     clock = SourceClock(Source(EVENT, 0))
     value = b'{"event_id":"e","time":0,"customer_id":"c","terminal_id":"t","amount":1}'
-    block = State(stream, 1).fold(Decoder(stream).block([clock.item(Received("e", 0, 0, 1, b"c", value))]))
+    block = State(stream, 1).fold(Decoder(stream).block(clock.run([Received("e", 0, 0, 1, b"c", value)])))
     outcomes_of(block, stream, model)
     model.explain(np.asarray(block.numeric), np.asarray(block.category_hashes))

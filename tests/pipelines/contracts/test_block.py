@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Event, EventContract, LabelContract, Refusal, hashes_of
 from pipelines.contracts.decode import Decoder
-from pipelines.order import EVENT, LABEL, Item, Key, Source, SourceClock
+from pipelines.order import EVENT, LABEL, NO_RECORDS, Key, Run, Source, SourceClock
 from pipelines.record import Received
 from tests.pipelines.contracts.test_contract import ARRIVAL_MS, GOOD, REPORT, STREAM
+from tests.pipelines.items import items_of
 
 messages = st.sampled_from(
     [
@@ -29,15 +30,15 @@ messages = st.sampled_from(
 )
 
 
-def items_of(drawn: list[tuple[int, dict[str, Any] | None]]) -> list[Item]:
+def run_of(drawn: list[tuple[int, dict[str, Any] | None]]) -> Run:
     clocks = {kind: SourceClock(Source(kind, kind)) for kind in (LABEL, EVENT)}
-    items = []
+    runs = [NO_RECORDS]
     for offset, (kind, message) in enumerate(drawn):
         raw = None if message is None else json.dumps(message).encode()
         why = "its batch is damaged" if message is None else None
         record = Received("topic", kind, offset, ARRIVAL_MS + offset, b"4711", raw, why)
-        items.append(clocks[kind].item(record))
-    return items
+        runs.append(clocks[kind].run([record]))
+    return Run.concat(runs)
 
 
 def same(one: Block, other: Block) -> bool:
@@ -55,10 +56,10 @@ def without_nan(block: Block) -> Block:
 def test_a_row_holds_what_the_contract_says_of_its_message_alone(
     drawn: list[tuple[int, dict[str, Any] | None]],
 ) -> None:
-    items, events, labels = items_of(drawn), EventContract(STREAM), LabelContract(STREAM)
-    block = Decoder(STREAM).block(items)
-    assert len(block) == len(items)
-    for row, (key, source, arrival_ms, record, _) in enumerate(items):
+    run, events, labels = run_of(drawn), EventContract(STREAM), LabelContract(STREAM)
+    block = Decoder(STREAM).block(run)
+    assert len(block) == len(run)
+    for row, (key, source, arrival_ms, record, _) in enumerate(items_of(run)):
         at = (block.kind[row], block.partition[row], block.offset[row], block.arrival_ms[row], block.clock_ms[row])
         assert at == (*source, record.offset, arrival_ms, key.effective_ms)
         assert (block.key[row], block.value[row]) == (record.key, record.value)
@@ -92,23 +93,23 @@ def test_a_row_holds_what_the_contract_says_of_its_message_alone(
 def test_a_block_that_is_cut_and_joined_is_the_block(
     drawn: list[tuple[int, dict[str, Any] | None]], data: st.DataObject
 ) -> None:
-    items = items_of(drawn)
-    whole = without_nan(Decoder(STREAM).block(items))
-    at = data.draw(st.integers(0, len(items)))
+    run = run_of(drawn)
+    whole = without_nan(Decoder(STREAM).block(run))
+    at = data.draw(st.integers(0, len(run)))
     assert same(Block.concat([whole.take(slice(at)), whole.take(slice(at, None))]), whole)
-    apart = Block.concat([Decoder(STREAM).block(items[:at]), Decoder(STREAM).block(items[at:])])
+    apart = Block.concat([Decoder(STREAM).block(run.take(slice(at))), Decoder(STREAM).block(run.take(slice(at, None)))])
     assert same(without_nan(apart), whole)
-    assert same(whole.take(np.arange(len(items))), whole.take(np.ones(len(items), bool)))
+    assert same(whole.take(np.arange(len(run))), whole.take(np.ones(len(run), bool)))
 
 
 def test_what_came_out_of_turn_has_its_own_source_and_the_clock_of_its_place() -> None:
-    (item,) = items_of([(EVENT, GOOD)])
-    block = Decoder(STREAM).block([item._replace(key=Key(99, EVENT, 0, 900, 1), out_of_turn=True)])
+    run = run_of([(EVENT, GOOD)])
+    block = Decoder(STREAM).block(run.placed({0: Key(99, EVENT, 0, 900, 1)}))
     assert (block.partition[0], block.offset[0], block.clock_ms[0], block.out_of_turn[0]) == (1, 0, 99, True)
 
 
 def test_refusing_rows_leaves_the_others_and_the_block_itself_alone() -> None:
-    block = Decoder(STREAM).block(items_of([(EVENT, GOOD), (EVENT, GOOD)]))
+    block = Decoder(STREAM).block(run_of([(EVENT, GOOD), (EVENT, GOOD)]))
     refused = block.with_refusals(np.array([False, True]), [Refusal("unpublishable", "too large")])
     assert refused.is_scored.tolist() == [True, False]
     assert block.is_scored.tolist() == [True, True]

@@ -50,8 +50,8 @@ def assert_as_one_by_one(stream: Stream, values: list[bytes | None], keys: list[
     """A block holds what the contract of one event says about each."""
     clock, contract = SourceClock(Source(EVENT, 0)), EventContract(stream)
     pairs = enumerate(zip(values, keys, strict=True))
-    items = [clock.item(Received("events", 0, i, ARRIVAL_MS, key, value)) for i, (value, key) in pairs]
-    block = Decoder(stream).block(items)
+    records = [Received("events", 0, i, ARRIVAL_MS, key, value) for i, (value, key) in pairs]
+    block = Decoder(stream).block(clock.run(records))
     for row, (value, key) in enumerate(zip(values, keys, strict=True)):
         expected = contract.decode(value, key, ARRIVAL_MS)
         if isinstance(expected, Refusal):

@@ -15,8 +15,9 @@ from pipelines.errors import InternalError, RestoreError
 from pipelines.features import pieces
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State, hash_rows
-from pipelines.order import EVENT, LABEL, Item, Key, Source
+from pipelines.order import EVENT, LABEL, Key, Source
 from pipelines.record import Received
+from tests.pipelines.items import Item, run_of
 from tests.pipelines.live.simulated import START_MS, STREAM, event_of, label_of
 
 
@@ -36,7 +37,7 @@ def item(kind: int, offset: int, at_ms: int, raw: bytes, place: Key | None = Non
 
 
 def block_of(*items: Item) -> Block:
-    block = Decoder(STREAM).block(items)
+    block = Decoder(STREAM).block(run_of(items))
     assert block.is_accepted.all(), block.refusal
     return block
 
@@ -84,9 +85,9 @@ def test_a_repeated_report_changes_nothing_and_a_zero_takes_it_back() -> None:
 
 def test_the_frontier_never_goes_back() -> None:
     state = State(STREAM, 2)
-    state.passed([event(4, 1, 1)])
+    state.passed(run_of([event(4, 1, 1)]))
     with pytest.raises(AssertionError, match="the next record has offset 3"):
-        state.passed([event(3, 2, 2)])
+        state.passed(run_of([event(3, 2, 2)]))
 
 
 def test_an_event_that_is_folded_twice_is_our_own_defect_and_leaves_no_snapshot() -> None:
@@ -107,7 +108,7 @@ def test_a_snapshot_comes_back_from_disk_as_it_was_and_nothing_else_is_left_ther
     state, _ = fold(event(0, 0, 1), label(0, 50, 1, 1), event(1, 60, 2))
     state.places = [[EVENT, 0, 1, 60, EVENT, 0, 0, 1]]
     state.topic_ids = {"small.events": "Qx3yZ"}
-    state.passed([event(1, 60, 2)])
+    state.passed(run_of([event(1, 60, 2)]))
     before = state.snapshot()
     before.write(tmp_path / "a.snapshot")
     restored = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))

@@ -17,8 +17,9 @@ from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.ingest import Intake
 from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
-from pipelines.order import EVENT, LABEL, Mark, Merge, Source, sources
+from pipelines.order import EVENT, LABEL, Mark, Merge, Run, Source, sources
 from pipelines.record import Received
+from tests.pipelines.items import items_of
 from tests.pipelines.payments import START_MS, Log, event_message, few_payments, label_message, payments_stream
 
 N_PARTITIONS = 3
@@ -72,12 +73,12 @@ def fold_live(stream: Stream, events: Log, labels: Log, *, held_back: int = 0) -
     for source, records in by_source.items():
         merge.add(source, records[: early[source]])
     merge.mark(Mark(float("inf"), early))
-    items = merge.release()
+    runs = [merge.release()]
     merge.add(first, by_source[first][early[first] :])
     merge.mark(Mark(float("inf"), ends))
-    items += merge.release()
-    folded = State(stream, N_PARTITIONS).fold(Decoder(stream).block(items))
-    places = [[*i.source, i.record.offset, *i.key] for i in items if i.out_of_turn]
+    run = Run.concat([*runs, merge.release()])
+    folded = State(stream, N_PARTITIONS).fold(Decoder(stream).block(run))
+    places = [[*i.source, i.record.offset, *i.key] for i in items_of(run) if i.out_of_turn]
     return Live(folded.take(folded.is_scored), folded.take(folded.is_duplicate), places)
 
 

@@ -39,7 +39,7 @@ def broken_events(stream: Stream, first: int, end: int) -> Block:
     """Refused events at the offsets [first, end) of partition 0."""
     clock = SourceClock(Source(EVENT, 0))
     records = [Received(stream.topic("events"), 0, offset, 0, None, b"{") for offset in range(first, end)]
-    return Decoder(stream).block([clock.item(record) for record in records])
+    return Decoder(stream).block(clock.run(records))
 
 
 class Alone(Member):

@@ -28,8 +28,9 @@ from pipelines.live.replica import Replica, furthest, is_ahead, needed_places, p
 from pipelines.live.serving import Serving
 from pipelines.live.storms import Storm
 from pipelines.live.takeover import cover
-from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Item, Key, Mark, Source, by_kind, sources
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Mark, Source, by_kind, sources
 from pipelines.record import Received
+from tests.pipelines.items import Item, run_of
 from tests.pipelines.live.live_scorer import Linear
 
 START_MS = 1_700_000_000_000
@@ -438,7 +439,7 @@ class World:
                 natural = Key(arrival + (lag_ms if source.kind == LABEL else 0), *source, record.offset)
                 items.append(Item(place or natural, source, arrival, record, place is not None))
         items.sort()
-        return State(self.stream, N_PARTITIONS).fold(Decoder(self.stream).block(items))
+        return State(self.stream, N_PARTITIONS).fold(Decoder(self.stream).block(run_of(items)))
 
     def offline_alerts(self) -> tuple[list[list[AlertRecord]], list[AlertMemory | None]]:
         """What must have been published about alerts, and what must be remembered, of each partition as one batch."""

@@ -33,7 +33,7 @@ def block() -> Block:
     values[REFUSED], values[REPEATED] = b"{", values[1]
     clock = SourceClock(Source(EVENT, 0))
     records = [Received("small.events", 0, i, START_MS + i, b"1", value) for i, value in enumerate(values)]
-    return State(STREAM, 2).fold(Decoder(STREAM).block([clock.item(record) for record in records]))
+    return State(STREAM, 2).fold(Decoder(STREAM).block(clock.run(records)))
 
 
 def of_kind(messages: Sequence[Message], kind: str) -> list[Message]:
