@@ -6,7 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 PACKAGES = {
-    "pipelines": ("contracts", "kafka", "kafka/kafka_python", "kafka/confluent", "features", "lake", "live", "play"),
+    "pipelines": (
+        "contracts",
+        "kafka",
+        "kafka/kafka_python",
+        "kafka/confluent",
+        "features",
+        "lake",
+        "live",
+        "play",
+        "operate",
+    ),
     "models": ("net", "score", "fit", "ship", "ship/registry"),
     "flows": ("streams", "local", "offline", "serve", "demo", "cli"),
 }

@@ -58,7 +58,7 @@ def test_every_command_in_the_readme_exists_with_its_options(command: str) -> No
         assert set(words) <= set(targets)
         return
     path = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
-    path = path if path[0] in ("kafka", "ui", "topics") else path[:1]
+    path = path if path[0] in ("kafka", "ui", "topics", "refused") else path[:1]
     result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     for option in (word for word in words if word.startswith("--")):

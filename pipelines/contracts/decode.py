@@ -1,6 +1,7 @@
 """Decodes records in the one order to a block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from pipelines.order import LABEL, Run
 
 class Decoder:
     """Decodes the events and labels of a stream.
+
+    Args:
+        refused: events (partition, offset) that are refused whatever the contract says, and by which rule.
 
     Example:
         >>> from pipelines.contracts.stream_file import parse
@@ -39,8 +43,9 @@ class Decoder:
         (['e1', ''], [None, 'bad_json'])
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, refused: Mapping[tuple[int, int], str] = MappingProxyType({})) -> None:
+        self._stream, self._refused = stream, refused
+        self._last_refused = max((offset for _, offset in refused), default=-1)
         self._columns = ColumnContract(stream)
         self._events, self._labels = EventContract(stream), LabelContract(stream)
 
@@ -62,13 +67,23 @@ class Decoder:
         block.arrival_ms[:], block.clock_ms[:] = run.arrival_ms, run.effective_ms
         block.out_of_turn[:] = run.out_of_turn
         block.key[:], block.value[:] = run.key, run.value
-        is_done = self._fill_good_events(block)
+        events = np.flatnonzero(block.is_event)
+        if self._refused and block.offset.min() <= self._last_refused:
+            self._fill_refused(block, events)
+            events = np.flatnonzero(block.is_event & block.is_accepted)
+        is_done = self._fill_good_events(block, events)
         if not is_done.all():
             self._fill_one_by_one(block, np.flatnonzero(~is_done).tolist(), run.unreadable)
 
-    def _fill_good_events(self, block: Block) -> NDArray[np.bool_]:
-        """Fill the rows of events that pass every check of whole columns; returns their mask, shape (n,)."""
-        stream, events = self._stream, np.flatnonzero(block.is_event)
+    def _fill_refused(self, block: Block, events: NDArray[np.int64]) -> None:
+        for row in events.tolist():
+            rule = self._refused.get((int(block.partition[row]), int(block.offset[row])))
+            if rule is not None:
+                block.refusal[row] = Refusal(rule, "it was refused when it arrived")
+
+    def _fill_good_events(self, block: Block, events: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Fill those of some rows that pass every check of whole columns; returns their mask, shape (n,)."""
+        stream = self._stream
         columns = self._columns.columns(
             block.value[events].tolist(), block.key[events].tolist(), block.arrival_ms[events]
         )
@@ -92,6 +107,8 @@ class Decoder:
         for row in rows:
             decoded: Event | Label | Refusal
             why, value, key = unreadable[row], block.value[row], block.key[row]
+            if block.refusal[row] is not None:
+                continue
             if why is not None:
                 decoded = Refusal("unreadable_record", why)
             elif block.kind[row] == LABEL:

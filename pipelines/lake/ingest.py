@@ -3,9 +3,11 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,10 +18,11 @@ from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import MAX_RAW_BYTES, Score, decode_lines
 from pipelines.contracts.stream import Stream
-from pipelines.errors import LakeError
+from pipelines.errors import LakeError, RestoreError
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
+from pipelines.kafka.letters import refused_earlier
 from pipelines.kafka.port import Position
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.tables import Lake
@@ -74,9 +77,9 @@ def ingest(
     inputs = stream.inputs
     topics.stamps_appends(connection, *(stream.topic(kind) for kind in inputs))
     lake.bind(topics.topic_ids(connection, [stream.topic(kind) for kind in (*inputs, "scores", "progress")]))
-    intake = Intake(stream, lake)
     spans: dict[Position, tuple[int, int]] = {}
     at = lake.positions()
+    intake = Intake(stream, lake, _refused_earlier(connection, stream, at))
     at = _books_begin(connection, stream, at) | at
     # Ends of the outputs first, then of the inputs: the input of every score is then included.
     for kinds in (["scores"], ["progress"], inputs):
@@ -124,6 +127,16 @@ def _books_begin(connection: Connection, stream: Stream, at: Mapping[Position, i
     return begin
 
 
+def _refused_earlier(connection: Connection, stream: Stream, at: Mapping[Position, int]) -> dict[tuple[int, int], str]:
+    """Events to be ingested that were refused before the stream file was changed."""
+    progress = {}
+    for _, p in topics.partitions_of(connection, stream.topic("progress")):
+        with suppress(RestoreError):  # a foreign record says nothing; the scorer reports it
+            if told := read_progress(connection, stream, p):
+                progress[p] = told
+    return refused_earlier(connection, stream, progress, {p: at.get((stream.topic("events"), p), 0) for p in progress})
+
+
 def _batches(
     connection: Connection, spans: dict[Position, tuple[int, int]]
 ) -> Iterator[tuple[list[Received], dict[int, int]]]:
@@ -148,10 +161,12 @@ class _ToldPlaces(msgspec.Struct):
 class Intake:
     """Turns the records of each topic into rows of the lake."""
 
-    def __init__(self, stream: Stream, lake: Lake) -> None:
+    def __init__(
+        self, stream: Stream, lake: Lake, refused: Mapping[tuple[int, int], str] = MappingProxyType({})
+    ) -> None:
         self.stream, self.lake = stream, lake
         self.counts = IngestCounts()
-        self._decoder = Decoder(stream)
+        self._decoder = Decoder(stream, refused)
         self._arrivals = lake.arrivals()
         self._clocks: dict[Position, SourceClock] = {}
 

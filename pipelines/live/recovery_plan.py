@@ -309,7 +309,8 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
     return RecoveryPlan(
         "redefined",
         words,
-        "every score and dead letter" + ("" if lake_anew else ", the lake"),
+        "every score and dead letter (what was refused stays refused; `unmask refused replay` sends it again)"
+        + ("" if lake_anew else ", the lake"),
         "nothing; the skew audit compares only scores from now on. Snapshots"
         + (f" and the lake (it lacks {', '.join(facts.fields_joined)})" if lake_anew else "")
         + " are renamed and rebuilt",

@@ -1,6 +1,7 @@
 """A replica without its broker: one order -> contract -> fold -> outboxes; also the rules of a restart."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class Replica:
         told: all places recorded in progress records for the records that `needed_places(state)` names.
         order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
         own_clock: nobody else folds this stream: the marks of the order are the replica's own.
+        refused: what `refused_earlier` says of the events to be folded again.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Replica:
         *,
         order_wait_ms: int = 50,
         own_clock: bool = False,
+        refused: Mapping[tuple[int, int], str] = MappingProxyType({}),
     ) -> None:
         self.state, self._own_clock = state, own_clock
         self.counters = ScorerCounters()
-        self._decoder = Decoder(state.stream)
+        self._decoder = Decoder(state.stream, refused)
         self.published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
         self._promised = furthest(progress) or {}
         self._told = told

@@ -12,6 +12,7 @@ from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Shared
+from pipelines.kafka.letters import refused_earlier
 from pipelines.kafka.port import Assignment, Member
 from pipelines.live.clock import ClockWriter
 from pipelines.live.health import Watch
@@ -108,6 +109,9 @@ class Scorer:
             progress,
             places_after(asked, stream, progress, needed_places(state)),
             order_wait_ms=round(setting.order_wait.total_seconds() * 1000),
+            refused=refused_earlier(
+                asked, stream, progress, {s.partition: at for s, at in state.frontier.items() if s.kind == EVENT}
+            ),
         )
         self._put(self._replica.restored_puts())
         clock_from = max(clock_first, self._replica.merge.clock_offset)

@@ -56,7 +56,7 @@ def create_stream_topics(
         "message.timestamp.after.max.ms": str(2**63 - 1),  # a replay's clock may be ahead of the broker's
     }  # fmt: skip
     inputs = [stream.topic(kind) for kind in KIND_NAMES]
-    single = [stream.topic(kind) for kind in ("clock", "control")]
+    single = [stream.topic(kind) for kind in ("clock", "control", "resent")]
     others = [stream.topic(kind) for kind in TOPICS if kind not in KIND_NAMES and stream.topic(kind) not in single]
     for wanted, config in (
         (dict.fromkeys(inputs, n_partitions), KEEP_FOR_EVER | stamped),

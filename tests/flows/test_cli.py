@@ -28,7 +28,7 @@ from tests.pipelines.live.rig import Alone, Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
-COMMANDS += ["topics create", "topics live"]
+COMMANDS += ["topics create", "topics live", "refused list", "refused replay"]
 COMMANDS += [f"{server} {action}" for server in ("kafka", "ui") for action in ("start", "stop", "status")]
 
 
@@ -112,6 +112,8 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
         ["label", "e1", "1"],
         ["reconcile"],
         ["recover"],
+        ["refused", "list"],
+        ["refused", "replay"],
         ["topics", "create"],
         ["demo", "--data", "nowhere"],
     ],

@@ -1,0 +1,1 @@
+"""Tools of operators: dead letters listed and sent again."""
