@@ -117,9 +117,9 @@ def test_refusing_rows_leaves_the_others_and_the_block_itself_alone() -> None:
 
 
 def test_what_was_refused_earlier_is_refused_whatever_the_contract_says() -> None:
-    items = items_of([(EVENT, GOOD), (LABEL, REPORT), (EVENT, GOOD), (EVENT, GOOD), (EVENT, {})])
+    run = run_of([(EVENT, GOOD), (LABEL, REPORT), (EVENT, GOOD), (EVENT, GOOD), (EVENT, {})])
     earlier = {(EVENT, 2): "out_of_range", (EVENT, 4): "too_big", (EVENT + 1, 0): "bad_json", (LABEL, 1): "bad_json"}
-    block = Decoder(STREAM, earlier).block(items)
+    block = Decoder(STREAM, earlier).block(run)
     assert [refusal and refusal.rule for refusal in block.refusal] == [None, None, "out_of_range", None, "too_big"]
     assert block.event_id[2] == ""
-    assert same(without_nan(block.take(slice(0, 2))), without_nan(Decoder(STREAM).block(items[:2])))
+    assert same(without_nan(block.take(slice(0, 2))), without_nan(Decoder(STREAM).block(run.take(slice(0, 2)))))
