@@ -23,6 +23,7 @@ class Model(Protocol):
     digest: str
     threshold: float
     alert_rate: float | None  # share of events that its alert budget allows; None if the budget does not say
+    ordered_threshold: float | None  # the threshold, if an operator has ordered it instead of the model's own
 
     @property
     def numeric_names(self) -> Sequence[str]: ...

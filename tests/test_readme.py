@@ -47,7 +47,8 @@ def test_the_messages_in_the_readme_are_of_its_stream() -> None:
     full = msgspec.to_builtins(decode(alert, Alert))
     assert full == msgspec.json.decode(alert)
     assert full["event_id"] == known.event_id
-    assert list(full)[: len(fields(Score))] == [field.name for field in fields(Score)]
+    always = [field.name for field in fields(Score) if field.required]
+    assert list(full)[: len(always)] == always
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,7 +58,7 @@ def test_every_command_in_the_readme_exists_with_its_options(command: str) -> No
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert set(words) <= set(targets)
         return
-    path = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
+    path = [word for word in words[:2] if re.fullmatch(r"[a-z-]+", word)]
     path = path if path[0] in ("kafka", "ui", "topics", "refused") else path[:1]
     result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

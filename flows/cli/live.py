@@ -129,26 +129,3 @@ def label(
     here = settings()
     send_label(here.connection(), spec, here.lake(spec), event_id=event_id, label=value, source=source)
     out.print(f"Sent label {value} of event {plain(event_id)} to {spec.topic('labels')}.")
-
-
-@app.command(rich_help_panel="Live scoring")
-def use_model(
-    digest: Annotated[str, typer.Argument(help="Digest of a model in the registry or in the model cache.")],
-    stream: StreamOption = None,
-    why: Annotated[str, typer.Option(help="The reason; it is kept with the order.")] = "by hand",
-    by: Annotated[str, typer.Option(help="Who orders it.")] = "operator",
-) -> None:
-    """Tell the running scorers to use another model at once, through Kafka: for when MLflow is not available.
-
-    The scorers otherwise follow the champion in MLflow by themselves. What was ordered or promoted last is used.
-
-    [bold]Example[/bold]  unmask use-model DIGEST --stream payments --why "the champion is too strict"
-    """
-    from flows.serve.champion import LOOK_EVERY_S
-    from flows.serve.model import model_of
-    from pipelines.live.control import send_order
-
-    spec, here = stream_of(stream), settings()
-    full = model_of(here, spec, digest).digest
-    send_order(here.connection(), spec, digest=full, why=why, by=by)
-    out.print(f"Sent to {spec.topic('control')}: use model {full[:12]}. Scorers follow within {LOOK_EVERY_S + 2:g} s.")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import checks, live, play, refused, servers, topics, training
+from flows.cli import checks, live, orders, play, refused, servers, topics, training
 from flows.cli.terminal import out
 from flows.offline import commands as offline
 
@@ -32,6 +32,7 @@ app.add_typer(play.app)
 app.add_typer(topics.app, name="topics", rich_help_panel="Data")
 app.add_typer(training.app)
 app.add_typer(live.app)
+app.add_typer(orders.app)
 app.add_typer(checks.app)
 app.add_typer(refused.app, name="refused", rich_help_panel="Checks and recovery")
 app.add_typer(servers.kafka_app, name="kafka", rich_help_panel="Servers on this machine")

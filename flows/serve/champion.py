@@ -1,41 +1,53 @@
-"""Follows the champion while a scorer runs: the alias in the registry, and the control topic."""
+"""Follows, while a scorer runs, which model and threshold are wanted: the registry's alias and the control topic."""
 
 import logging
 import threading
-from collections.abc import Callable
+import time
 
-from flows.serve.model import ColumnsByName, model_of
+from flows.serve.model import ColumnsByName, champion_alias, loaded_model
 from flows.settings import Settings, registry_name
 from models.errors import ModelError
 from models.ship import registry
 from pipelines.contracts.stream import Stream
-from pipelines.errors import BrokerError, UnmaskError
-from pipelines.live.control import Order, Orders, send_order
+from pipelines.errors import BrokerError
+from pipelines.live.control import Order, Orders, order_of, send_order
 from pipelines.live.health import Seldom
 from pipelines.live.serving import Serving
+from pipelines.live.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 3.0
+ECHO_S = 1.0  # to wait for an order that was just sent
+TRY_AGAIN_S = 60.0  # to load a model that could not be used
+MAX_LOADED = 4  # models in memory, so that going back needs neither disk nor registry
 
 
 class ChampionFollower(threading.Thread):
-    """Looks every few seconds, in its own thread, which model is wanted; loads it, checks it and swaps it in.
+    """Looks every few seconds, in its own thread, what is wanted; loads and checks models, and swaps them in.
 
-    What changed last is wanted: the alias, or an order in the control topic. A model that cannot be loaded, that has
-    columns which the stream does not have, or that was returned before is refused, and the current one stays.
+    The orders in the control topic decide, in their order, so all replicas come to the same, now and after a restart.
+    Where the champion alias has moved, the first replica that sees it sends an order to follow it. A model that cannot
+    be loaded, or that has columns which the stream does not have, is refused, and the current one stays.
 
     Args:
         serving: where models are swapped.
-        orders: read up to now; `refused` are the digests that they refuse.
+        orders: read up to now; what they add up to is `wanted`.
+        name: of this replica, in the orders that it sends.
     """
 
-    def __init__(self, settings: Settings, stream: Stream, serving: Serving, orders: Orders, *, name: str) -> None:
+    def __init__(
+        self, settings: Settings, stream: Stream, serving: Serving, orders: Orders, wanted: Wanted, *, name: str
+    ) -> None:
         super().__init__(name="champion", daemon=True)
-        self._settings, self._stream, self._serving, self._orders = settings, stream, serving, orders
-        self._replica = name
-        self._alias: str | None = serving.champion.digest
+        self._settings, self._stream, self.serving, self._orders = settings, stream, serving, orders
+        self.wanted, self._replica = wanted, name
+        self._announced: str | None = None  # the alias, in an order that may not have come back yet
         self._told: set[str] = set(serving.refused)
+        self._loaded: dict[str, ColumnsByName] = {}
+        if isinstance(serving.champion, ColumnsByName):
+            self._keep(serving.champion)
+        self._again_s: dict[str, float] = {}  # when a model that could not be used is tried again
         self._failed = Seldom(log)
         self._stopping = threading.Event()
         self.n_refused = 0  # models that were not swapped in
@@ -44,8 +56,9 @@ class ChampionFollower(threading.Thread):
         while not self._stopping.wait(LOOK_EVERY_S):
             try:
                 self.look()
-            except (BrokerError, ModelError, OSError) as error:
-                self._failed.warning("the champion cannot be followed at the moment: %s", error)
+            except Exception as error:  # this thread must not end while the scorer runs
+                words = str(error) if isinstance(error, (BrokerError, ModelError, OSError)) else repr(error)
+                self._failed.warning("the champion cannot be followed at the moment: %s", words)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -54,59 +67,157 @@ class ChampionFollower(threading.Thread):
         self._orders.close()
 
     def look(self) -> None:
-        """Tell others of a returned model; then use the model that is wanted now."""
+        """Obey new orders. Then tell the others of a returned model or a moved alias, which are orders, too."""
+        self._obey_new()
+        self._apply()  # before MLflow is asked, which may take seconds
         self._tell_returned()
-        wanted = self._alias_change()
-        for order in self._orders.new():
+        if self._announce_alias():
+            self._obey_new(wait_ms=round(ECHO_S * 1000))
+            self._apply()
+
+    def _obey_new(self, *, wait_ms: int = 0) -> None:
+        for order in self._orders.new(wait_ms=wait_ms):
             self._obey(order)
-            wanted = order.digest
-        if wanted is not None and wanted != self._serving.champion.digest:
-            self._use(wanted)
-
-    def _tell_returned(self) -> None:
-        for bad, why in list(self._serving.refused.items()):
-            if bad not in self._told:
-                connection, used = self._settings.connection(), self._serving.champion.digest
-                send_order(connection, self._stream, digest=used, why=why, by=self._replica, refused=bad)
-                self._told.add(bad)
-
-    def _alias_change(self) -> str | None:
-        """The digest that the alias points to, if that has changed."""
-        uri, name = self._settings.tracking_uri_or_nowhere(), registry_name(self._stream)
-        if not registry.answers(uri):
-            return None
-        resolved = registry.resolve(name, "champion", tracking_uri=uri, cache=self._settings.model_cache)
-        if not resolved.registry_answered or resolved.digest == self._alias:
-            return None
-        self._alias = resolved.digest
-        return resolved.digest
 
     def _obey(self, order: Order) -> None:
-        if order.refused is not None:
-            self._serving.refused.setdefault(order.refused, order.why)
+        self.wanted = self.wanted.after(order)
+        log.info("order by %s at %s: %s %s (%s)", order.by, order.at, order.kind, order.digest[:12], order.why)
+        if order.kind == "use":  # a person wants it in spite of its trial
+            self.serving.refused.pop(order.digest, None)
+            self._told.discard(order.digest)
+            self._again_s.pop(order.digest, None)
+        elif order.refused is not None:
+            self.serving.refused.setdefault(order.refused, order.why)
             self._told.add(order.refused)
 
+    def _tell_returned(self) -> None:
+        for bad, why in list(self.serving.refused.items()):
+            if bad not in self._told:
+                used = self.serving.champion.digest
+                self._send(order_of("return", used, why=why, by=self._replica, refused=bad))
+                self._told.add(bad)
+
+    def _announce_alias(self) -> bool:
+        """Order to follow the alias, if it has moved since an order last named it."""
+        uri, name = self._settings.tracking_uri_or_nowhere(), registry_name(self._stream)
+        if not registry.answers(uri):
+            return False
+        resolved = registry.resolve(name, "champion", tracking_uri=uri, cache=self._settings.model_cache)
+        if not resolved.registry_answered or resolved.digest in (self.wanted.alias, self._announced):
+            return False
+        why = f"version {resolved.version} is the champion"
+        self._send(order_of("follow", resolved.digest, why=why, by=self._replica))
+        self._announced = resolved.digest
+        return True
+
+    def _send(self, order: Order) -> None:
+        if self._orders.can_be_given:
+            send_order(self._settings.connection(), self._stream, order)
+        else:
+            self._obey(order)
+
+    def _apply(self) -> None:
+        wanted, champion = self.wanted, self.serving.champion
+        if wanted.digest not in (None, champion.digest) and wanted.digest not in self.serving.refused:
+            self._use(wanted.digest)
+            return
+        threshold = wanted.thresholds.get(champion.digest)
+        model = self._loaded.get(champion.digest)
+        if model is not None:
+            changed = model.with_threshold(threshold)
+            if changed.threshold != champion.threshold or changed.ordered_threshold != champion.ordered_threshold:
+                self.serving.adjust(changed)
+                log.info("the threshold of model %s is now %.9g", champion.digest[:12], changed.threshold)
+
     def _use(self, digest: str) -> None:
-        if digest in self._serving.refused:
+        now_s = time.monotonic()
+        if now_s < self._again_s.get(digest, now_s):
             return
+        before = self.serving.champion.digest
         try:
-            model = checked_model(lambda: model_of(self._settings, self._stream, digest))
-        except (ModelError, UnmaskError) as error:
+            model = self._loaded.get(digest) or checked_model(self._settings, self._stream, digest)
+        except (ModelError, OSError) as error:
             self.n_refused += 1
-            log.error("model %s is not used, %s stays: %s", digest[:12], self._serving.champion.digest[:12], error)
+            self._again_s[digest] = now_s + TRY_AGAIN_S
+            self.serving.unusable[digest] = str(error)
+            log.error("model %s is not used, %s stays: %s", digest[:12], before[:12], error)
             return
-        before = self._serving.champion.digest
-        self._serving.swap(model)
+        self._keep(model)
+        self.serving.swap(model.with_threshold(self.wanted.thresholds.get(digest)), on_trial=not self.wanted.is_proven)
         log.info("model %s is used instead of %s", digest[:12], before[:12])
 
+    def _keep(self, model: ColumnsByName) -> None:
+        self._loaded.pop(model.digest, None)
+        self._loaded[model.digest] = model
+        while len(self._loaded) > MAX_LOADED:
+            del self._loaded[next(iter(self._loaded))]
 
-def checked_model(load: Callable[[], ColumnsByName]) -> ColumnsByName:
-    """A loaded model, if the stream has all of its columns.
+
+def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollower:
+    """A follower that is not started yet; its `serving` has the model with which a scorer starts.
+
+    If the champion alias has moved since the last order, an order to follow it is sent first. Without MLflow the last
+    known alias counts only where no order has named a model yet.
+
+    Args:
+        name: of this replica, in the orders that it sends.
 
     Raises:
-        ModelError: it does not: the model is one of another stream.
+        ModelError: there is no model that can be loaded.
+        BrokerError: the orders cannot be read.
     """
-    model = load()
+    alias, connection = champion_alias(settings, stream), settings.connection()
+    orders = Orders(connection, stream)
+    wanted = Wanted.by(orders.past())
+    if alias.digest != wanted.alias and (alias.registry_answered or wanted.digest is None):
+        order = order_of("follow", alias.digest, why=f"version {alias.version} is the champion", by=name)
+        if orders.can_be_given:
+            send_order(connection, stream, order)
+            wanted = _after_echo(wanted, orders, alias.digest)
+        else:
+            wanted = wanted.after(order)
+    serving = Serving(first_model(settings, stream, wanted, alias))
+    serving.refused |= wanted.refused
+    return ChampionFollower(settings, stream, serving, orders, wanted, name=name)
+
+
+def _after_echo(wanted: Wanted, orders: Orders, alias: str) -> Wanted:
+    """What is wanted once an order that was just sent has come back, in its place among those of others."""
+    until = time.monotonic() + ECHO_S
+    while wanted.alias != alias and time.monotonic() < until:
+        for order in orders.new(wait_ms=100):
+            wanted = wanted.after(order)
+    return wanted
+
+
+def first_model(settings: Settings, stream: Stream, wanted: Wanted, alias: registry.Resolved) -> ColumnsByName:
+    """The model with which a scorer starts: the wanted one; if it cannot be loaded, the champion or one used before.
+
+    Raises:
+        ModelError: none can be loaded; the error is that of the first.
+    """
+    wishes = [one for one in (wanted.digest, alias.digest, *reversed(wanted.before)) if one is not None]
+    first_error: ModelError | None = None
+    for digest in sorted(dict.fromkeys(wishes), key=lambda one: one in wanted.refused):
+        try:
+            model = loaded_model(settings, stream, digest)
+        except ModelError as error:
+            log.error("model %s cannot be used: %s", digest[:12], error)
+            first_error = first_error or error
+            continue
+        log.info("the first model is %s", digest)
+        return model.with_threshold(wanted.thresholds.get(digest))
+    assert first_error is not None
+    raise first_error
+
+
+def checked_model(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
+    """Load a model, if the stream has all of its columns.
+
+    Raises:
+        ModelError: it cannot be loaded, or the stream does not have all of its columns: it is one of another stream.
+    """
+    model = loaded_model(settings, stream, digest)
     if model.missing:
         raise ModelError(f"it has columns that the stream does not have: {', '.join(model.missing[:5])}")
     return model

@@ -3,6 +3,9 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from models.ship.artifact import ServedModel
 from models.ship.manifest import ArtifactError
 from pipelines.contracts.stream import Stream
 from pipelines.lake.audit import NoModelError
+from pipelines.live.wanted import OrderedThreshold
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +29,28 @@ class ColumnsByName:
     Shapes: `score` and `explain` take the scorer's rows, (n, d) numbers and (n, c) category hashes.
     """
 
+    ordered_threshold: float | None = None
+
     def __init__(self, model: ServedModel, stream: Stream) -> None:
         self.digest, self.threshold, self.alert_rate = model.digest, model.threshold, model.alert_rate
         self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories
-        self._model = model
+        self._own = self._model = model
         wanted_numeric = [c.name for c in model.columns if c.kind == "numeric"]
         wanted_categorical = [c.name for c in model.columns if c.kind == "categorical"]
         self._numeric = _places(wanted_numeric, self.numeric_names)
         self._categorical = _places(wanted_categorical, self.categorical_names)
+
+    def with_threshold(self, ordered: OrderedThreshold | None) -> Self:
+        """The same model with an ordered threshold, or with its own; alerts and their reasons agree with it."""
+        changed = copy(self)
+        if ordered is None:
+            changed.threshold, changed.alert_rate = self._own.threshold, self._own.alert_rate
+            changed.ordered_threshold, changed._model = None, self._own
+        else:
+            value = float(np.float32(ordered.value))
+            changed.threshold, changed.alert_rate, changed.ordered_threshold = value, ordered.alert_rate, value
+            changed._model = replace(self._own, rules=replace(self._own.rules, threshold=value))
+        return changed
 
     @property
     def missing(self) -> list[str]:
@@ -65,18 +83,26 @@ def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:
 
 def champion(settings: Settings, stream: Stream) -> ColumnsByName:
     """Load the champion from MLflow, or the last good copy if MLflow is not available."""
-    name, cache = registry_name(stream), settings.model_cache
-    resolved = registry.resolve(name, "champion", tracking_uri=settings.tracking_uri_or_nowhere(), cache=cache)
+    return loaded_model(settings, stream, champion_alias(settings, stream).digest)
+
+
+def champion_alias(settings: Settings, stream: Stream) -> registry.Resolved:
+    """What the champion alias points to in MLflow, or did when MLflow last answered."""
+    name, uri = registry_name(stream), settings.tracking_uri_or_nowhere()
+    resolved = registry.resolve(name, "champion", tracking_uri=uri, cache=settings.model_cache)
     if not resolved.registry_answered:
-        log.warning("MLflow does not answer; using the local copy of version %s", resolved.version)
-    served = _loaded(settings, name, resolved.digest)
-    model = ColumnsByName(served, stream)
+        log.warning("MLflow does not answer; the last known champion is version %s", resolved.version)
+    return resolved
+
+
+def loaded_model(settings: Settings, stream: Stream, digest: str) -> ColumnsByName:
+    """Load a model, from the cache or from MLflow; columns that the stream does not have are told."""
+    model = ColumnsByName(_loaded(settings, registry_name(stream), digest), stream)
     if model.missing:
         log.warning(
             "the model uses columns that the stream does not have; they count as missing: %s",
             ", ".join(model.missing),
         )
-    log.info("model version %s, digest %s", resolved.version, resolved.digest[:12])
     return model
 
 

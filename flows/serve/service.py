@@ -6,12 +6,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.serve.champion import ChampionFollower
+from flows.serve.champion import following
 from flows.serve.metrics import ScorerMetrics
-from flows.serve.model import ColumnsByName, champion, model_of
 from flows.serve.monitor import Monitor, Sample
 from flows.serve.probes import probes
 from flows.serve.status import StatusFile
@@ -19,9 +18,7 @@ from flows.settings import Settings
 from pipelines import faults
 from pipelines.contracts.stream import Stream
 from pipelines.errors import OutboxOverflowError
-from pipelines.live.control import Order, Orders
 from pipelines.live.scorer import Scorer
-from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 
 log = logging.getLogger(__name__)
@@ -47,12 +44,11 @@ def serve(
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())
-    model = champion(settings, stream)
-    name, orders = replica or socket.gethostname(), Orders(settings.connection(), stream)
-    serving = _unless_returned(settings, stream, model, orders.past())
+    name = replica or socket.gethostname()
+    follower = following(settings, stream, name=name)
     setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), instance_id=name, fault=fault)
     status = StatusFile(settings.scorer_status(stream, replica))
-    follower = ChampionFollower(settings, stream, serving, orders, name=name)
+    serving = follower.serving
     monitor = Monitor()
     metrics = ScorerMetrics(stream.name, name, monitor, setting.published, serving, lambda: follower.n_refused)
     with _served(metrics_port, monitor, metrics):
@@ -72,17 +68,6 @@ def _served(port: int | None, monitor: Monitor, metrics: ScorerMetrics) -> Itera
     with probes(port, monitor, metrics) as used:
         log.info("metrics and probes are served on port %d", used)
         yield
-
-
-def _unless_returned(settings: Settings, stream: Stream, model: ColumnsByName, orders: Sequence[Order]) -> Serving:
-    """The champion; if it was returned by an earlier scorer, what the last order says instead."""
-    refused = {order.refused: order.why for order in orders if order.refused is not None}
-    if model.digest in refused:
-        log.warning("the champion %s was returned: %s", model.digest[:12], refused[model.digest])
-        model = model_of(settings, stream, orders[-1].digest)
-    serving = Serving(model)
-    serving.refused |= refused
-    return serving
 
 
 def _run(scorer: Scorer, status: StatusFile, monitor: Monitor, stopping: threading.Event) -> bool:

@@ -28,10 +28,11 @@ class RecordSource(msgspec.Struct, frozen=True):
     offset: int
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True):
+class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message of `<stream>.scores`: one for every accepted event, exactly once.
 
-    With packed scores, a record has many of these messages, one on each line.
+    With packed scores, a record has many of these messages, one on each line. `threshold` is there only if an operator
+    has ordered another one than the model's own.
     """
 
     event_id: str
@@ -44,6 +45,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     late_ms: int
     out_of_order: bool
     features_hash: str
+    threshold: float | None = None
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,13 @@ _BOOL = ("false", "true")
 
 
 def score_lines(
-    scored: Block, found: NDArray[np.float32], is_alert: NDArray[np.bool_], *, topic: str, model: str
+    scored: Block,
+    found: NDArray[np.float32],
+    is_alert: NDArray[np.bool_],
+    *,
+    topic: str,
+    model: str,
+    threshold: float | None = None,
 ) -> list[str]:
     """One JSON object for each scored event, with the fields of `Score` in their order.
 
@@ -23,8 +29,10 @@ def score_lines(
         found: their scores, shape (n,). Nine digits represent each exactly.
         is_alert: whether each is above the threshold, shape (n,).
         model: digest of the model.
+        threshold: an ordered one; None if it is the model's own.
     """
-    after_alert = f',"model":{_json(model)},"source":{{"topic":{_json(topic)},"partition":'
+    ordered = "" if threshold is None else f',"threshold":{threshold:.9g}'
+    after_alert = f',"model":{_json(model)}{ordered},"source":{{"topic":{_json(topic)},"partition":'
     columns = (
         _quoted(scored.event_id.tolist()), found.tolist(), is_alert.tolist(), scored.partition.tolist(),
         scored.offset.tolist(), _times(scored.time_ms), _times(scored.arrival_ms), scored.late_ms.tolist(),

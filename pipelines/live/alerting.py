@@ -84,7 +84,9 @@ def _scores_and_alerts(
 ) -> tuple[list[Message], int]:
     found = together.score(model, scored.numeric, scored.category_hashes)
     is_alert = found > np.float32(model.threshold)
-    lines = score_lines(scored, found, is_alert, topic=stream.topic("events"), model=model.digest)
+    lines = score_lines(
+        scored, found, is_alert, topic=stream.topic("events"), model=model.digest, threshold=model.ordered_threshold
+    )
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
     raised = [_raised(scored, row, lines[row]) for row in np.flatnonzero(is_alert).tolist()]
     if raised:
@@ -193,9 +195,8 @@ def alert_of(
     """
     limit = SHORT_TEXT if short else MAX_TEXT
     return Alert(
-        **msgspec.structs.asdict(score),
+        **msgspec.structs.asdict(score) | {"threshold": threshold},
         alert_id=alert_id_of(score),
-        threshold=threshold,
         entities={name: text and cut(text, limit) for name, text in entities.items()},
         reasons=[] if short else [_reason_of(reason, features) for reason in explained.reasons],
         score_if_all_expected=explained.score_if_all_expected,

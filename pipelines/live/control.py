@@ -1,9 +1,9 @@
-"""The control topic: which model the scorers of a stream use, where the model registry is not reachable or is wrong."""
+"""The control topic: which model and threshold the scorers of a stream use. Its orders, read in their order, decide."""
 
 import logging
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,25 +17,39 @@ from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Kind = Literal["use", "follow", "rollback", "return", "threshold"]
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of `<stream>.control`: use the model `digest`; never `refused`, if that is set."""
 
-    kind: Literal["use", "return"]
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of `<stream>.control`.
+
+    - `use`: use the model `digest`.
+    - `follow`: the champion alias in the registry has moved to `digest`; use it.
+    - `rollback`: go back to `digest`, which was used before.
+    - `return`: `refused` did not pass its trial: never follow it again, and use `digest` instead.
+    - `threshold`: decide the alerts of `digest` with `threshold`; without one, with the model's own. `alert_rate` is
+      the share of events that is expected to raise an alert, `per_day` the budget that it was computed from.
+    """
+
+    kind: Kind
     digest: str
     why: str
     by: str
     at: str
     refused: str | None = None
+    threshold: Share | None = None
+    alert_rate: Share | None = None
+    per_day: float | None = None
 
 
-def send_order(
-    connection: Connection, stream: Stream, *, digest: str, why: str, by: str, refused: str | None = None
-) -> None:
-    """Tell all scorers of a stream which model to use; with `refused`, instead of a model that failed."""
-    kind: Literal["use", "return"] = "return" if refused else "use"
-    at = rfc3339(round(time.time() * 1000))
-    order = Order(kind=kind, digest=digest, why=why, by=by, at=at, refused=refused)
+def order_of(kind: Kind, digest: str, *, why: str, by: str, **more: Any) -> Order:
+    """An order that is given now; `more` are its other fields."""
+    return Order(kind=kind, digest=digest, why=why, by=by, at=rfc3339(round(time.time() * 1000)), **more)
+
+
+def send_order(connection: Connection, stream: Stream, order: Order) -> None:
+    """Send an order to all scorers of a stream; it is stored when this returns."""
     with connection.writer() as writer:
         writer.send(Message(stream.topic("control"), encode(order), None, 0))
         writer.flush()
@@ -48,6 +62,11 @@ class Orders:
         self._connection, self._topic = connection, stream.topic("control")
         self._reader: Reader | None = None
 
+    @property
+    def can_be_given(self) -> bool:
+        """Whether there is a control topic; known after `past`."""
+        return self._reader is not None
+
     def past(self) -> list[Order]:
         """The orders so far; the next call of `new` continues after them."""
         if self._topic not in topics.topic_names(self._connection):
@@ -57,9 +76,9 @@ class Orders:
         self._reader = self._connection.reader({position: end for position, (_, end) in spans.items()})
         return found
 
-    def new(self) -> list[Order]:
-        """Orders that have come since the last call; does not wait."""
-        return [] if self._reader is None else list(_orders_in(self._reader.poll(timeout_ms=0)))
+    def new(self, *, wait_ms: int = 0) -> list[Order]:
+        """Orders that have come since the last call; waits at most `wait_ms` for one."""
+        return [] if self._reader is None else list(_orders_in(self._reader.poll(timeout_ms=wait_ms)))
 
     def close(self) -> None:
         if self._reader is not None:

@@ -31,20 +31,29 @@ class Serving:
         self.champion = champion
         self.previous: Model | None = None
         self.refused: dict[str, str] = {}  # digests of models that were returned, and why
+        self.unusable: dict[str, str] = {}  # digests of wanted models that cannot be used, and why
         self.n_swaps = 0
         self.together = Together()
         self._lock = threading.Lock()
         self._n_scored = self._n_alerts = 0  # by the champion
         self._usual: float | None = None  # share of alerts of the model before
 
-    def swap(self, model: Model) -> None:
-        """Use another model from the next batch on. It is on trial."""
+    def swap(self, model: Model, *, on_trial: bool = True) -> None:
+        """Use another model from the next batch on."""
         with self._lock:
             if self._n_scored >= MIN_SCORED:
                 self._usual = self._n_alerts / self._n_scored
-            self.previous, self.champion = self.champion, model
+            self.previous, self.champion = self.champion if on_trial else None, model
             self._n_scored = self._n_alerts = 0
             self.n_swaps += 1
+        self.unusable.pop(model.digest, None)
+
+    def adjust(self, model: Model) -> None:
+        """Use the same model with another threshold from the next batch on. Its rate of alerts is counted anew."""
+        with self._lock:
+            if model.digest == self.champion.digest:
+                self.champion, self._usual = model, None
+                self._n_scored = self._n_alerts = 0
 
     def count(self, digest: str, n_scored: int, n_alerts: int) -> None:
         """Count published scores of a model."""

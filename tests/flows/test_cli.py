@@ -28,6 +28,7 @@ from tests.pipelines.live.rig import Alone, Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
+COMMANDS += ["use-model", "rollback", "set-threshold", "set-budget"]
 COMMANDS += ["topics create", "topics live", "refused list", "refused replay"]
 COMMANDS += [f"{server} {action}" for server in ("kafka", "ui") for action in ("start", "stop", "status")]
 
@@ -72,6 +73,7 @@ def test_a_mistake_in_a_stream_file_is_shown_with_line_value_and_fix(tmp_path: P
         (["ingest", "--stream", "payments"], "unmask ui start"),
         (["score", "--stream", "payments", "--from", "yesterday"], "earliest or latest"),
         (["pretrain", "--stream", "payments", "--as-of", "soon"], "2018-07-01"),
+        (["set-threshold", "--stream", "payments"], "--own"),
     ],
 )
 def test_what_is_missing_is_named_with_how_to_give_it(words: list[str], fix: str, tmp_path: Path) -> None:

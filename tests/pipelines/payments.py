@@ -67,6 +67,7 @@ class ShiftedSum:
 
     threshold = 0.9
     alert_rate: float | None = None
+    ordered_threshold: float | None = None
 
     def __init__(self, stream: Stream, *, shift: float = 0.0, digest: str = "linear") -> None:
         self.digest = digest

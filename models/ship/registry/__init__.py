@@ -17,7 +17,7 @@ from models.ship.registry.runs import (
     open_run,
     publish_folder,
 )
-from models.ship.registry.versions import Alias, register, set_alias, version_of
+from models.ship.registry.versions import Alias, register, set_alias, version_of, version_with
 
 __all__ = [
     "PROBE_S",
@@ -39,4 +39,5 @@ __all__ = [
     "resolve_version",
     "set_alias",
     "version_of",
+    "version_with",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.ship.registry.client import RegistryError, asked, client_of
-from models.ship.registry.versions import Alias, version_of
+from models.ship.registry.versions import Alias, version_of, version_with
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +105,11 @@ def fetch(name: str, digest: str, *, tracking_uri: str, cache: Path) -> Path:
     folder = cache / digest
     if folder.is_dir():
         return folder
-    with asked(tracking_uri):
-        wanted = f"name = '{name}' and tags.digest = '{digest}'"
-        found = client_of(tracking_uri).search_model_versions(wanted, max_results=1)
-    if not found:
+    version = version_with(name, digest, tracking_uri=tracking_uri)
+    if version is None:
         raise RegistryError(f"MLflow at {tracking_uri} has no version of {name!r} with the digest {digest[:12]}")
     try:
-        _download(name, int(found[0].version), folder, tracking_uri)
+        _download(name, version, folder, tracking_uri)
     except OSError as error:
         raise RegistryError(f"model {digest[:12]} cannot be stored in {cache}: {error}") from error
     return folder

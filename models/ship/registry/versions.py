@@ -72,3 +72,15 @@ def version_of(name: str, alias: Alias, *, tracking_uri: str) -> tuple[int, dict
                 return None
             raise
     return int(found.version), dict(found.tags)
+
+
+def version_with(name: str, digest: str, *, tracking_uri: str) -> int | None:
+    """The version of `name` with this digest; None if there is none.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with asked(tracking_uri):
+        wanted = f"name = '{name}' and tags.digest = '{digest}'"
+        found = client_of(tracking_uri).search_model_versions(wanted, max_results=1)
+    return int(found[0].version) if found else None

@@ -40,6 +40,7 @@ class Linear:
     digest = "linear"
     threshold = THRESHOLD
     alert_rate: float | None = None
+    ordered_threshold: float | None = None
 
     def __init__(self, stream: Stream) -> None:
         self.numeric_names, self.categorical_names = stream.numeric_columns, stream.categories

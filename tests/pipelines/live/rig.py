@@ -103,11 +103,19 @@ class Rig:
             writer.flush()
         self.n_sent += len(values) if kind == "events" else 0
 
-    def scorer(self, *, start: StartFrom | None = "earliest", model: Model | None = None, **setting: Any) -> Scorer:
+    def scorer(
+        self,
+        *,
+        start: StartFrom | None = "earliest",
+        model: Model | None = None,
+        serving: Serving | None = None,
+        **setting: Any,
+    ) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
         full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
         n_partitions = len(topics.partitions_of(self.connection, self.stream.topic("events")))
-        return Scorer(full, Serving(model or Linear(self.stream)), start=start, member=Alone(n_partitions))
+        serving = serving or Serving(model or Linear(self.stream))
+        return Scorer(full, serving, start=start, member=Alone(n_partitions))
 
     def published(self, kind: str) -> list[Received]:
         """Every committed record of a topic."""

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.kafka import topics
-from pipelines.live.control import Order, Orders, send_order
+from pipelines.live.control import Order, Orders, order_of, send_order
 from pipelines.live.serving import MIN_SCORED, TRIAL_SCORED, Serving
 from tests.patience import wait_until
 from tests.pipelines.live.live_scorer import Linear
@@ -87,11 +87,12 @@ def test_a_model_with_the_usual_rate_stays_and_its_trial_ends(rig: Rig) -> None:
 
 def test_orders_are_read_from_the_first_on_and_then_as_they_come(rig: Rig) -> None:
     topics.create_topics(rig.connection, {rig.stream.topic("control"): 1}, config=topics.KEEP_FOR_EVER)
-    send_order(rig.connection, rig.stream, digest="a", why="promoted", by="ann")
+    send_order(rig.connection, rig.stream, order_of("use", "a", why="promoted", by="ann"))
     orders = Orders(rig.connection, rig.stream)
     assert [order.digest for order in orders.past()] == ["a"]
     rig.send_raw(b"{", None, kind="control", partition=0)
-    send_order(rig.connection, rig.stream, digest="a", why="too many alerts", by="replica", refused="b")
+    order = order_of("return", "a", why="too many alerts", by="replica", refused="b")
+    send_order(rig.connection, rig.stream, order)
     found: list[Order] = []
 
     def has_come() -> bool:

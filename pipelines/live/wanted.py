@@ -1,0 +1,91 @@
+"""What the orders of a stream add up to. No input or output: every scorer comes to the same from the same orders."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import NamedTuple, Self
+
+from pipelines.live.control import Order
+
+MAX_BEFORE = 50  # former models that are remembered
+
+
+class OrderedThreshold(NamedTuple):
+    """A threshold, and the share of events that is expected to raise an alert with it, if known."""
+
+    value: float
+    alert_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What all orders so far demand; of two orders the later one holds.
+
+    Args:
+        digest: the model to use; None before any order.
+        is_proven: it was used before, so it is not on trial.
+        before: models used before it, the newest last.
+        alias: what the champion alias pointed to when it was last announced.
+        refused: models that did not pass their trial, and why. Only an order to use them lifts this.
+        thresholds: those ordered, by the model for which they are.
+
+    Example:
+        >>> from pipelines.live.control import order_of
+        >>> orders = [order_of(kind, digest, why="", by="ann") for kind, digest in (("follow", "a"), ("use", "b"))]
+        >>> wanted = Wanted.by(orders)
+        >>> wanted.digest, wanted.rollback_to
+        ('b', 'a')
+    """
+
+    digest: str | None = None
+    is_proven: bool = False
+    before: tuple[str, ...] = ()
+    alias: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, OrderedThreshold] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, orders: Iterable[Order]) -> Self:
+        """What these orders add up to."""
+        return reduce(lambda wanted, order: wanted.after(order), orders, cls())
+
+    @property
+    def rollback_to(self) -> str | None:
+        """The newest model used before this one that was not returned."""
+        usable = [digest for digest in self.before if digest != self.digest and digest not in self.refused]
+        return usable[-1] if usable else None
+
+    def after(self, order: Order) -> Self:
+        """What is wanted after one more order."""
+        match order.kind:
+            case "use":
+                refused = {digest: why for digest, why in self.refused.items() if digest != order.digest}
+                return replace(self, refused=refused)._using(order.digest)
+            case "follow":
+                if order.digest == self.alias:  # another replica has announced it already
+                    return self
+                announced = replace(self, alias=order.digest)
+                return announced if order.digest in self.refused else announced._using(order.digest)
+            case "rollback":
+                return self._back_to(order.digest)
+            case "return":
+                bad = order.refused or order.digest
+                refused = {**self.refused, bad: order.why}
+                told = replace(self, refused=refused)
+                return told._back_to(order.digest) if self.digest in (None, bad) else told
+            case "threshold":
+                others = {digest: one for digest, one in self.thresholds.items() if digest != order.digest}
+                if order.threshold is not None:
+                    others[order.digest] = OrderedThreshold(order.threshold, order.alert_rate)
+                return replace(self, thresholds=others)
+
+    def _using(self, digest: str) -> Self:
+        if digest == self.digest:
+            return self
+        before = self.before if self.digest is None else (*self.before, self.digest)[-MAX_BEFORE:]
+        return replace(self, digest=digest, is_proven=False, before=before)
+
+    def _back_to(self, digest: str) -> Self:
+        """The model and those before it are as they were when it was last used."""
+        last = max((at for at, one in enumerate(self.before) if one == digest), default=None)
+        return replace(self, digest=digest, is_proven=True, before=self.before if last is None else self.before[:last])
