@@ -1,0 +1,72 @@
+"""Orders to two replicas under load, as an operator gives them: models, thresholds, bad models, a restart."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flows.serve.live_scores import newest_scores
+from pipelines.lake import audit
+from tests.flows.serve.cached import Home
+from tests.flows.serve.live_run import live_run
+from tests.patience import wait_until
+
+
+def unmask(home: Home, *words: str) -> str:
+    """Run a command as the operator does."""
+    command = [sys.executable, "-m", "flows.cli", *words, "--stream", str(home.stream_file)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.timeout(900)
+def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(home: Home) -> None:
+    first = home.put("first", threshold=1.0)
+    with live_run(home) as run:
+        rig = home.rig
+        wait_until(lambda: len(newest_scores(rig.connection, home.stream, most=3_000)) >= 3_000)
+        usual = run.share_above(0.01)
+        second, bad = home.put("second", threshold=usual), home.put("bad", threshold=0.0)
+        broken = home.put("broken", threshold=usual)
+        weights = home.settings.model_cache / broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-7])
+
+        assert "Scorers follow within" in unmask(home, "use-model", second, "--why", "newer")
+        run.wait_for(model=second, threshold=usual)
+        unmask(home, "set-threshold", "0.75", "--why", "test")
+        run.wait_for(model=second, threshold=0.75, threshold_ordered=True)
+        unmask(home, "rollback", "--why", "test")
+        run.wait_for(model=first, threshold=1.0, threshold_ordered=False)
+
+        run.stop("b")
+        unmask(home, "use-model", second)
+        run.wait_for(model=second, threshold=0.75)
+        run.start("b")
+        run.wait_for(model=second, threshold=0.75, caught_up=True)
+        unmask(home, "set-threshold", "--own")
+        run.wait_for(model=second, threshold=usual)
+
+        told = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "use-model", broken, "--stream", str(home.stream_file)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (told.returncode, "bytes; expected" in told.stderr) == (2, True)
+        unmask(home, "use-model", bad, "--why", "to be returned")
+        wait_until(
+            lambda: all(bad in run.status_of(name).get("models_refused", {}) for name in "ab"),
+            seen=lambda: [run.status_of(name)["scored"] for name in "ab"],
+        )
+        run.wait_for(model=second, threshold=usual)
+        run.load.stop()
+        run.wait_until_all_is_out()
+        run.stop("a")
+        run.stop("b")
+
+    assert audit.reconcile(rig.connection, home.stream).holds
+    scores = newest_scores(rig.connection, home.stream, most=10**9)
+    assert scores.select("partition", "offset").is_unique().all()
+    assert set(scores["model"]) == {first, second, bad}
+    returned = [order for _, order in run.orders() if order.kind == "return"]
+    assert {(order.refused, order.digest) for order in returned} == {(bad, second)}
+    assert "raised an alert; expected are" in returned[0].why
