@@ -6,8 +6,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.features.compiling import compiled
 from pipelines.features.id_log import MULTIPLIER, IdLog, append, newest, place_of, row_of
-from pipelines.features.kernel import compiled
 
 
 class Duplicates(IdLog):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.features.kernel import compiled
+from pipelines.features.compiling import compiled
 from pipelines.features.pieces import Pieces
 
 ID_KEY_BYTES = 16

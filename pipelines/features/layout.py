@@ -1,29 +1,40 @@
-"""The memory of the fold: what it reads, and where each fact of an entity lies in its row."""
+"""The memory of the fold: what it reads, and where each fact of an entity lies.
+
+Each entity has a *row* of 64-bit words: its header, then its facts. The lifetime facts are kept longer than the
+windows; of a dormant entity only they are kept. What many entities have little of, panes and the counters of tallies,
+lies in the entity's *block*, see `blocks`: the tallies' counters, the panes of each window, those of each label window.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+# Words of the header. The windows began with the event after which the entity was new or dormant.
+KEY, CLOCK, NEWEST, EVENTS, BLOCK, SINCE = range(6)  # id; last event; newest event time; how many; see above; below
+HEADER_WORDS = 6
+DORMANT = -(2**62)  # instead of the newest event time since the windows began, which the masks of panes refer to
+
 
 def _record(*names: str) -> np.dtype[np.void]:
     return np.dtype([(name, np.int64) for name in names])
 
 
-# Offsets are in words: of sections from the start of the row, of accumulators from the start of the pane; those of
-# `count` and `above` in half words. An unused accumulator has offset -1. Ranges exclude their last.
+# Offsets of facts are in words from the start of the row, those of a tally's count in half words; offsets of
+# accumulators in words from the start of the pane, those of `count` and `above` in half words. An unused accumulator
+# has offset -1. Ranges exclude their last. Bit `ring - 1` of a mask is the newest pane, and so on down.
 WINDOW = _record(
-    "base", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
+    "mask", "pane_ms", "panes", "ring", "words", "first_output", "last_output",
     "first_number", "last_number", "first_distinct", "last_distinct",
 )  # fmt: skip
 NUMBER = _record(  # of values as they are (habit -1), or cut at the limit of a habit
     "column", "habit", "count", "above", "sum", "square", "low", "high", "first_output", "last_output"
 )
 DISTINCT_COUNT = _record("column", "at", "output")
-LABEL_WINDOW = _record("base", "pane_ms", "panes", "ring", "first_output", "last_output")
+LABEL_WINDOW = _record("mask", "mask_words", "pane_ms", "panes", "ring", "first_output", "last_output")
 LIFETIME = _record("base", "column", "first_output", "last_output")
 HABIT = _record("base", "column", "first_output", "last_output")
-TALLY = _record("base", "column", "output")  # column -1: by hour of the day
+TALLY = _record("mask", "count", "column", "output")  # column -1: by hour of the day
 HISTORY = _record("base", "first_output", "last_output")
 RING = _record("base", "most", "words")  # of the last events: [time, kept numbers] each, at the number of the event
 KEPT = _record("column", "at")  # a number that is kept in it; from the start of an event
@@ -52,12 +63,14 @@ class FoldInput(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Positions of all sections in the row of one entity column."""
+    """Positions of all facts of one entity column."""
 
     stride: int  # words of a row
+    block_words: int  # of a block with everything that it may hold
+    spare_words: int  # free words that one item may need at most
     idle_ms: int  # the windows of an entity are reset after this time without an event
     lifetime_ms: int  # the lifetime facts too; at least idle_ms, equal to it without all-time features
-    lifetime_words: int  # of the lifetime facts, at the row's start
+    lifetime_words: int  # of the header and the lifetime facts, at the row's start
     maturity_ms: int
     counts_labelled: bool  # label windows count the events with a label, not all that are old enough
     windows: NDArray[np.void]
@@ -77,7 +90,7 @@ class Layout(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The rows of one entity column: the same bytes viewed as five types."""
+    """Words viewed as five types."""
 
     words: NDArray[np.uint64]
     floats: NDArray[np.float64]
@@ -91,11 +104,15 @@ class Memory(NamedTuple):
         return cls(words, words.view(np.float64), words.view(np.int64), words.view(np.uint32), words.view(np.uint16))
 
 
-class Dormant(NamedTuple):
-    """Lifetime facts of the dormant entities of one column. If an entity has a row again, the row is valid instead."""
+class Cells(NamedTuple):
+    """The blocks of one entity column."""
 
-    keys: NDArray[np.uint64]  # (n,), rising
-    words: NDArray[np.uint64]  # (n, lifetime_words)
+    words: NDArray[np.uint64]
+    floats: NDArray[np.float64]
+    counts: NDArray[np.uint32]
+    shorts: NDArray[np.uint16]
+    heap: NDArray[np.int64]  # see `blocks`
+    sizes: NDArray[np.int64]
 
 
 class WindowCounters(NamedTuple):

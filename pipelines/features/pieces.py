@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipelines.errors import RestoreError
 from pipelines.faults import Fault, no_fault
 
-FORMAT = 2
+FORMAT = 3
 _NAME = b"unmask-snapshot "
 _BLOCK = 1 << 20
 _MOST_HEAD = 1 << 30

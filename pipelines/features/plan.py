@@ -26,10 +26,12 @@ from pipelines.contracts.stream import (
     Reports,
 )
 from pipelines.errors import StreamFileError
-from pipelines.features import kernel, layout
+from pipelines.features import facts, layout, stats
+from pipelines.features.blocks import GRANULE, sizes_up_to
 from pipelines.features.layout import Layout
+from pipelines.features.panes import DISTINCT_BITS
 
-KERNEL_VERSION = 3  # increase it if the same items can result in other features or another snapshot
+KERNEL_VERSION = 3  # increase it if the same items can result in other features
 LIFETIME_MS = 400 * DAY_MS
 REPORT_MS = 30 * DAY_MS  # a label history takes labels that come no later than this after the maturity
 _ACCUMULATORS = {
@@ -45,29 +47,29 @@ _ACCUMULATORS = {
     "wratio": ("sum",),
 }
 _STATS = {
-    "count": kernel.COUNT,
-    "since_last": kernel.SINCE_LAST,
-    "sum": kernel.SUM,
-    "mean": kernel.MEAN,
-    "std": kernel.STD,
-    "min": kernel.MIN,
-    "max": kernel.MAX,
-    "ratio": kernel.RATIO,
-    "zscore": kernel.ZSCORE,
-    "fraud_rate": kernel.FRAUD_RATE,
-    "fraud_count": kernel.FRAUD_COUNT,
-    "labelled_count": kernel.LABELLED_COUNT,
-    "smoothed_fraud_rate": kernel.SMOOTHED_FRAUD_RATE,
-    "since_fraud": kernel.SINCE_FRAUD,
-    "since_legit": kernel.SINCE_LEGIT,
-    "fraud_run": kernel.FRAUD_RUN,
-    "fraud_run_age": kernel.FRAUD_RUN_AGE,
-    "above": kernel.ABOVE,
-    "wmean": kernel.MEAN,
-    "wratio": kernel.RATIO,
-    "last_age": kernel.LAST_AGE,
-    "last_hour": kernel.LAST_HOUR,
-    "last_value": kernel.LAST_VALUE,
+    "count": stats.COUNT,
+    "since_last": stats.SINCE_LAST,
+    "sum": stats.SUM,
+    "mean": stats.MEAN,
+    "std": stats.STD,
+    "min": stats.MIN,
+    "max": stats.MAX,
+    "ratio": stats.RATIO,
+    "zscore": stats.ZSCORE,
+    "fraud_rate": stats.FRAUD_RATE,
+    "fraud_count": stats.FRAUD_COUNT,
+    "labelled_count": stats.LABELLED_COUNT,
+    "smoothed_fraud_rate": stats.SMOOTHED_FRAUD_RATE,
+    "since_fraud": stats.SINCE_FRAUD,
+    "since_legit": stats.SINCE_LEGIT,
+    "fraud_run": stats.FRAUD_RUN,
+    "fraud_run_age": stats.FRAUD_RUN_AGE,
+    "above": stats.ABOVE,
+    "wmean": stats.MEAN,
+    "wratio": stats.RATIO,
+    "last_age": stats.LAST_AGE,
+    "last_hour": stats.LAST_HOUR,
+    "last_value": stats.LAST_VALUE,
 }
 # A number as it is (None), or cut at the limit of the habit with this factor.
 _Cut = tuple[str, float | None]
@@ -80,8 +82,8 @@ class FeaturePlan:
     Example:
         >>> features = [Feature("customer.count.1h", "count", "customer", None, 3_600_000)]
         >>> plan = FeaturePlan.of(features, entities=["customer"], numbers=["amount"], hashed=[], maturity_ms=None)
-        >>> plan.names, plan.bytes_per_entity, plan.idle_ms
-        (('customer.count.1h',), (152,), (3900000,))
+        >>> plan.names, plan.row_bytes, plan.block_bytes, plan.idle_ms
+        (('customer.count.1h',), (56,), (112,), (3900000,))
     """
 
     names: tuple[str, ...]
@@ -174,16 +176,14 @@ class FeaturePlan:
         return max([*self.idle_ms, *told], default=DAY_MS)
 
     @property
-    def bytes_per_entity(self) -> tuple[int, ...]:
+    def row_bytes(self) -> tuple[int, ...]:
         """Per entity column: size of a row, without its share of the hash table."""
         return tuple(8 * layout.stride for layout in self.layouts)
 
     @property
-    def bytes_per_dormant(self) -> tuple[int, ...]:
-        """Per entity column: size of a dormant entity, including its key."""
-        return tuple(
-            8 * (1 + layout.lifetime_words) if layout.lifetime_ms > layout.idle_ms else 0 for layout in self.layouts
-        )
+    def block_bytes(self) -> tuple[int, ...]:
+        """Per entity column: panes and counters of an entity that has all of them."""
+        return tuple(8 * layout.block_words for layout in self.layouts)
 
 
 class _RowPlan:
@@ -192,7 +192,8 @@ class _RowPlan:
     def __init__(self, features: Sequence[tuple[int, Feature]], maturity_ms: int, *, counts_labelled: bool) -> None:
         self.features = features  # with the output column of each
         self.maturity_ms, self.counts_labelled = maturity_ms, counts_labelled
-        self.words = self.lifetime_words = kernel.HEADER_WORDS
+        self.words = self.lifetime_words = layout.HEADER_WORDS
+        self.block_words = 0
         self.spans_ms: list[int] = []  # how long each window needs its entity
         self.windows: list[tuple[int, ...]] = []
         self.numbers: list[tuple[int, ...]] = []
@@ -208,7 +209,7 @@ class _RowPlan:
         self.outputs: list[tuple[int, ...]] = []
 
     def add_lifetimes(self, number_columns: Mapping[str, int], hashed_columns: Mapping[str, int]) -> None:
-        """Lifetime facts: three words for each number and habit, tallies, label history, last events."""
+        """Lifetime facts: words for each number and habit, tallies, label history, last events."""
         habitual = [(c, f) for c, f in self.features if f.stat in HABIT_STATS]
         tallied = [(c, f) for c, f in self.features if f.stat in LIFETIME_STATS]
         told = [(c, f) for c, f in self.features if f.stat in LABEL_HISTORY_STATS]
@@ -222,14 +223,17 @@ class _RowPlan:
         for cut in sorted({_cut(f) for _, f in habitual}):
             all_time = [(c, f) for c, f in habitual if f.window_ms is None and _cut(f) == cut]
             self.habits[cut] = (self.words, number_columns[cut[0]], *self._emit(all_time))
-            self.words += 3
+            self.words += 2
+        count = 2 * (self.words + len(tallied))
         for output, f in tallied:
-            column, cells = (-1, kernel.HOURS) if f.field is None else (hashed_columns[f.field], kernel.SHARE_CELLS)
-            self.tallies.append((self.words, column, output))
-            self.words += 1 + cells // 4
+            column, cells = (-1, facts.HOURS) if f.field is None else (hashed_columns[f.field], facts.SHARE_CELLS)
+            self.tallies.append((self.words, count + len(self.tallies), column, output))
+            self.words += 1
+            self.block_words += cells // 4
+        self.words += (len(tallied) + 1) // 2
         if told:
             self.histories.append((self.words, *self._emit(told)))
-            self.words += kernel.HISTORY_WORDS
+            self.words += facts.HISTORY_WORDS
         if last:
             self._add_last_events(last, number_columns)
         self.lifetime_words = self.words
@@ -272,11 +276,12 @@ class _RowPlan:
             for column, f in here:
                 if f.stat == "distinct" and f.field == field:
                     self.distincts.append((hashed_columns[str(field)], words, column))
-            words += kernel.DISTINCT_BITS // 64
+            words += DISTINCT_BITS // 64
         ring = panes.count + 2
         ranges = (*counts, first_number, len(self.numbers), first_distinct, len(self.distincts))
         self.windows.append((self.words, panes.width_ms, panes.count, ring, words, *ranges))
-        self.words += 2 + ring * words
+        self.words += 1
+        self.block_words += ring * words
         self.spans_ms.append(window_ms + panes.width_ms)
 
     def add_label_window(self, window_ms: int) -> None:
@@ -286,8 +291,10 @@ class _RowPlan:
             return
         panes = Panes.of(window_ms)
         ring = panes.count + -(-self.maturity_ms // panes.width_ms) + 2
-        self.label_windows.append((self.words, panes.width_ms, panes.count, ring, *self._emit(wanted)))
-        self.words += 1 + ring
+        mask_words = -(-ring // 64)
+        self.label_windows.append((self.words, mask_words, panes.width_ms, panes.count, ring, *self._emit(wanted)))
+        self.words += mask_words
+        self.block_words += ring
         self.spans_ms.append(window_ms + self.maturity_ms + 2 * panes.width_ms)
 
     @property
@@ -298,8 +305,11 @@ class _RowPlan:
     def layout(self, lifetime_ms: int) -> Layout:
         """The finished layout."""
         idle_ms = max(self.spans_ms, default=lifetime_ms)
+        sections = len(self.tallies) + len(self.windows) + len(self.label_windows)
         return Layout(
             stride=self.words,
+            block_words=self.block_words,
+            spare_words=(sections + 2) * int(sizes_up_to(self.block_words)[-1]) + GRANULE,
             idle_ms=idle_ms,
             lifetime_ms=max(idle_ms, lifetime_ms) if self.has_lifetime_facts else idle_ms,
             lifetime_words=self.lifetime_words,
@@ -360,7 +370,7 @@ def _fields(features: Iterable[Feature]) -> list[str | None]:
 
 def _estimates() -> NDArray[np.float64]:
     """Number of distinct values by number of zero bits: linear counting (Whang et al. 1990), with at least one zero."""
-    m = kernel.DISTINCT_BITS
+    m = DISTINCT_BITS
     return np.array([m * math.log(m / max(zeros, 1)) for zeros in range(m + 1)])
 
 

@@ -10,8 +10,8 @@ Where legitimate events are reported too, it is unknown.
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.features.compiling import compiled
 from pipelines.features.id_log import SMALLEST, IdLog, append, newest, place_of, row_of
-from pipelines.features.kernel import compiled
 
 
 class Reports(IdLog):

@@ -155,7 +155,8 @@ def main() -> None:
     replay(SHARED, plain.slice(0, 1), rows=1)
 
     print(machine())
-    held = f"{state.n_entities} entities of {state.plan.bytes_per_entity} bytes, {state.nbytes / 2**20:,.0f} MiB"
+    per = [round(size / n) for size, n in zip(state.bytes_by_entity.values(), state.n_entities, strict=True)]
+    held = f"{state.n_entities} entities of {per} bytes, {state.nbytes / 2**20:,.0f} MiB"
     print(f"{chosen.events:,} events of {chosen.customers:,} customers in 180 days")
     print(f"state of {len(FULL)} features at the end: {held}\n")
     print(f"{'what':<48}{'features':>9}{'seconds':>9}{'events/s':>12}{'ratio':>8}")

@@ -31,10 +31,10 @@ def test_a_plan_says_what_an_entity_costs_and_when_it_is_forgotten() -> None:
     plan = FeaturePlan.of(
         features, entities=["customer", "terminal", "card"], numbers=["amount"], hashed=[], maturity_ms=DAY_MS
     )
-    assert plan.bytes_per_entity == (8 * (3 + 2 + 14), 8 * (3 + 1 + 24 + 24 + 2), 8 * (3 + 3))
+    assert plan.row_bytes == (8 * (6 + 1), 8 * (6 + 1), 8 * (6 + 3))
+    assert plan.block_bytes == (8 * 14, 8 * (24 + 24 + 2), 0)
     assert plan.idle_ms == (HOUR_MS + HOUR_MS // 12, 2 * DAY_MS + 2 * HOUR_MS, 400 * DAY_MS)
     assert plan.lifetime_ms == plan.idle_ms  # no entity has windows and all-time features
-    assert plan.bytes_per_dormant == (0, 0, 0)
 
 
 def test_lifetime_facts_are_kept_for_as_long_as_was_said_and_at_least_as_long_as_the_windows() -> None:
@@ -47,4 +47,4 @@ def test_lifetime_facts_are_kept_for_as_long_as_was_said_and_at_least_as_long_as
 
     assert plan(DAY_MS).lifetime_ms == (DAY_MS,)
     assert plan(HOUR_MS).lifetime_ms == plan(HOUR_MS).idle_ms == (HOUR_MS + HOUR_MS // 12,)
-    assert plan(DAY_MS).bytes_per_dormant == (8 * (1 + 3 + 3),)
+    assert plan(DAY_MS).row_bytes == (8 * (6 + 3 + 1),)

@@ -150,8 +150,8 @@ def test_a_snapshot_of_the_first_version_is_known_as_such_and_not_used() -> None
 def test_a_snapshot_of_a_later_version_is_known_as_such_and_not_used(tmp_path: Path) -> None:
     State(STREAM, 2).snapshot().write(tmp_path / "a.snapshot")
     content = (tmp_path / "a.snapshot").read_bytes()
-    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 2", b"snapshot 3", 1))
-    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '3', this version reads 2"):
+    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 3", b"snapshot 4", 1))
+    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '4', this version reads 3"):
         Snapshot.read(tmp_path / "a.snapshot")
 
 
