@@ -265,8 +265,8 @@ class Evidence:
         total = self.weight[:, None] * nats
         at = -np.log(np.array(TAILS))
         for j, x in enumerate(raw):
-            far = np.flatnonzero(x > self.knots[j, -1])
-            total[j, far] += self._beyond(j, x[far])
+            if len(far := np.flatnonzero(x > self.knots[j, -1])):
+                total[j, far] += self._beyond(j, x[far])
             for supporters in self._supporters[j]:
                 ones = [np.interp(nats[i], at, self.support[j, i]) - self.cost[j, i] for i in supporters]
                 strongest = np.max(ones, axis=0)

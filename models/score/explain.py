@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,14 +66,15 @@ class Group:
     shown: tuple[int, ...]
 
 
-def groups(columns: Sequence[Column], context: Sequence[str] = ()) -> tuple[Group, ...]:
+@cache
+def groups(columns: tuple[Column, ...], context: tuple[str, ...] = ()) -> tuple[Group, ...]:
     """The fields of the event, then the histories. A history has the name of its columns without the window.
 
     What labels say about an entity is one history: its rates, counts and runs all tell of the same frauds. So are its
     last events: their ages, hours and values.
 
-    >>> found = groups([Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
-    ...                 Column("c.count.7d", "numeric")])
+    >>> found = groups((Column("amount", "numeric", "amount"), Column("c.count.1d", "numeric"),
+    ...                 Column("c.count.7d", "numeric")))
     >>> [(g.name, g.columns) for g in found]
     [('amount', (0,)), ('c.count', (1, 2))]
     """

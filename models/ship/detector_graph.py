@@ -113,7 +113,7 @@ class DetectorNodes(Nodes):
         """The logits (n,) of a head without categorical columns, float64."""
         part = Slice.of(encoder, np.arange(len(encoder.left)), np.array([0]))
         values, present = self.wide(values), self.wide(present)
-        pieces = self.flat(self.pieces(part, values, present))
+        pieces = self.pieces(part, values, present)
         return self.column(self.rest(part, self.first(part, pieces, present, "")), 0)
 
     def double(self, value: float) -> str:

@@ -25,6 +25,7 @@ class Slice:
 
     Args:
         read: numeric columns that are read, **shape (r,)**.
+        reads_all: whether these are all.
         outputs: the outputs, ascending, **shape (o,)**.
         left, slope: of the bins, **shape (r, n_bins)**.
         pieces, missing, codes, bias: first layer and linear skip, last axis ``width + o``.
@@ -33,6 +34,7 @@ class Slice:
     """
 
     read: NDArray[np.int64]
+    reads_all: bool
     outputs: NDArray[np.int64]
     left: NDArray[np.float32]
     slope: NDArray[np.float32]
@@ -53,6 +55,7 @@ class Slice:
         never = np.setdiff1d(np.arange(len(left)), read)  # hidden in every row
         return cls(
             read=read,
+            reads_all=len(read) == len(left),
             outputs=outputs,
             left=left[read],
             slope=slope[read],
@@ -107,18 +110,23 @@ class Nodes:
     def pick(self, of: str, at: NDArray[np.integer]) -> str:
         return self.op("Gather", of, self.weight(at.astype(np.int64)), axis=1)
 
+    def read(self, part: Slice, of: str) -> str:
+        return of if part.reads_all else self.pick(of, part.read)
+
     # the methods of models/net/encoder.py
 
     def pieces(self, part: Slice, values: str, present: str) -> str:
-        """Pieces (n, r, n_bins). A cell that is not present lies below all bins, so that its pieces are 0."""
+        """Pieces, flat, (n, r * n_bins). A cell that is not present lies below all bins, so that its pieces are 0."""
         zero, one, below = (self.weight(np.array(number, part.left.dtype)) for number in (0, 1, BELOW))
         seen = self.op("Where", self.op("Greater", present, zero), values, below)
-        wide = self.op("Unsqueeze", seen, self.weight(np.array([2], np.int64)))
-        steps = self.op("Mul", self.op("Sub", wide, self.weight(part.left)), self.weight(part.slope))
-        return self.op("Clip", steps, zero, one)
+        r, n_bins = part.left.shape
+        each = np.repeat(np.eye(r, dtype=part.left.dtype), n_bins, axis=1)  # a product is faster than broadcasting
+        steps = self.op("Sub", self.op("MatMul", seen, self.weight(each)), self.weight(part.left.ravel()))
+        return self.op("Clip", self.op("Mul", steps, self.weight(part.slope.ravel())), zero, one)
 
-    def flat(self, pieces: str) -> str:
-        return self.op("Flatten", pieces, axis=1)
+    def pieces_of(self, part: Slice, pieces: str, at: NDArray[np.int64]) -> str:
+        shape = self.weight(np.array([-1, *part.left.shape], np.int64))
+        return self.op("Flatten", self.pick(self.op("Reshape", pieces, shape), at), axis=1)
 
     def first(self, part: Slice, shown: str, present: str, codes: str) -> str:
         absent = self.op("Sub", self.weight(np.array(1, part.left.dtype)), present)
@@ -145,9 +153,9 @@ class Nodes:
         """Surprises, (n, n_fields). Those of fields that are not used are missing."""
         trusted = [net.fields[j].target for j in used if net.trust[net.fields[j].target] > 0]
         part = Slice.of(net.encoder, _read(net), _array(net.outputs_of(*trusted)))
-        read = self.pick(present, part.read)
-        pieces = self.pieces(part, self.pick(values, part.read), read)
-        joint = self.first(part, self.flat(pieces), read, codes)
+        read = self.read(part, present)
+        pieces = self.pieces(part, self.read(part, values), read)
+        joint = self.first(part, pieces, read, codes)
         found: list[list[str]] = [[] for _ in net.fields]
         for view in net.views:
             out = ""
@@ -175,7 +183,7 @@ class Nodes:
         if len(at):
             shown = self.pick(read, at)
             weight = part.pieces[at].reshape(-1, part.pieces.shape[2])
-            gone = self.op("MatMul", self.flat(self.pick(pieces, at)), self.weight(weight))
+            gone = self.op("MatMul", self.pieces_of(part, pieces, at), self.weight(weight))
             joint = self.op("Sub", joint, gone)
             joint = self.op("Add", joint, self.op("MatMul", shown, self.weight(part.missing[at])))
         for j in (int(i) - net.d_num for i in hidden if i >= net.d_num):
@@ -224,8 +232,8 @@ def expectation_graph(net: Expectation) -> bytes:
     g = Nodes()
     d, n_codes = net.d_num, sum(net.n_codes)
     part = Slice.of(net.encoder, _read(net), np.arange(2 * d + n_codes))
-    read = g.pick("present", part.read)
-    pieces = g.flat(g.pieces(part, g.pick("values", part.read), read))
+    read = g.read(part, "present")
+    pieces = g.pieces(part, g.read(part, "values"), read)
     out = g.rest(part, g.first(part, pieces, read, "codes"))
     trust = _array(net.trust)
     mean = g.op("Mul", g.columns(out, 0, d), g.weight(trust[:d]))

@@ -105,7 +105,7 @@ class Backlog:
             if system == "bare":
                 n += 1
             else:
-                found = _ids(value, form)
+                found = _ids(value, are_lines=form == "events" or system == "unmask")
                 n += len(found)
                 names.update(found)
         if not n == sum(self.ends) == (n if system == "bare" else len(names)):
@@ -125,9 +125,9 @@ class _Packed(msgspec.Struct):
 _one, _packed = msgspec.json.Decoder(_One), msgspec.json.Decoder(_Packed)
 
 
-def _ids(value: bytes, form: str) -> list[str]:
+def _ids(value: bytes, *, are_lines: bool) -> list[str]:
     """Event ids of a record: of Unmask, one JSON object on each line; of others packed, one with columns."""
-    if form == "events" or b"\n" in value:
+    if are_lines:
         return [one.event_id for one in _one.decode_lines(value)]
     return _packed.decode(value).event_id
 

@@ -95,7 +95,7 @@ def test_real_alerts_are_quiet_with_all_named_fields_as_expected(trained, saved)
 )
 def test_what_labels_or_the_last_events_say_of_an_entity_is_one_reason(stats: tuple[str, ...], name: str) -> None:
     columns = [Column(f"card.{stat}.7d", "numeric", None, name == "card.labels", "card", stat) for stat in stats]
-    (group,) = groups([Column("amount", "numeric", "amount"), *columns, Column("card.count.7d", "numeric")])[1:2]
+    (group,) = groups((Column("amount", "numeric", "amount"), *columns, Column("card.count.7d", "numeric")))[1:2]
     assert (group.name, group.columns) == (name, (1, 2, 3))
 
 
