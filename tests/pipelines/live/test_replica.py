@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts.stream import StormRules
@@ -137,6 +137,7 @@ def agrees_offline(world: World) -> None:
     assert (world.alerted, memories) == world.offline_alerts()
 
 
+@settings(max_examples=1_000)
 @given(schedules, st.sampled_from((1, 2, 2, 4)))
 def test_whatever_happens_live_is_offline_bit_for_bit(schedule: bytes, n_replicas: int) -> None:
     run(schedule, n_replicas)
