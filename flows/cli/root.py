@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import checks, live, orders, play, refused, servers, topics, training
+from flows.cli import checks, explain, live, orders, play, refused, servers, topics, training
 from flows.cli.terminal import out
 from flows.offline import commands as offline
 
@@ -34,6 +34,7 @@ app.add_typer(training.app)
 app.add_typer(live.app)
 app.add_typer(orders.app)
 app.add_typer(checks.app)
+app.add_typer(explain.app)
 app.add_typer(refused.app, name="refused", rich_help_panel="Checks and recovery")
 app.add_typer(servers.kafka_app, name="kafka", rich_help_panel="Servers on this machine")
 app.add_typer(servers.ui_app, name="ui", rich_help_panel="Servers on this machine")

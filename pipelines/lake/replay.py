@@ -7,18 +7,20 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.contract import hashes_of
 from pipelines.contracts.stream import Stream
 from pipelines.features.state import State
 from pipelines.lake.tables import Lake
-from pipelines.order import EVENT, KIND_NAMES, LABEL
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Source
 
 CHUNK = 50_000
 SLICE = 500_000  # approximate number of rows read and sorted at once
 PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
 _AT = ["at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
+_FOREVER_MS = 2**62
 _BUCKETS = 1 << 20  # time intervals in which rows are counted, to divide the lake into slices
 
 
@@ -37,49 +39,74 @@ class Folded(NamedTuple):
     n_items: int  # total number of items
 
 
-def fold_lake(lake: Lake, stream: Stream) -> Iterator[Folded]:
-    """Fold all events and labels of the lake in the one order, chunk by chunk.
+def fold_lake(
+    lake: Lake, stream: Stream, *, state: State | None = None, until_ms: int = _FOREVER_MS
+) -> Iterator[Folded]:
+    """Fold the events and labels of the lake in the one order, chunk by chunk: all, or those after a state.
 
     In memory are about `SLICE` rows at a time (more only if they take effect within a millionth of the lake's time
     span), the state, and the list of records that were folded out of turn.
 
     Args:
         lake: a snapshot (`Lake.snapshot`), because it is read more than once.
+        state: a restored one; the records before its frontier are in it already. It is changed.
+        until_ms: only records that take effect before this time.
     """
-    spans, n_items, n_partitions = _slices(lake, stream)
-    state = State(stream, n_partitions)
+    from_ms = state.last.effective_ms if state is not None and state.last is not None else -_FOREVER_MS
+    spans, n_items, n_partitions = _slices(lake, stream, Span(from_ms, until_ms))
+    unfolded = None if state is None else at_or_after(state.frontier)
+    state = state or State(stream, n_partitions)
     n_done = 0
     for span in spans:
-        block = block_in_order(lake, stream, during=span)
+        block = block_in_order(lake, stream, unfolded, during=span)
         for begin in range(0, len(block), CHUNK):
             chunk = block.take(slice(begin, begin + CHUNK))
             n_done += len(chunk)
             yield Folded(state.fold(chunk), n_done, n_items)
 
 
-def _slices(lake: Lake, stream: Stream) -> tuple[list[Span], int, int]:
+def _slices(lake: Lake, stream: Stream, within: Span) -> tuple[list[Span], int, int]:
     """Consecutive spans of about `SLICE` rows, the number of rows, and the number of partitions."""
     kinds = (LABEL, EVENT) if stream.labels else (EVENT,)
-    low, high, n_partitions = 2**62, -(2**62), 1
+    low, high, n_partitions = _FOREVER_MS, -_FOREVER_MS, 1
     for kind in kinds:
         for batch in lake.batches(KIND_NAMES[kind], ["partition", "arrival_ms"]):
             if batch.height:
-                at = batch["arrival_ms"].to_numpy() + _lag_ms(stream, kind)
-                low, high = min(low, int(at.min())), max(high, int(at.max()))
+                at = _within(batch, within, _lag_ms(stream, kind))
+                low, high = min(low, int(at.min(initial=low))), max(high, int(at.max(initial=high)))
                 n_partitions = max(n_partitions, int(batch["partition"].max()) + 1)  # type: ignore[arg-type]
     if low > high:
-        return [], 0, n_partitions
+        return ([within] if within.from_ms > -_FOREVER_MS else []), 0, n_partitions
     width = (high - low) // _BUCKETS + 1
     counts = np.zeros((high - low) // width + 1, np.int64)
     for kind in kinds:
         for batch in lake.batches(KIND_NAMES[kind], ["arrival_ms"]):
-            at = batch["arrival_ms"].to_numpy() + _lag_ms(stream, kind)
+            at = _within(batch, within, _lag_ms(stream, kind))
             counts += np.bincount((at - low) // width, minlength=len(counts))
     before = np.cumsum(counts) - counts
     cuts = low + width * np.flatnonzero(np.diff(before // SLICE, prepend=0))
     # records folded out of turn may have a place outside of these times
-    edges = [-(2**62), *cuts.tolist(), 2**62]
+    edges = [within.from_ms, *cuts.tolist(), within.until_ms]
     return [Span(*ends) for ends in pairwise(edges)], int(counts.sum()), n_partitions
+
+
+def _within(rows: pl.DataFrame, within: Span, lag_ms: int) -> NDArray[np.int64]:
+    """Effective times of those rows that arrived in their turn within a span."""
+    at = rows["arrival_ms"].to_numpy() + lag_ms
+    return at[(at >= within.from_ms) & (at < within.until_ms)]
+
+
+def at_or_after(offsets: Frontier) -> pl.Expr:
+    """Records at or beyond the offset of their source; all records of other sources."""
+    before = pl.lit(False)
+    for source, offset in offsets.items():
+        before |= of_source(source) & (pl.col("offset") < offset)
+    return ~before
+
+
+def of_source(source: Source) -> pl.Expr:
+    """Records of a source."""
+    return (pl.col("is_event") == (source.kind == EVENT)) & (pl.col("partition") == source.partition)
 
 
 def _lag_ms(stream: Stream, kind: int) -> int:

@@ -9,7 +9,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State
-from pipelines.lake.replay import CHUNK, PLACE, block_in_order, placed
+from pipelines.lake.replay import CHUNK, PLACE, at_or_after, block_in_order, of_source, placed
 from pipelines.lake.tables import Lake
 from pipelines.live.replica import furthest
 from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Source, from_kinds, sources
@@ -42,7 +42,7 @@ def snapshot_from_lake(
     """
     n_partitions = progress[0].n_partitions
     origin = from_kinds(progress[0].origin)
-    rows = _records(lake, stream).filter(_at_or_after(origin)).sort(PLACE)
+    rows = _records(lake, stream).filter(at_or_after(origin)).sort(PLACE)
     positions = lake.positions()
     ingested = {s: positions.get((stream.topic(KIND_NAMES[s.kind]), s.partition), 0) for s in ends}
     cut = _cut(lake, stream, rows, progress, ingested, ends)
@@ -50,7 +50,7 @@ def snapshot_from_lake(
 
     state = State(stream, n_partitions)
     state.topic_ids = dict(topic_ids)
-    block = block_in_order(lake, stream, below & _at_or_after(origin))
+    block = block_in_order(lake, stream, below & at_or_after(origin))
     n = len(block)
     for begin in range(0, n, CHUNK):
         state.fold(block.take(slice(begin, begin + CHUNK)))
@@ -59,7 +59,7 @@ def snapshot_from_lake(
     folded, left = rows.filter(below), rows.filter(~below)
     state.last = _key(folded.tail(1))
     for source in sources(n_partitions, labels=stream.labels is not None):
-        mine = _of(source)
+        mine = of_source(source)
         next_row: int | None = left.filter(mine)["offset"].min()  # type: ignore[assignment]
         reaches = ingested[source] if next_row is None else next_row
         at = min(reaches, progress[source.partition].next_offset) if source.kind == EVENT else reaches
@@ -89,10 +89,10 @@ def _cut(
     promised = furthest(progress)
     is_out = {Source(EVENT, p): record.next_offset for p, record in progress.items()}
     events, labels = rows.filter("is_event"), rows.filter(~pl.col("is_event"))
-    open_events = _at_or_after(is_out)
+    open_events = at_or_after(is_out)
     bounds = [_key(events.filter(open_events).head(1))]
     if promised is not None:
-        bounds.append(_key(labels.filter(_at_or_after(promised)).head(1)))
+        bounds.append(_key(labels.filter(at_or_after(promised)).head(1)))
     arrivals = lake.arrivals()
     for source, end in ends.items():
         if ingested[source] < end:
@@ -115,18 +115,6 @@ def _records(lake: Lake, stream: Stream) -> pl.DataFrame:
         refused = placed(lake, stream, "refused", kind, columns=["topic", *columns])
         frames.append(refused.filter(pl.col("topic") == stream.topic(name)).select(kept))
     return pl.concat(frames)
-
-
-def _of(source: Source) -> pl.Expr:
-    return (pl.col("is_event") == (source.kind == EVENT)) & (pl.col("partition") == source.partition)
-
-
-def _at_or_after(offsets: Frontier) -> pl.Expr:
-    """Records at or beyond the offset of their source; all records of other sources."""
-    before = pl.lit(False)
-    for source, offset in offsets.items():
-        before |= _of(source) & (pl.col("offset") < offset)
-    return ~before
 
 
 def _before(cut: Key) -> pl.Expr:

@@ -1,1 +1,1 @@
-"""Tools of operators: dead letters listed and sent again."""
+"""Tools of operators: dead letters sent again, scores reproduced."""

@@ -27,7 +27,7 @@ from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import Alone, Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
-COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover"]
+COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover", "explain"]
 COMMANDS += ["use-model", "rollback", "set-threshold", "set-budget"]
 COMMANDS += ["topics create", "topics live", "refused list", "refused replay"]
 COMMANDS += [f"{server} {action}" for server in ("kafka", "ui") for action in ("start", "stop", "status")]
@@ -114,6 +114,7 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
         ["label", "e1", "1"],
         ["reconcile"],
         ["recover"],
+        ["explain", "e1"],
         ["refused", "list"],
         ["refused", "replay"],
         ["topics", "create"],

@@ -144,6 +144,9 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     )
     assert skew.holds
     assert skew.checked == skew.equal == skew.n_model_checked == N_LIVE
+    said = json.loads(unmask("explain", str(alerts[0].event_id), "--stream", str(stream_file), "--json"))
+    assert said["verdict"] == "equal"
+    assert len(said["reasons"]) == len(said["published_reasons"]) > 0
     with pytest.raises(audit.NoModelError, match="no version of 'logins-scorer' with the digest 0123"):
         model_of(settings, stream, "0123456789abcdef" * 4)
     with pytest.raises(audit.NoModelError, match="hexadecimal"):
