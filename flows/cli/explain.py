@@ -12,6 +12,7 @@ from flows.screen import clean, json_line
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipelines.model import Model
     from pipelines.operate.explain import Reproduction
 
 app = typer.Typer()
@@ -45,11 +46,17 @@ def explain(
 
     from flows import progress
     from flows.serve.model import model_of
+    from pipelines.live.wanted import OrderedThreshold
     from pipelines.operate.explain import reproduce
     from pipelines.operate.published import published
 
     spec, here = stream_of(stream), settings()
     connection, lake = here.connection(), here.lake(spec)
+
+    def model(digest: str, threshold: float | None) -> "Model":
+        found = model_of(here, spec, digest)
+        return found if threshold in (None, found.threshold) else found.with_threshold(OrderedThreshold(threshold))
+
     with progress.shown("explain") as report:
 
         def show(done: int, n: int) -> None:
@@ -62,7 +69,7 @@ def explain(
             lake,
             here.snapshots(spec),
             found,
-            models=lambda digest: model_of(here, spec, digest),
+            models=model,
             progress=show,
         )
     if as_json:

@@ -29,6 +29,7 @@ from pipelines.order import EVENT, Key, Source
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
+Models = Callable[[str, float | None], Model]
 
 
 class FeatureValue(msgspec.Struct, frozen=True):
@@ -78,7 +79,7 @@ def reproduce(
     snapshots: Path,
     found: Published,
     *,
-    models: Callable[[str], Model],
+    models: Models,
     progress: OnProgress | None = None,
 ) -> Reproduction:
     """Fold the lake up to the event of a score, and recompute its features, the score and the reasons of its alert.
@@ -87,7 +88,7 @@ def reproduce(
 
     Args:
         snapshots: folder of the scorer's snapshots: the newest one before the event saves the records before it.
-        models: returns the model of a digest or raises `NoModelError`.
+        models: returns a model by its digest, with the threshold of the alert (None: its own); raises `NoModelError`.
         progress: called with the number of records folded and the total.
 
     Raises:
@@ -176,7 +177,7 @@ def _compared(
     found: Published,
     event: Mapping[str, Any],
     block: Block,
-    models: Callable[[str], Model],
+    models: Models,
 ) -> Reproduction:
     """Compare the row of an event after the fold with what was published about it."""
     alert, digest = found.alert, f"{int(block.features_hash[0]):016x}"
@@ -195,7 +196,7 @@ def _compared(
         why_not.append("the alert was shortened: its feature values and reasons cannot be compared")
     score, threshold, reasons = None, alert.threshold if alert else None, None
     try:
-        model = models(found.model)
+        model = models(found.model, threshold)
     except NoModelError as error:
         why_not.append(f"model {found.model[:12]} is not available, so the score is not recomputed: {error}")
     else:

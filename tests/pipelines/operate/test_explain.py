@@ -109,7 +109,7 @@ class Scored(Rig):
             lake or self.lake,
             folder,
             found,
-            models=lambda digest: model or Reasoning(self.stream),
+            models=lambda digest, threshold: model or Reasoning(self.stream),
         )
 
 
@@ -187,7 +187,8 @@ def test_another_score_and_other_reasons_differ(scored: Scored) -> None:
 
 
 def test_what_is_gone_is_said_and_is_no_difference(scored: Scored) -> None:
-    def none(digest: str) -> Model:
+    def none(digest: str, threshold: float | None) -> Model:
+        assert threshold == Reasoning.threshold
         raise NoModelError(f"the registry has no {digest}")
 
     found = scored.find(scored.alerts[0].alert_id)
