@@ -1,7 +1,6 @@
 """The state of one entity column: rows, blocks, and the hash table from key to row."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +105,8 @@ class EntityRows:
             if heap[FREE] < _SMALL or 4 * heap[FREE] < self._block_words:
                 return
             if heap[TOP] > MOST_GRANULES // 2:  # after hundreds of rounds: from the beginning again
-                arrays = {name: Pieces.of(array) for name, array in self.snapshot(-(2**62)).items()}
+                copied = self.packed(np.arange(self.used), -(2**62)) | self.counted()
+                arrays = {name: Pieces.of(array) for name, array in copied.items()}
                 self._empty()
                 self.restore(arrays)
                 return
@@ -126,15 +126,24 @@ class EntityRows:
             self._index()
         return before - self.awake
 
-    def snapshot(self, clock_ms: int | None) -> dict[str, NDArray[Any]]:
-        """A copy, as of a time."""
-        lengths = np.zeros(0 if clock_ms is None else self.used, np.int64)
-        packing.measure(0, clock_ms or 0, self.memory, self.layout, lengths)
+    def counted(self) -> dict[str, NDArray[np.int64]]:
+        """A copy of the counters."""
+        return {name: array.copy() for name, array in zip(WindowCounters._fields, self.counters, strict=True)}
+
+    def packed(self, slots: NDArray[np.int64], clock_ms: int) -> dict[str, NDArray[np.uint64]]:
+        """A copy of some rows and their blocks as of a time, flat."""
+        lengths = np.empty(len(slots), np.int64)
+        packing.measure(slots, clock_ms, self.memory, self.layout, lengths)
         kept = lengths != packing.GONE
         rows = np.empty(int(kept.sum()) * self.layout.stride, np.uint64)
         blocks = np.empty(int(lengths[kept].sum()), np.uint64)
-        packing.pack(0, clock_ms or 0, self.memory, self.cells, self.layout, lengths, rows, blocks)
-        return dict(zip(self.SAVED, (rows, blocks, *(c.copy() for c in self.counters)), strict=True))
+        packing.pack(slots, clock_ms, self.memory, self.cells, self.layout, lengths, rows, blocks)
+        return {"rows": rows, "blocks": blocks}
+
+    def find_waiting(self, keys: NDArray[np.uint64], waiting: NDArray[np.bool_], slots: NDArray[np.int64]) -> int:
+        """Write the slots of those `keys` that are waiting, which they then are no longer; returns how many."""
+        found = packing.find_waiting(keys, self._table, self.memory.words, self.layout.stride, waiting, slots)
+        return int(found)
 
     def restore(self, arrays: Mapping[str, Pieces]) -> None:
         """Load a copy into an empty column."""

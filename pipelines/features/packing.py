@@ -8,6 +8,7 @@ import numpy as np
 from pipelines.features.blocks import GRANULE, cut, move_up, refer, shrink, start_of, take, used_of
 from pipelines.features.compiling import compiled, move
 from pipelines.features.facts import tally_words
+from pipelines.features.index import place_of, slot_at
 from pipelines.features.kernel import AWAKE, ROWS
 from pipelines.features.layout import BLOCK, CLOCK, DORMANT, SINCE
 
@@ -63,10 +64,25 @@ def move_some_up(first, last, memory, cells, layout):
 
 
 @compiled
-def measure(first, clock_ms, memory, layout, lengths):
-    """Words of the block that a snapshot has of each row from `first` on; `GONE` for a row that it leaves out."""
-    for n in range(lengths.shape[0]):
-        at = (first + n) * layout.stride
+def find_waiting(keys, table, words, stride, waiting, slots):
+    """Write the slots of those `keys` that are waiting, which they then are no longer; returns how many."""
+    n = 0
+    for i in range(keys.shape[0]):
+        if keys[i] == _ZERO:
+            continue
+        slot = slot_at(table, place_of(table, keys[i], words, stride))
+        if 0 <= slot < waiting.shape[0] and waiting[slot]:
+            waiting[slot] = False
+            slots[n] = slot
+            n += 1
+    return n
+
+
+@compiled
+def measure(slots, clock_ms, memory, layout, lengths):
+    """Words of the block that a snapshot has of each row; `GONE` for a row that it leaves out."""
+    for n in range(slots.shape[0]):
+        at = slots[n] * layout.stride
         if not _is_idle(at, clock_ms, memory, layout):
             lengths[n] = used_of(at, memory)
         elif clock_ms - memory.ints[at + CLOCK] <= layout.lifetime_ms:
@@ -76,16 +92,16 @@ def measure(first, clock_ms, memory, layout, lengths):
 
 
 @compiled
-def pack(first, clock_ms, memory, cells, layout, lengths, rows, blocks):
+def pack(slots, clock_ms, memory, cells, layout, lengths, rows, blocks):
     """Copy rows and blocks as they are in a snapshot, without what idle entities no longer need.
 
     The word that refers to a row's block has only the number of its words.
     """
     to, done = _int(0), _int(0)
-    for n in range(lengths.shape[0]):
+    for n in range(slots.shape[0]):
         if lengths[n] == GONE:
             continue
-        at = (first + n) * layout.stride
+        at = slots[n] * layout.stride
         kept = layout.lifetime_words if _is_idle(at, clock_ms, memory, layout) else layout.stride
         for word in range(kept):
             rows[to + word] = memory.words[at + word]

@@ -1,33 +1,30 @@
 """Arrays in pieces, in memory or in one file, written and read without a second copy in memory.
 
-The file: a line that names the format and its version, the length of the head (8 bytes, little-endian), the head
-(JSON: metadata of the writer, and name, type and shape of each array), the arrays' bytes one after the other,
-and the sha256 of all that.
+The file: a line that names the format and its version; frames, each up to 1 MiB of an array compressed with zstd; the
+index (JSON: metadata of the writer; for each array its name, type, shape and frames); the length of the index (8 bytes,
+little-endian); the sha256 of all that.
 """
 
-import fcntl
 import hashlib
-import io
 import json
 import math
 import os
 import struct
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from pipelines.errors import RestoreError
-from pipelines.faults import Fault, no_fault
 
-FORMAT = 3
-_NAME = b"unmask-snapshot "
+FORMAT = 4
+NAME = b"unmask-snapshot "
+FRAME = 1 << 20  # bytes before compression
+DIGEST = 32
 _BLOCK = 1 << 20
-_MOST_HEAD = 1 << 30
 
 
 class Pieces:
@@ -72,93 +69,55 @@ class Pieces:
         """Size of the whole array in bytes."""
         return self.whole().tobytes()
 
-    def blocks(self) -> Iterator[memoryview]:
-        """The bytes in parts, without copying."""
+    def parts(self) -> Sequence[NDArray[Any]]:
+        """The arrays that it consists of."""
         assert not isinstance(self._source, _Stored), "an array that is stored in a file cannot be written again"
-        for array in self._source:
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            for start in range(0, len(flat), _BLOCK):
-                yield flat[start : start + _BLOCK]
+        return self._source
+
+
+def joined(parts: Iterable[tuple[str, NDArray[Any]]]) -> dict[str, Pieces]:
+    """Arrays by name, from their parts in order."""
+    arrays: dict[str, list[NDArray[Any]]] = {}
+    for name, part in parts:
+        arrays.setdefault(name, []).append(part)
+    return {name: Pieces.of(*found) for name, found in arrays.items()}
+
+
+class _Frame(NamedTuple):
+    """A part of an array in a file: where it is, its length there, and its bytes before compression."""
+
+    offset: int
+    n_stored: int
+    n_bytes: int
 
 
 class _Stored(NamedTuple):
-    """Position of an array in a file."""
+    """An array in a file."""
 
     path: Path
-    offset: int
+    frames: Sequence[_Frame]
 
     def into(self, out: NDArray[Any], start: int) -> None:
+        left = out.reshape(-1).view(np.uint8).data
+        skipped = start * (out.nbytes // max(len(out), 1))
+        reader = zstandard.ZstdDecompressor()
         with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.offset + start * (out.nbytes // max(len(out), 1)))
-            left = out.reshape(-1).view(np.uint8).data
-            while left:
-                n_read = file.readinto(left[:_BLOCK])
-                if not n_read:
-                    raise RestoreError(f"{self.path.name} was truncated while it was read; delete it")
-                left = left[n_read:]
-
-
-def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, fault: Fault = no_fault) -> None:
-    """Write atomically: after a crash or power cut, the file is complete or absent."""
-    table = [[name, pieces.dtype.str, pieces.shape] for name, pieces in arrays.items()]
-    head = json.dumps({"meta": meta, "arrays": table}).encode()
-    digest = hashlib.sha256()
-    with unfinished(path) as file:
-
-        def put(data: bytes | memoryview) -> None:
-            digest.update(data)
-            while data:  # a raw file may write less than requested
-                data = memoryview(data)[file.write(data) :]
-
-        put(_NAME + b"%d\n" % FORMAT + struct.pack("<Q", len(head)))
-        put(head)
-        for pieces in arrays.values():
-            for block in pieces.blocks():
-                put(block)
-        put(digest.digest())
-        os.fsync(file.fileno())
-        fault("mid_snapshot")
-    sync(path.parent)
-
-
-@contextmanager
-def unfinished(path: Path) -> Iterator[io.FileIO]:
-    """A temporary file of this writer alone, which gets its name `path` at the end; it is deleted after an exception.
-
-    It is locked until then, so that `clear_unfinished` of another replica leaves it.
-    """
-    while True:
-        temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.part")
-        with open(temporary, "xb", buffering=0) as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink == 0:
-                continue  # deleted by another replica before it was locked
-            try:
-                yield file
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
-            return
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Delete the temporary files whose writer has died: nobody holds their lock."""
-    for temporary in folder.glob("*.part"):
-        with suppress(OSError), open(temporary, "rb") as file:  # what cannot be deleted is reported at the next write
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to disk, so that it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            for frame in self.frames:
+                if not left:
+                    return
+                if skipped >= frame.n_bytes:
+                    skipped -= frame.n_bytes
+                    continue
+                file.seek(frame.offset)
+                try:
+                    data = reader.decompress(file.read(frame.n_stored), frame.n_bytes)
+                except zstandard.ZstdError as error:
+                    raise RestoreError(f"{self.path.name} was changed while it was read ({error}); delete it") from None
+                part = memoryview(data)[skipped : skipped + len(left)]
+                left[: len(part)] = part
+                left, skipped = left[len(part) :], 0
+        if left:
+            raise RestoreError(f"{self.path.name} is shorter than its index says; delete it")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -168,7 +127,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         RestoreError: the file is damaged, or was written by another version.
     """
     with open(path, "rb") as file:
-        return _head(file, path)[0]
+        return _index(file, path)[0]
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
@@ -178,9 +137,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
         RestoreError: the file is damaged, or was written by another version.
     """
     with open(path, "rb") as file:
-        meta, arrays, end = _head(file, path)
+        meta, arrays = _index(file, path)
         file.seek(0)
-        digest, left = hashlib.sha256(), end
+        digest, left = hashlib.sha256(), path.stat().st_size - DIGEST
         buffer = memoryview(bytearray(_BLOCK))
         while left and (n_read := file.readinto(buffer[: min(left, _BLOCK)])):
             digest.update(buffer[:n_read])
@@ -190,29 +149,31 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
     return meta, arrays
 
 
-def _head(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, Pieces], int]:
-    """Metadata, arrays and the position of the sha256."""
+def _index(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:
+    """Metadata and arrays."""
     start = file.read(66)
     line, newline, _ = start.partition(b"\n")
-    if not newline or not line.startswith(_NAME):
+    if not newline or not line.startswith(NAME):
         raise _of_format_1(path) if _is_format_1(start) else _damaged(path)
-    if line != _NAME + b"%d" % FORMAT:
+    if line != NAME + b"%d" % FORMAT:
         raise RestoreError(
-            f"{path.name} was written by another version of Unmask (snapshot format {line[len(_NAME) :].decode()!r}, "
+            f"{path.name} was written by another version of Unmask (snapshot format {line[len(NAME) :].decode()!r}, "
             f"this version reads {FORMAT}); an older snapshot or the input is used"
         )
-    file.seek(len(line) + 1)
-    (n_head,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+    end = file.seek(0, os.SEEK_END) - DIGEST
     try:
-        head = json.loads(file.read(n_head) if n_head < _MOST_HEAD else b"")
-        offset, arrays = file.tell(), {}
-        for name, kind, shape in head["arrays"]:
-            arrays[name] = Pieces(tuple(shape), np.dtype(kind), _Stored(path, offset))
-            offset += arrays[name].nbytes
-        meta = head["meta"]
-    except (ValueError, KeyError, TypeError):
+        file.seek(end - 8)
+        (n_index,) = struct.unpack("<Q", file.read(8))
+        file.seek(end - 8 - n_index)
+        index = json.loads(file.read(n_index))
+        arrays = {}
+        for name, kind, shape, frames in index["arrays"]:
+            stored = _Stored(path, [_Frame(*frame) for frame in frames])
+            arrays[name] = Pieces(tuple(shape), np.dtype(kind), stored)
+        meta = index["meta"]
+    except (ValueError, KeyError, TypeError, OSError, struct.error, OverflowError, MemoryError):
         raise _damaged(path) from None
-    return meta, arrays, offset
+    return meta, arrays
 
 
 def _is_format_1(start: bytes) -> bool:

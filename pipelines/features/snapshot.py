@@ -1,16 +1,17 @@
 """Snapshots of the state, in memory or in a file, and the folder that stores them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import RestoreError
 from pipelines.faults import Fault, no_fault
-from pipelines.features import pieces
+from pipelines.features import draft, pieces
+from pipelines.features.draft import Draft
 from pipelines.features.pieces import Pieces
-from pipelines.order import Source, from_kinds
+from pipelines.order import Frontier, Source, from_kinds
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Snapshot:
 
     def write(self, path: Path, *, fault: Fault = no_fault) -> None:
         """Write atomically: after a crash or power cut, the file is complete or absent."""
-        pieces.write(path, self.meta, self.arrays, fault=fault)
+        draft.write(path, self.meta, self.arrays, fault=fault)
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
@@ -57,12 +58,34 @@ class SnapshotStore:
 
     def write(self, snapshot: Snapshot) -> Path:
         """Store a snapshot. If this fails, no partial file is left."""
-        path = self.folder / f"{sum(snapshot.frontier.values()):020d}.snapshot"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(snapshot.frontier)
         snapshot.write(path, fault=self._fault)
-        for old in self._paths()[self._keep :]:
-            old.unlink(missing_ok=True)
+        self.tidy()
         return path
+
+    def draft(self, frontier: Frontier) -> Draft:
+        """Begin to write a snapshot with this frontier."""
+        return Draft(self._path(frontier), fault=self._fault)
+
+    def tidy(self, is_usable: Callable[[Frontier], bool] = lambda _: True) -> None:
+        """Delete all but the newest ones and the newest usable one, which those that are ahead must not displace."""
+        paths = self._paths()
+        old = paths[self._keep :]
+        if not any(self._is(is_usable, path) for path in paths[: self._keep]):
+            spared = next((path for path in old if self._is(is_usable, path)), None)
+            old = [path for path in old if path != spared]
+        for path in old:
+            path.unlink(missing_ok=True)
+
+    def _is(self, usable: Callable[[Frontier], bool], path: Path) -> bool:
+        try:
+            return usable(from_kinds(pieces.read_meta(path)["frontier"]))
+        except (RestoreError, OSError, ValueError, KeyError):
+            return False
+
+    def _path(self, frontier: Frontier) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{sum(frontier.values()):020d}.snapshot"
 
     def newest_first(self) -> Iterator[tuple[Path, Snapshot]]:
         """All readable snapshots; a warning names the others."""
@@ -74,7 +97,7 @@ class SnapshotStore:
 
     def clear_unfinished(self) -> None:
         """Delete files left incomplete by a crash, not those that another replica is writing."""
-        pieces.clear_unfinished(self.folder)
+        draft.clear_drafts(self.folder)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("*.snapshot"), reverse=True)

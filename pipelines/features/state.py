@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import xxhash
@@ -18,11 +19,14 @@ from pipelines.errors import InternalError, RestoreError
 from pipelines.features.duplicates import Duplicates
 from pipelines.features.id_log import ID_KEY_BYTES, hash_ids
 from pipelines.features.layout import FoldInput
+from pipelines.features.pieces import Pieces, joined
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.reports import Reports
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.windows import Windows
-from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, sources
+from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, from_kinds, sources
+
+_ROWS = 1 << 16  # copied at a time, where nobody waits
 
 
 def plan_of(stream: Stream) -> FeaturePlan:
@@ -181,17 +185,15 @@ class State:
             self.arrivals[source] = int(run.arrival_ms[row])
         self.last = run.place_of(len(run) - 1)
 
-    def snapshot(self) -> "Snapshot":
-        """A copy that later folds do not change.
+    def copy(self) -> "StateCopy":
+        """Begin a copy of the state as it is now, to be made in steps while events are folded.
 
         Raises:
             InternalError: an update is incomplete; its events would be taken for duplicates after a restart.
         """
         if self._steps_begun:
             raise InternalError("a state update failed or is still running; no snapshot can be taken")
-        arrays = {f"windows/{name}": array for name, array in self.windows.snapshot().items()}
-        arrays["seen"] = self._seen.snapshot(self.clock_ms)
-        arrays["reported"] = self._reported.snapshot(self.clock_ms)
+        logs = {"seen": self._seen.snapshot(self.clock_ms), "reported": self._reported.snapshot(self.clock_ms)}
         meta = {
             "definition": self.digest,
             "n_partitions": self.n_partitions,
@@ -206,7 +208,18 @@ class State:
             "id_key": self.id_key.hex(),
             "evicted": [self._seen.n_evicted, self._reported.n_evicted],
         }
-        return Snapshot(meta, arrays)
+        return StateCopy(meta, logs, self.windows)
+
+    def snapshot(self) -> "Snapshot":
+        """A copy that later folds do not change.
+
+        Raises:
+            InternalError: an update is incomplete; its events would be taken for duplicates after a restart.
+        """
+        copy = self.copy()
+        while not copy.is_whole:
+            copy.step(_ROWS)
+        return Snapshot(copy.meta, joined(copy.parts()))
 
     @classmethod
     def restore(cls, stream: Stream, snapshot: "Snapshot") -> Self:
@@ -237,6 +250,42 @@ class State:
         state.places = list(meta["places"])
         state.clock_offset = meta.get("clock_offset", 0)
         return state
+
+
+class StateCopy:
+    """A copy of a state as it was at one moment, made in steps while events are folded."""
+
+    def __init__(self, meta: dict[str, Any], logs: Mapping[str, Pieces], windows: Windows) -> None:
+        self.meta = meta
+        self._logs = deque((name, part) for name, pieces in logs.items() for part in pieces.parts())
+        self._windows, self._copy = windows, windows.copy()
+
+    @property
+    def frontier(self) -> dict[Source, int]:
+        """Next offset of every source, at that moment."""
+        return from_kinds(self.meta["frontier"])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to be copied."""
+        return self._copy.is_whole
+
+    def step(self, n_rows: int) -> None:
+        """Copy some more rows."""
+        self._copy.step(n_rows)
+
+    def parts(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What was copied since the last call: named parts of arrays. The ids of a log are never changed, so they are
+        not copied."""
+        while self._logs:
+            yield self._logs.popleft()
+        while self._copy.ready:
+            name, part = self._copy.ready.popleft()
+            yield f"windows/{name}", part
+
+    def abandon(self) -> None:
+        """Give the copy up."""
+        self._windows.abandon(self._copy)
 
 
 def hash_rows(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import RestoreError
+from pipelines.features.copying import WindowsCopy
 from pipelines.features.entities import EntityRows
 from pipelines.features.layout import FoldInput
-from pipelines.features.pieces import Pieces
+from pipelines.features.pieces import Pieces, joined
 from pipelines.features.plan import FeaturePlan
 
 __all__ = ["FeaturePlan", "FoldInput", "Windows"]
 
 _FARTHEST_MS = 2**53  # keeps pane arithmetic far from overflow
+_ROWS = 1 << 16  # copied at a time
 
 
 class Windows:
@@ -51,6 +53,7 @@ class Windows:
         self.plan = plan
         self.clock_ms: int | None = None  # of the newest folded item
         self._columns = [EntityRows(layout) for layout in plan.layouts]
+        self._copies: list[WindowsCopy] = []  # that are not whole yet
 
     def fold(self, batch: FoldInput) -> NDArray[np.float64]:
         """Update the state with a batch.
@@ -67,6 +70,9 @@ class Windows:
         batch = self._checked(batch)
         out = np.full((int(np.count_nonzero(batch.is_event)), len(self.plan.names)), np.nan)
         if len(batch.is_event):
+            self._copies = [copy for copy in self._copies if not copy.is_whole]
+            for copy in self._copies:
+                copy.before_change(batch.entities)
             for number, column in enumerate(self._columns):
                 column.fold(number, batch, out)
             self.clock_ms = int(batch.clock_ms[-1])
@@ -75,13 +81,15 @@ class Windows:
     def sweep(self, clock_ms: int) -> int:
         """Drop the windows of idle entities, as of a time but at most as of the newest folded item.
 
+        Nothing is dropped while a copy is being made.
+
         No feature changes, because these windows would be reset at the next event of their entity. Lifetime facts are
         kept with the dormant entities until `FeaturePlan.lifetime_ms`.
 
         Returns:
             Number of entities whose windows were dropped.
         """
-        if self.clock_ms is None:
+        if self.clock_ms is None or not all(copy.is_whole for copy in self._copies):
             return 0
         return sum(column.sweep(min(clock_ms, self.clock_ms)) for column in self._columns)
 
@@ -127,20 +135,28 @@ class Windows:
         """Per entity and label window: labels without a pane (unknown entity, too old, too new)."""
         return self._counted(self.plan.label_window_names, [column.counters.labels_outside for column in self._columns])
 
-    def snapshot(self) -> dict[str, Pieces]:
-        """A copy of the state, as plain arrays.
+    def copy(self) -> WindowsCopy:
+        """Begin a copy of the state as it is now, to be made in steps.
 
-        The copy depends only on the items folded, not on their division into batches or the times of sweeps, but for
-        the order of entities: of idle ones it has only the lifetime facts, and unused words are zero.
+        It depends only on the items folded, not on their division into batches or the times of sweeps, but for the
+        order of entities: of idle ones it has only the lifetime facts, and unused words are zero.
         """
-        arrays: dict[str, NDArray[Any]] = {
-            "digest": np.frombuffer(bytes.fromhex(self.plan.digest), np.uint8),
-            "clock_ms": np.array([] if self.clock_ms is None else [self.clock_ms], np.int64),
-        }
-        for number, column in enumerate(self._columns):
-            for name, array in column.snapshot(self.clock_ms).items():
-                arrays[f"{number}.{name}"] = array
-        return {name: Pieces.of(array) for name, array in arrays.items()}
+        digest = np.frombuffer(bytes.fromhex(self.plan.digest), np.uint8)
+        clock = np.array([] if self.clock_ms is None else [self.clock_ms], np.int64)
+        copy = WindowsCopy(self._columns, self.clock_ms, [("digest", digest), ("clock_ms", clock)])
+        self._copies.append(copy)
+        return copy
+
+    def abandon(self, copy: WindowsCopy) -> None:
+        """Give a copy up before it is whole."""
+        self._copies = [other for other in self._copies if other is not copy]
+
+    def snapshot(self) -> dict[str, Pieces]:
+        """A whole copy."""
+        copy = self.copy()
+        while not copy.is_whole:
+            copy.step(_ROWS)
+        return joined(copy.ready)
 
     @classmethod
     def restore(cls, plan: FeaturePlan, arrays: Mapping[str, Pieces]) -> Self:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
-from pipelines.features.pieces import sync
+from pipelines.features.draft import sync
 from pipelines.features.state import State
 from pipelines.lake.replay import fold_lake
 from pipelines.lake.tables import Lake

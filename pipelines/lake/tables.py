@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
-from pipelines.features.pieces import sync
+from pipelines.features.draft import sync
 
 FORMAT = 2  # of the tables; 1 noted no topic ids
 TABLES = ("events", "labels", "refused", "scores", "places")

@@ -250,6 +250,7 @@ class Scorer:
         self._note_catching_up()
         if self._leads:
             self._snapshots.take_if_due(self.progress)
+        self._snapshots.go_on()
         now_s = time.monotonic()
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + SWEEP_EVERY_S
@@ -340,6 +341,8 @@ class Scorer:
         self._clock.close()
         if snapshot and leads and not failures and self._caught_up:
             self._snapshots.take(self.progress)
+        else:
+            self._snapshots.abandon()
         self._aside.shutdown(wait=True)
         self._input.reader.close()
         if snapshot and failures:

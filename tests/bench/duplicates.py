@@ -100,7 +100,7 @@ def soak(n_ids: int, snapshot_every: int, folder: Path) -> bool:
     next_offset, pool, writing = [0] * N_PARTITIONS, ThreadPoolExecutor(1), Future[None]()
     writing.set_result(None)
     replica = Replica(State(stream, N_PARTITIONS), progress, {})
-    looked_up, copied = Timed(replica.state._seen.first_offsets), Timed(replica.snapshot)
+    looked_up, copied = Timed(replica.state._seen.first_offsets), Timed(replica.state.snapshot)
     replica.state._seen.first_offsets = looked_up  # type: ignore[method-assign, assignment]
     n, process = round(1.1 * n_ids), psutil.Process()
     steps_ms, whole_ms, n_out, n_duplicates, n_snapshots, path = [], [], 0, 0, 0, folder / "soak.snapshot"
@@ -120,7 +120,7 @@ def soak(n_ids: int, snapshot_every: int, folder: Path) -> bool:
             n_duplicates += sum(int(put.rows.is_duplicate.sum()) for put in puts)
         if start // snapshot_every != (start + STEP) // snapshot_every and writing.done():
             writing.result()
-            writing = pool.submit(copied(progress).write, path)
+            writing = pool.submit(copied().write, path)
             n_snapshots += 1
         whole_ms.append(1000 * (time.perf_counter() - wall))
         steps_ms.append(whole_ms[-1] - (waited_ms() - waited))

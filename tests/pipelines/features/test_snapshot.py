@@ -68,3 +68,14 @@ def test_two_replicas_that_write_the_same_place_at_once_both_leave_a_whole_snaps
     SnapshotStore(tmp_path, fault=write_another).write(snapshot(7))
     assert [sum(found.frontier.values()) for _, found in SnapshotStore(tmp_path).newest_first()] == [7]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_snapshots_that_are_ahead_do_not_displace_the_newest_usable_one(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path, keep=2)
+    for n_folded in (5, 7, 20, 30):  # as several replicas may write them, each of them one that is ahead
+        draft = store.draft(snapshot(n_folded).frontier)
+        draft.finish(snapshot(n_folded).meta)
+        store.tidy(lambda frontier: sum(frontier.values()) <= 10)
+    assert [sum(found.frontier.values()) for _, found in store.newest_first()] == [30, 20, 7]
+    store.tidy(lambda frontier: sum(frontier.values()) <= 20)
+    assert [sum(found.frontier.values()) for _, found in store.newest_first()] == [30, 20]

@@ -13,6 +13,7 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import InternalError, RestoreError
 from pipelines.features import pieces
+from pipelines.features.copying import Part
 from pipelines.features.snapshot import Snapshot
 from pipelines.features.state import State, hash_rows
 from pipelines.order import EVENT, LABEL, Key, Source
@@ -30,10 +31,10 @@ def label(offset: int, at_ms: int, id_: int, value: int, *, event_ms: int = 0) -
     return item(LABEL, offset, at_ms, label_of(id_, card=1, shop=1, at_ms=START_MS + event_ms, label=value))
 
 
-def item(kind: int, offset: int, at_ms: int, raw: bytes, place: Key | None = None) -> Item:
-    record = Received("topic", 0, offset, START_MS + at_ms, b"1", raw)
-    key = place or Key(START_MS + at_ms, kind, 0, offset)
-    return Item(key, Source(kind, 0), START_MS + at_ms, record, place is not None)
+def item(kind: int, offset: int, at_ms: int, raw: bytes, place: Key | None = None, *, key: bytes = b"1") -> Item:
+    record = Received("topic", 0, offset, START_MS + at_ms, key, raw)
+    at = place or Key(START_MS + at_ms, kind, 0, offset)
+    return Item(at, Source(kind, 0), START_MS + at_ms, record, place is not None)
 
 
 def block_of(*items: Item) -> Block:
@@ -150,8 +151,8 @@ def test_a_snapshot_of_the_first_version_is_known_as_such_and_not_used() -> None
 def test_a_snapshot_of_a_later_version_is_known_as_such_and_not_used(tmp_path: Path) -> None:
     State(STREAM, 2).snapshot().write(tmp_path / "a.snapshot")
     content = (tmp_path / "a.snapshot").read_bytes()
-    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 3", b"snapshot 4", 1))
-    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '4', this version reads 3"):
+    (tmp_path / "a.snapshot").write_bytes(content.replace(b"snapshot 4", b"snapshot 5", 1))
+    with pytest.raises(RestoreError, match=r"written by another version of Unmask .*format '5', this version reads 4"):
         Snapshot.read(tmp_path / "a.snapshot")
 
 
@@ -178,12 +179,12 @@ def test_writing_a_snapshot_holds_nothing_more_and_reading_it_holds_it_once(tmp_
     snapshot = state.snapshot()
     tracemalloc.start()
     snapshot.write(tmp_path / "a.snapshot")
-    size, written = (tmp_path / "a.snapshot").stat().st_size, tracemalloc.get_traced_memory()[1]
+    size, written = sum(array.nbytes for array in snapshot.arrays.values()), tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
     again = State.restore(STREAM, Snapshot.read(tmp_path / "a.snapshot"))
     read = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert size > 20_000_000
+    assert size > 20_000_000 > 4 * (tmp_path / "a.snapshot").stat().st_size
     assert written < 3_000_000
     assert read < 1.2 * again.nbytes
     assert again.nbytes < 1.3 * state.nbytes
@@ -214,3 +215,35 @@ def test_equal_states_give_equal_snapshot_files(tmp_path: Path) -> None:
         state.snapshot().write(tmp_path / name)
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_a_copy_made_in_steps_while_events_are_folded_is_that_of_the_moment_at_which_it_began() -> None:
+    state = State(STREAM, 2, id_key=b"")
+    random = np.random.default_rng(3)
+    offset = 0
+
+    def fold_some(n: int) -> None:
+        nonlocal offset
+        records = []
+        for at, card in enumerate(random.integers(0, 400, n).tolist(), offset):
+            raw = event_of(at, card=card, shop=card % 7, at_ms=START_MS + at)
+            records.append(item(EVENT, at, at, raw, key=str(card).encode()))
+        state.fold(block_of(*records))
+        offset += n
+
+    fold_some(500)
+    expected = {name: np.sort(array.whole(), axis=None) for name, array in state.snapshot().arrays.items()}
+    copy = state.copy()
+    assert state.windows.sweep(2**60) == 0, "what is being copied is not swept"
+    parts: list[Part] = []
+    while not copy.is_whole:
+        copy.step(7)
+        parts += copy.parts()
+        fold_some(20)
+    assert len(parts) > 60
+    copied = pieces.joined(parts)
+    assert {name: np.sort(array.whole(), axis=None).tobytes() for name, array in copied.items()} == {
+        name: array.tobytes() for name, array in expected.items()
+    }
+    State.restore(STREAM, Snapshot(copy.meta, copied)).snapshot()
+    assert state.windows.sweep(2**60) > 0

@@ -16,8 +16,10 @@ from pipelines.contracts.messages import AlertRecord, Progress, Refused, Score, 
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, FencedError, InternalError, OutboxOverflowError, TooLargeError
+from pipelines.features.copying import Part
+from pipelines.features.pieces import joined
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State
+from pipelines.features.state import State, StateCopy
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Assignment, Message, TransactionalWriter
 from pipelines.live.alerting import outcomes_of, without_scores
@@ -198,6 +200,8 @@ class SimulatedReplica:
         for outbox, until in zip(self.ownership.outboxes, self.told_until, strict=True):
             outbox.told_until = until
         self.at = dict(state.frontier)
+        self.copy: StateCopy | None = None
+        self.parts: list[Part] = []
         self.marks_at = self.replica.merge.clock_offset
         self._put(self.replica.restored_puts())
 
@@ -284,12 +288,20 @@ class SimulatedReplica:
                     _out_of_memory()
         except MemoryError:
             with pytest.raises(InternalError, match="no snapshot can be taken"):
-                self.snapshot()
+                self.replica.copy(self.ownership.progress)
         self.begin()
 
-    def snapshot(self, *, disk_full: bool = False) -> None:
-        """Copy the state; it is kept under how much was folded, unless the disk is full."""
-        snapshot = self.replica.snapshot(self.ownership.progress)
+    def snapshot(self, *, disk_full: bool = False, rows: int = 10**9) -> None:
+        """Begin a copy of the state, or go on with it; a whole one is kept, unless the disk is full."""
+        if self.copy is None:
+            self.copy = self.replica.copy(self.ownership.progress)
+        for _ in self.world.stream.entities:  # a step ends with its column
+            self.copy.step(rows)
+        self.parts += self.copy.parts()
+        if not self.copy.is_whole:
+            return
+        snapshot = Snapshot(self.copy.meta, joined(self.parts))
+        self.copy, self.parts = None, []
         if not disk_full:
             self.world.snapshots[sum(snapshot.frontier.values())] = snapshot
 

@@ -274,7 +274,7 @@ def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: R
     for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
         scorer.state.places = [place] * n_places
         scorer._snapshots.take(scorer.progress)
-        assert (scorer._snapshots.writing is not None) == is_taken
+        assert scorer._snapshots.is_writing == is_taken
     scorer._stop(snapshot=False)
 
 
@@ -289,8 +289,7 @@ def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_nee
         goal = scorer.counters.n_folded + 1
         step_until(scorer, goal)
         scorer._snapshots.take(scorer.progress)
-        if scorer._snapshots.writing:
-            scorer._snapshots.writing.result()
+        wait_until(lambda: scorer._snapshots.go_on() or not scorer._snapshots.is_writing)  # type: ignore[func-returns-value]
     assert good in (rig.folder / "snapshots").iterdir()
     scorer._stop(snapshot=False)
 
