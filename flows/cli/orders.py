@@ -1,4 +1,4 @@
-"""`unmask use-model`, `rollback`, `set-threshold`, `set-budget`: orders to the running scorers of a stream."""
+"""`unmask use-model`, `rollback`, `set-threshold`, `set-budget`, `shadow`: orders to the running scorers."""
 
 import getpass
 from typing import TYPE_CHECKING, Annotated
@@ -98,3 +98,37 @@ def set_budget(
     [bold]Example[/bold]  unmask set-budget 40 --stream payments --why "two analysts on leave"
     """
     _show(_operator(stream, by).set_budget(per_day, why=why))
+
+
+@app.command(rich_help_panel="Live scoring")
+def shadow(
+    by: ByOption,
+    model: Annotated[
+        str | None, typer.Argument(help="Digest of a model; `challenger`: the newest one in MLflow; or `report`.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Score with the champion only.")] = False,
+    stream: StreamOption = None,
+    why: WhyOption = "by hand",
+) -> None:
+    """Let a challenger score the same events to the shadow topic, and compare it with the champion.
+
+    It reads the same features after the champion's scores are published. It never holds up the champion: events for
+    which it has no time are left out and counted in the status file.
+
+    [bold]Examples[/bold]
+
+    unmask shadow challenger --stream payments
+
+    unmask shadow report --stream payments
+
+    unmask shadow --off --stream payments
+    """
+    if (model is None) != off:
+        raise UnmaskError("give the digest of a model, `challenger`, `report` or --off")
+    if model == "report":
+        from flows.serve.shadow_report import shadow_report
+
+        for line in shadow_report(settings().connection(), stream_of(stream)).words:
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        return
+    _show(_operator(stream, by).shadow(model, why=why))

@@ -1,4 +1,4 @@
-"""Follows, while a scorer runs, which model and threshold are wanted: the registry's alias and the control topic."""
+"""Follows, while a scorer runs, which models and threshold are wanted: the registry's aliases and the control topic."""
 
 import logging
 import threading
@@ -10,10 +10,12 @@ from models.errors import ModelError
 from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError
+from pipelines.kafka import topics
 from pipelines.live.control import Order, Orders, order_of, send_order
 from pipelines.live.health import Seldom
 from pipelines.live.serving import Serving
-from pipelines.live.wanted import Wanted
+from pipelines.live.shadow import Shadow
+from pipelines.live.wanted import CHALLENGER, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class ChampionFollower(threading.Thread):
         if self.is_alive():
             self.join(timeout=5)
         self._orders.close()
+        if self.serving.shadow is not None:
+            self.serving.shadow.stop()
 
     def look(self) -> None:
         """Obey new orders. Then tell the others of a returned model or a moved alias, which are orders, too."""
@@ -74,6 +78,7 @@ class ChampionFollower(threading.Thread):
         if self._announce_alias():
             self._obey_new(wait_ms=round(ECHO_S * 1000))
             self._apply()
+        self._follow_shadow()
 
     def _obey_new(self, *, wait_ms: int = 0) -> None:
         for order in self._orders.new(wait_ms=wait_ms):
@@ -130,21 +135,51 @@ class ChampionFollower(threading.Thread):
                 log.info("the threshold of model %s is now %.9g", champion.digest[:12], changed.threshold)
 
     def _use(self, digest: str) -> None:
+        before = self.serving.champion.digest
+        if (model := self._model(digest)) is not None:
+            self.serving.swap(model, on_trial=not self.wanted.is_proven)
+            log.info("model %s is used instead of %s", digest[:12], before[:12])
+
+    def _follow_shadow(self) -> None:
+        """Let the wanted challenger score in shadow, unless it is the champion."""
+        shadow = self.serving.shadow
+        if shadow is None:
+            return
+        wanted = self._challenger() if self.wanted.shadow == CHALLENGER else self.wanted.shadow or None
+        if wanted == self.serving.champion.digest:
+            wanted = None
+        if wanted == shadow.digest:
+            return
+        model = None if wanted is None else self._model(wanted)
+        if model is not None and self._stream.topic("shadow") not in topics.topic_names(self._settings.connection()):
+            self._failed.warning("%s does not exist; run `unmask topics create`", self._stream.topic("shadow"))
+            return
+        shadow.use(model)
+        log.info("the model in shadow is %s", "none" if model is None else model.digest[:12])
+
+    def _challenger(self) -> str | None:
+        """What the challenger alias points to; where MLflow does not answer, what scores in shadow now."""
+        uri, name = self._settings.tracking_uri_or_nowhere(), registry_name(self._stream)
+        if registry.answers(uri):
+            return registry.resolve(name, "challenger", tracking_uri=uri, cache=self._settings.model_cache).digest
+        return None if self.serving.shadow is None else self.serving.shadow.digest
+
+    def _model(self, digest: str) -> ColumnsByName | None:
+        """A model with its ordered threshold; None if it cannot be used, or could not a moment ago."""
         now_s = time.monotonic()
         if now_s < self._again_s.get(digest, now_s):
-            return
-        before = self.serving.champion.digest
+            return None
         try:
             model = self._loaded.get(digest) or checked_model(self._settings, self._stream, digest)
         except (ModelError, OSError) as error:
             self.n_refused += 1
             self._again_s[digest] = now_s + TRY_AGAIN_S
             self.serving.unusable[digest] = str(error)
-            log.error("model %s is not used, %s stays: %s", digest[:12], before[:12], error)
-            return
+            log.error("model %s is not used, %s stays: %s", digest[:12], self.serving.champion.digest[:12], error)
+            return None
+        self.serving.unusable.pop(digest, None)
         self._keep(model)
-        self.serving.swap(model.with_threshold(self.wanted.thresholds.get(digest)), on_trial=not self.wanted.is_proven)
-        log.info("model %s is used instead of %s", digest[:12], before[:12])
+        return model.with_threshold(self.wanted.thresholds.get(digest))
 
     def _keep(self, model: ColumnsByName) -> None:
         self._loaded.pop(model.digest, None)
@@ -178,6 +213,7 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
             wanted = wanted.after(order)
     serving = Serving(first_model(settings, stream, wanted, alias))
     serving.refused |= wanted.refused
+    serving.shadow = Shadow(connection, stream)
     return ChampionFollower(settings, stream, serving, orders, wanted, name=name)
 
 

@@ -15,7 +15,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.kafka import progress, topics
 from pipelines.live.control import Orders, order_of, send_order
-from pipelines.live.wanted import Wanted
+from pipelines.live.wanted import CHALLENGER, Wanted
 
 MAX_SCORES = 500_000  # that a budget is computed from, the newest of the stream
 MIN_SCORES = 1_000
@@ -104,6 +104,19 @@ class Operator:
             f"threshold {threshold:.9g} for model {digest[:12]}: {per_day:g} alerts a day, {rate:.3%} of the "
             f"{len(live):,} events that it scored in {days * 24:.1f} h."
         )
+
+    def shadow(self, digest: str | None, *, why: str) -> str:
+        """Let a model, what the challenger alias points to, or none (None) score in shadow; returns it in words.
+
+        Raises:
+            UnmaskError: the topic for it does not exist, or the model cannot be loaded.
+        """
+        if self._stream.topic("shadow") not in topics.topic_names(self._connection):
+            raise UnmaskError(f"{self._stream.topic('shadow')} does not exist; run `unmask topics create`")
+        if digest not in (None, CHALLENGER):
+            digest = model_of(self._settings, self._stream, digest).digest
+        send_order(self._connection, self._stream, order_of("shadow", digest or "", why=why, by=self._by))
+        return "no model in shadow." if digest is None else f"model {digest[:12]} in shadow."
 
     def _wanted(self) -> Wanted:
         orders = Orders(self._connection, self._stream)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.live.health import Seldom
 from pipelines.live.scorer import Scorer
+from pipelines.live.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "threshold": scorer.model.threshold,
         "threshold_ordered": scorer.model.ordered_threshold is not None,
         "models_refused": scorer.serving.unusable | scorer.serving.refused,
+        "shadow": _shadow_of(scorer.serving.shadow),
         "scored": sum(p.n_scored for p in published),
         "refused": sum(p.n_refused for p in published),
         "duplicates": sum(p.n_duplicates for p in published),
@@ -58,3 +60,9 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "remembered": scorer.state.remembered,
         **asdict(scorer.counters),
     }
+
+
+def _shadow_of(shadow: Shadow | None) -> dict[str, Any] | None:
+    if shadow is None or shadow.digest is None:
+        return None
+    return {"model": shadow.digest, "scored": shadow.n_scored, "dropped": shadow.n_dropped, "failed": shadow.n_failed}

@@ -24,7 +24,7 @@ OF_EVENT_STATS = ("ratio", "zscore", "wratio", "share")  # computed from the eve
 Reports = Literal["frauds", "both"]
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock", "control", "resent")
+TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock", "control", "resent", "shadow")
 # Columns of the lake and of its replay that are not fields.
 _AT = ("at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
 _LABEL = ("label", "labelled_at_ms", "source", "effective_ms")

@@ -18,7 +18,7 @@ from pipelines.record import Received
 log = logging.getLogger(__name__)
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Kind = Literal["use", "follow", "rollback", "return", "threshold"]
+Kind = Literal["use", "follow", "rollback", "return", "threshold", "shadow"]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -30,6 +30,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     - `return`: `refused` did not pass its trial: never follow it again, and use `digest` instead.
     - `threshold`: decide the alerts of `digest` with `threshold`; without one, with the model's own. `alert_rate` is
       the share of events that is expected to raise an alert, `per_day` the budget that it was computed from.
+    - `shadow`: let `digest` score in shadow; `challenger` means what this alias points to, an empty text nothing.
     """
 
     kind: Kind

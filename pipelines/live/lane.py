@@ -18,6 +18,7 @@ from pipelines.live.metrics import Published
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.live.serving import Serving
 from pipelines.live.storms import storm_of
+from pipelines.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ class Lane:
     def _publish(self, batch: OutboxBatch, shortening: Shortening = Shortening.WHOLE) -> bool:
         """Commit a batch in one or several transactions; False if the rest must be taken from the outbox again."""
         assert self.progress is not None
-        before = self.progress
-        messages, progress, n_alerts = self._messages(batch, shortening)
+        before, model = self.progress, self._setting.serving.champion
+        messages, progress, n_alerts = self._messages(batch, shortening, model)
         fault = self._setting.fault
         try:
             fault("before_flush")
@@ -135,8 +136,10 @@ class Lane:
             if self.progress != progress:  # it was not committed
                 return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
         fault("before_outbox_drop")
-        self._setting.serving.count(progress.model, progress.n_scored - before.n_scored, n_alerts)
+        self._setting.serving.count(model, progress.n_scored - before.n_scored, n_alerts)
         now_ms = time.time() * 1000
+        if (shadow := self._setting.serving.shadow) is not None:
+            shadow.offer(batch.rows)
         self._setting.published.count(batch.rows, before, progress, n_alerts=n_alerts, now_ms=now_ms)
         self.progress = progress
         self.outbox.drop(batch)
@@ -214,12 +217,13 @@ class Lane:
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)
 
-    def _messages(self, batch: OutboxBatch, shortening: Shortening) -> tuple[list[Message], Progress, int]:
+    def _messages(
+        self, batch: OutboxBatch, shortening: Shortening, model: Model
+    ) -> tuple[list[Message], Progress, int]:
         if shortening == Shortening.LETTER:
             batch = batch._replace(rows=without_scores(batch.rows))
         short = shortening > Shortening.WHOLE
         assert self.progress is not None
-        model = self._setting.serving.champion
         storm = storm_of(self._setting.stream, self.progress, self.partition)
         outcomes = outcomes_of(
             batch.rows, self._setting.stream, model, storm=storm, short=short, together=self._setting.serving.together

@@ -2,6 +2,7 @@
 
 import threading
 
+from pipelines.live.shadow import Shadow
 from pipelines.live.together import Together
 from pipelines.model import Model
 
@@ -22,7 +23,7 @@ class Serving:
         >>> from tests.pipelines.live.live_scorer import Linear
         >>> from tests.pipelines.live.kill_stream import stream_named
         >>> serving = Serving(Linear(stream_named("s")))
-        >>> serving.count("linear", 1000, 10)
+        >>> serving.count(serving.champion, 1000, 10)
         >>> serving.verdict() is None
         True
     """
@@ -34,6 +35,7 @@ class Serving:
         self.unusable: dict[str, str] = {}  # digests of wanted models that cannot be used, and why
         self.n_swaps = 0
         self.together = Together()
+        self.shadow: Shadow | None = None  # is offered what was published
         self._lock = threading.Lock()
         self._n_scored = self._n_alerts = 0  # by the champion
         self._usual: float | None = None  # share of alerts of the model before
@@ -46,7 +48,6 @@ class Serving:
             self.previous, self.champion = self.champion if on_trial else None, model
             self._n_scored = self._n_alerts = 0
             self.n_swaps += 1
-        self.unusable.pop(model.digest, None)
 
     def adjust(self, model: Model) -> None:
         """Use the same model with another threshold from the next batch on. Its rate of alerts is counted anew."""
@@ -55,10 +56,10 @@ class Serving:
                 self.champion, self._usual = model, None
                 self._n_scored = self._n_alerts = 0
 
-    def count(self, digest: str, n_scored: int, n_alerts: int) -> None:
-        """Count published scores of a model."""
+    def count(self, model: Model, n_scored: int, n_alerts: int) -> None:
+        """Count published scores of a model; those that were decided with another threshold do not count."""
         with self._lock:
-            if digest == self.champion.digest:
+            if model is self.champion:
                 self._n_scored += n_scored
                 self._n_alerts += n_alerts
                 if self._n_scored >= TRIAL_SCORED:

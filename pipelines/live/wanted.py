@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 
 from pipelines.live.control import Order
 
+CHALLENGER = "challenger"  # instead of a digest: what this alias in the registry points to
 MAX_BEFORE = 50  # former models that are remembered
 
 
@@ -28,6 +29,7 @@ class Wanted:
         alias: what the champion alias pointed to when it was last announced.
         refused: models that did not pass their trial, and why. Only an order to use them lifts this.
         thresholds: those ordered, by the model for which they are.
+        shadow: the model to score in shadow, or `CHALLENGER`; empty: none.
 
     Example:
         >>> from pipelines.live.control import order_of
@@ -43,6 +45,7 @@ class Wanted:
     alias: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, OrderedThreshold] = field(default_factory=dict)
+    shadow: str = ""
 
     @classmethod
     def by(cls, orders: Iterable[Order]) -> Self:
@@ -78,6 +81,8 @@ class Wanted:
                 if order.threshold is not None:
                     others[order.digest] = OrderedThreshold(order.threshold, order.alert_rate)
                 return replace(self, thresholds=others)
+            case "shadow":
+                return replace(self, shadow=order.digest)
 
     def _using(self, digest: str) -> Self:
         if digest == self.digest:

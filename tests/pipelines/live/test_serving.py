@@ -74,14 +74,16 @@ def test_a_model_that_raises_far_too_many_or_no_alerts_is_returned(rig: Rig, sha
 
 
 def test_a_model_with_the_usual_rate_stays_and_its_trial_ends(rig: Rig) -> None:
-    serving = Serving(Named(rig, "first"))
-    serving.count("first", 10_000, 60)
-    serving.swap(Named(rig, "second"))
+    first, second = Named(rig, "first"), Named(rig, "second")
+    serving = Serving(first)
+    serving.count(first, 10_000, 60)
+    serving.swap(second)
+    serving.count(first, MIN_SCORED, MIN_SCORED)  # its last batches do not count for the second
     for _ in range(TRIAL_SCORED // 100):
-        serving.count("second", 100, 1)
+        serving.count(second, 100, 1)
         assert serving.verdict() is None
     assert serving.previous is None
-    serving.count("second", MIN_SCORED, MIN_SCORED)  # no longer on trial: its drift is for the monitor
+    serving.count(second, MIN_SCORED, MIN_SCORED)  # no longer on trial: its drift is for the monitor
     assert serving.verdict() is None
 
 
