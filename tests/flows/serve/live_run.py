@@ -20,6 +20,8 @@ from tests.flows.serve.cached import Home
 from tests.patience import HANG_S, wait_until
 from tests.pipelines.live.kill_load import Load
 
+BEFORE_MS, AFTER_MS = 1_500, 500  # a swap: the new model is loaded before it
+
 
 class LiveRun:
     """Replicas `a`, `b`, ... of `unmask score`, and a load of `per_s` events."""
@@ -76,18 +78,22 @@ class LiveRun:
         self.home.rig.n_sent = self.load.n_events
         self.home.rig.wait_until_out()
 
-    def gaps_ms(self, *, since_ms: int, until_ms: int) -> tuple[list[int], list[int]]:
-        """Times between commits of a partition, sorted: those across a change of the model, and the others."""
+    def gaps_ms(self, *, since_ms: int, until_ms: int) -> tuple[list[int], list[int], list[int]]:
+        """Times between commits of a partition: those across a change of the model, those near one, and the others."""
         told: dict[int, list[tuple[int, str]]] = {}
         for record in self.home.rig.published("progress"):
             if since_ms <= record.timestamp_ms <= until_ms:
                 model = decode(record.value, Progress).model
                 told.setdefault(record.partition, []).append((record.timestamp_ms, model))
-        across, others = list[int](), list[int]()
+        across, near, others = list[int](), list[int](), list[int]()
         for commits in told.values():
+            swaps = [at_ms for (_, before), (at_ms, at) in pairwise(commits) if at != before]
             for (before_ms, before), (at_ms, at) in pairwise(commits):
-                (across if at != before else others).append(at_ms - before_ms)
-        return sorted(across), sorted(others)
+                if at != before:
+                    across.append(at_ms - before_ms)
+                is_near = any(swap - BEFORE_MS <= at_ms and before_ms <= swap + AFTER_MS for swap in swaps)
+                (near if is_near else others).append(at_ms - before_ms)
+        return across, near, others
 
     def orders(self) -> list[tuple[int, Order]]:
         """All orders and when the broker or their sender stamped them, ms."""

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
 from flows.serve.champion import following
 from flows.serve.orders import Operator
+from models.ship.artifact import FILES
+from models.ship.manifest import write_files
 from models.table import Column
 from pipelines.errors import UnmaskError
 from pipelines.live.control import Orders, order_of, send_order
@@ -126,25 +130,30 @@ def test_a_budget_is_met_by_what_the_model_scored_last(home: Home) -> None:
     assert Replica(home).used == (digest, order.threshold)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign", "missing", "not finite"])
 def test_a_damaged_or_foreign_model_is_not_used_and_the_reason_is_told(home: Home, damage: str) -> None:
     good = home.put("good")
     columns = [Column("of.another.stream", "numeric"), Column("kind", "categorical")]
     bad = home.put("bad", columns=columns if damage == "foreign" else None)
     replica = Replica(home)
-    folder = home.settings.model_cache / bad
-    _damage(folder, damage)
+    bad = _damaged(home.settings.model_cache / bad, damage)
     send_order(home.rig.connection, home.stream, order_of("use", bad, why="test", by="ann"))
     replica.follow(lambda: bad in replica.serving.unusable)
-    reasons = {"flipped": "sha256", "truncated": "bytes; expected", "foreign": "columns that the stream does not have",
-               "missing": "MLflow at"}  # fmt: skip
+    reasons = {
+        "flipped": "sha256",
+        "truncated": "bytes; expected",
+        "foreign": "columns that the stream does not have",
+        "missing": "MLflow at",
+        "not finite": "contains values that are not finite",
+    }
     assert reasons[damage] in replica.serving.unusable[bad]
     assert replica.serving.champion.digest == good
     assert Replica(home, "restarted").used[0] == (bad if damage == "foreign" else good)
     replica.close()
 
 
-def _damage(folder: Path, damage: str) -> None:
+def _damaged(folder: Path, damage: str) -> str:
+    """Damage a model in the cache; the digest by which it is ordered."""
     weights = folder / "model.safetensors"
     if damage == "flipped":
         content = bytearray(weights.read_bytes())
@@ -154,3 +163,11 @@ def _damage(folder: Path, damage: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-1])
     elif damage == "missing":
         shutil.rmtree(folder)
+    elif damage == "not finite":  # with a manifest that fits
+        contents = {name: (folder / name).read_bytes() for name in FILES}
+        arrays = load_safetensors(contents["model.safetensors"])
+        next(array for name, array in arrays.items() if name.startswith("student."))[...] = np.nan
+        digest = write_files(folder, contents | {"model.safetensors": save_safetensors(arrays)}, lineage={})
+        folder.rename(folder.with_name(digest))
+        return digest
+    return folder.name

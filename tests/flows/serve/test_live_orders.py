@@ -7,6 +7,7 @@ import pytest
 
 from flows.serve.live_scores import newest_scores
 from pipelines.lake import audit
+from pipelines.live.control import order_of, send_order
 from tests.flows.serve.cached import Home
 from tests.flows.serve.live_run import live_run
 from tests.patience import wait_until
@@ -52,6 +53,13 @@ def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(h
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (told.returncode, "bytes; expected" in told.stderr) == (2, True)
+        send_order(rig.connection, home.stream, order_of("use", broken, why="not looked at", by="bob"))
+        wait_until(lambda: all(broken in run.status_of(name).get("models_refused", {}) for name in "ab"))
+        for name in "ab":
+            status = run.status_of(name)
+            assert "bytes; expected" in status["models_refused"][broken]
+            assert (status["model"], status["health"]) == (second, "ok")
+            assert f"model {broken[:12]} is not used, {second[:12]} stays" in run.log_of(name)
         unmask(home, "use-model", bad, "--why", "to be returned")
         wait_until(
             lambda: all(bad in run.status_of(name).get("models_refused", {}) for name in "ab"),
