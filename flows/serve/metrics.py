@@ -65,6 +65,13 @@ class ScorerMetrics(Collector):
         yield _counter("model_swaps", "Changes of the model in use.", self.serving.n_swaps)
         n_refused = len(self.serving.refused) + self.n_models_failed()
         yield _counter("models_refused", "Models that could not be used, or were returned.", n_refused)
+        yield _gauge("threshold", "A score above it raises an alert.", self.serving.champion.threshold)
+        if (shadow := self.serving.shadow) is not None:
+            outcomes = {"scored": shadow.n_scored, "dropped": shadow.n_dropped, "failed": shadow.n_failed}
+            events = CounterMetricFamily("unmask_shadow_events", "Events for the challenger.", labels=["outcome"])
+            for outcome, n in outcomes.items():
+                events.add_metric([outcome], n)
+            yield events
 
     def _liveness(self) -> Iterator[Metric]:
         monitor = self.monitor

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from flows.serve.metrics import ScorerMetrics
+from flows.serve.monitor import Monitor
 from flows.serve.orders import Operator
 from flows.serve.shadow_report import shadow_report
 from pipelines.errors import UnmaskError
 from pipelines.kafka import topics
 from pipelines.kafka.topics import KEEP_FOR_EVER
+from pipelines.live.metrics import Published
 from tests.flows.serve.cached import Home
 from tests.flows.serve.test_champion import Replica
 from tests.patience import wait_until
@@ -39,6 +42,10 @@ def test_a_challenger_is_ordered_into_shadow_compared_and_made_champion(home: Ho
             seen=lambda: shadow_report(rig.connection, home.stream),
         )
         found = shadow_report(rig.connection, home.stream)
+        metrics = ScorerMetrics("s", "a", Monitor(), Published(), replica.serving, lambda: 0)
+        told = {(one.name, *one.labels.values()): one.value for family in metrics.collect() for one in family.samples}
+        assert told["unmask_shadow_events_total", "scored"] == 500
+        assert told[("unmask_threshold",)] == 1.0
         ann.use(challenger, why="as good")
         replica.follow(lambda: replica.serving.champion.digest == challenger)
         assert shadow.digest is None  # a champion needs no shadow
