@@ -25,7 +25,7 @@ from pipelines.lake.tables import Lake
 log = logging.getLogger(__name__)
 
 # A home with only these files is made private; permissions of other folders are not changed.
-OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba"}
+OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba", "audit"}
 OURS |= {"promotions.jsonl", "defects.log"}
 
 
@@ -203,6 +203,10 @@ class Settings(BaseSettings):
     def scorer_status(self, stream: Stream, replica: str | None = None) -> Path:
         """The status file of the running scorer, or of one of several on this machine."""
         return self.home / "scorer" / f"{stream.topics}{f'-{replica}' if replica else ''}.json"
+
+    def audit_file(self, stream: Stream) -> Path:
+        """The books of the continuous audit."""
+        return self.home / "audit" / f"{stream.topics}.json"
 
     def work_folder(self, stream: Stream, stage: str) -> Path:
         """Folder in which a stage stores its checkpoints."""

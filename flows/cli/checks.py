@@ -7,18 +7,44 @@ import typer
 from flows.cli.options import StreamOption, settings, stream_of, stream_words
 from flows.cli.terminal import out
 from flows.screen import plain
+from pipelines.errors import UnmaskError
 
 app = typer.Typer()
 
 
 @app.command(rich_help_panel="Checks and recovery")
-def reconcile(stream: StreamOption = None) -> None:
+def reconcile(
+    stream: StreamOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep running and check what comes, in bounded memory.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --follow: seconds between two reports.")] = 10.0,
+    start: Annotated[
+        str,
+        typer.Option("--from", help="With --follow, at its first start: earliest checks all events, latest new ones."),
+    ] = "earliest",
+    as_json: Annotated[bool, typer.Option("--json", help="With --follow: print one JSON object per line.")] = False,
+) -> None:
     """Check that every event was scored, refused or is a duplicate, and that live and recomputed scores agree.
 
-    Exit code 1 if a check does not hold.
+    With --follow, lost, doubled and foreign outcomes are reported as they are found, and the audit goes on; it does
+    not recompute scores. Its next start continues where it stopped.
 
-    [bold]Example[/bold]  unmask reconcile --stream payments
+    Exit code 1 if a check does not hold, with --follow at the end.
+
+    [bold]Examples[/bold]
+
+    unmask reconcile --stream payments
+
+    unmask reconcile --stream payments --follow --every 60
     """
+    if follow:
+        from flows.serve.auditing import follow_audit
+
+        if start not in ("earliest", "latest"):
+            raise UnmaskError(f"--from is {start!r}; it must be earliest or latest")
+        holds = follow_audit(settings(), stream_of(stream), every_s=every, start=start, as_json=as_json)  # type: ignore[arg-type]
+        raise typer.Exit(0 if holds else 1)
     from flows.serve.model import model_of
     from pipelines.lake import audit
 

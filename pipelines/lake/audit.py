@@ -307,14 +307,14 @@ class _At(msgspec.Struct):
     offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class _Scored(msgspec.Struct):
+class ScoreOutcome(msgspec.Struct):
     """The fields of a score that the audit needs."""
 
     source: _At
     event_id: str
 
 
-class _Dead(msgspec.Struct):
+class DeadOutcome(msgspec.Struct):
     """The fields of a dead letter that the audit needs."""
 
     source: _At
@@ -335,21 +335,21 @@ class Outcomes:
     def published(self, records: Sequence[Received]) -> None:
         """Add scores and dead letters of this partition."""
         for record in records:
-            outcomes: Sequence[_Scored | _Dead]
+            outcomes: Sequence[ScoreOutcome | DeadOutcome]
             try:
-                outcomes = decode_lines(record.value, _Scored if record.topic == self._scores else _Dead)
+                outcomes = decode_lines(record.value, ScoreOutcome if record.topic == self._scores else DeadOutcome)
             except UNDECODABLE:
                 self._found.note("unreadable", self._partition, [record.offset])
                 continue
             for outcome in outcomes:
                 self._add(outcome)
 
-    def _add(self, outcome: "_Scored | _Dead") -> None:
+    def _add(self, outcome: "ScoreOutcome | DeadOutcome") -> None:
         at = outcome.source
         if (at.topic, at.partition) != (self._events, self._partition):
             self._found.note("stray", at.partition, [at.offset])
         elif at.offset < self._progress.next_offset:
-            if isinstance(outcome, _Scored):
+            if isinstance(outcome, ScoreOutcome):
                 self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
             else:
                 self._dead.add(at.offset, int(outcome.sha256[:16], 16))

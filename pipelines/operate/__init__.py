@@ -1,1 +1,1 @@
-"""Tools of operators: dead letters sent again, scores reproduced."""
+"""Tools of operators: dead letters sent again, scores reproduced, a continuous audit."""
