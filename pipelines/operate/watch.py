@@ -12,7 +12,7 @@ import msgspec
 from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, LoginError, RestoreError
-from pipelines.features.pieces import sync
+from pipelines.features.draft import sync
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Position, Reader
