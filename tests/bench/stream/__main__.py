@@ -21,6 +21,8 @@ and counted: as many scores as events, each event once. What is fair, and what i
 - Stream `key` has windows of the Kafka key only (30 columns), `merged` of a second entity too (35), which Quix would
   have to key again over a topic of its own.
 
+`--replicas` adds up the CPU time of one, two and four scorers that share the partitions: N * read + score is expected.
+
 A row of FILE is kept by a later run with the same options and code; `--again` begins anew. Latency is from the
 broker's time stamp of the event to the moment when a read_committed consumer in another process has the score.
 """
@@ -64,6 +66,7 @@ def options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", action="store_true", help="rate kept up with, and latency at half of it")
     parser.add_argument("--seconds", type=float, help="time of a step of --latency, default 60; 3 with --quick")
     parser.add_argument("--scale", action="store_true", help="ten times as many entities, ten times the history; a PNG")
+    parser.add_argument("--replicas", action="store_true", help="CPU time of 1, 2 and 4 replicas of Unmask; a PNG")
     parser.add_argument("--profile", action="store_true", help="where CPU time goes, to FILE.SYSTEM-...json")
     parser.add_argument(
         "--rounds", type=int, default=1, help="runs of each system, of which the best counts; default 1"
@@ -96,6 +99,8 @@ def main(words: list[str] | None = None) -> int:
             bench.throughput()
             if asked.scale:
                 bench.scaled()
+            if asked.replicas:
+                bench.replicated()
             if asked.latency:
                 bench.latencies()
     except UnmaskError as error:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from tests.bench.stream import latency, scale
-from tests.bench.stream.backlog import Backlog, customers_for, payments_of
+import msgspec
+
+from tests.bench.stream import latency, replicas, scale
+from tests.bench.stream.backlog import N_PARTITIONS, Backlog, customers_for, payments_of
 from tests.bench.stream.plan import Run, python_for, runs_of
 from tests.bench.stream.prepared import prepared
 from tests.bench.stream.profiling import summary
@@ -117,6 +120,38 @@ class Bench:
     def _along(self, run: Run, n_customers: int) -> Row:
         row, found = self.measure(run, self.backlog(f"scale-{n_customers}", n_customers))
         return {**row, "customers": n_customers, "curve": scale.curve(found)}
+
+    def replicated(self) -> None:
+        """CPU time of one and more replicas together, and their picture."""
+        for run in self.runs:
+            if run.system == "unmask":
+                for n in replicas.NUMBERS:
+                    self.row(f"{n} replicas", run, partial(self._together, run, n))
+        costs = self.report.parts.setdefault("replicas", {})
+        for run in self.runs:
+            rows = {n: self.report.row(**run._asdict(), part=f"{n} replicas") for n in replicas.NUMBERS}
+            if all(rows.values()):
+                costs[str(run)] = {n: round(1e6 / row["events_per_cpu_s"], 2) for n, row in rows.items() if row}
+        if costs:
+            replicas.draw(costs, self.asked.out.with_suffix(".replicas.png"))
+        for name, cost in costs.items():
+            say(f"{name}: {cost} us per event; {replicas.expected_us(cost)} expected")
+        self.report.write()
+
+    def _together(self, run: Run, n_replicas: int) -> Row:
+        backlog = self.backlog(f"bench-{run.stream}", customers_for(self.asked.events))
+        backlog.renew_outputs()
+        task = Task(*run, backlog.prefix, self.bootstrap, str(self.trained(run.stream)), "", backlog.ends)
+        with ExitStack() as stack:
+            running = []
+            for number in range(n_replicas):
+                own = sorted(replicas.partitions_of(number, n_replicas, N_PARTITIONS))
+                running.append(stack.enter_context(started(msgspec.structs.replace(task, partitions=own))))
+            found = [one.found() for one in running]
+        backlog.check(run.system, run.form)
+        cpu_s, wall_s = sum(one.cpu_s for one in found), max(one.wall_s for one in found)
+        say(f"  {task.n_events / cpu_s:,.0f} events per CPU-second")
+        return {**row_of(task, Found(task.n_events, cpu_s, wall_s)), "replicas_cpu_s": [one.cpu_s for one in found]}
 
     def latencies(self) -> None:
         """Rate and latency of `bare` and Unmask, and the broker's own commits at these rates."""

@@ -28,6 +28,7 @@ class Task(msgspec.Struct, frozen=True):
         live: whether it runs until SIGTERM, with transactions as small as the events come, instead of up to `ends`.
         every: number of events after which the CPU time is noted.
         profile: file for the profile of its threads; "" = no profile.
+        partitions: those that it publishes; None = all.
     """
 
     system: str
@@ -42,11 +43,12 @@ class Task(msgspec.Struct, frozen=True):
     live: bool = False
     every: int = 0
     profile: str = ""
+    partitions: list[int] | None = None
 
     @property
     def n_events(self) -> int:
         """Number of events to score."""
-        return sum(self.ends)
+        return sum(self.ends if self.partitions is None else [self.ends[p] for p in self.partitions])
 
     @property
     def events_topic(self) -> str:

@@ -25,7 +25,7 @@ from pipelines.record import Received
 from tests.bench.stream.backlog import N_PARTITIONS
 from tests.bench.stream.streams import stream_of
 from tests.bench.stream.task import Meter, Task
-from tests.pipelines.live.rig import Alone
+from tests.pipelines.live.rig import Fixed
 
 _MODULES = {"kafka-python": ("kafka_python", "KafkaPython"), "confluent": ("confluent", "Confluent")}
 CLIENTS = tuple(client for client, (module, _) in _MODULES.items() if find_spec(f"pipelines.kafka.{module}"))
@@ -41,7 +41,8 @@ def unmask(task: Task, meter: Meter) -> None:
     adapter_of = getattr(import_module(f"pipelines.kafka.{module}.client"), adapter)
     connection = Connection(task.bootstrap, adapter=adapter_of)
     setting = ScorerSetting(stream, connection, Path(task.state) / "snapshots")
-    scorer = Scorer(setting, Serving(model), start="earliest", member=Alone(N_PARTITIONS))
+    member = Fixed(range(N_PARTITIONS) if task.partitions is None else task.partitions)
+    scorer = Scorer(setting, Serving(model), start="earliest", member=member)
     meter.start()
     scorer.run(lambda: meter.passed(sum(lane.progress.next_offset for lane in scorer.lanes if lane.progress)))
     meter.more["alerts"] = sum(lane.n_alerts for lane in scorer.lanes)

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -42,17 +42,24 @@ def broken_events(stream: Stream, first: int, end: int) -> Block:
     return Decoder(stream).block(clock.run(records))
 
 
-class Alone(Member):
-    """A membership that gives every partition: what claims them is what is tested, not how a group divides them."""
+class Fixed(Member):
+    """A membership that always gives the same partitions."""
 
-    def __init__(self, n_partitions: int) -> None:
-        self._assignment = Assignment(0, frozenset(range(n_partitions)))
+    def __init__(self, partitions: Iterable[int]) -> None:
+        self._assignment = Assignment(0, frozenset(partitions))
 
     def assigned(self) -> Assignment:
         return self._assignment
 
     def close(self) -> None:
         pass
+
+
+class Alone(Fixed):
+    """A membership that gives every partition: what claims them is what is tested, not how a group divides them."""
+
+    def __init__(self, n_partitions: int) -> None:
+        super().__init__(range(n_partitions))
 
 
 class Rig:
