@@ -23,6 +23,7 @@ import numpy as np
 
 from flows.local.kafka_server import start_broker
 from tests.faults.round import Round, as_json, run_round, wrong
+from tests.pipelines.kafka.adapters import CLIENT
 
 KILLS_A_ROUND = 20
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="for each number of replicas (default 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replicas", default="1,2", help="numbers of replicas, one after the other (default 1,2)")
-    parser.add_argument("--client", default="kafka-python", help="kafka-python or confluent-kafka")
+    parser.add_argument("--client", default=CLIENT, help="kafka-python or confluent-kafka")
     parser.add_argument("--out", type=Path, help="JSON file; rounds that it has are not run again")
     asked = parser.parse_args()
     done: list[dict[str, Any]] = json.loads(asked.out.read_text())["rounds"] if asked.out and asked.out.exists() else []

@@ -17,6 +17,7 @@ from pipelines.kafka.progress import all_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
 from tests.faults.fleet import Fleet, Life
 from tests.patience import wait_until
+from tests.pipelines.kafka.adapters import CLIENT
 from tests.pipelines.live.kill_load import Load
 from tests.pipelines.live.kill_stream import N_PARTITIONS, stream_named
 
@@ -42,7 +43,7 @@ class Round:
     per_s: int = 1_100
     seed: int = 0
     order_wait_ms: int = 50
-    client: str = "kafka-python"
+    client: str = CLIENT
 
 
 @dataclass

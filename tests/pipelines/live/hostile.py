@@ -14,13 +14,13 @@ from kafka import KafkaProducer
 
 from flows.local.kafka_server import Broker, start_broker
 from pipelines.kafka import topics
-from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import Adapter, Message
 from pipelines.lake.audit import reconcile
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from tests.patience import HANG_S
 from tests.pipelines.kafka import batches
+from tests.pipelines.kafka.adapters import ADAPTERS, CLIENT
 from tests.pipelines.kafka.batches import GZIP, LZ4, NONE, SNAPPY, ZSTD, Raw
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running
 
@@ -339,7 +339,7 @@ class Battery:
     """One stream, one scorer, all kinds; a scorer that dies is started again, and the kind that killed it is told."""
 
     def __init__(
-        self, bootstrap: str, folder: Path, *, deadline_s: float = HANG_S, adapter: Adapter = KafkaPython
+        self, bootstrap: str, folder: Path, *, deadline_s: float = HANG_S, adapter: Adapter = ADAPTERS[CLIENT]
     ) -> None:
         self.bootstrap, self.folder, self._deadline_s = bootstrap, folder, deadline_s
         self._adapter = adapter

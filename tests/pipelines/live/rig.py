@@ -18,7 +18,6 @@ from pipelines.errors import BrokerError
 from pipelines.faults import Fault
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import Adapter, Assignment, Member, Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
@@ -29,6 +28,7 @@ from pipelines.model import Model
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
 from tests.patience import HANG_S, wait_until
+from tests.pipelines.kafka.adapters import ADAPTERS, CLIENT
 from tests.pipelines.live.kill_stream import stream_named
 from tests.pipelines.live.live_scorer import Linear
 
@@ -72,7 +72,7 @@ class Rig:
         *,
         n_partitions: int = N_PARTITIONS,
         configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-        adapter: Adapter = KafkaPython,
+        adapter: Adapter = ADAPTERS[CLIENT],
     ) -> None:
         self.n_partitions = n_partitions
         self.connection = Connection(bootstrap, adapter=adapter)

@@ -37,7 +37,7 @@ class Counted:
 def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
     kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
-    rig = Rig(kafka, tmp_path, n_partitions=32)
+    rig = Rig(kafka, tmp_path, n_partitions=32, adapter=KafkaPython)
     rig.send(64)
     with running(rig.scorer()):
         rig.wait_until_out()

@@ -15,6 +15,7 @@ from pipelines.kafka.topics import KEEP_FOR_EVER
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from tests.patience import wait_until
+from tests.pipelines.kafka.adapters import ADAPTERS, CLIENT
 from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, running
 
@@ -35,7 +36,7 @@ def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(linked: Li
         if name == "before_flush" and fail:
             fail.pop()()
 
-    direct, rig.connection = rig.connection, Connection(linked.bootstrap)
+    direct, rig.connection = rig.connection, Connection(linked.bootstrap, adapter=ADAPTERS[CLIENT])
     scorer = rig.scorer(fault=fault)
     rig.connection = direct
     with running(scorer) as run:
