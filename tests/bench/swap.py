@@ -1,6 +1,6 @@
 """What a change of the model costs: gaps between commits, time until an order holds, every event scored once.
 
-    python -m tests.bench.swap [--seconds 60] [--every 4] [--per-s 1000] [--replicas 1] [--out FILE]
+    python -m tests.bench.swap [--seconds 60] [--every 4] [--per-s 1000] [--replicas 1] [--shadow] [--out FILE]
 
 `unmask score` in processes of their own, on a broker of its own, with small but real models, each of which is loaded;
 orders go through the control topic. Times are the broker's, when it stored the progress records. A gap is near a swap
@@ -19,6 +19,7 @@ import pytest
 
 from flows.local.kafka_server import start_broker
 from flows.serve.live_scores import newest_scores
+from pipelines.kafka import topics
 from pipelines.lake import audit
 from tests.flows.serve.cached import Home
 from tests.flows.serve.live_run import live_run
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two orders")
     parser.add_argument("--per-s", type=int, default=1_000, help="events per second")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--shadow", action="store_true", help="let a challenger score in shadow meanwhile")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -54,6 +56,10 @@ def measured(home: Home, asked: argparse.Namespace) -> dict[str, object]:
         threshold = run.share_above(0.01)
         n_orders = max(1, round(asked.seconds / asked.every))
         models = [home.put(f"model-{n}", threshold=threshold) for n in range(n_orders)]
+        if asked.shadow:
+            shadow = {home.stream.topic("shadow"): home.rig.n_partitions}
+            topics.create_topics(home.rig.connection, shadow, config=topics.KEEP_FOR_EVER)
+            run.ann.shadow(home.put("challenger", threshold=threshold), why="bench")
         since_ms = time.time() * 1000
         for model in models:
             run.ann.use(model, why="bench")
@@ -61,6 +67,7 @@ def measured(home: Home, asked: argparse.Namespace) -> dict[str, object]:
         until_ms = time.time() * 1000
         run.load.stop()
         run.wait_until_all_is_out()
+        told = [run.status_of(replica)["shadow"] for replica in run.replicas]
         for replica in run.replicas:
             run.stop(replica)
     holds = audit.reconcile(home.rig.connection, home.stream).holds
@@ -79,6 +86,7 @@ def measured(home: Home, asked: argparse.Namespace) -> dict[str, object]:
         "gap_near_a_swap_ms": _spread(near),
         "other_gaps_ms": _spread(others),
         "order_to_effect_s": _spread(effect_s),
+        "shadow": told if asked.shadow else None,
     }
 
 
