@@ -15,14 +15,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _intrinsic: Any = intrinsic  # its stubs count the typing context as an argument
-_STAMP = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_STAMP = hashlib.sha256(b"".join(s for s in _sources if b"@compiled" in s)).hexdigest()  # `layout` too
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and cache the machine code on disk if a folder is writable.
 
-    The cache is used only while every file of this folder is the same: a compiled function contains those that it
-    calls, and numba looks at the file of the function alone.
+    The cache is used only while every file of this folder with such functions is the same: a compiled function contains
+    those that it calls, and numba looks at the file of the function alone.
     """
     # Without reference counting ("_nrt"), which no function here needs: with it the code takes three times as long.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "forceinline": True}

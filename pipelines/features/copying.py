@@ -23,13 +23,20 @@ class WindowsCopy:
         columns: the entity columns. They may not be swept before the copy is whole.
         clock_ms: the moment, None if nothing was folded yet.
         parts: what is copied already.
+        changes: copy only the rows that changed since the last whole copy began.
     """
 
-    def __init__(self, columns: Sequence[EntityRows], clock_ms: int | None, parts: Iterable[Part]) -> None:
+    def __init__(
+        self, columns: Sequence[EntityRows], clock_ms: int | None, parts: Iterable[Part], *, changes: bool
+    ) -> None:
         self.ready: deque[Part] = deque(parts)
         self._clock_ms = clock_ms
         self._columns = columns
-        self._waiting = [np.ones(0 if clock_ms is None else column.used, bool) for column in columns]
+        self._waiting = [column.touched[: column.used].copy() for column in columns]
+        if not changes:
+            self._waiting = [np.ones(column.used, bool) for column in columns]
+            for column in columns:
+                column.touched[:] = False
         self._done = [0 for _ in columns]
         for number, column in enumerate(columns):
             self._take(number, np.empty(0, np.int64))  # an array of its own, also where nothing follows

@@ -37,6 +37,7 @@ class EntityRows:
         self._rows, self._blocks = Buffer(0), Buffer(0)
         self._view()
         self._table = np.zeros(0, np.uint32)
+        self.touched = np.zeros(0, np.bool_)  # rows that changed since the last whole copy began
         self._moved = 0  # rows whose blocks have been moved above the bound
         self._make_room(_FIRST_SLOTS, 0)
 
@@ -85,6 +86,7 @@ class EntityRows:
                 batch,
                 self._table,
                 self._held,
+                self.touched,
                 self.memory,
                 self.cells,
                 self.layout,
@@ -107,8 +109,10 @@ class EntityRows:
             if heap[TOP] > MOST_GRANULES // 2:  # after hundreds of rounds: from the beginning again
                 copied = self.packed(np.arange(self.used), -(2**62)) | self.counted()
                 arrays = {name: Pieces.of(array) for name, array in copied.items()}
+                touched = self.touched[: self.used]
                 self._empty()
                 self.restore(arrays)
+                self.touched[: self.used] = touched
                 return
             heap[BOUND], heap[FREE], self._moved = heap[TOP], 0, 0
             heap[LISTS:] = 0
@@ -122,7 +126,7 @@ class EntityRows:
     def sweep(self, clock_ms: int) -> int:
         """Drop the windows of idle entities as of a time, and entities that are forgotten."""
         before = self.awake
-        if packing.sweep(clock_ms, self._held, self.memory, self.cells, self.layout):
+        if packing.sweep(clock_ms, self._held, self.touched, self.memory, self.cells, self.layout):
             self._index()
         return before - self.awake
 
@@ -162,6 +166,15 @@ class EntityRows:
         self._index()
         self.counters = WindowCounters(*(arrays[name].whole() for name in WindowCounters._fields))
 
+    def apply(self, arrays: Mapping[str, Pieces]) -> None:
+        """Replace rows by those of a later copy of what changed."""
+        rows, blocks = arrays["rows"].whole(), arrays["blocks"].whole()
+        used = rows.reshape(-1, self.layout.stride)[:, BLOCK].astype(np.int64)
+        n_words = int(self._sizes[np.searchsorted(self._sizes, used)].sum())
+        self._make_room(self.used + len(used), int(self._heap[TOP]) * GRANULE + n_words)
+        packing.merge(rows, blocks, self._table, self._held, self.memory, self.cells, self.layout)
+        self.counters = WindowCounters(*(arrays[name].whole() for name in WindowCounters._fields))
+
     def _make_room(self, n_rows: int, n_words: int) -> None:
         """Make room for rows and for words of blocks, and for what one item may need besides."""
         if n_words // GRANULE + self.layout.spare_words > MOST_GRANULES:
@@ -170,6 +183,8 @@ class EntityRows:
         self._rows.grow(n_rows * self.layout.stride + self.layout.stride * _FIRST_SLOTS)
         self._blocks.grow(n_words + 4 * self.layout.spare_words)
         self._view()
+        more = len(self.memory.words) // self.layout.stride - len(self.touched)
+        self.touched = np.append(self.touched, np.zeros(more, np.bool_)) if more else self.touched
         if 2 * len(self.memory.words) // self.layout.stride > len(self._table):
             self._index()
 

@@ -101,9 +101,13 @@ class IdLog:
         """Number of entries that are valid at a time."""
         return self._segments[-1].end - self._oldest(clock_ms)
 
-    def snapshot(self, clock_ms: int) -> Pieces:
-        """Entries that are valid at a time, oldest first, shape (n, 4). They are not copied."""
-        oldest = self._oldest(clock_ms)
+    def span(self, clock_ms: int) -> tuple[int, int]:
+        """Number of the oldest entry that is valid at a time, and that of the next new one."""
+        return self._oldest(clock_ms), self._segments[-1].end
+
+    def snapshot(self, clock_ms: int, *, since: int = 0) -> Pieces:
+        """Entries from a number on that are valid at a time, oldest first, shape (n, 4). They are not copied."""
+        oldest = max(self._oldest(clock_ms), since)
         parts = [s.entries[max(oldest - s.first, 0) : s.used] for s in self._segments if s.end > oldest]
         return Pieces.of(*parts or [np.empty((0, 4), np.uint64)])
 

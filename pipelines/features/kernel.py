@@ -54,8 +54,10 @@ def _begin(time_ms, at, is_known, memory, layout):
 
 
 @compiled
-def fold(start, row, column, batch, table, held, memory, cells, layout, counters, out):
+def fold(start, row, column, batch, table, held, touched, memory, cells, layout, counters, out):
     """Fold items from `start` on for one entity column; `row` is the row of `out` for the next event.
+
+    `touched` notes the rows that change.
 
     Stops early if no row or too few words for blocks may be free. Returns (next item, next row).
     """
@@ -81,6 +83,7 @@ def fold(start, row, column, batch, table, held, memory, cells, layout, counters
                 report(i, at, section, known, batch, memory, cells, layout, counters)
             if remembered:
                 learn(i, at, batch, memory, layout)
+                touched[slot] = True
             continue
         if not known:
             if slot < 0:
@@ -94,6 +97,7 @@ def fold(start, row, column, batch, table, held, memory, cells, layout, counters
             if ints[at + SINCE] == DORMANT:
                 held[AWAKE] += 1
             _begin(batch.time_ms[i], at, remembered, memory, layout)
+        touched[slot] = True
         last_events(i, at, row, batch, memory, layout, out)
         lifetimes(i, at, row, batch, memory, layout, out)
         section = tally_words(at, memory, layout)

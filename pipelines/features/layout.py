@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Words of the header. The windows began with the event after which the entity was new or dormant.
+# Words of the header, which @compiled functions contain. The windows began with the event before which the entity was
+# new or dormant.
 KEY, CLOCK, NEWEST, EVENTS, BLOCK, SINCE = range(6)  # id; last event; newest event time; how many; see above; below
 HEADER_WORDS = 6
 DORMANT = -(2**62)  # instead of the newest event time since the windows began, which the masks of panes refer to

@@ -5,12 +5,12 @@
 
 import numpy as np
 
-from pipelines.features.blocks import GRANULE, cut, move_up, refer, shrink, start_of, take, used_of
+from pipelines.features.blocks import GRANULE, cut, move_up, refer, replace, shrink, start_of, take, used_of
 from pipelines.features.compiling import compiled, move
 from pipelines.features.facts import tally_words
-from pipelines.features.index import place_of, slot_at
+from pipelines.features.index import insert, place_of, slot_at
 from pipelines.features.kernel import AWAKE, ROWS
-from pipelines.features.layout import BLOCK, CLOCK, DORMANT, SINCE
+from pipelines.features.layout import BLOCK, CLOCK, DORMANT, KEY, SINCE
 
 GONE = -1
 _int = np.int64
@@ -33,7 +33,7 @@ def _fall_asleep(at, memory, cells, layout):
 
 
 @compiled
-def sweep(clock_ms, held, memory, cells, layout):
+def sweep(clock_ms, held, touched, memory, cells, layout):
     """Drop the windows of idle entities, and rows older than the lifetime; returns how many rows were removed."""
     before, slot = held[ROWS], _int(0)
     while slot < held[ROWS]:
@@ -53,6 +53,7 @@ def sweep(clock_ms, held, memory, cells, layout):
         if slot != held[ROWS]:
             move(memory.words, at, held[ROWS] * layout.stride, layout.stride)
             move_up(at, memory, cells)
+            touched[slot] = touched[held[ROWS]]
     return before - held[ROWS]
 
 
@@ -134,3 +135,32 @@ def unpack(first, last, blocks, memory, cells, layout, held):
         done += used
         held[AWAKE] += memory.ints[at + SINCE] != DORMANT
         held[ROWS] += 1
+
+
+@compiled
+def merge(rows, blocks, table, held, memory, cells, layout):
+    """Replace rows by those that `pack` wrote later, and add those that are new."""
+    done = _int(0)
+    for first in range(0, rows.shape[0], layout.stride):
+        key = rows[first + KEY]
+        place = place_of(table, key, memory.words, layout.stride)
+        slot = slot_at(table, place)
+        if slot < 0:
+            slot = held[ROWS]
+            held[ROWS] += 1
+            memory.words[slot * layout.stride + KEY] = key
+            memory.words[slot * layout.stride + BLOCK] = _ZERO
+            memory.ints[slot * layout.stride + SINCE] = DORMANT
+            insert(table, place, key, slot)
+        at = slot * layout.stride
+        held[AWAKE] -= memory.ints[at + SINCE] != DORMANT
+        block, used = memory.words[at + BLOCK], _int(rows[first + BLOCK])
+        for word in range(layout.stride):
+            memory.words[at + word] = rows[first + word]
+        memory.words[at + BLOCK] = block
+        held[AWAKE] += memory.ints[at + SINCE] != DORMANT
+        cut(at, 0, memory)
+        start = replace(at, 0, 0, 0, used, memory, cells)
+        for word in range(used):
+            cells.words[start + word] = blocks[done + word]
+        done += used

@@ -36,7 +36,7 @@ class Pieces:
         ((5,), [0, 1, 0, 1, 2])
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], source: "Sequence[NDArray[Any]] | _Stored"):
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], source: "Sequence[NDArray[Any]] | _Source"):
         self.shape, self.dtype, self._source = shape, dtype, source
 
     @classmethod
@@ -44,13 +44,18 @@ class Pieces:
         """Join one or more arrays that differ only in length; they must not be changed later."""
         return cls((sum(len(a) for a in arrays), *arrays[0].shape[1:]), arrays[0].dtype, arrays)
 
+    def followed_by(self, after: "Pieces", *, skipped: int) -> "Pieces":
+        """This array without its first rows, then another."""
+        n = self.shape[0] - skipped
+        return Pieces((n + after.shape[0], *self.shape[1:]), self.dtype, _Chain(self, skipped, n, after))
+
     @property
     def nbytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
 
     def into(self, out: NDArray[Any], start: int = 0) -> None:
         """Copy rows `start` to `start + len(out)` to a contiguous `out` of the same type."""
-        if isinstance(self._source, _Stored):
+        if isinstance(self._source, _Stored | _Chain):
             self._source.into(out, start)
             return
         done = at = 0
@@ -71,7 +76,7 @@ class Pieces:
 
     def parts(self) -> Sequence[NDArray[Any]]:
         """The arrays that it consists of."""
-        assert not isinstance(self._source, _Stored), "an array that is stored in a file cannot be written again"
+        assert not isinstance(self._source, _Stored | _Chain), "an array that is stored in a file is not written again"
         return self._source
 
 
@@ -118,6 +123,25 @@ class _Stored(NamedTuple):
                 left, skipped = left[len(part) :], 0
         if left:
             raise RestoreError(f"{self.path.name} is shorter than its index says; delete it")
+
+
+class _Chain(NamedTuple):
+    """Rows of an array from `skipped` on, `n` of them; then another array."""
+
+    before: Pieces
+    skipped: int
+    n: int
+    after: Pieces
+
+    def into(self, out: NDArray[Any], start: int) -> None:
+        n_before = min(max(self.n - start, 0), len(out))
+        if n_before:
+            self.before.into(out[:n_before], self.skipped + start)
+        if n_before < len(out):
+            self.after.into(out[n_before:], max(start - self.n, 0))
+
+
+_Source = _Stored | _Chain
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -20,10 +20,14 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state: metadata for JSON, and arrays in memory, or on disk until they are restored."""
+    """A copy of a state: metadata for JSON, and arrays in memory, or on disk until they are restored.
+
+    If there is a base, `meta["base"]` has its id and the name of its file.
+    """
 
     meta: dict[str, Any]
     arrays: dict[str, Pieces]
+    base: "Snapshot | None" = None  # if the arrays have only what changed since that one
 
     @property
     def frontier(self) -> dict[Source, int]:
@@ -35,12 +39,19 @@ class Snapshot:
 
     @classmethod
     def read(cls, path: Path) -> "Snapshot":
-        """Read a snapshot.
+        """Read a snapshot, and its base.
 
         Raises:
-            RestoreError: the file is damaged, or was written by another version.
+            RestoreError: a file is damaged, or was written by another version, or the base is another one.
+            FileNotFoundError: there is no file, or none of the base.
         """
-        return cls(*pieces.read(path))
+        meta, arrays = pieces.read(path)
+        if (told := meta.get("base")) is None:
+            return cls(meta, arrays)
+        base = cls.read(path.with_name(told["file"]))
+        if base.meta["id"] != told["id"]:
+            raise RestoreError(f"{path.name} has only what changed since another {told['file']}")
+        return cls(meta, arrays, base)
 
 
 class SnapshotStore:
@@ -71,21 +82,40 @@ class SnapshotStore:
         """Delete all but the newest ones and the newest usable one, which those that are ahead must not displace."""
         paths = self._paths()
         old = paths[self._keep :]
+        bases = {self._base_of(path) for path in paths[: self._keep]}
         if not any(self._is(is_usable, path) for path in paths[: self._keep]):
             spared = next((path for path in old if self._is(is_usable, path)), None)
             old = [path for path in old if path != spared]
+            bases.add(self._base_of(spared) if spared else None)
         for path in old:
-            path.unlink(missing_ok=True)
+            if path.name not in bases:
+                path.unlink(missing_ok=True)
+
+    def has(self, file: str, id: str) -> bool:
+        """Whether the store has a snapshot in this file."""
+        return self._told(self.folder / file).get("id") == id
+
+    def file_of(self, frontier: Frontier) -> str:
+        """Name of the file of a snapshot with this frontier."""
+        return f"{sum(frontier.values()):020d}.snapshot"
+
+    def _base_of(self, path: Path) -> str | None:
+        return (self._told(path).get("base") or {}).get("file")
+
+    def _told(self, path: Path) -> dict[str, Any]:
+        """Metadata of a file; nothing if it cannot be read."""
+        try:
+            return pieces.read_meta(path)
+        except (RestoreError, OSError, ValueError):
+            return {}
 
     def _is(self, usable: Callable[[Frontier], bool], path: Path) -> bool:
-        try:
-            return usable(from_kinds(pieces.read_meta(path)["frontier"]))
-        except (RestoreError, OSError, ValueError, KeyError):
-            return False
+        told = self._told(path)
+        return "frontier" in told and usable(from_kinds(told["frontier"]))
 
     def _path(self, frontier: Frontier) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{sum(frontier.values()):020d}.snapshot"
+        return self.folder / self.file_of(frontier)
 
     def newest_first(self) -> Iterator[tuple[Path, Snapshot]]:
         """All readable snapshots; a warning names the others."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import xxhash
@@ -185,16 +185,22 @@ class State:
             self.arrivals[source] = int(run.arrival_ms[row])
         self.last = run.place_of(len(run) - 1)
 
-    def copy(self) -> "StateCopy":
+    def copy(self, since: "Base | None" = None) -> "StateCopy":
         """Begin a copy of the state as it is now, to be made in steps while events are folded.
+
+        Args:
+            since: the last whole copy that began; only what changed since is copied.
 
         Raises:
             InternalError: an update is incomplete; its events would be taken for duplicates after a restart.
         """
         if self._steps_begun:
             raise InternalError("a state update failed or is still running; no snapshot can be taken")
-        logs = {"seen": self._seen.snapshot(self.clock_ms), "reported": self._reported.snapshot(self.clock_ms)}
-        meta = {
+        logs = {"seen": self._seen, "reported": self._reported}
+        spans = {name: log.span(self.clock_ms) for name, log in logs.items()}
+        ends = since.ends if since else dict.fromkeys(logs, 0)
+        entries = {name: log.snapshot(self.clock_ms, since=ends[name]) for name, log in logs.items()}
+        meta: dict[str, Any] = {
             "definition": self.digest,
             "n_partitions": self.n_partitions,
             "topic_ids": dict(self.topic_ids),
@@ -208,7 +214,10 @@ class State:
             "id_key": self.id_key.hex(),
             "evicted": [self._seen.n_evicted, self._reported.n_evicted],
         }
-        return StateCopy(meta, logs, self.windows)
+        # A state is a function of the log up to its frontier, and of its key.
+        meta["id"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:32]
+        meta["base"] = None if since is None else {"id": since.id, "skipped": since.skipped(spans)}
+        return StateCopy(meta, entries, self.windows, spans)
 
     def snapshot(self) -> "Snapshot":
         """A copy that later folds do not change.
@@ -234,11 +243,15 @@ class State:
             raise RestoreError(
                 "the snapshot was made with different fields or features; run `unmask recover` to rebuild the state"
             )
-        state.windows = Windows.restore(
-            state.plan, {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}
-        )
-        state._seen.restore(arrays["seen"])
-        state._reported.restore(arrays["reported"])
+        first = (snapshot.base or snapshot).arrays
+        state.windows = Windows.restore(state.plan, _of_windows(first))
+        logs = {name: first[name] for name in ("seen", "reported")}
+        if snapshot.base is not None:
+            state.windows.apply(_of_windows(arrays))
+            skipped = meta["base"]["skipped"]
+            logs = {name: log.followed_by(arrays[name], skipped=skipped[name]) for name, log in logs.items()}
+        state._seen.restore(logs["seen"])
+        state._reported.restore(logs["reported"])
         state._seen.n_evicted, state._reported.n_evicted = meta["evicted"]
         state.topic_ids = dict(meta["topic_ids"])
         state.frontier = {s: meta["frontier"][KIND_NAMES[s.kind]][s.partition] for s in state.frontier}
@@ -252,13 +265,35 @@ class State:
         return state
 
 
+class Base(NamedTuple):
+    """What a later copy must know of a whole one: its id, and the numbers of the entries that it has of each log."""
+
+    id: str
+    spans: Mapping[str, tuple[int, int]]
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Per log: number of the first entry that the copy does not have."""
+        return {name: end for name, (_, end) in self.spans.items()}
+
+    def skipped(self, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """Per log: how many of its oldest entries are not valid any more, from the numbers of those that are."""
+        return {name: min(max(spans[name][0], first), end) - first for name, (first, end) in self.spans.items()}
+
+
 class StateCopy:
     """A copy of a state as it was at one moment, made in steps while events are folded."""
 
-    def __init__(self, meta: dict[str, Any], logs: Mapping[str, Pieces], windows: Windows) -> None:
-        self.meta = meta
+    def __init__(
+        self,
+        meta: dict[str, Any],
+        logs: Mapping[str, Pieces],
+        windows: Windows,
+        spans: Mapping[str, tuple[int, int]],
+    ) -> None:
+        self.meta, self.as_base = meta, Base(meta["id"], spans)
         self._logs = deque((name, part) for name, pieces in logs.items() for part in pieces.parts())
-        self._windows, self._copy = windows, windows.copy()
+        self._windows, self._copy = windows, windows.copy(changes=meta["base"] is not None)
 
     @property
     def frontier(self) -> dict[Source, int]:
@@ -286,6 +321,10 @@ class StateCopy:
     def abandon(self) -> None:
         """Give the copy up."""
         self._windows.abandon(self._copy)
+
+
+def _of_windows(arrays: Mapping[str, Pieces]) -> dict[str, Pieces]:
+    return {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}
 
 
 def hash_rows(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -135,15 +135,21 @@ class Windows:
         """Per entity and label window: labels without a pane (unknown entity, too old, too new)."""
         return self._counted(self.plan.label_window_names, [column.counters.labels_outside for column in self._columns])
 
-    def copy(self) -> WindowsCopy:
-        """Begin a copy of the state as it is now, to be made in steps.
+    @property
+    def changed_share(self) -> float:
+        """Share of the entities that changed since the last whole copy began."""
+        used = sum(column.used for column in self._columns)
+        return sum(int(column.touched[: column.used].sum()) for column in self._columns) / max(used, 1)
+
+    def copy(self, *, changes: bool = False) -> WindowsCopy:
+        """Begin a copy of the state as it is now, to be made in steps; or of what changed since the last whole one.
 
         It depends only on the items folded, not on their division into batches or the times of sweeps, but for the
         order of entities: of idle ones it has only the lifetime facts, and unused words are zero.
         """
         digest = np.frombuffer(bytes.fromhex(self.plan.digest), np.uint8)
         clock = np.array([] if self.clock_ms is None else [self.clock_ms], np.int64)
-        copy = WindowsCopy(self._columns, self.clock_ms, [("digest", digest), ("clock_ms", clock)])
+        copy = WindowsCopy(self._columns, self.clock_ms, [("digest", digest), ("clock_ms", clock)], changes=changes)
         self._copies.append(copy)
         return copy
 
@@ -177,6 +183,13 @@ class Windows:
         for number, column in enumerate(windows._columns):
             column.restore({name: arrays[f"{number}.{name}"] for name in EntityRows.SAVED})
         return windows
+
+    def apply(self, arrays: Mapping[str, Pieces]) -> None:
+        """Bring a restored state to the moment of a later copy, which has what changed since."""
+        clock = arrays["clock_ms"].whole()
+        self.clock_ms = int(clock[0]) if len(clock) else None
+        for number, column in enumerate(self._columns):
+            column.apply({name: arrays[f"{number}.{name}"] for name in EntityRows.SAVED})
 
     def _counted(self, names: Sequence[Sequence[str]], counts: Sequence[NDArray[np.int64]]) -> dict[str, int]:
         """WindowCounters by name."""

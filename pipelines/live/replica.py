@@ -8,7 +8,7 @@ import numpy as np
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress
 from pipelines.faults import Fault, no_fault
-from pipelines.features.state import State, StateCopy
+from pipelines.features.state import Base, State, StateCopy
 from pipelines.live.metrics import ScorerCounters
 from pipelines.live.outbox import Put
 from pipelines.order import NO_RECORDS, Frontier, Key, Merge, Places, Run, Source, by_kind, from_kinds
@@ -88,10 +88,10 @@ class Replica:
         self.state.places = [p for p in self.state.places if p[2] >= told.get(Source(p[0], p[1]), 0)]
         return len(self.state.places)
 
-    def copy(self, progress: Mapping[int, Progress]) -> StateCopy:
+    def copy(self, progress: Mapping[int, Progress], since: Base | None = None) -> StateCopy:
         """Begin a copy of the current state, without the places that have been recorded in `progress` meanwhile."""
         self.n_untold(progress)
-        return self.state.copy()
+        return self.state.copy(since)
 
     def _fold(self, run: Run, clock_offset: int, fault: Fault) -> list[Put]:
         """Decode and fold; each outbox gets the unpublished events of its partition."""

@@ -11,7 +11,7 @@ from pipelines.contracts.messages import Progress
 from pipelines.features.copying import Part
 from pipelines.features.draft import Draft
 from pipelines.features.snapshot import SnapshotStore
-from pipelines.features.state import StateCopy
+from pipelines.features.state import Base, StateCopy
 from pipelines.live.health import Seldom
 from pipelines.live.replica import Replica, is_ahead
 from pipelines.order import Frontier
@@ -21,11 +21,14 @@ log = logging.getLogger(__name__)
 FIRST_SNAPSHOT_S = 5.0  # while catching up: 5 s, 10 s, 20 s ..., so that frequent restarts still make progress
 MAX_UNTOLD = 5_000  # places that are not in a progress record yet; about 300 kB
 STEP_S = 0.002  # the loop copies for about this long in each turn
+MOST_CHANGED = 0.3  # share of the entities; with more, a snapshot is whole again
 ROWS, MAX_JOBS = 512, 8  # copied at a time; parts waiting for the disk, each up to a few MB
 
 
 class SnapshotSchedule:
     """Takes snapshots of a replica's state. A slow disk does not block the loop; on a full disk snapshots are skipped.
+
+    The first one is whole; later ones have what changed since, while that is little.
 
     Args:
         aside: executor that writes them, a single thread.
@@ -41,6 +44,7 @@ class SnapshotSchedule:
         self._failed = Seldom(log)
         self._written_s: float | None = None
         self._writing: Writing | None = None
+        self._base: tuple[Base, str] | None = None  # the last whole one, and its file
 
     @property
     def age_s(self) -> float | None:
@@ -69,6 +73,7 @@ class SnapshotSchedule:
     def go_on(self) -> None:
         """Copy some more of the state for the snapshot that has begun, and follow its writing."""
         if self._writing is not None and self._writing.is_over(step_s=STEP_S):
+            self._base = self._writing.base
             self._writing = None
 
     def take(self, progress: Mapping[int, Progress]) -> None:
@@ -82,16 +87,18 @@ class SnapshotSchedule:
         """Give up the snapshot that has begun."""
         if self._writing is not None:
             self._writing.abandon()
-            self._writing = None
+            self._writing = self._base = None
 
     def _begin(self, progress: Mapping[int, Progress]) -> None:
         if self._newest is not None and is_ahead(self._newest, progress):
             return  # one at most may be ahead of the progress, or stalled lanes would displace all usable ones
         if self._replica.n_untold(progress) > MAX_UNTOLD:
             return  # a restart would have to record all of them in one progress record
-        copy = self._replica.copy(progress)
+        if self._replica.state.windows.changed_share > MOST_CHANGED:
+            self._base = None
+        copy = self._replica.copy(progress, self._base[0] if self._base else None)
         self._newest = copy.frontier
-        self._writing = Writing(self._store, copy, self._aside, dict(progress), self._note)
+        self._writing = Writing(self._store, copy, self._base, self._aside, dict(progress), self._note)
 
     def _note(self, failure: Exception | None) -> None:
         """Called aside at the end of each snapshot."""
@@ -105,17 +112,25 @@ class SnapshotSchedule:
 
 
 class Writing:
-    """A snapshot on its way to the disk: the loop copies, the thread aside writes."""
+    """A snapshot on its way to the disk: the loop copies, the thread aside writes.
+
+    Args:
+        base: the whole snapshot, and its file, of which `copy` has the changes; None if it is whole itself.
+        note: called aside at the end, with the failure if there is one.
+    """
 
     def __init__(
         self,
         store: SnapshotStore,
         copy: StateCopy,
+        base: tuple[Base, str] | None,
         aside: Executor,
         progress: Mapping[int, Progress],
         note: Callable[[Exception | None], None],
     ) -> None:
         self._store, self._copy, self._aside, self._progress, self._note = store, copy, aside, progress, note
+        self._base = base
+        self.base: tuple[Base, str] | None = None  # of the next one; set aside, once this one was written
         self._draft: Draft | None = None
         self._is_over = False  # set aside
         self._is_given = False  # everything was handed over to be written
@@ -158,6 +173,11 @@ class Writing:
             self._note(error)
 
     def _open(self) -> None:
+        if self._base is not None:
+            base, file = self._base
+            self._copy.meta["base"]["file"] = file
+            if not self._store.has(file, base.id):
+                raise FileNotFoundError(f"{file}, of which it has the changes, is gone; the next one is whole")
         self._draft = self._store.draft(self._copy.frontier)
 
     def _add(self, parts: list[Part]) -> None:
@@ -168,6 +188,7 @@ class Writing:
     def _finish(self) -> None:
         assert self._draft is not None
         self._draft.finish(self._copy.meta)
+        self.base = self._base or (self._copy.as_base, self._store.file_of(self._copy.frontier))
         self._is_over = True
         self._note(None)
         with suppress(OSError):  # what cannot be deleted now is deleted after the next one

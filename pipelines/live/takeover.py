@@ -295,7 +295,7 @@ def widened(snapshot: Snapshot, n_partitions: int) -> Snapshot:
     for name in ("frontier", "arrivals"):
         meta[name] = {kind: [*row, *[0] * more] for kind, row in meta[name].items()}
     meta["watermark_ms"] = [*meta["watermark_ms"], *[0] * more]
-    return Snapshot(meta, snapshot.arrays)
+    return replace(snapshot, meta=meta)
 
 
 def unfit(snapshot: Snapshot, bounds: Mapping[Source, tuple[int, int]], topic_ids: Mapping[str, str]) -> str | None:

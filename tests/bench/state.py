@@ -185,7 +185,7 @@ def measure(name: str, n_entities: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
         store, failures = SnapshotStore(Path(folder)), list[Exception | None]()
         began_s = time.perf_counter()
-        writing = Writing(store, state.copy(), aside, {}, failures.append)
+        writing = Writing(store, state.copy(), None, aside, {}, failures.append)
         row["begin_ms"] = 1e3 * (time.perf_counter() - began_s)
         left, is_over, most = parts[len(parts) // 2 :], False, held
         while not is_over:
@@ -201,6 +201,12 @@ def measure(name: str, n_entities: int) -> dict[str, Any]:
         row["write_s"], row["resident_with_copy_bytes"] = time.perf_counter() - began_s, most
         (path,) = Path(folder).iterdir()
         row["snapshot_bytes"] = path.stat().st_size
+        for part in left:
+            state.fold(part)
+        later = state.copy(writing.base[0] if writing.base else None)
+        while not later.is_whole:
+            later.step(BLOCK)
+        row["changed_bytes"] = sum(array.nbytes for _, array in later.parts())
         began_s = time.perf_counter()
         State.restore(stream, next(store.newest_first())[1])
         row["restore_s"] = time.perf_counter() - began_s
@@ -232,7 +238,8 @@ def table(row: dict[str, Any]) -> str:
         f"{row['resident_with_copy_bytes'] / row['state_bytes']:.2f} x",
         f"  fold                      {row['fold_us']:9.2f} us a record",
         f"  snapshot: begun in        {row['begin_ms']:9.1f} ms; written in {row['write_s']:.2f} s, "
-        f"{row['snapshot_bytes'] / 2**20:.1f} MiB; restored in {row['restore_s']:.2f} s",
+        f"{row['snapshot_bytes'] / 2**20:.1f} MiB; restored in {row['restore_s']:.2f} s; "
+        f"changed since: {row['changed_bytes'] / 2**20:.1f} MiB before compression",
         f"  steps of {STEP} and turns (p50, longest): {steps} ms",
     ]
     return "\n".join(lines)

@@ -41,10 +41,14 @@ class Helper:
 
     def ask(self, line: str) -> str:
         """The answer to a line."""
+        self.tell(line)
+        return self._answer()
+
+    def tell(self, line: str) -> None:
+        """Send a line, and do not wait for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None

@@ -12,10 +12,10 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import InternalError, RestoreError
-from pipelines.features import pieces
+from pipelines.features import draft, pieces
 from pipelines.features.copying import Part
-from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State, hash_rows
+from pipelines.features.snapshot import Snapshot, SnapshotStore
+from pipelines.features.state import State, StateCopy, hash_rows
 from pipelines.order import EVENT, LABEL, Key, Source
 from pipelines.record import Received
 from tests.pipelines.items import Item, run_of
@@ -217,33 +217,81 @@ def test_equal_states_give_equal_snapshot_files(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_a_copy_made_in_steps_while_events_are_folded_is_that_of_the_moment_at_which_it_began() -> None:
-    state = State(STREAM, 2, id_key=b"")
-    random = np.random.default_rng(3)
-    offset = 0
+class Flow:
+    """A state and the events that it gets: random cards, one event a millisecond."""
 
-    def fold_some(n: int) -> None:
-        nonlocal offset
+    def __init__(self) -> None:
+        self.state, self.n = State(STREAM, 2, id_key=b""), 0
+        self._random = np.random.default_rng(3)
+
+    def next(self, n: int, *, cards: int = 400) -> Block:
+        """The next events."""
         records = []
-        for at, card in enumerate(random.integers(0, 400, n).tolist(), offset):
+        for at, card in enumerate(self._random.integers(0, cards, n).tolist(), self.n):
             raw = event_of(at, card=card, shop=card % 7, at_ms=START_MS + at)
             records.append(item(EVENT, at, at, raw, key=str(card).encode()))
-        state.fold(block_of(*records))
-        offset += n
+        self.n += n
+        return block_of(*records)
 
-    fold_some(500)
-    expected = {name: np.sort(array.whole(), axis=None) for name, array in state.snapshot().arrays.items()}
+
+def sorted_bytes(snapshot: dict[str, pieces.Pieces]) -> dict[str, bytes]:
+    return {name: np.sort(array.whole(), axis=None).tobytes() for name, array in snapshot.items()}
+
+
+def whole(copy: StateCopy) -> dict[str, pieces.Pieces]:
+    while not copy.is_whole:
+        copy.step(10_000)
+    return pieces.joined(copy.parts())
+
+
+def test_a_copy_made_in_steps_while_events_are_folded_is_that_of_the_moment_at_which_it_began() -> None:
+    flow = Flow()
+    state = flow.state
+    state.fold(flow.next(500))
+    expected = sorted_bytes(state.snapshot().arrays)
     copy = state.copy()
     assert state.windows.sweep(2**60) == 0, "what is being copied is not swept"
     parts: list[Part] = []
     while not copy.is_whole:
         copy.step(7)
         parts += copy.parts()
-        fold_some(20)
+        state.fold(flow.next(20))
     assert len(parts) > 60
     copied = pieces.joined(parts)
-    assert {name: np.sort(array.whole(), axis=None).tobytes() for name, array in copied.items()} == {
-        name: array.tobytes() for name, array in expected.items()
-    }
-    State.restore(STREAM, Snapshot(copy.meta, copied)).snapshot()
+    assert sorted_bytes(copied) == expected
+    assert sorted_bytes(State.restore(STREAM, Snapshot(copy.meta, copied)).snapshot().arrays) == expected
     assert state.windows.sweep(2**60) > 0
+
+
+def test_what_changed_since_a_whole_snapshot_and_that_one_give_the_state_back(tmp_path: Path) -> None:
+    flow, twin, store = Flow(), Flow(), SnapshotStore(tmp_path, keep=1)
+    state = flow.state
+    for each in (flow, twin):
+        each.state.fold(each.next(600))  # ids are remembered for 300 ms, windows of idle cards end after that
+    base = state.copy()
+    draft.write(tmp_path / "1.snapshot", base.meta, whole(base))
+    for n in (40, 40, 500):
+        for each in (flow, twin):
+            each.state.fold(each.next(n, cards=9))
+            each.state.windows.sweep(each.state.clock_ms)
+            each.state.frontier[Source(EVENT, 0)] += n
+        later = state.copy(base.as_base)
+        later.meta["base"]["file"] = "1.snapshot"
+        changes = whole(later)
+        path = tmp_path / f"{n + 1}.snapshot"
+        draft.write(path, later.meta, changes)
+        restored = State.restore(STREAM, Snapshot.read(path))
+        restored.windows.sweep(state.clock_ms)
+        expected = twin.state.snapshot().arrays
+        assert sorted_bytes(restored.snapshot().arrays) == sorted_bytes(expected)
+        assert changes["windows/0.rows"].nbytes < expected["windows/0.rows"].nbytes / 2 or n == 500
+        following = flow.next(50)
+        assert twin.next(50).event_id.tolist() == following.event_id.tolist()
+        assert restored.fold(following).numeric.tobytes() == state.fold(following).numeric.tobytes()
+        twin.state.fold(following)
+    store.tidy()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.snapshot", "501.snapshot"], "its base is kept"
+    other = State(STREAM, 2).copy()
+    draft.write(tmp_path / "1.snapshot", other.meta, whole(other))
+    with pytest.raises(RestoreError, match=r"501.snapshot has only what changed since another 1.snapshot"):
+        Snapshot.read(tmp_path / "501.snapshot")

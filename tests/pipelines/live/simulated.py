@@ -19,7 +19,7 @@ from pipelines.errors import BrokerError, FencedError, InternalError, OutboxOver
 from pipelines.features.copying import Part
 from pipelines.features.pieces import joined
 from pipelines.features.snapshot import Snapshot
-from pipelines.features.state import State, StateCopy
+from pipelines.features.state import Base, State, StateCopy
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Assignment, Message, TransactionalWriter
 from pipelines.live.alerting import outcomes_of, without_scores
@@ -202,6 +202,7 @@ class SimulatedReplica:
         self.at = dict(state.frontier)
         self.copy: StateCopy | None = None
         self.parts: list[Part] = []
+        self.base: tuple[Base, Snapshot] | None = None  # the last whole one
         self.marks_at = self.replica.merge.clock_offset
         self._put(self.replica.restored_puts())
 
@@ -291,16 +292,18 @@ class SimulatedReplica:
                 self.replica.copy(self.ownership.progress)
         self.begin()
 
-    def snapshot(self, *, disk_full: bool = False, rows: int = 10**9) -> None:
-        """Begin a copy of the state, or go on with it; a whole one is kept, unless the disk is full."""
+    def snapshot(self, *, disk_full: bool = False, rows: int = 10**9, changes: bool = False) -> None:
+        """Begin a copy of the state or its changes, or go on with it; then it is kept, if the disk is not full."""
         if self.copy is None:
-            self.copy = self.replica.copy(self.ownership.progress)
+            self.base = self.base if changes else None
+            self.copy = self.replica.copy(self.ownership.progress, self.base[0] if self.base else None)
         for _ in self.world.stream.entities:  # a step ends with its column
             self.copy.step(rows)
         self.parts += self.copy.parts()
         if not self.copy.is_whole:
             return
-        snapshot = Snapshot(self.copy.meta, joined(self.parts))
+        snapshot = Snapshot(self.copy.meta, joined(self.parts), self.base[1] if self.base else None)
+        self.base = self.base or (self.copy.as_base, snapshot)
         self.copy, self.parts = None, []
         if not disk_full:
             self.world.snapshots[sum(snapshot.frontier.values())] = snapshot

@@ -101,7 +101,7 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
         case "publish":
             world.publish(replica, a[1] % N_PARTITIONS)
         case "snapshot":
-            replica.snapshot(rows=(1, 1, 2, 10**9)[a[0] % 4])
+            replica.snapshot(rows=(1, 1, 2, 10**9)[a[0] % 4], changes=a[1] > 1)
         case "crash":
             world.restart(number)
         case "fail":
