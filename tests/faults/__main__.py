@@ -3,6 +3,8 @@
 python -m tests.faults --kills 20                                   one replica and two, 20 kills each: 15 minutes
 python -m tests.faults --kills 200 --seed 3 --replicas 1,2 --out faults.json
                                                                     hours; a second call continues where it stopped
+python -m tests.faults --changes 30 --replicas 2                    replicas join, leave, die, stand still: 10 minutes
+python -m tests.faults --minutes 30 --replicas 2 --out soak.json    the same for half an hour; memory must stay flat
 
 Rounds of 20 kills, with a stream and the logs of its scorers of their own, on a broker of their own. Every second round
 reads one partition late, so that much comes out of turn. Exit code 1 if anything was lost, doubled or different, or if
@@ -19,10 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flows.local.kafka_server import start_broker
-from tests.faults.round import Round, as_json, run_round, wrong
+from tests.faults.round import Round, as_json, percentiles, run_round, wrong
+from tests.faults.soak import report, run_soak, soak_wrong
 from tests.pipelines.kafka.adapters import CLIENT
 
 KILLS_A_ROUND = 20
@@ -57,13 +58,6 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    if not values:
-        return {"p50": None, "p99": None}
-    p50, p99 = np.percentile(values, [50, 99])
-    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}
-
-
 def rounds_of(kills: int, replicas: Sequence[int], seed: int, client: str) -> list[Round]:
     """Rounds of at most `KILLS_A_ROUND` kills: first all with the first number of replicas, then with the next."""
     rounds = []
@@ -75,6 +69,24 @@ def rounds_of(kills: int, replicas: Sequence[int], seed: int, client: str) -> li
     return rounds
 
 
+def soaked(asked: argparse.Namespace) -> list[str]:
+    """Run a soak on a broker of its own; what was wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="unmask-soak-"))
+    broker = start_broker(folder / "kafka")
+    try:
+        n = max(int(n) for n in asked.replicas.split(","))
+        run = Round(broker.bootstrap, replicas=n, seed=asked.seed, client=asked.client)
+        outcome = run_soak(run, folder, changes=asked.changes, seconds=60 * asked.minutes)
+    finally:
+        broker.stop()
+    report(run, outcome, asked.out)
+    if found := soak_wrong(outcome):
+        print(*found, f"the logs of every life are in {folder}", sep="\n", flush=True)
+    else:
+        shutil.rmtree(folder)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="for each number of replicas (default 20)")
@@ -82,7 +94,11 @@ def main() -> None:
     parser.add_argument("--replicas", default="1,2", help="numbers of replicas, one after the other (default 1,2)")
     parser.add_argument("--client", default=CLIENT, help="kafka-python or confluent-kafka")
     parser.add_argument("--out", type=Path, help="JSON file; rounds that it has are not run again")
+    parser.add_argument("--changes", type=int, default=0, help="change the replicas so many times instead")
+    parser.add_argument("--minutes", type=float, default=0.0, help="change the replicas for so long instead")
     asked = parser.parse_args()
+    if asked.changes or asked.minutes:
+        sys.exit(1 if soaked(asked) else 0)
     done: list[dict[str, Any]] = json.loads(asked.out.read_text())["rounds"] if asked.out and asked.out.exists() else []
     failed = []
     for run in rounds_of(asked.kills, [int(n) for n in asked.replicas.split(",")], asked.seed, asked.client):

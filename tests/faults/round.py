@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipelines.contracts.stream import Stream
 from pipelines.kafka import topics
@@ -98,7 +101,7 @@ def plan(run: Round) -> list[str]:
     return specs
 
 
-class _Judged:
+class Judged:
     """A round in progress."""
 
     def __init__(self, run: Round, folder: Path) -> None:
@@ -189,7 +192,7 @@ class _Judged:
 
 def run_round(run: Round, folder: Path) -> Outcome:
     """Kill, restart, kill; drain; judge. The logs of all lives stay in `folder`."""
-    judged = _Judged(run, folder)
+    judged = Judged(run, folder)
     outcome = judged.outcome
     load = Load(judged.connection, judged.stream, per_s=run.per_s, seed=run.seed)
     load.start()
@@ -206,11 +209,24 @@ def run_round(run: Round, folder: Path) -> Outcome:
         load.stopping.set()
         judged.fleet.kill_all()
     outcome.snapshot_restores = judged.fleet.count_in_logs("restored from snapshot")
-    command = [sys.executable, "-m", "tests.pipelines.live.oracle", "--bootstrap", run.bootstrap]
-    done = subprocess.run([*command, "--stream", judged.stream.name], stdout=subprocess.PIPE, check=False)
-    verdict: dict[str, Any] = json.loads(done.stdout)
-    outcome.counts, outcome.problems = verdict["counts"], verdict["problems"]
+    outcome.counts, outcome.problems = judge(run, judged.stream)
     return outcome
+
+
+def judge(run: Round, stream: Stream) -> tuple[dict[str, int], dict[str, int]]:
+    """What the oracle counted, and the problems that it found, in a process of its own that shares no state."""
+    command = [sys.executable, "-m", "tests.pipelines.live.oracle", "--bootstrap", run.bootstrap]
+    done = subprocess.run([*command, "--stream", stream.name], stdout=subprocess.PIPE, check=False)
+    verdict: dict[str, Any] = json.loads(done.stdout)
+    return verdict["counts"], verdict["problems"]
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50 and p99."""
+    if not values:
+        return {"p50": None, "p99": None}
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2)}
 
 
 def as_json(run: Round, outcome: Outcome) -> dict[str, Any]:
