@@ -194,10 +194,13 @@ class _Queue(SourceClock):
         """Effective time of the first record."""
         return int(self._runs[0].effective_ms[0]) if self._runs else _FOREVER
 
-    @property
-    def oldest_ms(self) -> int | None:
-        """Arrival of the first record, ms."""
-        return int(self._runs[0].arrival_ms[0]) if self._runs else None
+    def waiting(self, offset: int) -> tuple[int, int | None]:
+        """Number of records at or beyond an offset, and the arrival of the first one, ms."""
+        runs = [run for run in self._runs if run.offset[-1] >= offset]
+        if not runs:
+            return 0, None
+        n_before = int(np.searchsorted(runs[0].offset, offset))
+        return sum(map(len, runs)) - n_before, int(runs[0].arrival_ms[n_before])
 
     def add(self, records: Sequence[Received], places: dict[tuple[int, int, int], Key]) -> None:
         """Append records, but not those that are read again after a seek; uses up the places of those added."""
@@ -293,10 +296,9 @@ class Merge:
         """Number of buffered records that are not released yet."""
         return sum(q.n_waiting for q in self._queues.values())
 
-    def waiting(self, source: Source) -> tuple[int, int | None]:
-        """Number of buffered records of a source, and the arrival of the oldest one, ms."""
-        queue = self._queues[source]
-        return queue.n_waiting, queue.oldest_ms
+    def waiting(self, source: Source, *, offset: int) -> tuple[int, int | None]:
+        """Number of buffered records of a source at or beyond an offset, and the arrival of the first one, ms."""
+        return self._queues[source].waiting(offset)
 
     @property
     def n_bytes(self) -> int:

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.screen import clean
+from pipelines.contracts.delays import ScoringDelayed
 from pipelines.contracts.messages import Alert, AlertOverflow, AlertRecord, AlertUpdate
 
 
@@ -13,7 +14,19 @@ def shown_record(record: AlertRecord) -> Panel | Text:
     """A panel for an alert, a line for anything else."""
     if isinstance(record, Alert):
         return panel(record)
+    if isinstance(record, ScoringDelayed):
+        return delay_line(record)
     return update_line(record) if isinstance(record, AlertUpdate) else overflow_line(record)
+
+
+def delay_line(delay: ScoringDelayed) -> Text:
+    """One line: scores of a partition come late, or no longer."""
+    line = Text(f"partition {delay.partition}: ")
+    if delay.recovered:
+        line.append("scores come in time again", style="bold green")
+        return line.append(f"   {clean(delay.at)}   at most {delay.highest_lag_ms / 1000:,.0f} s late")
+    line.append(f"scores come {delay.lag_ms / 1000:,.0f} s late", style="bold yellow")
+    return line.append(f"   {clean(delay.at)}   events since {clean(delay.since)}")
 
 
 def update_line(update: AlertUpdate) -> Text:

@@ -65,8 +65,9 @@ class ChampionFollower(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         if self.is_alive():
-            self.join(timeout=5)
-        self._orders.close()
+            self.join(timeout=0.3)
+        if not self.is_alive():
+            self._orders.close()
         if self.serving.shadow is not None:
             self.serving.shadow.stop()
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pipelines.contracts.contract import UNDECODABLE
+from pipelines.contracts.delays import ScoringDelayed
 from pipelines.contracts.messages import (
     Alert,
     AlertOverflow,
@@ -53,21 +54,27 @@ def _tails(
 
 
 def newest(records: Iterable[AlertRecord], last: int) -> list[AlertRecord]:
-    """The newest `last` alerts by arrival, and since then the newest update of each group and all overflow."""
-    by_arrival = sorted(records, key=lambda record: record.arrival)
+    """The newest `last` alerts by arrival; since then the newest update of each group, all overflow and delays."""
+    by_arrival = sorted(records, key=_time_of)
     alerts = [record for record in by_arrival if isinstance(record, Alert)][-last:] if last else []
     if not alerts:
         return []
     updates = {record.group_id: record for record in by_arrival if isinstance(record, AlertUpdate)}
-    rest: list[AlertRecord] = [*updates.values(), *(one for one in by_arrival if isinstance(one, AlertOverflow))]
-    since = [record for record in rest if record.arrival >= alerts[0].arrival]
-    return sorted([*alerts, *since], key=lambda record: record.arrival)
+    others = [one for one in by_arrival if isinstance(one, AlertOverflow | ScoringDelayed)]
+    since = [record for record in (*updates.values(), *others) if _time_of(record) >= alerts[0].arrival]
+    return sorted([*alerts, *since], key=_time_of)
+
+
+def _time_of(record: AlertRecord) -> str:
+    return record.at if isinstance(record, ScoringDelayed) else record.arrival
 
 
 def n_alerted(records: Iterable[AlertRecord]) -> int:
     """Number of scores over the threshold that some records account for: alone, in a group, or as overflow."""
     alone, groups = 0, defaultdict[str, int](int)
     for record in records:
+        if isinstance(record, ScoringDelayed):
+            continue
         if isinstance(record, AlertOverflow):
             alone += len(record.events)
         elif record.group_id is None:
@@ -92,7 +99,7 @@ def count_scored(connection: Connection, stream: Stream) -> int:
 
 
 def readable_alerts(records: Sequence[Received]) -> Iterator[AlertRecord]:
-    """Decode alerts, updates and overflow. Other records are skipped with a warning that contains their offset."""
+    """Decode alerts, updates, overflow and delays. Others are skipped with a warning that contains their offset."""
     return _readable(records, lambda value: [decode_alert(value)], "an alert")
 
 

@@ -40,7 +40,7 @@ def probes(port: int, monitor: Monitor, metrics: Collector) -> Iterator[int]:
         raise UnmaskError(
             f"port {port} of --metrics-port cannot be used ({error.strerror}); choose another one"
         ) from error
-    thread = threading.Thread(target=server.serve_forever, name="probes", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="probes", daemon=True)
     thread.start()
     try:
         yield server.server_port

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import signal
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import OutboxOverflowError
 from pipelines.live.scorer import Scorer
 from pipelines.live.setting import ScorerSetting, StartFrom
+from pipelines.live.stopping import stop_signal
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,16 @@ def serve(
     metrics_port: int | None = None,
     fault: faults.Fault,
 ) -> None:
-    """Score until SIGTERM or Ctrl-C, then publish all processed events, write a snapshot and return.
+    """Score until SIGTERM or Ctrl-C, then publish what can be published in a moment, write a snapshot and return.
+
+    The process ends within 5 s of the signal, whatever hangs; the next scorer publishes the rest.
 
     Args:
         replica: name of this scorer among those of the stream; by default that of the host.
         metrics_port: where metrics and probes are served; None: nowhere.
     """
-    stopping = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stopping.set())
+    stopping = stop_signal()
+    log.info("the scorer of stream %s starts", stream.name)
     name = replica or socket.gethostname()
     follower = following(settings, stream, name=name)
     setting = ScorerSetting(stream, settings.connection(), settings.snapshots(stream), instance_id=name, fault=fault)

@@ -11,6 +11,7 @@ import msgspec
 
 from pipelines.contracts.alert_memory import AlertMemory, Overflowed
 from pipelines.contracts.contract import EPOCH, Refusal
+from pipelines.contracts.delays import OpenDelay, ScoringDelayed
 
 MAX_RAW_BYTES = 4_096
 MAX_KEY_BYTES = 1_024
@@ -119,7 +120,7 @@ class AlertOverflow(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Overflowed, ...]
 
 
-AlertRecord = Alert | AlertUpdate | AlertOverflow
+AlertRecord = Alert | AlertUpdate | AlertOverflow | ScoringDelayed
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +155,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     - `retold`: the offsets [from, to) of the progress records in which `unmask recover` recorded places again.
     - `clock_offset`: the offset in the clock topic from which a restart reads marks, after it has folded `frontier`.
     - `alert_memory`: open groups of alerts and the use of the daily cap; None without.
+    - `delay`: of scores, that was told and is not over.
     - `format`: 1 was written by version 0.1.0.
     """
 
@@ -177,12 +179,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     retold: list[int] = []
     clock_offset: int = 0
     alert_memory: AlertMemory | None = None
+    delay: OpenDelay | None = None
 
 
 PROGRESS_FORMAT = 2
 PACKED = "packed_scores"  # the kind of a record with many scores
-UPDATE, OVERFLOW = "alert_update", "alert_overflow"
-MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, UPDATE: 1, OVERFLOW: 1, "refused": 3}
+UPDATE, OVERFLOW, DELAYED = "alert_update", "alert_overflow", "scoring_delayed"
+MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, UPDATE: 1, OVERFLOW: 1, DELAYED: 1, "refused": 3}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -206,10 +209,15 @@ def decode_alert(value: bytes | None) -> AlertRecord:
 
 
 class _AlertKind(msgspec.Struct):
-    kind: Literal["alert", "update", "overflow"] = "alert"
+    kind: Literal["alert", "update", "overflow", "scoring_delayed"] = "alert"
 
 
-_ALERT_KINDS: Mapping[str, type[AlertRecord]] = {"alert": Alert, "update": AlertUpdate, "overflow": AlertOverflow}
+_ALERT_KINDS: Mapping[str, type[AlertRecord]] = {
+    "alert": Alert,
+    "update": AlertUpdate,
+    "overflow": AlertOverflow,
+    "scoring_delayed": ScoringDelayed,
+}
 
 
 def decode_lines(value: bytes | None, kind: type[T]) -> list[T]:

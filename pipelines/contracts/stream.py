@@ -172,6 +172,7 @@ class Stream(msgspec.Struct, frozen=True):
     max_message_bytes: int
     packed_scores: bool = False
     storms: StormRules = StormRules()
+    delayed_after_ms: int = 60_000  # lag above which scores are late
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:

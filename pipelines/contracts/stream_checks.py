@@ -99,6 +99,7 @@ class StreamChecks:
             max_message_bytes=head.max_message_bytes,
             packed_scores=head.packed_scores,
             storms=_storms(self.document.alerts or AlertsTable()),
+            delayed_after_ms=(self.document.alerts or AlertsTable()).delayed_after.ms,
             replay=self._live_period(),
         )
 

@@ -208,6 +208,7 @@ class AlertsTable(Struct, kw_only=True):
     budget: BudgetTable | None = None
     group: GroupTable | None = None
     cap: CapTable | None = None
+    delayed_after: Duration = Duration("60s")
 
 
 class ReplayTable(Struct, kw_only=True):

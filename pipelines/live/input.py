@@ -62,6 +62,7 @@ class Input:
         self._n_answers = 0
         self._first_ends = ends
         self._ends: dict[Source, int] = {}
+        self._unread: dict[Source, tuple[int, int]] = {}  # position before unread records, and since when, ms
 
     @property
     def topics(self) -> list[str]:
@@ -130,16 +131,23 @@ class Input:
         if self.live and count_stalls:
             self._merge.tick(time.time() * 1000)
 
-    def lag(self, source: Source, *, held: tuple[int, int | None], now_ms: float) -> Lag:
+    def lag(self, source: Source, *, published: int, held: tuple[int, int | None], now_ms: float) -> Lag:
         """How far publication is behind the newest answer about the end of a source.
 
-        `held`: number and oldest arrival of the records that are folded, but not published.
+        Args:
+            published: the first offset that is not published; records before it may be read again after a restart.
+            held: number and oldest arrival of the records that are folded, but not published.
         """
         n_held, oldest = held
-        n_waiting, oldest_waiting = self._merge.waiting(source)
+        n_waiting, oldest_waiting = self._merge.waiting(source, offset=published)
         end = self._ends.get(source, self._first_ends[source])
-        n_unread = max(end - self.reader.position(self._positions[source]), 0)
+        at = self.reader.position(self._positions[source])
+        n_unread = max(end - max(at, published), 0)
         since = oldest_waiting if oldest is None else oldest
+        if since is None and n_unread:  # seen for how long?
+            position, seen_ms = self._unread.get(source, (-1, 0))
+            since = seen_ms if position == at else round(now_ms)
+            self._unread[source] = at, since
         lag_ms = 0 if since is None or not self.live else max(round(now_ms - since), 0)
         return Lag(n_held + n_waiting + n_unread, lag_ms)
 

@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import msgspec
+
+from pipelines.contracts.delays import OpenDelay
 from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
@@ -14,14 +17,17 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
-from pipelines.live.metrics import Published
+from pipelines.live.delays import Delays
+from pipelines.live.metrics import Lag, Published
 from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
 from pipelines.live.serving import Serving
+from pipelines.live.stopping import FINISH_S, LEAVE_S
 from pipelines.live.storms import storm_of
 from pipelines.model import Model
 
 log = logging.getLogger(__name__)
 
+TRANSACTION_S = 10.0  # for the end of a transaction, while the scorer goes on
 CLAIM_S = 10.0  # maximum time between a new owner's fencing and its claim of the partition
 
 
@@ -45,6 +51,7 @@ class LaneSetting:
     stall_deadline_s: float = 300.0
     fault: Fault = no_fault
     published: Published = field(default_factory=Published)
+    delayed_after_ms: int | None = None  # lag above which scores are late; None in a replay, which has its own clock
 
 
 class Lane:
@@ -71,6 +78,8 @@ class Lane:
         self.was_stopping = False  # time of the failure
         self.trouble = ""  # why the last transaction failed, until one succeeds
         self.n_commits = 0
+        self._committed_s = time.monotonic()
+        self._lag = 0.0, Lag(0, 0)  # when it was seen, by a monotonic clock
         self.n_alerts = 0
         self.n_rebuilt = 0
         self.n_shortened = 0
@@ -98,10 +107,17 @@ class Lane:
     def leave(self) -> None:
         """End after the current transaction; the next owner publishes the rest of the outbox."""
         self._is_leaving = True
-        self.stop()
+        self._end(TRANSACTION_S)
 
-    def stop(self, *, deadline_s: float = 10.0) -> None:
-        """Publish the rest of the outbox, then close."""
+    def stop(self) -> None:
+        """Publish the rest of the outbox for a moment, or at least end the current transaction; then close."""
+        self.ask_to_stop()
+        if self._thread:
+            self._thread.join(FINISH_S)
+        self._is_leaving = True
+        self._end(LEAVE_S)
+
+    def _end(self, deadline_s: float) -> None:
         self.ask_to_stop()
         if self._thread:
             self._thread.join(deadline_s)
@@ -113,6 +129,8 @@ class Lane:
                 batch = self.outbox.take()
                 if batch is not None:
                     self._publish(batch)
+                elif (seen := self._seen_lag()) is not None:
+                    self._tell_lag(seen)
         except BaseException as error:
             self.was_stopping = self._stopping.is_set()
             self.failure = error
@@ -142,6 +160,7 @@ class Lane:
             shadow.offer(batch.rows)
         self._setting.published.count(batch.rows, before, progress, n_alerts=n_alerts, now_ms=now_ms)
         self.progress = progress
+        self._committed_s = time.monotonic()
         self.outbox.drop(batch)
         self.trouble = ""
         self.n_commits += 1
@@ -149,6 +168,41 @@ class Lane:
         self.n_shortened += shortening > Shortening.WHOLE
         fault("after_outbox_drop")
         return True
+
+    def watch(self, lag: Lag) -> None:
+        """Take note of how far the partition is behind; the lane tells of it while it has nothing to publish."""
+        self._lag = time.monotonic(), lag
+
+    def _seen_lag(self) -> Lag | None:
+        """The lag, if it was seen after the last transaction: it concerns events that are not in the outbox yet."""
+        seen_s, lag = self._lag
+        return lag if seen_s > self._committed_s else None
+
+    def _tell_lag(self, lag: Lag) -> None:
+        assert self.progress is not None
+        if lag.records and self.progress.delay is not None:
+            return  # their age may be unknown; the transaction that publishes them tells whether the delay is over
+        now_ms = round(time.time() * 1000)
+        delay, told = self._delay(self.progress, oldest_ms=now_ms - lag.ms if lag.records else None, now_ms=now_ms)
+        if not told:
+            return
+        progress = msgspec.structs.replace(self.progress, delay=delay, out_of_turn=[])
+        try:
+            self._writer.commit([*told, self._progress_message(progress)])
+        except BrokerError as error:
+            if isinstance(error, RejectedError):
+                raise
+            self._rebuild(error)
+        else:
+            self.progress = progress
+
+    def _delay(
+        self, progress: Progress, *, oldest_ms: int | None, now_ms: int
+    ) -> tuple[OpenDelay | None, list[Message]]:
+        bound_ms = self._setting.delayed_after_ms
+        if bound_ms is None:
+            return progress.delay, []
+        return Delays(self._setting.stream, self.partition, bound_ms).told(progress, oldest_ms=oldest_ms, now_ms=now_ms)
 
     def _publish_smaller(self, batch: OutboxBatch, shortening: Shortening, error: TooLargeError) -> bool:
         if len(batch.rows) > 1:
@@ -229,7 +283,12 @@ class Lane:
             batch.rows, self._setting.stream, model, storm=storm, short=short, together=self._setting.serving.together
         )
         progress = progress_after(self.progress, batch, model.digest, storm.memory if storm else None)
-        return [*outcomes.messages, self._progress_message(progress)], progress, outcomes.n_alerts
+        messages = outcomes.messages
+        if len(batch.rows):
+            oldest_ms, now_ms = int(batch.rows.arrival_ms[0]), round(time.time() * 1000)
+            delay, told = self._delay(progress, oldest_ms=oldest_ms, now_ms=now_ms)
+            progress, messages = msgspec.structs.replace(progress, delay=delay), [*messages, *told]
+        return [*messages, self._progress_message(progress)], progress, outcomes.n_alerts
 
     def _progress_message(self, progress: Progress) -> Message:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)

@@ -11,6 +11,7 @@ from pipelines.kafka.port import Assignment
 from pipelines.live.health import Busy
 from pipelines.live.lane import Lane
 from pipelines.live.outbox import Outbox
+from pipelines.live.stopping import all_within
 from pipelines.live.takeover import cover
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 Claim = Callable[[Mapping[int, Outbox]], list[Lane]]
 REGRANT_S = 30.0  # how long a fenced partition may wait for a newer generation of the group
 RETRY_S = 1.0
+CLAIM_END_S = 1.0  # for a claim under way when the scorer stops
 
 
 class Ownership:
@@ -133,25 +135,29 @@ class Ownership:
             if len(lane.outbox)
         }
 
-    def release(self) -> list[BaseException]:
-        """Publish the rest of the outboxes and close all lanes in parallel; returns the failures of lanes.
+    def release(self, until_s: float) -> list[BaseException]:
+        """Publish what can be published of the outboxes and close all lanes in parallel; returns the failures of lanes.
 
-        A lane that was fenced by a successor while it stopped has not failed.
+        A lane that a successor has fenced while it stopped, or that could not reach Kafka then, has not failed.
+        `until_s` is a time of the monotonic clock.
         """
-        if self._claiming is not None:
+        claiming, self._claiming = self._claiming, None
+        if claiming is not None:
             try:
-                self._add(self._claiming[1].result(), start=False)
+                self._add(claiming[1].result(min(CLAIM_END_S, max(until_s - time.monotonic(), 0.0))), start=False)
             except Exception as error:
-                log.warning("the last claim failed: %s", error)
-            self._claiming = None
+                log.warning("the last claim failed: %s", error or "it has not ended")
         lanes = list(self.lanes.values())
-        list(self._aside.map(Lane.stop, lanes))
+        all_within(until_s, [lane.stop for lane in lanes])
         failures = []
         for lane in lanes:
-            if isinstance(lane.failure, FencedError) and lane.was_stopping:
+            failure, is_rejected = lane.failure, isinstance(lane.failure, LoginError | RejectedError)
+            if isinstance(failure, FencedError) and lane.was_stopping:
                 log.warning("partition %d: another scorer has taken over and publishes the rest", lane.partition)
-            elif lane.failure is not None:
-                failures.append(lane.failure)
+            elif isinstance(failure, BrokerError) and lane.was_stopping and not is_rejected:
+                log.warning("partition %d: the next scorer publishes the rest: %s", lane.partition, failure)
+            elif failure is not None:
+                failures.append(failure)
         return failures
 
     def _add(self, lanes: Iterable[Lane], *, start: bool = False) -> None:

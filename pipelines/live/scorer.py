@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import Stream
+from pipelines.errors import BrokerError, FencedError, LoginError, RejectedError
 from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
@@ -25,6 +26,7 @@ from pipelines.live.replica import Replica, needed_places
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
 from pipelines.live.snapshots import SnapshotSchedule
+from pipelines.live.stopping import STOP_S, all_within
 from pipelines.live.takeover import TakeOver, places_after
 from pipelines.live.topic_checks import TopicChecks, checked_partitions, stamped_by_broker
 from pipelines.model import Model
@@ -86,7 +88,7 @@ class Scorer:
     def _restore(self, asked: Shared) -> None:
         """Build a state that agrees with what is published, start reading, and claim what is ours already."""
         setting, stream = self.setting, self.setting.stream
-        n_partitions, live = checked_partitions(asked, stream), stamped_by_broker(asked, stream)
+        n_partitions, self._live = checked_partitions(asked, stream), stamped_by_broker(asked, stream)
         outside = topics.bounds(asked, [stream.topic("clock"), stream.topic("progress")])
         clock_first, clock_end = outside[stream.topic("clock"), 0]
         taken = self._take_over(asked, n_partitions)
@@ -121,7 +123,7 @@ class Scorer:
             ),
             self._replica.merge,
             stream,
-            live=live,
+            live=self._live,
             ends={source: end for source, (_, end) in taken.bounds.items()},
             clock_end=clock_end,
             max_bytes=setting.max_in_hand_bytes,
@@ -133,7 +135,14 @@ class Scorer:
 
     def _take_over(self, asked: Shared, n_partitions: int) -> TakeOver:
         return TakeOver(
-            self.setting, asked, self.serving, n_partitions, owner=self.owner, start=self._start, first=self._first
+            self.setting,
+            asked,
+            self.serving,
+            n_partitions,
+            owner=self.owner,
+            start=self._start,
+            live=self._live,
+            first=self._first,
         )
 
     def _claim(self, outboxes: Mapping[int, Outbox]) -> list[Lane]:
@@ -195,10 +204,12 @@ class Scorer:
 
     def lags(self) -> dict[int, Lag]:
         """How far each partition that this replica owns is behind."""
-        now_ms, lanes = time.time() * 1000, self._ownership.lanes
-        return {
-            p: self._input.lag(Source(EVENT, p), held=lane.outbox.waiting(), now_ms=now_ms) for p, lane in lanes.items()
-        }
+        now_ms, found = time.time() * 1000, dict[int, Lag]()
+        for p, lane in self._ownership.lanes.items():
+            published = lane.progress.next_offset if lane.progress else 0
+            held = lane.outbox.waiting()
+            found[p] = self._input.lag(Source(EVENT, p), published=published, held=held, now_ms=now_ms)
+        return found
 
     @property
     def n_bytes(self) -> dict[str, int]:
@@ -222,7 +233,7 @@ class Scorer:
         return self._snapshots.age_s
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Score until `should_stop()`; then publish all folded events and write a snapshot.
+        """Score until `should_stop()`; then publish what can be published in a moment, and write a snapshot.
 
         If a step raises, no snapshot is written, because the step may be incomplete.
         """
@@ -232,6 +243,10 @@ class Scorer:
             while not should_stop():
                 self.step()
             ended_well = True
+        except BrokerError as error:
+            if not should_stop() or isinstance(error, FencedError | LoginError | RejectedError):
+                raise
+            log.warning("Kafka failed while the scorer was told to stop: %s", error)
         finally:
             self._stop(snapshot=ended_well)
 
@@ -332,19 +347,25 @@ class Scorer:
             reading = {} if self._is_full else self._input.busy()
             self._watch.look(self._ownership.busy() | reading, now_s)
             self._watch.check()
+            for p, lag in self.lags().items():
+                self._ownership.lanes[p].watch(lag)
 
     def _stop(self, *, snapshot: bool) -> None:
-        leads = self._leads
-        failures = self._ownership.release()
-        if self._member is not None:
-            self._member.close()
-        self._clock.close()
-        if snapshot and leads and not failures and self._caught_up:
-            self._snapshots.take(self.progress)
-        else:
-            self._snapshots.abandon()
-        self._aside.shutdown(wait=True)
-        self._input.reader.close()
+        """Stop within `STOP_S`; what hangs is left behind in its thread."""
+        until_s, leads = time.monotonic() + STOP_S, self._leads
+        failures = self._ownership.release(until_s)
+        is_published = not any(len(lane.outbox) for lane in self.lanes)  # else a snapshot would be ahead of it
+        is_whole = snapshot and leads and not failures and self._caught_up and is_published
+
+        def end_aside() -> None:
+            if is_whole:
+                self._snapshots.take(self.progress, until_s=until_s)
+            else:
+                self._snapshots.abandon()
+            self._aside.shutdown()
+
+        closing = [self._clock.close, self._input.reader.close, end_aside]
+        all_within(until_s, closing if self._member is None else [self._member.close, *closing])
         if snapshot and failures:
             raise failures[0]  # if a step has raised, report that error
 

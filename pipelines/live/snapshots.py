@@ -1,6 +1,7 @@
 """The schedule of snapshots: after catching up, then at intervals; copied in steps, written in the background."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -76,12 +77,17 @@ class SnapshotSchedule:
             self._base = self._writing.base
             self._writing = None
 
-    def take(self, progress: Mapping[int, Progress]) -> None:
-        """Take a snapshot of the state as it is now, at the end: copy all of it. It may not be written yet."""
+    def take(self, progress: Mapping[int, Progress], *, until_s: float = math.inf) -> None:
+        """Take a snapshot of the state as it is now, at the end: copy all of it. It may not be written yet.
+
+        It is given up if it is not copied by `until_s`, a time of the monotonic clock.
+        """
         self.abandon()
         self._begin(progress)
         if self._writing is not None:
-            self._writing.is_over(step_s=float("inf"))
+            self._writing.is_over(step_s=until_s - time.monotonic())
+            if not self._writing.is_given:
+                self.abandon()
 
     def abandon(self) -> None:
         """Give up the snapshot that has begun."""
@@ -133,7 +139,7 @@ class Writing:
         self.base: tuple[Base, str] | None = None  # of the next one; set aside, once this one was written
         self._draft: Draft | None = None
         self._is_over = False  # set aside
-        self._is_given = False  # everything was handed over to be written
+        self.is_given = False  # everything was handed over to be written
         self._jobs: deque[Future[None]] = deque()
         self._submit(self._open)
 
@@ -143,20 +149,20 @@ class Writing:
             self._jobs.popleft()
         if self._is_over:
             self._copy.abandon()
-        elif not self._is_given and (len(self._jobs) < MAX_JOBS or step_s > STEP_S):
+        elif not self.is_given and (len(self._jobs) < MAX_JOBS or step_s > STEP_S):
             until_s = time.perf_counter() + step_s
             while not self._copy.is_whole and time.perf_counter() < until_s:
                 self._copy.step(ROWS)
             parts = list(self._copy.parts())
             self._submit(lambda: self._add(parts))
             if self._copy.is_whole:
-                self._is_given = True
+                self.is_given = True
                 self._submit(self._finish)
         return self._is_over
 
     def abandon(self) -> None:
         """Give it up, unless everything was handed over."""
-        if not self._is_given:
+        if not self.is_given:
             self._copy.abandon()
             self._submit(self._fail)
 

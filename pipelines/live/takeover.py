@@ -51,6 +51,7 @@ class TakeOver:
         *,
         owner: str,
         start: StartFrom | None,
+        live: bool,
         first: Mapping[int, Progress] = MappingProxyType({}),
     ) -> None:
         self.setting, self._serving = replace(setting, connection=asked), serving
@@ -65,6 +66,7 @@ class TakeOver:
             stall_deadline_s=setting.stall_deadline.total_seconds(),
             fault=setting.fault,
             published=setting.published,
+            delayed_after_ms=setting.stream.delayed_after_ms if live else None,
         )
         # Read the outputs before the bounds: all published events are then within the bounds.
         self._before = all_progress(asked, setting.stream, n_partitions)

@@ -53,10 +53,10 @@ class ConfluentTransactions(TransactionalWriter):
         if before_commit is not None:
             before_commit()
         with self._errors():
-            self._producers[0].commit_transaction(_DEADLINE_S)
+            self._producer.commit_transaction(_DEADLINE_S)
 
     def _send_all(self, messages: Iterable[Message]) -> None:
-        producer = self._producers[0]
+        producer = self._producer
         with self._errors():
             producer.begin_transaction()
         for message in messages:
@@ -71,12 +71,20 @@ class ConfluentTransactions(TransactionalWriter):
         reasons = [error]
         try:
             with self._errors():
-                self._producers[0].begin_transaction()  # it cannot begin, but says why
+                self._producer.begin_transaction()  # it cannot begin, but says why
         except BrokerError as why:
             reasons.append(why)
         failed = [self._translate(failure) for failure in self._failures]
         telling = [e for e in (*reasons, *failed) if isinstance(e, FencedError | RejectedError)]
         return next(iter((*telling, *failed, error)))
+
+    @property
+    def _producer(self) -> Producer:
+        """The producer; BrokerError if another thread has closed this writer meanwhile."""
+        try:
+            return self._producers[0]
+        except IndexError:
+            raise BrokerError(f"{self._id}: it was closed before the transaction ended") from None
 
     def close(self) -> None:
         """Destroy the producer within 2 s; an open transaction is aborted by the next owner."""

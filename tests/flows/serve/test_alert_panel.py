@@ -10,6 +10,7 @@ from rich.console import Console
 from flows.screen import clean, json_line, plain
 from flows.serve.alert_panel import panel, shown_record
 from pipelines.contracts.alert_memory import Overflowed
+from pipelines.contracts.delays import ScoringDelayed
 from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Reason, RecordSource, decode, encode
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red]\x9b31m\u202egnp\u2066\x7f\r\n[link=http://x]y"
@@ -64,6 +65,16 @@ def test_updates_and_overflow_are_one_line_each_whatever_they_contain() -> None:
     line = printed(lambda console: console.print(shown_record(overflow)))
     for words in ("beyond the cap of 2026-12-01", "2 alerts, highest score 0.988", "partition 2", "62 that day"):
         assert words in line
+    late = ScoringDelayed(
+        topic="t", partition=2, since=HOSTILE, at="2026-12-01T10:02:03.000Z", lag_ms=75_400, highest_lag_ms=90_000,
+        bound_ms=60_000, recovered=False, next_offset=7,
+    )  # fmt: skip
+    line = printed(lambda console: console.print(shown_record(late)))
+    assert "scores come 75 s late" in line
+    assert (len(line.splitlines()), line.count("\x1b")) == (1, hostile.count("\x1b"))
+    line = printed(lambda console: console.print(shown_record(msgspec.structs.replace(late, recovered=True))))
+    assert "scores come in time again" in line
+    assert "at most 90 s late" in line
     assert "score if expected" in printed(lambda console: console.print(shown_record(hostile_alert())))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from flows.serve.follow import n_alerted, newest, past_alerts, readable_alerts, readable_scores
 from pipelines.contracts.alert_memory import Overflowed
+from pipelines.contracts.delays import ScoringDelayed
 from pipelines.contracts.messages import (
     Alert,
     AlertOverflow,
@@ -57,6 +58,13 @@ def overflow_at(ms: int, n: int) -> AlertOverflow:
     )  # fmt: skip
 
 
+def delay_at(ms: int, *, recovered: bool) -> ScoringDelayed:
+    return ScoringDelayed(
+        topic="t", partition=0, since=rfc3339(0), at=rfc3339(ms), lag_ms=70_000, highest_lag_ms=90_000,
+        bound_ms=60_000, recovered=recovered, next_offset=7,
+    )  # fmt: skip
+
+
 BURST: list[AlertRecord] = [
     alert_at(1),
     alert_at(2, group="g"),
@@ -74,20 +82,23 @@ def test_the_newest_alerts_are_shown_once_with_the_newest_update_of_each_group()
     assert newest(BURST, 9) == [BURST[0], BURST[1], BURST[3], BURST[4], BURST[6]]
     assert newest(BURST, 0) == []
     assert newest(BURST[2:4], 5) == []
+    delays = [delay_at(0, recovered=True), delay_at(3, recovered=False), delay_at(6, recovered=True)]
+    assert newest([*delays, *BURST], 2) == [BURST[1], delays[1], BURST[3], BURST[4], delays[2], BURST[6]]
 
 
 def test_every_alert_is_counted_alone_in_its_group_or_as_overflow() -> None:
     assert n_alerted(BURST) == 1 + 7 + 3 + 1
-    assert n_alerted(BURST[:2]) == 2
+    assert n_alerted([*BURST[:2], delay_at(3, recovered=False)]) == 2
 
 
 def test_what_is_no_record_about_alerts_is_skipped_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    values = [*map(encode, BURST), b'{"kind":"news"}', b"", b'{"kind":"update"}']
+    sent = [*BURST, delay_at(8, recovered=False)]
+    values = [*map(encode, sent), b'{"kind":"news"}', b"", b'{"kind":"update"}']
     records = [Received("s.alerts", 1, i, 0, None, value) for i, value in enumerate(values)]
     with caplog.at_level(logging.WARNING):
-        assert list(readable_alerts(records)) == BURST
+        assert list(readable_alerts(records)) == sent
     assert [message.partition(",")[2] for message in caplog.messages] == [
-        f" offset {offset}, is not an alert of Unmask; skipped" for offset in (7, 8, 9)
+        f" offset {offset}, is not an alert of Unmask; skipped" for offset in (8, 9, 10)
     ]
 
 

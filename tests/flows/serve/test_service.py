@@ -25,7 +25,7 @@ def served(rig: Rig, folder: Path, *words: str, **variables: str) -> Iterator[su
     stream_file.write_text(TEXT.format(name=rig.stream.name))
     command = [sys.executable, "-m", "tests.flows.serve.served", "score", "--stream", str(stream_file)]
     env = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": rig.connection.bootstrap, "UNMASK_HOME": str(folder / "home")}
-    with (folder / "log").open("ab") as log:
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, *words], env=env | variables, stderr=log)
     try:
         yield process

@@ -17,7 +17,14 @@ def test_a_refused_message_says_how_to_fix_the_event() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "version"),
-    [("scores", b"2"), ("alerts", b"2"), ("alert_update", b"1"), ("alert_overflow", b"1"), ("refused", b"3")],
+    [
+        ("scores", b"2"),
+        ("alerts", b"2"),
+        ("alert_update", b"1"),
+        ("alert_overflow", b"1"),
+        ("scoring_delayed", b"1"),
+        ("refused", b"3"),
+    ],
 )
 def test_each_kind_of_message_carries_its_own_format(kind: str, version: bytes) -> None:
     headers = dict(cloudevent_headers(kind, "payments", "payments.events/0/7"))

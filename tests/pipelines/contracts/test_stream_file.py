@@ -102,6 +102,13 @@ def test_a_group_has_a_feature_for_each_of_the_last_events() -> None:
             parse(GOOD + group + wrong)
 
 
+def test_scores_are_late_after_a_minute_unless_the_file_says_otherwise() -> None:
+    assert parse(GOOD).delayed_after_ms == 60_000
+    assert parse(GOOD + 'delayed_after = "5s"\n').delayed_after_ms == 5_000
+    with pytest.raises(StreamFileError, match=r"alerts\.delayed_after is 5; it must be a duration such as"):
+        parse(GOOD + "delayed_after = 5\n")
+
+
 def test_storms_are_off_unless_the_file_limits_them() -> None:
     assert parse(GOOD).storms == StormRules()
     more = 'group = { entity = "card", within = "1h" }\ncap = { per_day = 200 }\n'

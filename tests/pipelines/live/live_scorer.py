@@ -3,7 +3,6 @@
 import argparse
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +19,7 @@ from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, Position, Reader
 from pipelines.live.scorer import Scorer
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
+from pipelines.live.stopping import stop_signal
 from pipelines.record import Received
 from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.kill_stream import stream_named
@@ -132,10 +132,9 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.WARNING)
-    stop = threading.Event()
+    stop = stop_signal()
     faults = [kill_at(asked.fault) if asked.fault else no_fault]
     signal.signal(signal.SIGUSR1, lambda *_: faults.__setitem__(0, kill_at(asked.orders.read_text())))
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stream = stream_named(asked.stream)
     connection = SmallPolls if asked.order_wait_ms >= 0 else LateConnection
     setting = ScorerSetting(
