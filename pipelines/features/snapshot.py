@@ -48,6 +48,8 @@ class Snapshot:
         meta, arrays = pieces.read(path)
         if (told := meta.get("base")) is None:
             return cls(meta, arrays)
+        if told["file"] == path.name:
+            raise RestoreError(f"{path.name} has only what changed since itself")
         base = cls.read(path.with_name(told["file"]))
         if base.meta["id"] != told["id"]:
             raise RestoreError(f"{path.name} has only what changed since another {told['file']}")

@@ -100,7 +100,11 @@ class SnapshotSchedule:
             return  # one at most may be ahead of the progress, or stalled lanes would displace all usable ones
         if self._replica.n_untold(progress) > MAX_UNTOLD:
             return  # a restart would have to record all of them in one progress record
-        if self._replica.state.windows.changed_share > MOST_CHANGED:
+        state = self._replica.state
+        if self._base is not None and (
+            state.windows.changed_share > MOST_CHANGED
+            or self._base[1] == self._store.file_of(state.frontier)  # nothing was folded since
+        ):
             self._base = None
         copy = self._replica.copy(progress, self._base[0] if self._base else None)
         self._newest = copy.frontier
