@@ -125,3 +125,13 @@ def test_what_is_no_outcome_is_named_by_its_place() -> None:
     books, bad = blank_books(), Received("scores", 0, 7, 0, None, b"no JSON")
     assert books.outcomes("scores", bad, EVENTS) == [Problem("unreadable", 0, 7)]
     assert books.outcomes("scores", bad, EVENTS) == []  # it was read before
+
+
+def test_an_outcome_of_an_offset_without_an_event_is_stray() -> None:
+    def record(offset: int) -> Received:
+        return Received(EVENTS, 0, offset, 0, b"k", b'{"id":"e%d"}' % offset)
+
+    books = blank_books()
+    books.outcomes("scores", Received("scores", 0, 0, 0, None, score(START + 1, "marker")), EVENTS)
+    assert books.events([record(START)], _event_id) == []
+    assert books.events([record(START + 2)], _event_id) == [Problem("stray", 0, START + 1)]  # no event lies between
