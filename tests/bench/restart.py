@@ -148,7 +148,7 @@ def measure(bootstrap: str, n_entities: int, rate: float) -> dict[str, Any]:
     ):
         folder = Path(name)
         with scoring(bootstrap, folder, start="latest") as first:
-            row["state_bytes"], row["entities_held"] = first.snapshot(n_entities)
+            row["state_bytes"], row["entities_held"] = first.snapshot(n_entities + n_entities // 5)
             row["fold_and_snapshot_s"], row["resident_bytes"] = time.monotonic() - sent_s, first.resident
             n_sent = int(source.ask(f"{rate} 3"))
             wait(lambda: seen(follower)[0] >= n_sent, "scoring")

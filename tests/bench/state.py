@@ -184,14 +184,14 @@ def measure(name: str, n_entities: int) -> dict[str, Any]:
         quiet.append(1e3 * timed(lambda part=part: state.fold(part)))  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
         store, failures = SnapshotStore(Path(folder)), list[Exception | None]()
-        began_s = time.perf_counter()
+        began_s, begin_s = time.perf_counter(), time.thread_time()
         writing = Writing(store, state.copy(), None, aside, {}, failures.append)
-        row["begin_ms"] = 1e3 * (time.perf_counter() - began_s)
+        row["begin_ms"] = 1e3 * (time.thread_time() - begin_s)
         left, is_over, most = parts[len(parts) // 2 :], False, held
         while not is_over:
-            turn_s = time.perf_counter()
+            turn_s = time.thread_time()
             is_over = writing.is_over(step_s=STEP_S)
-            turns.append(1e3 * (time.perf_counter() - turn_s))
+            turns.append(1e3 * (time.thread_time() - turn_s))
             if left:
                 busy.append(1e3 * timed(lambda part=left.pop(0): state.fold(part)))  # type: ignore[misc]
             else:
@@ -218,10 +218,10 @@ def measure(name: str, n_entities: int) -> dict[str, Any]:
 
 
 def timed(run: Any) -> float:
-    """Wall seconds of a call."""
-    began_s = time.perf_counter()
+    """CPU seconds of this thread in a call: on a busy machine, wall time is that of the others."""
+    began_s = time.thread_time()
     run()
-    return time.perf_counter() - began_s
+    return time.thread_time() - began_s
 
 
 def table(row: dict[str, Any]) -> str:
@@ -237,10 +237,10 @@ def table(row: dict[str, Any]) -> str:
         f"{row['resident_bytes'] / row['state_bytes']:.2f} x, while a snapshot is written "
         f"{row['resident_with_copy_bytes'] / row['state_bytes']:.2f} x",
         f"  fold                      {row['fold_us']:9.2f} us a record",
-        f"  snapshot: begun in        {row['begin_ms']:9.1f} ms; written in {row['write_s']:.2f} s, "
+        f"  snapshot: begun in        {row['begin_ms']:9.1f} ms of CPU; written in {row['write_s']:.2f} s, "
         f"{row['snapshot_bytes'] / 2**20:.1f} MiB; restored in {row['restore_s']:.2f} s; "
         f"changed since: {row['changed_bytes'] / 2**20:.1f} MiB before compression",
-        f"  steps of {STEP} and turns (p50, longest): {steps} ms",
+        f"  steps of {STEP} and turns (p50, longest): {steps} ms of CPU",
     ]
     return "\n".join(lines)
 

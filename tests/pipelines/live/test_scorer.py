@@ -268,6 +268,28 @@ def test_the_first_snapshot_is_written_right_after_catching_up(rig: Rig, monkeyp
     assert any(sum(frontier[Source(EVENT, p)] for p in range(N_PARTITIONS)) >= 50 for frontier in first)
 
 
+def test_a_restart_goes_on_from_what_changed_since_a_whole_snapshot(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipelines.live.snapshots.MOST_CHANGED", 2.0)  # of a few cards, most have changed
+    rig.send(60)
+    with running(rig.scorer(snapshot_every=timedelta(milliseconds=200))) as run:
+        rig.wait_until_out()
+        wait_until(lambda: run.scorer.counters.n_snapshots > 0)
+        rig.send(60)
+        rig.wait_until_out()
+    (last,) = newest(rig)
+    snapshot = Snapshot.read(last)
+    assert snapshot.base is not None
+    assert snapshot.base.frontier != snapshot.frontier
+    rig.send(60)
+    with caplog.at_level("INFO"), running(rig.scorer()):
+        rig.wait_until_out()
+    assert f"restored from snapshot {last.name}" in caplog.text
+    found = reconcile(rig.connection, rig.stream)
+    assert found.holds, found
+
+
 def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: Rig) -> None:
     scorer = rig.scorer()
     place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
