@@ -11,6 +11,7 @@ REQUEST_MS, DELIVERY_MS, TRANSACTION_MS = 5_000, 10_000, 15_000
 FETCH_WAIT_MS = 20
 ANSWER_MS = 200  # the scorer's loop is blocked while it waits for end offsets
 MAX_REQUEST_BYTES = 1 << 20  # of one record, including key and headers; also the default of the broker
+SENT_AGAIN = "the commit was sent again after a lost connection, and the first one may still be on its way"
 
 Position = tuple[str, int]  # topic, partition
 
@@ -139,7 +140,9 @@ class TransactionalWriter(Closing, Protocol):
         Raises:
             FencedError: another producer opened the same id.
             RejectedError: the broker rejects one of the messages permanently.
-            BrokerError: the transaction failed or its outcome is unknown; read the topic before continuing.
+            BrokerError: the transaction failed or its outcome is unknown, or its commit was sent more than once (one
+                of them may reach the broker late and would commit a part of the next transaction); read the topic
+                before continuing.
         """
 
 

@@ -81,7 +81,7 @@ def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: 
         LoginError: the client rejects its settings.
     """
     try:
-        return kind({**config(server), **_SETTINGS, **settings, "error_cb": reasons, "logger": log})
+        return kind({**config(server), **_SETTINGS, "logger": log, **settings, "error_cb": reasons})
     except KafkaException as error:
         raise login.wrong_settings(error.args[0].str()) from error
 

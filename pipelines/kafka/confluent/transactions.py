@@ -1,5 +1,6 @@
 """The transactional writer."""
 
+import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,17 +11,39 @@ from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.confluent.errors import broker_error, of_client
 from pipelines.kafka.confluent.opening import ANY_TOPIC, closed, opened
 from pipelines.kafka.confluent.sending import SETTINGS, send
-from pipelines.kafka.port import DELIVERY_MS, TRANSACTION_MS, Message, TransactionalWriter
+from pipelines.kafka.port import DELIVERY_MS, SENT_AGAIN, TRANSACTION_MS, Message, TransactionalWriter
 from pipelines.kafka.server import Server
+
+log = logging.getLogger(__name__)
 
 _DEADLINE_S = DELIVERY_MS / 1000
 _LINGER_MS = 100  # a flush sends at once; with several full batches in a transaction, librdkafka's thread spins
+_LOG_LEVEL = 6  # of syslog: with "info", which is the level at which a lost connection to the coordinator is told
+
+
+class _Log:
+    """The log of a producer; keeps what it says about the connection to the transaction coordinator.
+
+    librdkafka tells nowhere else that it has sent a commit again.
+    """
+
+    def __init__(self) -> None:
+        self.about_coordinator: list[str] = []
+
+    def log(self, level: int, text: str, *values: object) -> None:
+        """Called by the client, as the method of a `logging.Logger`."""
+        told = text % values
+        if "TxnCoordinator" in told:
+            self.about_coordinator.append(told)
+        if level >= logging.ERROR:
+            log.log(level, "%s", told)
 
 
 class ConfluentTransactions(TransactionalWriter):
     """A transactional writer: it flushes, checks that every record is stored, and commits within a deadline.
 
-    Only failures are reported to Python; a record is stored if it left the queue without one.
+    Only failures are reported to Python; a record is stored if it left the queue without one. librdkafka sends a commit
+    again when its connection is lost.
     """
 
     def __init__(self, server: Server, transactional_id: str) -> None:
@@ -35,6 +58,8 @@ class ConfluentTransactions(TransactionalWriter):
             "delivery.report.only.error": True,
             "on_delivery": lambda error, _record: failures.append(error),
         }
+        self._log = _Log()
+        settings |= {"logger": self._log, "log_level": _LOG_LEVEL}
         self._producers: list[Producer] = [opened(server, Producer, settings)]
         try:
             with self._errors():
@@ -53,7 +78,12 @@ class ConfluentTransactions(TransactionalWriter):
         if before_commit is not None:
             before_commit()
         with self._errors():
+            self._producer.poll(0)  # brings the log of what was before
+            self._log.about_coordinator.clear()
             self._producer.commit_transaction(_DEADLINE_S)
+            self._producer.poll(0)
+        if self._log.about_coordinator:
+            raise BrokerError(f"{self._id}: {SENT_AGAIN} ({self._log.about_coordinator[0]})")
 
     def _send_all(self, messages: Iterable[Message]) -> None:
         producer = self._producer

@@ -15,6 +15,7 @@ from kafka.errors import (
     TransactionalIdAuthorizationFailedError,
     UnknownError,
 )
+from kafka.producer.transaction_manager import EndTxnHandler
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
@@ -24,6 +25,7 @@ from pipelines.kafka.port import (
     DELIVERY_MS,
     MAX_REQUEST_BYTES,
     REQUEST_MS,
+    SENT_AGAIN,
     TRANSACTION_MS,
     Message,
     TransactionalWriter,
@@ -34,7 +36,8 @@ from pipelines.kafka.server import Server
 class KafkaPythonTransactions(TransactionalWriter):
     """A transactional writer that checks every record: kafka-python's commit does not report an expired record.
 
-    It flushes, checks the future of every record, commits within a deadline, and checks every future again.
+    It flushes, checks the future of every record, commits within a deadline, and checks every future again. The client
+    sends a commit again when its connection is lost, which is counted.
     """
 
     def __init__(self, server: Server, transactional_id: str) -> None:
@@ -53,6 +56,8 @@ class KafkaPythonTransactions(TransactionalWriter):
             max_block_ms=DELIVERY_MS,
             retry_backoff_ms=5,  # the coordinator answers CONCURRENT_TRANSACTIONS for a few ms after each commit
         )
+        self._n_commits_sent = 0
+        self._count_commits()
         try:
             self._within(DELIVERY_MS / 1000, self._producer.init_transactions)
         except BaseException:
@@ -68,9 +73,23 @@ class KafkaPythonTransactions(TransactionalWriter):
             raise self._telling_most(error, futures) from error
         if before_commit is not None:
             before_commit()
+        self._n_commits_sent = 0
         self._within(DELIVERY_MS / 1000, self._producer.commit_transaction)
         if not all(future.succeeded() for future in futures):
             raise BrokerError(f"{self._id}: the transaction was committed, but a record is missing from it")
+        if self._n_commits_sent > 1:
+            raise BrokerError(f"{self._id}: {SENT_AGAIN}")
+
+    def _count_commits(self) -> None:
+        """Count each commit request that the client queues, also if it is queued again."""
+        manager = self._producer._transaction_manager
+        enqueue = manager._enqueue_request
+
+        def counting(request: Any) -> None:
+            self._n_commits_sent += isinstance(request, EndTxnHandler)
+            enqueue(request)
+
+        manager._enqueue_request = counting
 
     def _send_all(self, messages: Iterable[Message], futures: list[Any]) -> None:
         with self._errors():

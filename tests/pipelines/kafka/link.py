@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,9 @@ import pytest
 
 from flows.local import kafka_server, processes
 from flows.local.kafka_server import Broker, start_broker
+from tests.patience import HANG_S
+
+PRODUCE, END_TXN = 0, 26  # keys of requests in Kafka's protocol
 
 
 class Listener(NamedTuple):
@@ -48,6 +52,63 @@ def broker_with(
         own.stop()
 
 
+class HeldCommit:
+    """A commit (EndTxn) that is late: it reaches the broker in the middle of the next transaction of its id.
+
+    The link takes the request, and cuts the client's connection (`is_cut`) or leaves it without any answer. The broker
+    gets it, on the connection that it was sent on, when the first records of a later transaction are stored and
+    before its next request.
+
+    Args:
+        then: called when the broker has answered it, before anything else of that transaction passes.
+    """
+
+    def __init__(self, transactional_id: str, *, is_cut: bool, then: Callable[[], None]) -> None:
+        self._id, self._is_cut, self._then = transactional_id.encode(), is_cut, then
+        self._way: socket.socket | None = None
+        self._request = b""
+        self._is_open = False  # the later transaction
+        self._answered = threading.Event()
+        self.is_taken = self.is_delivered = False
+        self.error_code: int | None = None
+
+    def takes(self, frame: bytes, near: socket.socket, far: socket.socket) -> bool:
+        """Take the first commit; give it to the broker before the second request of a later transaction."""
+        if self._id not in frame or self.is_delivered:
+            return False
+        if not self.is_taken and _api(frame) == END_TXN:
+            self.is_taken, self._way, self._request = True, far, frame
+            if self._is_cut:
+                _shut(near)
+            return True
+        if self._is_open:
+            assert self._way is not None
+            self.is_delivered = True
+            self._way.sendall(self._request)
+            assert self._answered.wait(HANG_S), "the broker did not answer the late commit"
+            self._then()
+        return False
+
+    def has_passed(self, frame: bytes) -> None:
+        """See records of a later transaction go by."""
+        if self.is_taken and not self._is_open and _api(frame) == PRODUCE and self._id in frame:
+            time.sleep(0.3)  # they are stored, on any machine but the slowest
+            self._is_open = True
+
+    def takes_answer(self, frame: bytes, far: socket.socket) -> bool:
+        """Keep the broker's answer to the late commit."""
+        if far is not self._way:
+            return False
+        is_flexible = int.from_bytes(self._request[6:8], "big") >= 3
+        self.error_code = int.from_bytes(frame[12 + is_flexible :][:2], "big", signed=True)
+        self._answered.set()
+        return True
+
+
+def _api(frame: bytes) -> int:
+    return int.from_bytes(frame[4:6], "big")
+
+
 class Link:
     """A TCP way to `target` that a test can cut (connections end, new ones are refused) or let swallow all bytes."""
 
@@ -56,6 +117,7 @@ class Link:
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._cut = self._swallowing = self._closed = False
+        self._held: HeldCommit | None = None
         self._server = socket.create_server(("127.0.0.1", port))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -79,6 +141,10 @@ class Link:
             if self._swallowing:
                 self._end_all()
             self._cut = self._swallowing = False
+
+    def hold(self, commit: HeldCommit | None) -> None:
+        """Hold the next commit of its transactional id; None is as before."""
+        self._held = commit
 
     def close(self) -> None:
         with self._lock:
@@ -110,17 +176,54 @@ class Link:
                     continue
                 far.settimeout(None)
                 self._sockets |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+            for pass_on in (self._pass_requests, self._pass_answers):
+                threading.Thread(target=pass_on, args=(near, far), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_requests(self, near: socket.socket, far: socket.socket) -> None:
         with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if not self._swallowing:
-                    sink.sendall(data)
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+            while frame := _frame(near):
+                if self._swallowing:
+                    continue
+                held = self._held
+                if held is not None and held.takes(frame, near, far):
+                    return  # what goes to the broker here is no business of the client any more
+                far.sendall(frame)
+                if held is not None:
+                    held.has_passed(frame)
+        _shut(near, far)
+
+    def _pass_answers(self, near: socket.socket, far: socket.socket) -> None:
+        with suppress(OSError):
+            while frame := _frame(far):
+                if self._swallowing:
+                    continue
+                held = self._held
+                if held is None or not held.takes_answer(frame, far):
+                    near.sendall(frame)
+        _shut(near, far)
+
+
+def _frame(source: socket.socket) -> bytes:
+    """The next request or answer, with its length before it; empty at the end of the connection."""
+    head = _exactly(source, 4)
+    return head and head + _exactly(source, int.from_bytes(head, "big"))
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    parts, missing = [], size
+    while missing:
+        data = source.recv(min(missing, 1 << 16))
+        if not data:
+            return b""
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def _shut(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
 
 
 class Linked(NamedTuple):
