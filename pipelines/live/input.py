@@ -1,6 +1,7 @@
 """The input of a replica: reads partitions and marks into the merge, pauses those far ahead, requests end offsets."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -58,7 +59,7 @@ class Input:
         self._clock_end, self._owner, self._tailed = clock_end, owner, tailed
         self.led_s = time.monotonic()  # when a mark of another replica was read last, by a monotonic clock
         self._max_source_bytes = max(max_bytes // len(self._positions), MIN_IN_HAND)
-        self._asked_ms = 0.0
+        self._asked_s = -math.inf  # by a monotonic clock, as the other one may be set back
         self._n_answers = 0
         self._first_ends = ends
         self._ends: dict[Source, int] = {}
@@ -118,8 +119,8 @@ class Input:
         `follows`: another replica writes the marks, so the answers matter to the health check only.
         """
         now_ms = time.time() * 1000
-        if now_ms - self._asked_ms >= (ASK_SELDOM_MS if follows else ASK_EVERY_MS):
-            self._asked_ms = now_ms
+        if time.monotonic() - self._asked_s >= (ASK_SELDOM_MS if follows else ASK_EVERY_MS) / 1000:
+            self._asked_s = time.monotonic()
             # In a replay the clock marks bound the time, so only the read positions are needed.
             ends = self.reader.ends() if self.live else dict.fromkeys(self._by_position, 0)
             self._n_answers += bool(ends)

@@ -19,7 +19,7 @@ from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.delays import Delays
 from pipelines.live.metrics import Lag, Published
-from pipelines.live.outbox import Outbox, OutboxBatch, progress_after
+from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, progress_after
 from pipelines.live.serving import Serving
 from pipelines.live.stopping import FINISH_S, LEAVE_S
 from pipelines.live.storms import storm_of
@@ -27,6 +27,7 @@ from pipelines.model import Model
 
 log = logging.getLogger(__name__)
 
+PACE_S = 0.015  # from the beginning of one transaction to that of the next, unless a whole one is waiting
 TRANSACTION_S = 10.0  # for the end of a transaction, while the scorer goes on
 CLAIM_S = 10.0  # maximum time between a new owner's fencing and its claim of the partition
 
@@ -126,9 +127,11 @@ class Lane:
     def _run(self) -> None:
         try:
             while not (self._stopping.is_set() and (self._is_leaving or not len(self.outbox))):
-                batch = self.outbox.take()
+                began_s, batch = time.monotonic(), self.outbox.take()
                 if batch is not None:
                     self._publish(batch)
+                    if len(batch.rows) < MAX_ROWS:
+                        self._stopping.wait(PACE_S - (time.monotonic() - began_s))
                 elif (seen := self._seen_lag()) is not None:
                     self._tell_lag(seen)
         except BaseException as error:

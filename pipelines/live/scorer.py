@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60.0
 LOOK_EVERY_S = 0.25
+PACE_S, FEW = 0.005, 500  # least time of a step that read few records: many small steps would cost more than they gain
 STEP_IN_S, MAX_RANK = 0.25, 3  # without marks of others for so long, the owner of the next partition writes them
 
 
@@ -252,6 +253,7 @@ class Scorer:
 
     def step(self) -> None:
         """One iteration of the loop."""
+        began_s, n_before = time.monotonic(), self.counters.n_read
         self._follow_group()
         self._judge_model()
         self._look()
@@ -273,6 +275,8 @@ class Scorer:
         if now_s >= self._check_due_s:
             self._check_due_s = now_s + self.setting.check_topics_every.total_seconds()
             self._topic_checks.look(self._input.reader, self._input.topics)
+        if self._live and self.counters.n_read - n_before < FEW:
+            time.sleep(max(PACE_S - (time.monotonic() - began_s), 0.0))
 
     def _put(self, puts: Sequence[Put]) -> None:
         for outbox, put in zip(self._ownership.outboxes, puts, strict=True):
