@@ -11,13 +11,14 @@ sequence (from the clock topic), so they fold in the same order, even if a recor
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.columns import Columns
 from pipelines.record import Received
 
 LABEL, EVENT = 0, 1
@@ -44,7 +45,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Columns):
     """n records with their places, column by column: of one source by their offsets, or in the one order.
 
     Shapes: (n,). The natural place of a record is `Key(effective_ms, kind, partition, offset)`, and `place` is None.
@@ -63,25 +64,10 @@ class Run:
     unreadable: NDArray[np.object_]  # why the record cannot be read, or None
     n_bytes: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.offset)
-
     def place_of(self, row: int) -> Key:
         """The place of one record."""
         natural = self.effective_ms[row], self.kind[row], self.partition[row], self.offset[row]
         return self.place[row] or Key(*map(int, natural))
-
-    def take(self, rows: NDArray[np.int64] | slice) -> Self:
-        """Select rows. A slice shares memory with this run."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
-
-    @classmethod
-    def concat(cls, runs: Sequence[Self]) -> Self:
-        """Concatenate one or more runs."""
-        filled = [run for run in runs if len(run)] or runs[:1]
-        if len(filled) == 1:
-            return filled[0]
-        return cls(**{name: np.concatenate([getattr(run, name) for run in filled]) for name in _COLUMNS})
 
     def placed(self, places: Mapping[int, Key]) -> Self:
         """A copy in which some rows have other places."""
@@ -99,7 +85,6 @@ class Run:
         return self.take(np.argsort(self.effective_ms, kind="stable"))
 
 
-_COLUMNS = tuple(field.name for field in fields(Run))
 # Not zip(*records): its iterators would trigger the garbage collector.
 _offset_of = attrgetter("offset")
 _CELLS = tuple(map(attrgetter, ("offset", "timestamp_ms", "key", "value", "unreadable")))

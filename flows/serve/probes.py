@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from flows.serve.monitor import Monitor
 from pipelines.errors import UnmaskError
 
+Answer = tuple[int, str, bytes]  # status, content type, body
 REQUEST_S = 5.0  # for a client that sends or reads slowly
 
 
@@ -27,19 +28,19 @@ def probes(port: int, monitor: Monitor, metrics: Collector) -> Iterator[int]:
     ProcessCollector(registry=registry)
     verdicts = {"/livez": lambda: monitor.not_alive, "/readyz": lambda: monitor.not_ready}
 
-    class Handler(_Handler):
-        def answer(self, path: str) -> tuple[int, str, bytes]:
-            if path == "/metrics":
-                encode, content_type = choose_encoder(self.headers.get("Accept") or "")
-                return 200, content_type, encode(registry)
-            return _verdict(verdicts.get(path))
+    def answer(path: str, accept: str) -> Answer:
+        if path == "/metrics":
+            encode, content_type = choose_encoder(accept)
+            return 200, content_type, encode(registry)
+        return _verdict(verdicts.get(path))
 
     try:
-        server = _Server(("", port), Handler)
+        server = _Server(("", port), _Handler)
     except OSError as error:
         raise UnmaskError(
             f"port {port} of --metrics-port cannot be used ({error.strerror}); choose another one"
         ) from error
+    server.answer = answer
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="probes", daemon=True)
     thread.start()
     try:
@@ -52,9 +53,10 @@ def probes(port: int, monitor: Monitor, metrics: Collector) -> Iterator[int]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    answer: Callable[[str, str], Answer]  # to a path, in a content type that is accepted
 
 
-def _verdict(why_not: Callable[[], str] | None) -> tuple[int, str, bytes]:
+def _verdict(why_not: Callable[[], str] | None) -> Answer:
     if why_not is None:
         return 404, "text/plain", b"there are /metrics, /livez and /readyz\n"
     why = why_not()
@@ -63,13 +65,11 @@ def _verdict(why_not: Callable[[], str] | None) -> tuple[int, str, bytes]:
 
 class _Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_S
-
-    def answer(self, path: str) -> tuple[int, str, bytes]:
-        """Status, content type and body for a path."""
-        raise NotImplementedError
+    server: _Server
 
     def do_GET(self) -> None:
-        status, content_type, body = self.answer(self.path.partition("?")[0])
+        accept = self.headers.get("Accept") or ""
+        status, content_type, body = self.server.answer(self.path.partition("?")[0], accept)
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

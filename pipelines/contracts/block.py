@@ -1,12 +1,13 @@
 """The block: records of events and labels, column by column, from decoding to publication."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.columns import Columns
 from pipelines.contracts.contract import Refusal
 from pipelines.order import EVENT
 
@@ -16,7 +17,7 @@ _NO_DUPLICATE = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
+class Block(Columns):
     """n records in the one order. Every column is an array whose first dimension is n.
 
     If a record is refused, its decoded columns are blank: "" or None, 0, NaN. A label has no numbers and no
@@ -85,9 +86,6 @@ class Block:
             features_hash=np.zeros(n, np.uint64),
         )
 
-    def __len__(self) -> int:
-        return len(self.offset)
-
     @property
     def is_event(self) -> NDArray[np.bool_]:
         return self.kind == EVENT
@@ -107,18 +105,6 @@ class Block:
         """Mask of the events that have features, in a folded block; shape (n,)."""
         return self.is_event & self.is_accepted & ~self.is_duplicate
 
-    def take(self, rows: NDArray[Any] | slice) -> Self:
-        """Select rows by a slice, a mask or indices. A slice shares memory with this block."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
-
-    @classmethod
-    def concat(cls, blocks: Sequence[Self]) -> Self:
-        """Concatenate one or more blocks."""
-        filled = [block for block in blocks if len(block)] or blocks[:1]
-        if len(filled) == 1:
-            return filled[0]
-        return cls(**{name: np.concatenate([getattr(block, name) for block in filled]) for name in _COLUMNS})
-
     def with_refusals(self, rows: NDArray[np.bool_], refusals: Iterable[Refusal]) -> Self:
         """A copy of the block in which the rows of a mask are refused; their other columns are unchanged."""
         refusal = self.refusal.copy()
@@ -129,13 +115,10 @@ class Block:
     @property
     def n_bytes(self) -> int:
         """Approximate memory of the columns, including their texts."""
-        n = sum(getattr(self, name).nbytes for name in _COLUMNS)
+        n = sum(getattr(self, name).nbytes for name in self.__slots__)
         for column in (self.key, self.value, self.event_id, self.entity_texts, self.category_texts, self.label_source):
             texts = list(filter(None, column.ravel().tolist()))
             n += _TEXT_BYTES * len(texts) + sum(map(len, texts))
         for refusal in filter(None, self.refusal.tolist()):
             n += _REFUSAL_BYTES + len(refusal.detail)
         return n
-
-
-_COLUMNS = tuple(field.name for field in fields(Block))

@@ -12,7 +12,6 @@ from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
     MAX_TEXT,
     OVERFLOW,
-    PACKED,
     SHORT_TEXT,
     UPDATE,
     Alert,
@@ -30,14 +29,13 @@ from pipelines.contracts.messages import (
     key_of,
     refused_of,
 )
-from pipelines.contracts.score_lines import score_lines
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Message
+from pipelines.live.score_records import judged, packed
 from pipelines.live.storms import FullAlert, Raised, Storm
 from pipelines.live.together import Together
 from pipelines.model import Explained, Model
 
-PACKED_BYTES = 500_000  # of a record with many scores; the broker's default limit is 1 MiB
 Cell = float | str | None  # a feature value in readable form; None if missing
 
 
@@ -83,10 +81,7 @@ def _scores_and_alerts(
     scored: Block, stream: Stream, model: Model, together: Together, *, storm: Storm | None, short: bool
 ) -> tuple[list[Message], int]:
     found = together.score(model, scored.numeric, scored.category_hashes)
-    is_alert = found > np.float32(model.threshold)
-    lines = score_lines(
-        scored, found, is_alert, topic=stream.topic("events"), model=model.digest, threshold=model.ordered_threshold
-    )
+    is_alert, lines = judged(scored, found, stream, model)
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
     raised = [_raised(scored, row, lines[row]) for row in np.flatnonzero(is_alert).tolist()]
     if raised:
@@ -148,22 +143,6 @@ def _one_by_one(lines: Sequence[str], scored: Block, stream: Stream) -> list[Mes
         )
         for line, key, partition, offset in zip(lines, *columns, strict=True)
     ]  # fmt: skip
-
-
-def packed(lines: Sequence[str], scored: Block, stream: Stream) -> list[Message]:
-    """Records of many lines each, without a key, about scored events of one partition.
-
-    A record has about `PACKED_BYTES`, or one line.
-    """
-    ends = np.cumsum([len(line) for line in lines]) // PACKED_BYTES
-    starts = np.flatnonzero(np.diff(ends, prepend=-1)).tolist()
-    messages = []
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        partition, first, last = int(scored.partition[start]), scored.offset[start], scored.offset[end - 1]
-        headers = cloudevent_headers(PACKED, stream.name, f"{stream.topic('events')}/{partition}/{first}-{last}")
-        value = "\n".join(lines[start:end]).encode()
-        messages.append(Message(stream.topic("scores"), value, None, partition, None, headers))
-    return messages
 
 
 def without_scores(block: Block) -> Block:

@@ -4,25 +4,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 
-import numpy as np
-
 from pipelines.contracts.block import Block
-from pipelines.contracts.messages import PACKED, cloudevent_headers
-from pipelines.contracts.score_lines import score_lines
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, RejectedError
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Writer
 from pipelines.live.health import Seldom
+from pipelines.live.score_records import judged, packed
 from pipelines.model import Model
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000  # rows; about 40 MB
-ROWS_PER_RECORD = 500
 STORED_WITHIN_S = 10.0
 TRY_FOR_S = 30.0  # to store the scores of one block
 WAIT_S = 0.5
@@ -114,21 +109,9 @@ class Shadow:
         if not len(scored):
             return
         found = model.score(scored.numeric, scored.category_hashes)
-        is_alert = found > np.float32(model.threshold)
-        digest, ordered = model.digest, model.ordered_threshold
-        topic = self._stream.topic("events")
-        lines = score_lines(scored, found, is_alert, topic=topic, model=digest, threshold=ordered)
-        self._store(list(self._records(scored, lines)))
+        _, lines = judged(scored, found, self._stream, model)
+        self._store(packed(lines, scored, self._stream, kind="shadow"))
         self.n_scored += len(scored)
-
-    def _records(self, scored: Block, lines: list[str]) -> Iterator[Message]:
-        partition = int(scored.partition[0])
-        for start in range(0, len(lines), ROWS_PER_RECORD):
-            piece = lines[start : start + ROWS_PER_RECORD]
-            first, last = scored.offset[start], scored.offset[start + len(piece) - 1]
-            named = f"{self._stream.topic('events')}/{partition}/{first}-{last}"
-            headers = cloudevent_headers(PACKED, self._stream.name, named)
-            yield Message(self._stream.topic("shadow"), "\n".join(piece).encode(), None, partition, None, headers)
 
     def _store(self, messages: list[Message]) -> None:
         until = time.monotonic() + TRY_FOR_S

@@ -24,7 +24,7 @@ from pipelines.lake.tables import Lake
 from pipelines.live.alerting import Cell, alert_of, features_of
 from pipelines.live.takeover import widened
 from pipelines.model import Model
-from pipelines.operate.published import Published
+from pipelines.operate.published import Published, is_at
 from pipelines.order import EVENT, Key, Source
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def reproduce(
         LakeError: the lake cannot be read.
     """
     lake = lake.snapshot()
-    where = (pc.field("partition") == found.partition) & (pc.field("offset") == found.offset)
+    where = is_at(found.partition, found.offset)
     rows = lake.read("events", where=where)
     if not rows.height:
         why = "the lake has the score but not the event: it was removed from the lake, or ingested with other rules"

@@ -65,7 +65,7 @@ def published(
         at: tuple[int, int] | None = (alert.source.partition, alert.source.offset)
     else:
         at = (int(place[1]), int(place[2])) if place else None
-    where = _is_at(*at) if at else pc.field("event_id") == named
+    where = is_at(*at) if at else pc.field("event_id") == named
     for is_new in (False, True):
         if is_new:
             ingest(connection, stream, lake, progress=progress)
@@ -75,7 +75,8 @@ def published(
     raise NoScoreError(_why_none(connection, stream, lake, named, at))
 
 
-def _is_at(partition: int, offset: int) -> pc.Expression:
+def is_at(partition: int, offset: int) -> pc.Expression:
+    """The rows about one record of a partition."""
     return (pc.field("partition") == partition) & (pc.field("offset") == offset)
 
 

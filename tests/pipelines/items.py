@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pipelines.order import Key, Run, Source, SourceClock
+from pipelines.order import NO_RECORDS, Key, Run, Source, SourceClock
 from pipelines.record import Received
 
 
@@ -19,7 +19,7 @@ class Item(NamedTuple):
 
 def run_of(items: Iterable[Item]) -> Run:
     """The items as a run, in this order."""
-    runs = [SourceClock(Source(1, 0)).run([])]
+    runs = [NO_RECORDS]
     for item in items:
         lag_ms = 0 if item.out_of_turn else item.key.effective_ms - item.arrival_ms
         clock = SourceClock(item.source, lag_ms=lag_ms, arrival_ms=item.arrival_ms)

@@ -15,7 +15,7 @@ from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Refu
 from pipelines.contracts.stream import StormRules
 from pipelines.features.state import State
 from pipelines.kafka.port import Message
-from pipelines.live import alerting
+from pipelines.live import score_records
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.storms import Storm
 from pipelines.order import EVENT, Source, SourceClock
@@ -79,7 +79,7 @@ def test_packed_scores_are_the_same_scores_in_fewer_records(block: Block, monkey
     assert headers["content-type"] == b"application/x-ndjson"
     for kind in ("alerts", "refused"):
         assert of_kind(packed.messages, kind) == of_kind(plain.messages, kind)
-    monkeypatch.setattr(alerting, "PACKED_BYTES", 2 * len(lines[0] or b""))
+    monkeypatch.setattr(score_records, "PACKED_BYTES", 2 * len(lines[0] or b""))
     several = of_kind(outcomes_of(block, stream, model).messages, "scores")
     assert [line for message in several for line in (message.value or b"").split(b"\n")] == lines
     assert len(several) == 3
