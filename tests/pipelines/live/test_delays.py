@@ -63,13 +63,13 @@ def test_an_episode_is_told_once_over_lanes_that_die_in_it(kafka: str, tmp_path:
     def fail() -> None:
         raise ZeroDivisionError("the process dies here")
 
-    for episode in (1, 2):
-        rig.send(8_000)
+    points = ("before_flush", "after_flush", "before_outbox_drop", "after_outbox_drop")
+    for episode, point in enumerate(points, 1):
+        rig.send(2_000)
         time.sleep(BOUND_MS / 1000 + 0.2)
-        for point in ("before_flush", "after_flush", "before_outbox_drop", "after_outbox_drop"):
-            run = Running(rig.scorer(fault=at_passage(point, 1, fail)))
-            run.join()
-            assert isinstance(run.error, ZeroDivisionError), run.error
+        run = Running(rig.scorer(fault=at_passage(point, 1, fail)))
+        run.join()
+        assert isinstance(run.error, ZeroDivisionError), run.error
         with running(rig.scorer()):
             rig.wait_until_out()
             rig.send(20)  # in time: the delay is over
@@ -81,8 +81,8 @@ def test_an_episode_is_told_once_over_lanes_that_die_in_it(kafka: str, tmp_path:
     found = delays_of(rig)
     assert sorted(found) == list(range(N_PARTITIONS))
     for p, told in found.items():
-        assert [one.recovered for one in told] == [False, True] * 2
-        for late, in_time in (told[:2], told[2:]):
+        assert [one.recovered for one in told] == [False, True] * len(points)
+        for late, in_time in zip(told[::2], told[1::2], strict=True):
             assert late.since == in_time.since < late.at <= in_time.at
             assert in_time.highest_lag_ms >= late.lag_ms > BOUND_MS == late.bound_ms
             assert in_time.lag_ms <= BOUND_MS / 2
