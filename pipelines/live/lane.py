@@ -11,7 +11,7 @@ import msgspec
 from pipelines.contracts.delays import OpenDelay
 from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
-from pipelines.errors import BrokerError, FencedError, RejectedError, TooLargeError, UnmaskError
+from pipelines.errors import BrokerError, FencedError, InternalError, RejectedError, TooLargeError, UnmaskError
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
@@ -145,6 +145,8 @@ class Lane:
         """Commit a batch in one or several transactions; False if the rest must be taken from the outbox again."""
         assert self.progress is not None
         before, model = self.progress, self._setting.serving.champion
+        if before.next_offset < self.outbox.complete_from:
+            raise InternalError(f"partition {self.partition}: the outbox lacks events that are not published")
         messages, progress, n_alerts = self._messages(batch, shortening, model)
         fault = self._setting.fault
         try:

@@ -69,8 +69,13 @@ class Ownership:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the outboxes that this replica publishes."""
-        return sum(lane.outbox.n_bytes for lane in self.lanes.values())
+        """Memory of the outboxes that this replica publishes, or is about to."""
+        return sum(self.outboxes[p].n_bytes for p in self._own)
+
+    @property
+    def _own(self) -> set[int]:
+        """Partitions owned or being claimed."""
+        return self.lanes.keys() | (self._claiming[0].keys() if self._claiming else set())
 
     @property
     def is_settled(self) -> bool:
@@ -120,12 +125,15 @@ class Ownership:
             self.outboxes[partition].told_until = offset + 1
 
     def shed(self, max_bytes: int) -> None:
-        """Bound the memory of the outboxes of other replicas' partitions."""
-        others = [outbox for p, outbox in enumerate(self.outboxes) if p not in self.lanes]
-        if sum(outbox.n_bytes for outbox in others) > max_bytes:
-            largest = max(others, key=lambda outbox: outbox.n_bytes)
-            log.warning("the outbox of partition %d is dropped: its owner has not published it", others.index(largest))
-            largest.shed()
+        """Bound the memory of the outboxes of other replicas' partitions.
+
+        Those of partitions that are being claimed stay: the claim may have found them complete already.
+        """
+        others = {p: outbox for p, outbox in enumerate(self.outboxes) if p not in self._own}
+        if sum(outbox.n_bytes for outbox in others.values()) > max_bytes:
+            largest = max(others, key=lambda p: others[p].n_bytes)
+            log.warning("the outbox of partition %d is dropped: its owner has not published it", largest)
+            others[largest].shed()
 
     def busy(self) -> dict[str, Busy]:
         """Lanes with something to publish, for the health check."""

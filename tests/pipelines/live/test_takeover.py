@@ -1,5 +1,6 @@
 """The take-over: few clients, claims right after fencing, and progress topics read back no further than needed."""
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,16 @@ from pipelines.errors import BrokerError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.kafka_python.client import KafkaPython
-from pipelines.kafka.port import Message, Position
+from pipelines.kafka.port import Assignment, Member, Message, Position
 from pipelines.kafka.progress import all_progress
+from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
+from pipelines.live.setting import ScorerSetting
 from pipelines.live.takeover import places_after
 from pipelines.order import EVENT, LABEL, Key, Source
-from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, running
+from tests.patience import HANG_S, wait_until
+from tests.pipelines.live.live_scorer import Linear
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, at_passage, running
 
 
 class Counted:
@@ -53,6 +59,43 @@ def test_a_take_over_of_32_partitions_needs_a_handful_of_clients(
         rig.send(64)
         rig.wait_until_out()
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == 128
+
+
+class Later(Member):
+    """A membership that gives nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.partitions: frozenset[int] = frozenset()
+
+    def assigned(self) -> Assignment:
+        return Assignment(0, self.partitions)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_being_claimed_is_not_dropped_for_want_of_memory(kafka: str, tmp_path: Path) -> None:
+    rig, member = Rig(kafka, tmp_path), Later()
+    is_claiming, go_on = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        is_claiming.set()
+        go_on.wait(HANG_S)
+
+    fault = at_passage("between_claims", 1, stand_still)  # the outboxes were found complete
+    setting = ScorerSetting(rig.stream, rig.connection, tmp_path / "snapshots", max_outbox_bytes=1 << 16, fault=fault)
+    scorer = Scorer(setting, Serving(Linear(rig.stream)), start="earliest", member=member)
+    with running(scorer) as run:
+        rig.send(10)
+        wait_until(lambda: scorer.counters.n_folded == 10, alive=lambda: run.is_alive)
+        member.partitions = frozenset(range(N_PARTITIONS))
+        is_claiming.wait(HANG_S)
+        rig.send(2_000)
+        wait_until(lambda: scorer.counters.n_folded > 500, alive=lambda: run.is_alive)
+        time.sleep(0.5)
+        go_on.set()
+        rig.wait_until_out()
+    assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent
 
 
 def test_a_scorer_that_must_not_start_leaves_the_one_that_runs_alone(kafka: str, tmp_path: Path) -> None:

@@ -282,13 +282,14 @@ def test_the_command_reports_until_it_is_ended(kafka: str, tmp_path: Path) -> No
     env = {"UNMASK_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "KAFKA_BOOTSTRAP_SERVERS": kafka}
 
     def followed(until: Callable[[dict[str, object]], bool]) -> tuple[int, list[dict[str, object]]]:
-        lines = []
+        lines, is_told = [], False
         with subprocess.Popen([*command, "--stream", str(audited.file)], stdout=subprocess.PIPE, env=env) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(json.loads(line))
-                if until(lines[-1]):
-                    process.send_signal(signal.SIGTERM)
+                if until(lines[-1]) and not is_told:
+                    process.send_signal(signal.SIGTERM)  # once: a second one would kill a process that is ending
+                    is_told = True
         return process.returncode, lines
 
     audited.score(50)
