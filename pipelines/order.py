@@ -272,7 +272,7 @@ class Merge:
         self._order_stall_ms = order_stall_ms
         self._is_restoring = bool(folded_first)
         self._marks: deque[Mark] = deque([Mark(_FOREVER, folded_first, clock_offset)] if folded_first else [])
-        self.clock_offset = clock_offset  # of the first mark that is not done
+        self.clock_offset = self._marked_until = clock_offset  # of the first mark that is not done, and to be added
         self._ticked_ms: float | None = None
         self.n_out_of_turn = 0
 
@@ -310,8 +310,10 @@ class Merge:
             queue.bound_ms = max(queue.bound_ms, asked_ms - self._order_wait_ms)
 
     def mark(self, mark: Mark) -> None:
-        """Add the next mark."""
-        self._marks.append(mark)
+        """Add the next mark; one that is read again is ignored."""
+        if mark.next_offset == 0 or mark.next_offset > self._marked_until:
+            self._marks.append(mark)
+            self._marked_until = max(self._marked_until, mark.next_offset)
 
     def proposal(self) -> Mark | None:
         """The mark that would release all records that no later record can precede; None if there are none.
@@ -373,6 +375,24 @@ class Merge:
             self._is_restoring = False
         return Run.concat(runs or [NO_RECORDS])
 
+    def release_alone(self) -> Run:
+        """All records that no later record can precede, where nobody else folds these sources: without a mark.
+
+        The records of the source with the lowest bound need to wait for the other sources only, because its own later
+        records are behind them.
+        """
+        if self._marks:
+            return NO_RECORDS
+        ends = {s: q.position for s, q in self._queues.items()}
+        least = self._least()
+        runs = [self._take(least, ends)]
+        slowest = [q for q in self._queues.values() if not q.waived and q.effective_bound_ms == least]
+        if len(slowest) == 1:
+            others = [q for q in self._queues.values() if q is not slowest[0]]
+            bounds = (min(q.first_ms, _FOREVER if q.waived else q.effective_bound_ms) for q in others)
+            runs.append(self._take(min(bounds, default=_FOREVER), ends))
+        return Run.concat(runs)
+
     def _has_reached(self, source: Source, mark: Mark) -> bool:
         return self._queues[source].position >= mark.ends.get(source, 0)
 
@@ -418,15 +438,15 @@ def sources(n_partitions: int, *, labels: bool) -> list[Source]:
 
 
 def by_kind(values: Mapping[Source, int], n_partitions: int) -> dict[str, list[int]]:
-    """A mapping by source as {"events": [..], "labels": [..]}, the JSON form of a frontier.
+    """A mapping by source as {"events": [..], "labels": [..]}, the JSON form of a frontier; 0 for a missing partition.
 
     >>> by_kind({Source(EVENT, 0): 3, Source(EVENT, 1): 5}, 2)
     {'events': [3, 5]}
     """
     return {
-        KIND_NAMES[kind]: [values[Source(kind, p)] for p in range(n_partitions)]
+        KIND_NAMES[kind]: [values.get(Source(kind, p), 0) for p in range(n_partitions)]
         for kind in (LABEL, EVENT)
-        if Source(kind, 0) in values
+        if any(source.kind == kind for source in values)
     }
 
 

@@ -35,7 +35,7 @@ class Sample:
             caught_up=scorer.caught_up,
             lags=scorer.lags(),
             n_bytes=scorer.n_bytes,
-            entities=dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
+            entities=scorer.entities,
             counters=scorer.counters,
             n_claims=scorer.n_claims,
             snapshot_age_s=scorer.snapshot_age_s,

@@ -54,10 +54,10 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "alerts_pending": sum(p.alert_memory.n_pending for p in published if p.alert_memory),
         "shortened": sum(lane.n_shortened for lane in scorer.lanes),
         "lanes_rebuilt": sum(lane.n_rebuilt for lane in scorer.lanes),
-        "entities": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_entities, strict=True)),
-        "dormant": dict(zip(scorer.state.stream.entities, scorer.state.windows.n_dormant, strict=True)),
-        "state_bytes": scorer.state.nbytes,
-        "remembered": scorer.state.remembered,
+        "entities": scorer.entities,
+        "dormant": scorer.dormant,
+        "state_bytes": scorer.n_bytes["state"],
+        "remembered": scorer.remembered,
         **asdict(scorer.counters),
     }
 

@@ -199,6 +199,11 @@ class Stream(msgspec.Struct, frozen=True):
         return self.entities[0]
 
     @property
+    def folds_by_partition(self) -> bool:
+        """Whether every window is about the key: then each partition has an order and a state of its own."""
+        return all(feature.entity == self.key for feature in self.features)
+
+    @property
     def numbers(self) -> tuple[str, ...]:
         """Numeric fields of the event itself."""
         return tuple(f.name for f in self.fields if f.type in ("int", "number") and f.name not in self._ids)

@@ -1,7 +1,7 @@
 """Snapshots of the state, in memory or in a file, and the folder that stores them."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Snapshot:
 
     @property
     def frontier(self) -> dict[Source, int]:
-        return from_kinds(self.meta["frontier"])
+        return frontier_of(self.meta)
 
     def write(self, path: Path, *, fault: Fault = no_fault) -> None:
         """Write atomically: after a crash or power cut, the file is complete or absent."""
@@ -54,6 +54,13 @@ class Snapshot:
         if base.meta["id"] != told["id"]:
             raise RestoreError(f"{path.name} has only what changed since another {told['file']}")
         return cls(meta, arrays, base)
+
+
+def frontier_of(meta: Mapping[str, Any]) -> dict[Source, int]:
+    """The next offset of every source that a snapshot has, from its metadata."""
+    partitions = meta.get("partitions")
+    frontier = from_kinds(meta["frontier"])
+    return {s: offset for s, offset in frontier.items() if partitions is None or s.partition in partitions}
 
 
 class SnapshotStore:
@@ -113,7 +120,7 @@ class SnapshotStore:
 
     def _is(self, usable: Callable[[Frontier], bool], path: Path) -> bool:
         told = self._told(path)
-        return "frontier" in told and usable(from_kinds(told["frontier"]))
+        return "frontier" in told and usable(frontier_of(told))
 
     def _path(self, frontier: Frontier) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

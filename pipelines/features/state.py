@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
@@ -22,9 +22,9 @@ from pipelines.features.layout import FoldInput
 from pipelines.features.pieces import Pieces, joined
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.reports import Reports
-from pipelines.features.snapshot import Snapshot
+from pipelines.features.snapshot import Snapshot, frontier_of
 from pipelines.features.windows import Windows
-from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, from_kinds, sources
+from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, sources
 
 _ROWS = 1 << 16  # copied at a time, where nobody waits
 
@@ -48,17 +48,28 @@ class State:
     Its size is bounded: windows by panes and idle time, duplicates and labels by time and number.
 
     Args:
+        n_partitions: number of partitions of the stream.
+        partitions: those that are folded; all by default.
         id_key: key for hashing event ids; random by default.
     """
 
-    def __init__(self, stream: Stream, n_partitions: int, *, id_key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        n_partitions: int,
+        *,
+        partitions: Sequence[int] | None = None,
+        id_key: bytes | None = None,
+    ) -> None:
         self.stream = stream
         self.n_partitions = n_partitions
+        self.partitions = tuple(range(n_partitions) if partitions is None else partitions)
         self.id_key = os.urandom(ID_KEY_BYTES) if id_key is None else id_key
         self.plan = plan_of(stream)
         self.digest = _definition_digest(stream, self.plan)
         self.windows = Windows(self.plan)
-        self.frontier: dict[Source, int] = dict.fromkeys(sources(n_partitions, labels=stream.labels is not None), 0)
+        every = sources(n_partitions, labels=stream.labels is not None)
+        self.frontier: dict[Source, int] = dict.fromkeys((s for s in every if s.partition in self.partitions), 0)
         self.arrivals: dict[Source, int] = dict.fromkeys(self.frontier, 0)
         self.last: Key | None = None
         self.clock_ms = 0
@@ -203,6 +214,7 @@ class State:
         meta: dict[str, Any] = {
             "definition": self.digest,
             "n_partitions": self.n_partitions,
+            "partitions": None if len(self.partitions) == self.n_partitions else list(self.partitions),
             "topic_ids": dict(self.topic_ids),
             "frontier": by_kind(self.frontier, self.n_partitions),
             "arrivals": by_kind(self.arrivals, self.n_partitions),
@@ -238,7 +250,9 @@ class State:
             RestoreError: the snapshot has another feature definition.
         """
         meta, arrays = snapshot.meta, snapshot.arrays
-        state = cls(stream, meta["n_partitions"], id_key=bytes.fromhex(meta["id_key"]))
+        state = cls(
+            stream, meta["n_partitions"], partitions=meta.get("partitions"), id_key=bytes.fromhex(meta["id_key"])
+        )
         if meta["definition"] != state.digest:
             raise RestoreError(
                 "the snapshot was made with different fields or features; run `unmask recover` to rebuild the state"
@@ -298,7 +312,7 @@ class StateCopy:
     @property
     def frontier(self) -> dict[Source, int]:
         """Next offset of every source, at that moment."""
-        return from_kinds(self.meta["frontier"])
+        return frontier_of(self.meta)
 
     @property
     def is_whole(self) -> bool:

@@ -1,6 +1,6 @@
 """The replay of the lake: its events and labels in the one order, folded again, bit-equal to the live fold."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -44,25 +44,49 @@ def fold_lake(
 ) -> Iterator[Folded]:
     """Fold the events and labels of the lake in the one order, chunk by chunk: all, or those after a state.
 
+    If each partition has a state of its own (`Stream.folds_by_partition`), so it is here.
+
     In memory are about `SLICE` rows at a time (more only if they take effect within a millionth of the lake's time
     span), the state, and the list of records that were folded out of turn.
 
     Args:
         lake: a snapshot (`Lake.snapshot`), because it is read more than once.
-        state: a restored one; the records before its frontier are in it already. It is changed.
+        state: a restored one; the records before its frontier are in it already, and those of partitions that it does
+            not fold are left out. It is changed.
         until_ms: only records that take effect before this time.
     """
     from_ms = state.last.effective_ms if state is not None and state.last is not None else -_FOREVER_MS
     spans, n_items, n_partitions = _slices(lake, stream, Span(from_ms, until_ms))
-    unfolded = None if state is None else at_or_after(state.frontier)
-    state = state or State(stream, n_partitions)
+    unfolded, fold = None, _fold_by_partition(stream, n_partitions)
+    if state is not None:
+        unfolded, fold = at_or_after(state.frontier) & pl.col("partition").is_in(state.partitions), state.fold
+    elif not stream.folds_by_partition:
+        fold = State(stream, n_partitions).fold
     n_done = 0
     for span in spans:
         block = block_in_order(lake, stream, unfolded, during=span)
         for begin in range(0, len(block), CHUNK):
             chunk = block.take(slice(begin, begin + CHUNK))
             n_done += len(chunk)
-            yield Folded(state.fold(chunk), n_done, n_items)
+            yield Folded(fold(chunk), n_done, n_items)
+
+
+def _fold_by_partition(stream: Stream, n_partitions: int) -> Callable[[Block], Block]:
+    """A fold with a state for each partition."""
+    states: dict[int, State] = {}
+
+    def fold(block: Block) -> Block:
+        rows_of = {p: np.flatnonzero(block.partition == p) for p in np.unique(block.partition).tolist()}
+        parts = []
+        for p, rows in rows_of.items():
+            if p not in states:
+                states[p] = State(stream, n_partitions, partitions=[p])
+            parts.append(states[p].fold(block.take(rows)))
+        if not parts:
+            return block
+        return Block.concat(parts).take(np.argsort(np.concatenate(list(rows_of.values()))))
+
+    return fold
 
 
 def _slices(lake: Lake, stream: Stream, within: Span) -> tuple[list[Span], int, int]:

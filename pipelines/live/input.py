@@ -14,86 +14,119 @@ from pipelines.kafka.progress import progress_of
 from pipelines.live.health import Busy
 from pipelines.live.marks import mark_of
 from pipelines.live.metrics import Lag
-from pipelines.order import KIND_NAMES, Frontier, Mark, Merge, Source
+from pipelines.live.shards import Shard
+from pipelines.order import KIND_NAMES, Mark, Merge, Source
 from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
 ASK_EVERY_MS = 20
 ASK_SELDOM_MS = 500  # while another replica writes the marks
+NO_PARTITIONS_S = 0.02
 MIN_IN_HAND = 1 << 20  # bytes per partition, about the size of one fetch
 
 
 class Input:
-    """Moves records and marks from the reader into the merge; passes on the progress of other replicas.
+    """Moves records and marks from the reader into the merges; passes on the progress of other replicas.
 
     Args:
-        reader: reads the partitions of `ends` from the position of the merge, the clock topic and the progress topic.
+        reader: reads the clock topic and the progress topic, if they matter; `follow` adds the partitions of shards.
         live: the broker sets the timestamps; a replay (False) has its own clock.
-        ends: end offset of each source at the start of the scorer.
-        clock_end: end offset of the clock topic before `ends` were requested.
+        clock_end: end offset of the clock topic at the start of the scorer, before the ends of any shard.
         max_bytes: limit of buffered records of all partitions together.
         owner: identity of this replica in marks.
+        ask_every_ms: least time between two requests for the end offsets.
         tailed: called with every progress record: partition, progress, offset.
     """
 
     def __init__(
         self,
         reader: Reader,
-        merge: Merge,
         stream: Stream,
+        outside: Mapping[Position, int],
         *,
         live: bool,
-        ends: Frontier,
         clock_end: int,
         max_bytes: int,
         owner: str,
+        ask_every_ms: int = ASK_EVERY_MS,
         tailed: Callable[[int, Progress, int], None],
     ) -> None:
         self.reader, self.live = reader, live
         self.held: set[Source] = set()
-        self._merge = merge
-        self._positions = positions_of(stream, ends)
-        self._by_position = {position: source for source, position in self._positions.items()}
-        self._clock_topic, self._progress_topic = stream.topic("clock"), stream.topic("progress")
+        self._stream, self._outside = stream, dict(outside)
+        self._shards: list[Shard] = []
+        self._positions: dict[Source, Position] = {}
+        self._by_position: dict[Position, Source] = {}
+        self._merges: dict[Source, Merge] = {}
+        self._clock, self._progress_topic = (stream.topic("clock"), 0), stream.topic("progress")
         self._clock_end, self._owner, self._tailed = clock_end, owner, tailed
         self.led_s = time.monotonic()  # when a mark of another replica was read last, by a monotonic clock
-        self._max_source_bytes = max(max_bytes // len(self._positions), MIN_IN_HAND)
+        self._max_bytes, self._ask_every_ms = max_bytes, ask_every_ms
         self._asked_s = -math.inf  # by a monotonic clock, as the other one may be set back
         self._n_answers = 0
-        self._first_ends = ends
+        self._first_ends: dict[Source, int] = {}
         self._ends: dict[Source, int] = {}
         self._unread: dict[Source, tuple[int, int]] = {}  # position before unread records, and since when, ms
 
     @property
     def topics(self) -> list[str]:
         """Names of the topics of events and labels."""
-        return sorted({topic for topic, _ in self._positions.values()})
+        return sorted({self._stream.topic(kind) for kind in self._stream.inputs})
+
+    def follow(self, shards: Sequence[Shard]) -> None:
+        """Read the partitions of these shards and of no others; those of new ones from their frontier.
+
+        The clock is read from where the marks of the new ones begin; the others know the marks that come again.
+        """
+        at = {position: self.reader.position(position) for position in self._positions.values()}
+        outside = {position: self.reader.position(position) for position in self._outside} if self._shards else {}
+        self._outside |= outside
+        new = [shard for shard in shards if shard not in self._shards]
+        self._shards = list(shards)
+        self._merges = {source: shard.replica.merge for shard in shards for source in shard.ends}
+        self._positions = positions_of(self._stream, self._merges)
+        self._by_position = {position: source for source, position in self._positions.items()}
+        self._first_ends = {source: end for shard in shards for source, end in shard.ends.items()}
+        self._ends = {source: end for source, end in self._ends.items() if source in self._merges}
+        self.held &= self._merges.keys()
+        for shard in new:
+            frontier = shard.replica.state.frontier
+            at |= {self._positions[source]: offset for source, offset in frontier.items()}
+            self._ends = {source: end for source, end in self._ends.items() if source not in frontier}
+            if self._clock in self._outside:
+                self._outside[self._clock] = min(self._outside[self._clock], shard.replica.merge.clock_offset)
+        reading = {position: at[position] for position in self._by_position}
+        self.reader.assign(reading | self._outside)
 
     def read(self, *, before: Callable[[], None]) -> int:
-        """Move arrived records to the merge and return their number; `before` is called first if there are any."""
+        """Move arrived records to the merges and return their number; `before` is called first if there are any."""
+        if not self._positions:
+            time.sleep(NO_PARTITIONS_S)
+            return 0
         received, n_read = self.reader.poll(), 0
         if received:
             before()
         for position, records in groupby(received, key=lambda record: (record.topic, record.partition)):
-            if position[0] == self._clock_topic:
+            if position == self._clock:
                 for mark in filter(None, map(mark_of, records)):
                     self._mark(mark)
             elif position[0] == self._progress_topic:
                 for record in records:
                     self._tail(record)
             else:
-                of_source = list(records)
+                of_source, source = list(records), self._by_position[position]
                 n_read += len(of_source)
-                self._merge.add(self._by_position[position], of_source)
+                self._merges[source].add(source, of_source)
         return n_read
 
     def _mark(self, mark: Mark) -> None:
-        beyond = [s for s, end in mark.ends.items() if end > self._first_ends.get(s, 0)]
-        if mark.next_offset <= self._clock_end and beyond:
-            log.warning("%s: mark %d is beyond the end of its input: skipped", self._clock_topic, mark.next_offset - 1)
+        known = self._first_ends
+        if mark.next_offset <= self._clock_end and any(known.get(s, end) < end for s, end in mark.ends.items()):
+            log.warning("%s: mark %d is beyond the end of its input: skipped", self._clock[0], mark.next_offset - 1)
             return
-        self._merge.mark(mark)
+        for shard in self._shards:
+            shard.replica.merge.mark(mark)
         if mark.by != self._owner:
             self.led_s = time.monotonic()
 
@@ -108,8 +141,12 @@ class Input:
 
         `follows`: another replica writes the marks.
         """
-        limit, hoards = self._max_source_bytes, self._merge.hoards
-        self.held = hoards(limit, follows=follows) | (self.held & hoards(limit // 2, follows=follows))
+        limit = max(self._max_bytes // max(len(self._positions), 1), MIN_IN_HAND)
+
+        def hoards(limit: int) -> set[Source]:
+            return {s for shard in self._shards for s in shard.replica.merge.hoards(limit, follows=follows)}
+
+        self.held = hoards(limit) | (self.held & hoards(limit // 2))
         self.reader.hold(self._positions[source] for source in self.held)
 
     def ask(self, *, count_stalls: bool, follows: bool = False) -> None:
@@ -119,7 +156,7 @@ class Input:
         `follows`: another replica writes the marks, so the answers matter to the health check only.
         """
         now_ms = time.time() * 1000
-        if time.monotonic() - self._asked_s >= (ASK_SELDOM_MS if follows else ASK_EVERY_MS) / 1000:
+        if time.monotonic() - self._asked_s >= (ASK_SELDOM_MS if follows else self._ask_every_ms) / 1000:
             self._asked_s = time.monotonic()
             # In a replay the clock marks bound the time, so only the read positions are needed.
             ends = self.reader.ends() if self.live else dict.fromkeys(self._by_position, 0)
@@ -128,9 +165,10 @@ class Input:
                 if source := self._by_position.get(position):
                     at = self.reader.position(position)
                     self._ends[source] = end
-                    self._merge.observe(source, position=at, end=end, asked_ms=now_ms, live=self.live)
+                    self._merges[source].observe(source, position=at, end=end, asked_ms=now_ms, live=self.live)
         if self.live and count_stalls:
-            self._merge.tick(time.time() * 1000)
+            for shard in self._shards:
+                shard.replica.merge.tick(time.time() * 1000)
 
     def lag(self, source: Source, *, published: int, held: tuple[int, int | None], now_ms: float) -> Lag:
         """How far publication is behind the newest answer about the end of a source.
@@ -140,7 +178,7 @@ class Input:
             held: number and oldest arrival of the records that are folded, but not published.
         """
         n_held, oldest = held
-        n_waiting, oldest_waiting = self._merge.waiting(source, offset=published)
+        n_waiting, oldest_waiting = self._merges[source].waiting(source, offset=published)
         end = self._ends.get(source, self._first_ends[source])
         at = self.reader.position(self._positions[source])
         n_unread = max(end - max(at, published), 0)
@@ -152,17 +190,25 @@ class Input:
         lag_ms = 0 if since is None or not self.live else max(round(now_ms - since), 0)
         return Lag(n_held + n_waiting + n_unread, lag_ms)
 
-    def has_caught_up(self) -> bool:
-        """Whether all records that were in Kafka at the start have been read."""
-        return all(self.reader.position(self._positions[source]) >= end for source, end in self._first_ends.items())
+    def has_caught_up(self, shard: Shard) -> bool:
+        """Whether all records that were in Kafka when a shard was restored have been read."""
+        return all(self.reader.position(self._positions[source]) >= end for source, end in shard.ends.items())
 
     def busy(self) -> dict[str, Busy]:
         """Pending reads and requests, for the health check; empty in a replay."""
-        if not self.live:
+        if not self.live or not self._shards:
             return {}
         busy = {"requesting the end offsets": Busy(self._n_answers, "Kafka does not answer")}
-        if self._merge.is_behind:
-            busy["ordering"] = Busy(self._merge.last, f"no replica writes marks to {self._clock_topic}", is_fatal=False)
+        for shard in self._shards:
+            merge = shard.replica.merge
+            if merge.is_behind:
+                what, why = "ordering", f"no replica writes marks to {self._clock[0]}"
+                if self._clock not in self._outside:
+                    what, why = (
+                        f"ordering partition {shard.partitions[0]}",
+                        "the ends of its events or labels are unknown",
+                    )
+                busy[what] = Busy(merge.last, why, is_fatal=False)
         for source, end in self._ends.items():
             position = self._positions[source]
             at = self.reader.position(position)
@@ -175,12 +221,3 @@ class Input:
 def positions_of(stream: Stream, sources: Iterable[Source]) -> dict[Source, Position]:
     """Topic and partition of each source."""
     return {source: (stream.topic(KIND_NAMES[source.kind]), source.partition) for source in sources}
-
-
-def first_positions(
-    stream: Stream, frontier: Mapping[Source, int], *, clock_from: int, told_until: Sequence[int]
-) -> dict[Position, int]:
-    """Offsets to start reading at, of inputs, clock and progress (`told_until`, by partition)."""
-    positions = {position: frontier[source] for source, position in positions_of(stream, frontier).items()}
-    progress = {(stream.topic("progress"), p): offset for p, offset in enumerate(told_until)}
-    return {**positions, **progress, (stream.topic("clock"), 0): clock_from}

@@ -58,9 +58,13 @@ class Outbox:
     """Events of one partition between fold and publication, in order. One thread puts, one takes.
 
     While another replica owns the partition, `cover` drops what it has published, so that a take-over goes on here.
+
+    Args:
+        is_warm: whether events are put here while another replica owns the partition.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_warm: bool = True) -> None:
+        self.is_warm = is_warm
         self._ready = threading.Condition()
         self._puts: deque[Put] = deque()
         self.n_bytes = 0
@@ -68,6 +72,13 @@ class Outbox:
         self.complete_from = 0  # rows before it are missing if they are not published
         self.told_until = 0  # the progress records before this offset have been regarded
         self._told_ahead: dict[tuple[int, ...], None] = {}  # places told by others that were not put here yet
+
+    def restart(self, next_offset: int) -> None:
+        """Drop everything; what lies before an offset is published."""
+        with self._ready:
+            self._puts.clear()
+            self.n_bytes = 0
+            self.next_offset = self.complete_from = next_offset
 
     def put(self, put: Put) -> None:
         """Append the put of one fold. Places are recorded even if there is no row to publish: audits need them."""

@@ -33,6 +33,7 @@ class Ownership:
         progress: what is published of every partition.
         owner: the identity of this replica in progress records.
         stall_s: how long claims may fail.
+        is_warm: whether the events of other replicas' partitions are folded here, too.
         aside: where partitions are claimed and released.
     """
 
@@ -44,9 +45,10 @@ class Ownership:
         owner: str,
         regrant_s: float = REGRANT_S,
         stall_s: float,
+        is_warm: bool = True,
         aside: Executor,
     ) -> None:
-        self.outboxes = [Outbox() for _ in progress]
+        self.outboxes = [Outbox(is_warm=is_warm) for _ in progress]
         for partition, record in progress.items():
             outbox = self.outboxes[partition]
             outbox.next_offset = outbox.complete_from = record.next_offset
@@ -237,6 +239,8 @@ class Ownership:
         if lane.progress is not None:
             self._told[partition] = lane.progress
             lane.outbox.cover(lane.progress.next_offset)
+        if not lane.outbox.is_warm:
+            lane.outbox.restart(lane.outbox.next_offset)
         for progress, offset in self._missed.pop(partition, []):
             self._cover(partition, progress, offset)
 

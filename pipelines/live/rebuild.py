@@ -1,6 +1,6 @@
 """Rebuilds the state from the lake, if no snapshot can be used and Kafka has deleted the beginning of the input."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import polars as pl
 
@@ -12,7 +12,7 @@ from pipelines.features.state import State
 from pipelines.lake.replay import CHUNK, PLACE, at_or_after, block_in_order, of_source, placed
 from pipelines.lake.tables import Lake
 from pipelines.live.replica import furthest
-from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Source, from_kinds, sources
+from pipelines.order import EVENT, KIND_NAMES, LABEL, Frontier, Key, Source, from_kinds
 
 
 def snapshot_from_lake(
@@ -23,9 +23,10 @@ def snapshot_from_lake(
     first: Frontier,
     ends: Frontier,
     topic_ids: Mapping[str, str],
+    partitions: Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Snapshot:
-    """Fold the lake's events and labels up to a place at which everything folded has been published.
+    """Fold the lake's events and labels of some partitions up to a place at which everything folded has been published.
 
     The place is before the first unpublished event, before the first label that no published event can have seen,
     before any record that the lake lacks, and after the last published event.
@@ -35,22 +36,26 @@ def snapshot_from_lake(
         first: the first offset available in Kafka, per source.
         ends: end offsets of the sources before the lake was last filled.
         topic_ids: stored in the snapshot.
+        partitions: those that are folded together.
         on_progress: called with the number of folded items and the total.
 
     Raises:
         RestoreError: Kafka has deleted records that are needed after that place.
     """
-    n_partitions = progress[0].n_partitions
-    origin = from_kinds(progress[0].origin)
-    rows = _records(lake, stream).filter(at_or_after(origin)).sort(PLACE)
+    progress = {p: progress[p] for p in partitions}
+    n_partitions = progress[partitions[0]].n_partitions
+    origin = from_kinds(progress[partitions[0]].origin)
+    ends = {s: end for s, end in ends.items() if s.partition in progress}
+    to_fold = at_or_after(origin) & pl.col("partition").is_in(partitions)
+    rows = _records(lake, stream).filter(to_fold).sort(PLACE)
     positions = lake.positions()
     ingested = {s: positions.get((stream.topic(KIND_NAMES[s.kind]), s.partition), 0) for s in ends}
     cut = _cut(lake, stream, rows, progress, ingested, ends)
     below = _before(cut)
 
-    state = State(stream, n_partitions)
+    state = State(stream, n_partitions, partitions=partitions)
     state.topic_ids = dict(topic_ids)
-    block = block_in_order(lake, stream, below & at_or_after(origin))
+    block = block_in_order(lake, stream, below & to_fold)
     n = len(block)
     for begin in range(0, n, CHUNK):
         state.fold(block.take(slice(begin, begin + CHUNK)))
@@ -58,7 +63,7 @@ def snapshot_from_lake(
             on_progress(min(begin + CHUNK, n), n)
     folded, left = rows.filter(below), rows.filter(~below)
     state.last = _key(folded.tail(1))
-    for source in sources(n_partitions, labels=stream.labels is not None):
+    for source in state.frontier:
         mine = of_source(source)
         next_row: int | None = left.filter(mine)["offset"].min()  # type: ignore[assignment]
         reaches = ingested[source] if next_row is None else next_row

@@ -29,6 +29,7 @@ from pipelines.lake.tables import Lake
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
+from pipelines.live.shards import folder_of, shards_of
 from pipelines.live.takeover import unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
@@ -74,11 +75,11 @@ class Recovery:
             if now.add_partitions:
                 wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
                 topics.add_partitions(self._connection, wider)
-            snapshot = self._snapshot_from_lake(facts, on_progress) if now.from_lake else None
+            snapshots = self._snapshots_from_lake(facts, on_progress) if now.from_lake else []
             for what in now.aside:
                 moved_aside(self._snapshots if what == "snapshots" else self._lake.folder)
-            if snapshot is not None:
-                SnapshotStore(self._snapshots).write(snapshot)
+            for folder, snapshot in snapshots:
+                SnapshotStore(folder).write(snapshot)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
             messages = [
@@ -221,36 +222,49 @@ class Recovery:
         definition: str,
         n_partitions: int,
     ) -> tuple[bool, Mapping[str, object] | None]:
-        """Whether a scorer would find a usable snapshot, and the metadata of the newest readable one."""
-        known = {p: record for p, record in progress.items() if record is not None}
-        newest = None
-        for path, kept in SnapshotStore(self._snapshots).newest_first():
-            try:
-                snapshot = widened(kept, n_partitions)
-                newest = newest or snapshot.meta
-                if is_ahead(snapshot.frontier, known) or unfit(snapshot, spans, topic_ids):
-                    continue
-                if State.restore(self._stream, snapshot).digest == definition:
-                    return True, newest
-            except (RestoreError, OSError, ValueError, KeyError) as error:
-                log.info("snapshot %s is not used: %s", path.name, error)
-        return False, newest
+        """Whether a scorer would find usable snapshots, and the metadata of the newest readable one."""
+        newest: Mapping[str, object] | None = None
+        fits = []
+        for partitions in shards_of(self._stream, n_partitions):
+            known = {p: record for p in partitions if (record := progress.get(p)) is not None}
+            fits.append(False)
+            for path, kept in SnapshotStore(folder_of(self._snapshots, self._stream, partitions)).newest_first():
+                try:
+                    snapshot = widened(kept, n_partitions)
+                    newest = newest or snapshot.meta
+                    if is_ahead(snapshot.frontier, known) or unfit(snapshot, spans, topic_ids):
+                        continue
+                    if State.restore(self._stream, snapshot).digest == definition:
+                        fits[-1] = True
+                        break
+                except (RestoreError, OSError, ValueError, KeyError) as error:
+                    log.info("snapshot %s is not used: %s", path.name, error)
+        return all(fits), newest
 
-    def _snapshot_from_lake(self, facts: Facts, on_progress: Callable[[int, int], None] | None) -> Snapshot:
-        """Bring the lake up to date, then fold it."""
+    def _snapshots_from_lake(
+        self, facts: Facts, on_progress: Callable[[int, int], None] | None
+    ) -> list[tuple[Path, Snapshot]]:
+        """Bring the lake up to date, then fold it: snapshots, each with its folder."""
         first: Frontier = {s: span[0] for s, span in facts.spans.items()}
         ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
         try:
             ingest(self._connection, self._stream, self._lake)
-            return snapshot_from_lake(
-                self._lake,
-                self._stream,
-                facts.known,
-                first=first,
-                ends=ends,
-                topic_ids=facts.topic_ids,
-                on_progress=on_progress,
-            )
+            return [
+                (
+                    folder_of(self._snapshots, self._stream, partitions),
+                    snapshot_from_lake(
+                        self._lake,
+                        self._stream,
+                        facts.known,
+                        first=first,
+                        ends=ends,
+                        topic_ids=facts.topic_ids,
+                        partitions=partitions,
+                        on_progress=on_progress,
+                    ),
+                )
+                for partitions in shards_of(self._stream, facts.n_partitions)
+            ]
         except (LakeError, RestoreError) as error:
             raise RestoreError(
                 f"{error}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "

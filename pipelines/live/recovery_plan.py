@@ -290,7 +290,8 @@ def _widened(facts: Facts) -> RecoveryPlan | None:
         "widened",
         f"partitions were added: the stream had {told}, its events topic now has {n}",
         "everything; the missing partitions of the other topics are created",
-        "duplicates are not recognised if their key has moved to another partition",
+        "duplicates are not recognised if their key has moved to another partition"
+        + ("; the history of such a key begins anew" if facts.stream.folds_by_partition else ""),
         f"nothing; the new partitions are scored from their beginning: {n_new:,} events",
         n_records=n_new,
         progress=records,

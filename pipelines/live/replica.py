@@ -25,10 +25,11 @@ class Replica:
 
     Args:
         state: blank, or restored from a snapshot that is not ahead of `progress`.
-        progress: the last progress record of every partition.
+        progress: the last progress record of every partition that the state folds.
         told: all places recorded in progress records for the records that `needed_places(state)` names.
         order_wait_ms: how far the bound of an idle partition stays behind the time of the request, ms.
-        own_clock: nobody else folds this stream: the marks of the order are the replica's own.
+        own_clock: nobody else folds these partitions: their order needs no marks.
+        counters: counts here, together with others; its own by default.
         refused: what `refused_earlier` says of the events to be folded again.
     """
 
@@ -40,12 +41,15 @@ class Replica:
         *,
         order_wait_ms: int = 50,
         own_clock: bool = False,
+        counters: ScorerCounters | None = None,
         refused: Mapping[tuple[int, int], str] = MappingProxyType({}),
     ) -> None:
         self.state, self._own_clock = state, own_clock
-        self.counters = ScorerCounters()
+        self.counters = ScorerCounters() if counters is None else counters
         self._decoder = Decoder(state.stream, refused)
-        self.published = np.array([progress[p].next_offset for p in range(state.n_partitions)], np.int64)
+        self.published = np.zeros(state.n_partitions, np.int64)
+        for p in state.partitions:
+            self.published[p] = progress[p].next_offset
         self._promised = furthest(progress) or {}
         self._told = told
         state.places = [place for place in state.places if (*place[:3],) not in told]
@@ -63,9 +67,9 @@ class Replica:
         )
 
     def restored_puts(self) -> list[Put]:
-        """Puts for every outbox after a restore: the places that are not recorded in progress yet."""
+        """Puts after a restore, one per partition: the places that are not recorded in progress yet."""
         put = Put(self._decoder.block(NO_RECORDS), list(self.state.places), self._frontier(), self.state.clock_offset)
-        return [put] * self.state.n_partitions
+        return [put] * len(self.state.partitions)
 
     def advance(self, *, chunk: int = CHUNK, fault: Fault = no_fault) -> Iterator[list[Put]]:
         """Fold the records that no later record can precede; yields one put per partition for each chunk.
@@ -75,9 +79,8 @@ class Replica:
         with self.state.step():
             clock_offset = self.merge.clock_offset
             released = self.merge.release()
-            if self._own_clock and (mark := self.merge.proposal()) is not None:
-                self.merge.mark(mark)
-                released = Run.concat([released, self.merge.release()])
+            if self._own_clock:
+                released = Run.concat([released, self.merge.release_alone()])
             for start in range(0, len(released), chunk):
                 yield self._fold(released.take(slice(start, start + chunk)), clock_offset, fault)
             self.state.clock_offset = self.merge.clock_offset
@@ -113,7 +116,7 @@ class Replica:
         counters.n_late += int((waiting & (block.late_ms > 0)).sum())
         return [
             Put(block.take(np.flatnonzero(waiting & (block.partition == p))), places, frontier, clock_offset)
-            for p in range(state.n_partitions)
+            for p in state.partitions
         ]
 
     def _frontier(self) -> dict[str, list[int]]:

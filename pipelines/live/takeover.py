@@ -24,6 +24,7 @@ from pipelines.live.outbox import Outbox
 from pipelines.live.replica import is_ahead, places_told, tells_more
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
+from pipelines.live.shards import folder_of
 from pipelines.live.topic_checks import input_ids, remade_words
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
 
@@ -56,12 +57,11 @@ class TakeOver:
     ) -> None:
         self.setting, self._serving = replace(setting, connection=asked), serving
         self._n_partitions, self._start, self._first = n_partitions, start, first
-        self._blank = State(setting.stream, n_partitions)
         self._lane_setting = LaneSetting(
             setting.connection,
             setting.stream,
             serving,
-            self._blank.digest,
+            State(setting.stream, n_partitions).digest,
             owner,
             stall_deadline_s=setting.stall_deadline.total_seconds(),
             fault=setting.fault,
@@ -112,11 +112,8 @@ class TakeOver:
     def _claim(self, partition: int, outbox: Outbox, lanes: list[Lane]) -> None:
         lane = Lane(self._lane_setting, partition, outbox)
         lanes.append(lane)
-        position = (self.setting.stream.topic("progress"), partition)
-        end = topics.bounds(self.setting.connection, [position[0]])[position][1]
-        for batch in topics.read_between(self.setting.connection, {position: (outbox.told_until, end)}):
-            for record in batch:
-                cover(outbox, progress_of(record), record.offset)
+        if outbox.is_warm:
+            self._cover(outbox, partition)
         before = read_progress(self.setting.connection, self.setting.stream, partition)
         if before is not None and before.next_offset > self.bounds[Source(EVENT, partition)][1]:
             self.bounds = self._spans()  # the other scorer published until it was fenced
@@ -126,9 +123,20 @@ class TakeOver:
                 f"partition {partition}: events from offset {claim.next_offset} are not published, but the outbox "
                 f"begins at {outbox.complete_from}: it overflowed; the state is restored from a snapshot"
             )
-        outbox.cover(claim.next_offset)
+        if outbox.is_warm:
+            outbox.cover(claim.next_offset)
+        else:
+            outbox.restart(claim.next_offset)
         lane.claim(claim)
         self.setting.fault("between_claims")
+
+    def _cover(self, outbox: Outbox, partition: int) -> None:
+        """Drop from an outbox what others have published since it was told so last."""
+        position = (self.setting.stream.topic("progress"), partition)
+        end = topics.bounds(self.setting.connection, [position[0]])[position][1]
+        for batch in topics.read_between(self.setting.connection, {position: (outbox.told_until, end)}):
+            for record in batch:
+                cover(outbox, progress_of(record), record.offset)
 
     def _claim_of(self, before: Progress | None, partition: int) -> Progress:
         """The progress record that claims a partition, if that is allowed."""
@@ -146,8 +154,13 @@ class TakeOver:
         )
 
     def restored(self, progress: Mapping[int, Progress]) -> State:
-        """The state of the newest snapshot not ahead of any progress record, else a blank state at the beginning."""
-        blank, store = self._blank, SnapshotStore(self.setting.snapshots)
+        """The state of partitions that are folded together, by their progress records.
+
+        It is that of the newest snapshot not ahead of any of these, else a blank state at the beginning.
+        """
+        stream, partitions = self.setting.stream, sorted(progress)
+        blank = State(stream, self._n_partitions, partitions=partitions)
+        store = SnapshotStore(folder_of(self.setting.snapshots, stream, partitions))
         store.clear_unfinished()
         for path, snapshot in store.newest_first():
             try:
@@ -160,8 +173,9 @@ class TakeOver:
                 continue
             log.info("restored from snapshot %s", path.name)
             return state
-        origin = from_kinds(progress[0].origin)
-        if why := head_is_gone(self.setting.stream, origin, self.bounds):
+        origin = from_kinds(progress[partitions[0]].origin)
+        origin = {source: offset for source, offset in origin.items() if source.partition in progress}
+        if why := head_is_gone(stream, origin, self.bounds):
             raise RestoreError(f"{why}, and no snapshot can be used; run `unmask recover`")
         blank.frontier = origin
         blank.topic_ids = self.topic_ids
@@ -336,13 +350,14 @@ def places_after(
     whose frontier is not beyond `needed`. Places recorded again by `unmask recover` are read separately.
 
     Args:
-        progress: the last record of every partition.
+        progress: the last record of the partitions.
         needed: as `Replica.needed_places` says.
     """
     topic = stream.topic("progress")
     spans, retold = {}, {}
     for position, (first, end) in topics.bounds(connection, [topic]).items():
-        last = progress[position[1]]
+        if (last := progress.get(position[1])) is None:
+            continue
         if tells_more(last, needed):
             spans[position] = (max(first, last.outcomes_from.get("progress", 0)), end)
         if last.retold:

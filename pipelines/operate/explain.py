@@ -22,6 +22,7 @@ from pipelines.lake.audit import SCORE_TOLERANCE, NoModelError
 from pipelines.lake.replay import fold_lake
 from pipelines.lake.tables import Lake
 from pipelines.live.alerting import Cell, alert_of, features_of
+from pipelines.live.shards import folder_of, shards_of
 from pipelines.live.takeover import widened
 from pipelines.model import Model
 from pipelines.operate.published import Published, is_at
@@ -137,12 +138,13 @@ def _place(lake: Lake, event: Mapping[str, Any], where: pc.Expression) -> Key:
 
 def _state_before(
     connection: Connection, stream: Stream, snapshots: Path, found: Published, place: Key
-) -> tuple[State | None, str]:
-    """The newest snapshot before an event; None, to fold from the beginning, if there is none."""
+) -> tuple[State, str]:
+    """The newest snapshot before an event, else a blank state."""
     topic_ids = topics.topic_ids(connection, [stream.topic(kind) for kind in stream.inputs])
     named = {kind: topic_ids.get(stream.topic(kind)) for kind in stream.inputs}
     n_partitions = len(topics.partitions_of(connection, stream.topic("events")))
-    for path, kept in SnapshotStore(snapshots).newest_first():
+    partitions = next(one for one in shards_of(stream, n_partitions) if found.partition in one)
+    for path, kept in SnapshotStore(folder_of(snapshots, stream, partitions)).newest_first():
         try:
             snapshot = widened(kept, n_partitions)
             if snapshot.frontier[Source(EVENT, found.partition)] > found.offset:
@@ -154,11 +156,11 @@ def _state_before(
             return State.restore(stream, snapshot), f"snapshot {path.name}"
         except (RestoreError, OSError, ValueError, KeyError) as error:
             log.info("snapshot %s is not used: %s", path.name, error)
-    return None, "the beginning of the lake"
+    return State(stream, n_partitions, partitions=partitions), "the beginning of the lake"
 
 
 def _fold_to(
-    lake: Lake, stream: Stream, state: State | None, found: Published, place: Key, progress: OnProgress | None
+    lake: Lake, stream: Stream, state: State, found: Published, place: Key, progress: OnProgress | None
 ) -> tuple[Block | None, int]:
     """Fold up to an event; returns its row, and the number of records folded."""
     n_done = 0

@@ -52,7 +52,7 @@ def score(bootstrap: str, folder: Path, start: str) -> None:
     def note() -> bool:
         if scorer.counters.n_snapshots > noted[0]:
             noted[0] = scorer.counters.n_snapshots
-            print(scorer.state.nbytes, sum(scorer.state.windows.n_entities), flush=True)
+            print(scorer.n_bytes["state"], sum(scorer.entities.values()), flush=True)
         return False
 
     scorer.run(note)

@@ -58,14 +58,15 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rounds_of(kills: int, replicas: Sequence[int], seed: int, client: str) -> list[Round]:
+def rounds_of(kills: int, replicas: Sequence[int], seed: int, client: str, stream: str) -> list[Round]:
     """Rounds of at most `KILLS_A_ROUND` kills: first all with the first number of replicas, then with the next."""
     rounds = []
     for n in replicas:
         for number, first in enumerate(range(0, kills, KILLS_A_ROUND)):
             size = min(KILLS_A_ROUND, kills - first)
             wait_ms = -1_000 if number % 2 else 50
-            rounds.append(Round("", size, n, seed=1_000 * seed + number, order_wait_ms=wait_ms, client=client))
+            one = Round("", size, n, seed=1_000 * seed + number, order_wait_ms=wait_ms, client=client, stream=stream)
+            rounds.append(one)
     return rounds
 
 
@@ -75,7 +76,7 @@ def soaked(asked: argparse.Namespace) -> list[str]:
     broker = start_broker(folder / "kafka")
     try:
         n = max(int(n) for n in asked.replicas.split(","))
-        run = Round(broker.bootstrap, replicas=n, seed=asked.seed, client=asked.client)
+        run = Round(broker.bootstrap, replicas=n, seed=asked.seed, client=asked.client, stream=asked.stream)
         outcome = run_soak(run, folder, changes=asked.changes, seconds=60 * asked.minutes)
     finally:
         broker.stop()
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replicas", default="1,2", help="numbers of replicas, one after the other (default 1,2)")
     parser.add_argument("--client", default=CLIENT, help="kafka-python or confluent-kafka")
+    parser.add_argument(
+        "--stream", choices=("merged", "key"), default="merged", help="with windows about two entities, or the key only"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; rounds that it has are not run again")
     parser.add_argument("--changes", type=int, default=0, help="change the replicas so many times instead")
     parser.add_argument("--minutes", type=float, default=0.0, help="change the replicas for so long instead")
@@ -101,9 +105,11 @@ def main() -> None:
         sys.exit(1 if soaked(asked) else 0)
     done: list[dict[str, Any]] = json.loads(asked.out.read_text())["rounds"] if asked.out and asked.out.exists() else []
     failed = []
-    for run in rounds_of(asked.kills, [int(n) for n in asked.replicas.split(",")], asked.seed, asked.client):
-        same = ("kills", "replicas", "seed", "order_wait_ms", "client")
-        if any(all(one[name] == getattr(run, name) for name in same) for one in done):
+    for run in rounds_of(
+        asked.kills, [int(n) for n in asked.replicas.split(",")], asked.seed, asked.client, asked.stream
+    ):
+        same = ("kills", "replicas", "seed", "order_wait_ms", "client", "stream")
+        if any(all(one.get(name, "merged") == getattr(run, name) for name in same) for one in done):
             continue
         folder = Path(tempfile.mkdtemp(prefix="unmask-faults-"))
         broker = start_broker(folder / "kafka")

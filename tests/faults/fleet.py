@@ -41,7 +41,7 @@ class Life:
 
     def wait_for_death(self) -> None:
         """Until it has been killed, by its own fault."""
-        wait_until(lambda: not self.is_alive, seen=lambda: self.log.stat().st_size)
+        wait_until(lambda: not self.is_alive)
         if self.process.returncode != -signal.SIGKILL:
             raise RuntimeError(f"{self.name} ended with {self.process.returncode} instead of being killed; {self.log}")
 

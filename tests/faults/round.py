@@ -22,7 +22,7 @@ from tests.faults.fleet import Fleet, Life
 from tests.patience import wait_until
 from tests.pipelines.kafka.adapters import CLIENT
 from tests.pipelines.live.kill_load import Load
-from tests.pipelines.live.kill_stream import N_PARTITIONS, stream_named
+from tests.pipelines.live.kill_stream import KEY, N_PARTITIONS, stream_named
 
 # Where a life is killed. Those at the start of a life, the others once it publishes. Most are in an open transaction.
 AT_START = ("mid_restore", "between_claims", "between_claims", "mid_snapshot")
@@ -47,6 +47,7 @@ class Round:
     seed: int = 0
     order_wait_ms: int = 50
     client: str = CLIENT
+    stream: str = "merged"
 
 
 @dataclass
@@ -106,7 +107,9 @@ class Judged:
 
     def __init__(self, run: Round, folder: Path) -> None:
         self.run, self.folder = run, folder
-        self.stream: Stream = stream_named(f"faults-{run.seed}-{time.time_ns() // 1_000_000}")
+        self.stream: Stream = stream_named(
+            f"{KEY if run.stream == 'key' else ''}faults-{run.seed}-{time.time_ns() // 1_000_000}"
+        )
         self.connection = Connection(run.bootstrap)
         kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
         counts = {self.stream.topic(kind): N_PARTITIONS for kind in kinds} | {self.stream.topic("clock"): 1}
@@ -142,11 +145,25 @@ class Judged:
             stable, ends = reader.spans(positions), reader.ends(timeout_ms=5_000)
         return any(ends.get(position, 0) > stable[position][1] for position in positions)
 
+    def leader(self) -> str:
+        """The replica that owns the first partition: of a merged stream, only this one writes snapshots."""
+        found = list[str]()
+
+        def is_known() -> bool:
+            owner = self.owners()[0][0]
+            found[:] = [name for name, life in self.fleet.lives.items() if life.is_alive and life.owner == owner]
+            return bool(found)
+
+        wait_until(is_known)
+        return found[0]
+
     def kill(self, number: int, spec: str) -> None:
         """One kill and what follows it."""
         names = [str(n) for n in range(self.run.replicas)]
-        name = names[number % len(names)]
-        life, point = self.fleet.lives[name], spec.partition(":")[0] or RANDOM
+        name, point = names[number % len(names)], spec.partition(":")[0] or RANDOM
+        if point == "mid_snapshot" and self.run.stream == "merged":
+            name = self.leader()
+        life = self.fleet.lives[name]
         if point in AT_START:
             life.end()
             life = self.fleet.start(name, spec)

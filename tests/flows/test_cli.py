@@ -22,7 +22,7 @@ from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
 from pipelines.live.topic_checks import checked_partitions
 from tests.patience import HANG_S
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import Alone, Rig, running
 
@@ -177,7 +177,7 @@ class Quiet(Linear):
 def test_without_alerts_the_command_says_whether_anything_was_scored(kafka: str, tmp_path: Path) -> None:
     rig = Rig(kafka, tmp_path)
     stream_file = tmp_path / "stream.toml"
-    stream_file.write_text(TEXT.format(name=rig.stream.name))
+    stream_file.write_text(TEXTS["merged"].format(name=rig.stream.name))
 
     def alerts() -> str:
         ran = unmask("alerts", "--stream", str(stream_file), home=tmp_path / "home", KAFKA_BOOTSTRAP_SERVERS=kafka)
@@ -198,7 +198,7 @@ def test_a_burst_is_shown_as_one_alert_with_its_newest_update_on_one_line(kafka:
     rig = Rig(kafka, tmp_path)
     stream_file = tmp_path / "stream.toml"
     limits = '[alerts]\ngroup = { entity = "card", within = "1h" }\n'
-    stream_file.write_text(TEXT.format(name=rig.stream.name) + limits)
+    stream_file.write_text(TEXTS["merged"].format(name=rig.stream.name) + limits)
     event = {"at": int(time.time() * 1000), "card": "c0", "amount": 1e5}
     rig.send_many([json.dumps({"id": f"e{n}"} | event).encode() for n in range(5)], b"c0")
     setting = ScorerSetting(load(stream_file), rig.connection, tmp_path / "snapshots")

@@ -201,3 +201,51 @@ def test_a_replay_is_released_whole_and_in_order_however_it_is_read(
     expected = sorted((r.timestamp_ms + (10 if s.kind == LABEL else 0), *s, r.offset) for s, r in records)
     assert [tuple(i.key[:4]) for i in released] == expected
     assert merge.n_out_of_turn == 0
+
+
+def test_alone_a_partition_without_labels_waits_for_nothing() -> None:
+    merge = merge_of(A)
+    add(merge, record(A, 0, 100), record(A, 1, 100))
+    assert places(items_of(merge.release_alone())) == [(EVENT, 0, 0), (EVENT, 0, 1)]
+    add(merge, record(A, 2, 100))
+    assert places(items_of(merge.release_alone())) == [(EVENT, 0, 2)]
+
+
+def test_alone_events_wait_only_for_labels_that_may_take_effect_before_them() -> None:
+    merge = merge_of(A, L)
+    merge.observe(L, position=0, end=0, asked_ms=100, live=True)  # labels take effect from 105 on
+    add(merge, record(A, 0, 104), record(A, 1, 105))
+    assert places(items_of(merge.release_alone())) == [(EVENT, 0, 0)]
+    merge.observe(L, position=0, end=0, asked_ms=101, live=True)
+    assert places(items_of(merge.release_alone())) == [(EVENT, 0, 1)]
+
+
+def test_alone_what_is_promised_comes_first() -> None:
+    merge = Merge({A: 0, L: 0}, label_lag_ms=0, folded_first={A: 2, L: 0})
+    add(merge, record(A, 0, 100))
+    assert not items_of(merge.release_alone())
+
+
+@given(
+    stamps=st.tuples(*[st.lists(st.integers(0, 30), max_size=12)] * 2),
+    steps=st.lists(st.tuples(st.sampled_from([A, L]), st.booleans()), max_size=60),
+)
+def test_alone_the_order_is_by_places_however_it_is_read(
+    stamps: tuple[list[int], list[int]], steps: list[tuple[Source, bool]]
+) -> None:
+    """With true bounds nothing is out of turn; records are released once, and all of them in the end."""
+    logs = {s: [record(s, i, at)[1] for i, at in enumerate(sorted(one))] for s, one in zip((A, L), stamps, strict=True)}
+    merge, read, found = merge_of(A, L), {A: 0, L: 0}, list[Item]()
+    for source, is_asked in [*steps, *[(s, False) for s in (A, L) for _ in logs[s]], (A, True), (L, True)]:
+        log, at = logs[source], read[source]
+        if is_asked and at == len(log):
+            merge.observe(source, position=at, end=at, asked_ms=1_000, live=True)
+        elif not is_asked and at < len(log):
+            merge.add(source, [log[at]])
+            read[source] += 1
+        found += items_of(merge.release_alone())
+    assert [item.key for item in found] == sorted(item.key for item in found)
+    assert not any(item.out_of_turn for item in found)
+    assert sorted(places(found)) == [(LABEL, 0, i) for i in range(len(stamps[1]))] + [
+        (EVENT, 0, i) for i in range(len(stamps[0]))
+    ]

@@ -19,7 +19,7 @@ from models.ship.artifact import save
 from models.table import Column, Table
 from pipelines.kafka import topics
 from pipelines.kafka.topics import KEEP_FOR_EVER
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.rig import Rig
 
 N_ROWS = 2_000
@@ -52,7 +52,7 @@ class Home:
         self.stream = self.rig.stream
         topics.create_topics(self.rig.connection, {self.stream.topic("control"): 1}, config=KEEP_FOR_EVER)
         self.stream_file = folder / "stream.toml"
-        self.stream_file.write_text(TEXT.format(name=self.stream.name))
+        self.stream_file.write_text(TEXTS["merged"].format(name=self.stream.name))
         monkeypatch.setenv("UNMASK_HOME", str(folder / "home"))
         monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.flows.serve.test_probes import asked, metrics_at
 from tests.patience import HANG_S, wait_until
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.rig import Rig
 
 CANARY = "canary-4711"
@@ -22,7 +22,7 @@ CANARY = "canary-4711"
 def served(rig: Rig, folder: Path, *words: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """A scorer of the rig's stream in a process of its own; its log is in `log_of(folder)`."""
     stream_file = folder / "stream.toml"
-    stream_file.write_text(TEXT.format(name=rig.stream.name))
+    stream_file.write_text(TEXTS["merged"].format(name=rig.stream.name))
     command = [sys.executable, "-m", "tests.flows.serve.served", "score", "--stream", str(stream_file)]
     env = os.environ | {"KAFKA_BOOTSTRAP_SERVERS": rig.connection.bootstrap, "UNMASK_HOME": str(folder / "home")}
     with (folder / "log").open("wb") as log:

@@ -1,10 +1,13 @@
-"""The stream of the kill test: short windows, a short duplicate memory and labels that act within the test."""
+"""The streams of the kill test: short windows, a short duplicate memory and labels that act within the test.
+
+`merged` has windows about shops, whose events lie in all partitions; `key` has none, so each partition is for itself.
+"""
 
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import parse
 
 N_PARTITIONS = 4
-TEXT = """
+_HEAD = """
 [stream]
 name = "{name}"
 event_id = "id"
@@ -42,6 +45,14 @@ stats = ["distinct", "count"]
 entity = "card"
 stats = ["since_last"]
 
+"""
+_FRAUDS_OF_CARDS = """
+[[features]]
+entity = "card"
+windows = ["12s"]
+stats = ["fraud_rate", "fraud_count"]
+"""
+_SHOPS = """
 [[features]]
 entity = "shop"
 field = "amount"
@@ -61,6 +72,10 @@ stats = ["distinct"]
 """
 
 
+TEXTS = {"merged": _HEAD + _SHOPS, "key": _HEAD + _FRAUDS_OF_CARDS}
+KEY = "key-"  # begins the names of streams of that kind
+
+
 def stream_named(name: str) -> Stream:
-    """The stream with topics of its own."""
-    return parse(TEXT.format(name=name))
+    """The stream with topics of its own, of the kind that its name says: merged, unless it begins with `KEY`."""
+    return parse(TEXTS["key" if name.startswith(KEY) else "merged"].format(name=name))

@@ -65,11 +65,15 @@ class LateReader(Reader):
     start is read as ever: progress records may promise that it comes before everything else.
     """
 
-    def __init__(self, reader: Reader, positions: Iterable[Position]) -> None:
-        self._reader, self._partition = reader, min(p for p in positions if p[0].endswith(".events"))
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._partition: Position | None = None
         self._end: int | None = None
 
     def assign(self, positions: Mapping[Position, int]) -> None:
+        first = min((p for p in positions if p[0].endswith(".events")), default=None)
+        if first != self._partition:
+            self._partition, self._end = first, None
         self._reader.assign(positions)
 
     def poll(self, *, timeout_ms: int = FETCH_WAIT_MS) -> list[Received]:
@@ -92,12 +96,17 @@ class LateReader(Reader):
 
     def ends(self, *, timeout_ms: int = ANSWER_MS) -> dict[Position, int]:
         found = self._reader.ends(timeout_ms=timeout_ms)
-        if self._end is None:
+        if self._end is None and self._partition is not None:
             self._end = found.get(self._partition)
         return found | {p: self.position(p) for p in self._late()}
 
     def _late(self) -> set[Position]:
-        if self._end is None or self.position(self._partition) < self._end or time.monotonic() % 1.0 > 0.2:
+        if (
+            self._partition is None
+            or self._end is None
+            or self.position(self._partition) < self._end
+            or time.monotonic() % 1.0 > 0.2
+        ):
             return set()
         return {self._partition}
 
@@ -113,8 +122,7 @@ class LateConnection(SmallPolls):
     """A connection whose readers are late ones."""
 
     def reader(self, positions: Mapping[Position, int], *, max_records: int = 500) -> Reader:
-        reader = super().reader(positions, max_records=max_records)
-        return LateReader(reader, positions) if any(p[0].endswith(".events") for p in positions) else reader
+        return LateReader(super().reader(positions, max_records=max_records))
 
 
 def main() -> None:

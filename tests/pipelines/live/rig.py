@@ -63,7 +63,12 @@ class Alone(Fixed):
 
 
 class Rig:
-    """A stream of its own on a broker; `configs` gives some of its topics (by kind) a configuration of their own."""
+    """A stream of its own on a broker.
+
+    Args:
+        configs: gives some of its topics (by kind) a configuration of their own.
+        kind: begins the name of the stream, see `stream_named`.
+    """
 
     def __init__(
         self,
@@ -73,10 +78,11 @@ class Rig:
         n_partitions: int = N_PARTITIONS,
         configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         adapter: Adapter = ADAPTERS[CLIENT],
+        kind: str = "",
     ) -> None:
         self.n_partitions = n_partitions
         self.connection = Connection(bootstrap, adapter=adapter)
-        self.stream: Stream = stream_named(f"test-{uuid.uuid4().hex[:8]}")
+        self.stream: Stream = stream_named(f"{kind}test-{uuid.uuid4().hex[:8]}")
         self.folder = folder
         kinds = ("events", "labels", "scores", "alerts", "refused", "progress")
         config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
@@ -84,13 +90,13 @@ class Rig:
             own = {self.stream.topic(kind): n_partitions}
             topics.create_topics(self.connection, own, config=config | dict(configs.get(kind, {})))
         topics.create_topics(self.connection, {self.stream.topic("clock"): 1}, config=KEEP_FOR_EVER)
-        self.n_sent = 0
+        self.n_sent, self.n_cards = 0, 7
 
     def send(self, n: int) -> None:
         """Valid events, stored."""
         with self.connection.writer() as writer:
             for _ in range(n):
-                card = f"c{self.n_sent % 7}"
+                card = f"c{self.n_sent % self.n_cards}"
                 event = {"id": f"e{self.n_sent}", "at": int(time.time() * 1000), "card": card, "amount": 5.0}
                 writer.send(Message(self.stream.topic("events"), json.dumps(event).encode(), card.encode()))
                 self.n_sent += 1

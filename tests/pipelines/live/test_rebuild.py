@@ -44,6 +44,7 @@ def lose_all_but_the_lake(world: World) -> Snapshot:
             first=dict.fromkeys(world.sources, 0),
             ends=dict(world.seen),
             topic_ids={"events": "one"},
+            partitions=range(N_PARTITIONS),
         )
     assert snapshot.meta["topic_ids"] == {"events": "one"}
     n_folded = sum(snapshot.frontier.values())

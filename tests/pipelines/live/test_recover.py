@@ -33,7 +33,7 @@ from pipelines.live.recovery_plan import Facts, Published, RecoveryPlan, plan
 from pipelines.live.takeover import first_progress
 from pipelines.order import EVENT, LABEL, Source
 from tests.patience import HANG_S, wait_until
-from tests.pipelines.live.kill_stream import TEXT, stream_named
+from tests.pipelines.live.kill_stream import TEXTS, stream_named
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, running
 
@@ -223,7 +223,7 @@ def test_a_foreign_record_in_progress_is_stepped_over(books: Books) -> None:
 def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> None:
     books.send(60)
     books.score_and_ingest()
-    books.stream = parse(TEXT.format(name=books.stream.name).replace('"sum", ', ""))
+    books.stream = parse(TEXTS["merged"].format(name=books.stream.name).replace('"sum", ', ""))
     with pytest.raises(RestoreError, match=r"the features have changed since the last run .* `unmask recover`"):
         books.scorer()
     assert books.recover().name == "redefined"
@@ -361,7 +361,7 @@ def test_the_command_only_reports_without_yes(books: Books, tmp_path: Path) -> N
     books.remake("events")
     books.send(10)
     stream_file = tmp_path / "stream.toml"
-    stream_file.write_text(TEXT.format(name=books.stream.name))
+    stream_file.write_text(TEXTS["merged"].format(name=books.stream.name))
 
     def unmask(*words: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"UNMASK_HOME": str(tmp_path), "KAFKA_BOOTSTRAP_SERVERS": books.connection.bootstrap}

@@ -28,7 +28,7 @@ from pipelines.live.topic_checks import check_inputs, input_ids
 from pipelines.order import EVENT, Mark, Source
 from pipelines.record import Received
 from tests.patience import wait_until
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, at_passage, running
 
 
@@ -146,7 +146,9 @@ def test_other_features_under_the_same_topics_are_refused(rig: Rig) -> None:
         rig.send(10)
         rig.wait_until_out()
     changed = Rig.__new__(Rig)
-    changed.__dict__ |= rig.__dict__ | {"stream": parse(TEXT.format(name=rig.stream.name).replace('"24s"', '"36s"'))}
+    changed.__dict__ |= rig.__dict__ | {
+        "stream": parse(TEXTS["merged"].format(name=rig.stream.name).replace('"24s"', '"36s"'))
+    }
     with pytest.raises(RestoreError, match=r"the features have changed since the last run .* run `unmask recover`"):
         changed.scorer()
 
@@ -208,12 +210,12 @@ def test_a_scorer_whose_step_raises_writes_no_snapshot_and_the_next_one_scores_e
         for _ in range(3):
             rig.wait_until_out()
             rig.send(10)
-        monkeypatch.setattr(scorer.state.windows._columns[-1], "fold", fail)
+        monkeypatch.setattr(scorer.states[0].windows._columns[-1], "fold", fail)
     while run.is_alive:
         rig.send(10)
     run.join()
     assert isinstance(run.error, MemoryError), run.error
-    folded = sum(scorer.state.frontier.values())
+    folded = sum(scorer.states[0].frontier.values())
     assert folded > 50
     assert not (rig.folder / "snapshots" / f"{folded:020d}.snapshot").exists()
     with running(rig.scorer()):
@@ -276,8 +278,8 @@ def test_a_restart_goes_on_from_what_changed_since_a_whole_snapshot(
     with running(rig.scorer(snapshot_every=timedelta(milliseconds=200))) as run:
         rig.wait_until_out()
         wait_until(lambda: run.scorer.caught_up and run.scorer.counters.n_snapshots > 0)
-        run.scorer._snapshots._due_s = float("inf")  # after an interrupted one, the last is whole
-        wait_until(lambda: not run.scorer._snapshots.is_writing)
+        run.scorer._shards[0].snapshots._due_s = float("inf")  # after an interrupted one, the last is whole
+        wait_until(lambda: not run.scorer._shards[0].snapshots.is_writing)
         rig.send(60)
         rig.wait_until_out()
     (last,) = newest(rig)
@@ -296,9 +298,9 @@ def test_no_snapshot_is_taken_that_owes_more_places_than_one_record_holds(rig: R
     scorer = rig.scorer()
     place = [EVENT, 0, 7, 5, EVENT, 0, 9, 1]
     for n_places, is_taken in ((MAX_UNTOLD + 1, False), (MAX_UNTOLD, True)):
-        scorer.state.places = [place] * n_places
-        scorer._snapshots.take(scorer.progress)
-        assert scorer._snapshots.is_writing == is_taken
+        scorer.states[0].places = [place] * n_places
+        scorer._shards[0].snapshots.take(scorer.progress)
+        assert scorer._shards[0].snapshots.is_writing == is_taken
     scorer._stop(snapshot=False)
 
 
@@ -312,8 +314,8 @@ def test_lanes_that_stand_still_do_not_push_out_the_snapshots_that_a_restart_nee
         rig.send(1)
         goal = scorer.counters.n_folded + 1
         step_until(scorer, goal)
-        scorer._snapshots.take(scorer.progress)
-        wait_until(lambda: scorer._snapshots.go_on() or not scorer._snapshots.is_writing)  # type: ignore[func-returns-value]
+        scorer._shards[0].snapshots.take(scorer.progress)
+        wait_until(lambda: scorer._shards[0].snapshots.go_on() or not scorer._shards[0].snapshots.is_writing)  # type: ignore[func-returns-value]
     assert good in (rig.folder / "snapshots").iterdir()
     scorer._stop(snapshot=False)
 
@@ -387,7 +389,7 @@ def test_a_partition_that_is_far_ahead_is_held_until_the_others_have_come_up(rig
         at = scorer._input.reader.position((rig.stream.topic("events"), far))
         time.sleep(0.5)
         assert at == scorer._input.reader.position((rig.stream.topic("events"), far)) < 2_000
-        assert scorer._replica.merge.n_bytes < 2 * (4 << 20)
+        assert scorer._shards[0].replica.merge.n_bytes < 2 * (4 << 20)
         wait_until(lambda: scorer.health != "ok")
         assert f"reading {rig.stream.topic('events')} [{1 - far}]: it ends at" in scorer.health
         slow.is_open = True

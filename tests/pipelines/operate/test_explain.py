@@ -26,7 +26,7 @@ from pipelines.model import Model
 from pipelines.operate.explain import Reproduction, reproduce
 from pipelines.operate.published import NoScoreError, Published, published
 from tests.flows.test_cli import unmask
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.live_scorer import Explained, LateConnection, Linear
 from tests.pipelines.live.rig import Alone, Rig, running
 
@@ -245,7 +245,7 @@ def test_the_command_shows_features_and_verdict(scored: Scored, tmp_path: Path) 
         return ran.returncode, ran.stdout, ran.stderr
 
     stream_file, servers = tmp_path / "stream.toml", {"KAFKA_BOOTSTRAP_SERVERS": scored.connection.bootstrap}
-    stream_file.write_text(TEXT.format(name=scored.stream.name))
+    stream_file.write_text(TEXTS["merged"].format(name=scored.stream.name))
     alert = scored.alerts[0]
     code, shown, _ = explain(alert.alert_id)
     assert code == 1  # the test's model is in no registry

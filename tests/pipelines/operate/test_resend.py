@@ -28,7 +28,7 @@ from pipelines.operate.ledger import Ledger, ResendingError
 from pipelines.operate.resend import HEADER, resend
 from pipelines.play.producer import create_stream_topics
 from tests.flows.test_cli import unmask
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import Alone, Rig, running
 from tests.pipelines.payments import payments_stream
@@ -44,7 +44,7 @@ class Refusing(Rig):
     def __init__(self, bootstrap: str, folder: Path) -> None:
         super().__init__(bootstrap, folder)
         topics.create_topics(self.connection, {self.stream.topic("resent"): 1}, config=KEEP_FOR_EVER)
-        mended = TEXT.replace("max = 100000", "max = 1000000").replace("bytes = 2000", "bytes = 20000")
+        mended = TEXTS["merged"].replace("max = 100000", "max = 1000000").replace("bytes = 2000", "bytes = 20000")
         self.mended: Stream = parse(mended.format(name=self.stream.name))
         self.send(20)
         self.expensive = [f"dear{n}" for n in range(4)]
@@ -227,7 +227,7 @@ def test_the_command_line_lists_and_sends_again(refusing: Refusing, tmp_path: Pa
         return unmask(*given, home=tmp_path / "home", KAFKA_BOOTSTRAP_SERVERS=refusing.connection.bootstrap)
 
     stream_file = tmp_path / "stream.toml"
-    strict = TEXT.format(name=refusing.stream.name)
+    strict = TEXTS["merged"].format(name=refusing.stream.name)
     stream_file.write_text(strict)
     listed = refused("list")
     assert listed.returncode == 0, listed.stderr

@@ -26,7 +26,7 @@ from pipelines.operate.books import Problem
 from pipelines.operate.watch import Watch, Watched
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
-from tests.pipelines.live.kill_stream import TEXT
+from tests.pipelines.live.kill_stream import TEXTS
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import Alone, Rig, running
 
@@ -66,7 +66,7 @@ class Audited(Rig):
 
     def __init__(self, bootstrap: str, folder: Path, *, packed: bool = False) -> None:
         super().__init__(bootstrap, folder)
-        text = TEXT.format(name=self.stream.name)
+        text = TEXTS["merged"].format(name=self.stream.name)
         self.file = folder / "stream.toml"
         self.file.write_text(text.replace("[fields]", "packed_scores = true\n\n[fields]", 1) if packed else text)
         self.stream = parse(self.file.read_text())
