@@ -84,7 +84,8 @@ def recover(
 ) -> None:
     """Find out why the scorer does not start, and show what to do, what is kept and what is lost.
 
-    Stop the scorer first. Nothing is changed without --yes.
+    Stop the scorer first, unless you have changed the features: then it goes on until their state is built, which takes
+    the time shown; start it with the changed file afterwards. Nothing is changed without --yes.
 
     [bold]Examples[/bold]
 
@@ -104,7 +105,8 @@ def recover(
             out.print(f"[bold]{title:14s}[/bold]", end="")
             out.print(words, soft_wrap=True, highlight=False, markup=False)
         if not yes:
-            out.print("Nothing was changed. To carry this out, stop the scorer and add --yes.")
+            first = "" if plan.name == "redefined" else "stop the scorer and "
+            out.print(f"Nothing was changed. To carry this out, {first}add --yes.")
             raise typer.Exit(1)
         with progress.shown("recover") as report:
             recovery.carry_out(plan, on_progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} records"))

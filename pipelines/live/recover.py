@@ -26,6 +26,7 @@ from pipelines.kafka.port import Message, Position, TransactionalWriter
 from pipelines.kafka.progress import progress_of, transactional_id
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
+from pipelines.live.beside import snapshots_beside
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
@@ -62,11 +63,14 @@ class Recovery:
     def carry_out(self, told: RecoveryPlan, *, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Carry out a plan after fencing a running scorer; all progress records are written in one transaction.
 
+        States of changed features are built before that, while a scorer may go on with the old ones.
+
         Raises:
             RestoreError: the stream has changed since the plan was made, or the state cannot be rebuilt from the lake.
             FencedError: a scorer has taken over meanwhile.
         """
         counts = partition_counts(self._connection, self._stream)
+        beside = self._built_beside(on_progress) if told.name == "redefined" else []
         with self._fenced(max(counts.values())) as writer:
             facts = self._facts()
             now = plan(facts)
@@ -75,7 +79,7 @@ class Recovery:
             if now.add_partitions:
                 wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
                 topics.add_partitions(self._connection, wider)
-            snapshots = self._snapshots_from_lake(facts, on_progress) if now.from_lake else []
+            snapshots = self._snapshots_from_lake(facts, on_progress) if now.from_lake else beside
             for what in now.aside:
                 moved_aside(self._snapshots if what == "snapshots" else self._lake.folder)
             for folder, snapshot in snapshots:
@@ -122,13 +126,14 @@ class Recovery:
         connection, stream = self._connection, self._stream
         counts = partition_counts(connection, stream)
         inputs = sources(counts["events"], labels=stream.labels is not None)
+        # Read the progress before the spans: all published events are then within them.
+        progress, garbled, readable = self._progress(counts["progress"])
         spans = topics.bounds(connection, [stream.topic(KIND_NAMES[kind]) for kind in {s.kind for s in inputs}])
         by_source = {s: spans.get((stream.topic(KIND_NAMES[s.kind]), s.partition), (0, 0)) for s in inputs}
         topic_ids = input_ids(connection, stream)
         definition = State(stream, counts["events"]).digest
         outputs = topics.bounds(connection, [stream.topic(kind) for kind in OUTPUTS])
         ends = {kind: {p: e for (t, p), (_, e) in outputs.items() if t == stream.topic(kind)} for kind in OUTPUTS}
-        progress, garbled, readable = self._progress(counts["progress"])
         published = {
             p: found
             for p, record in progress.items()
@@ -240,6 +245,23 @@ class Recovery:
                 except (RestoreError, OSError, ValueError, KeyError) as error:
                     log.info("snapshot %s is not used: %s", path.name, error)
         return all(fits), newest
+
+    def _built_beside(self, on_progress: Callable[[int, int], None] | None) -> list[tuple[Path, Snapshot]]:
+        """Snapshots of the changed features, each with its folder; none if the next start must read the history."""
+        facts = self._facts()
+        try:
+            found = snapshots_beside(
+                self._connection,
+                self._stream,
+                facts.known,
+                facts.spans,
+                topic_ids=facts.topic_ids,
+                on_progress=on_progress,
+            )
+        except RestoreError as error:
+            log.warning("the state is not built now: %s; the next start of the scorer builds it", error)
+            return []
+        return [(folder_of(self._snapshots, self._stream, partitions), snapshot) for partitions, snapshot in found]
 
     def _snapshots_from_lake(
         self, facts: Facts, on_progress: Callable[[int, int], None] | None

@@ -315,7 +315,7 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
         "nothing; the skew audit compares only scores from now on. Snapshots"
         + (f" and the lake (it lacks {', '.join(facts.fields_joined)})" if lake_anew else "")
         + " are renamed and rebuilt",
-        "nothing; the state is rebuilt with the new features",
+        "nothing; the state is built with the new features before the switch; a running scorer goes on until then",
         n_records=facts.n_input,
         progress={
             p: [

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipelines.contracts.alert_memory import AlertMemory, CapDay
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream import StormRules
 from pipelines.contracts.stream_file import parse
-from pipelines.errors import BrokerError, RestoreError, UnmaskError
+from pipelines.errors import BrokerError, FencedError, RestoreError, UnmaskError
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.port import Message
@@ -33,7 +34,7 @@ from pipelines.live.recovery_plan import Facts, Published, RecoveryPlan, plan
 from pipelines.live.takeover import first_progress
 from pipelines.order import EVENT, LABEL, Source
 from tests.patience import HANG_S, wait_until
-from tests.pipelines.live.kill_stream import TEXTS, stream_named
+from tests.pipelines.live.kill_stream import KEY, TEXTS, stream_named
 from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, Running, running
 
@@ -230,12 +231,52 @@ def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> Non
     books.send(25)
     with running(books.scorer()) as run:
         books.wait_until_balanced()
-        assert run.scorer.counters.n_folded == 85  # the state was made again
+        assert run.scorer.counters.n_folded == 25  # the state was built before the switch
     ingest(books.connection, books.stream, books.lake)
     books.check(n_scored=85, since=True)
     found = reconcile(books.connection, books.stream)
     assert (sum(found.since.values()), found.n_scored_since) == (60, 25)
     assert not books.skew().holds  # the first 60 were made under the old features
+
+
+@pytest.mark.parametrize("kind", ["", KEY], ids=["merged", "key"])
+def test_changed_features_are_built_while_a_scorer_goes_on_with_the_old_ones(
+    kafka: str, tmp_path: Path, kind: str
+) -> None:
+    books = Books(kafka, tmp_path, kind=kind)
+    books.send(2_000)
+    books.send_labels(300)
+    old, is_over = Running(books.scorer()), threading.Event()
+
+    def send_on() -> None:
+        while not is_over.is_set():
+            books.send(20)
+
+    sending = threading.Thread(target=send_on)
+    sending.start()
+    try:
+        wait_until(lambda: old.scorer.caught_up, alive=lambda: old.is_alive)
+        text = TEXTS["key" if kind else "merged"].format(name=books.stream.name)
+        books.stream = parse(text.replace('"ratio", ', ""))
+        plan = books.recovery.plan()
+        assert plan is not None
+        assert plan.name == "redefined"
+        n_scored, told = old.scorer.setting.published.n_scored, list[tuple[int, int, bool]]()
+        books.recovery.carry_out(plan, on_progress=lambda n, of: told.append((n, of, old.is_alive)))
+        assert old.scorer.setting.published.n_scored > n_scored
+        old.join()
+    finally:
+        is_over.set()
+        sending.join()
+    assert isinstance(old.error, FencedError)
+    assert [n for n, _, _ in told] == sorted(n for n, _, _ in told)
+    assert told[-1][0] == told[-1][1] > 2_000
+    assert all(is_alive for *_, is_alive in told)
+    with running(books.scorer()) as new:
+        books.wait_until_balanced()
+    assert new.scorer.counters.n_folded < books.n_sent - 2_000
+    ingest(books.connection, books.stream, books.lake)
+    books.check(n_scored=books.n_sent, since=True)
 
 
 def spoil_snapshots_and_head(books: Books) -> None:
