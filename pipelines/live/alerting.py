@@ -63,7 +63,7 @@ def outcomes_of(
     Args:
         storm: decides what is published about alerts, and remembers it; without one, each alert is published in full.
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
-        together: scores rows of several lanes at once; None = these alone.
+        together: scores and explains rows of several lanes at once; None = these alone.
     """
     together = together or Together()
     scored = block if (is_scored := block.is_scored).all() else block.take(is_scored)
@@ -85,7 +85,7 @@ def _scores_and_alerts(
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
     raised = [_raised(scored, row, lines[row]) for row in np.flatnonzero(is_alert).tolist()]
     if raised:
-        messages += _alerts(scored, raised, stream, model, storm=storm, short=short)
+        messages += _alerts(scored, raised, stream, model, together, storm=storm, short=short)
     return messages, len(raised)
 
 
@@ -95,7 +95,14 @@ def _raised(scored: Block, row: int, line: str) -> Raised:
 
 
 def _alerts(
-    scored: Block, raised: Sequence[Raised], stream: Stream, model: Model, *, storm: Storm | None, short: bool
+    scored: Block,
+    raised: Sequence[Raised],
+    stream: Stream,
+    model: Model,
+    together: Together,
+    *,
+    storm: Storm | None,
+    short: bool,
 ) -> Iterator[Message]:
     """The messages about scores over the threshold; only those of full alerts are explained."""
     records = [
@@ -103,7 +110,7 @@ def _alerts(
     ]
     scores = {one.row: one.score for one in raised}
     rows = [record.row for record in records if isinstance(record, FullAlert)]
-    found = model.explain(scored.numeric[rows], scored.category_hashes[rows]) if rows else ()
+    found = together.explain(model, scored.numeric[rows], scored.category_hashes[rows]) if rows else ()
     explained = dict(zip(rows, found, strict=True))
     for record in records:
         if not isinstance(record, FullAlert):

@@ -1,26 +1,71 @@
-"""Scores rows of several lanes in one call of the model, because its cost per row falls with their number."""
+"""Scores and explains rows of several lanes in one call of the model: its cost per row falls with their number."""
 
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.model import Model
+from pipelines.model import Explained, Model
 
 Numbers = NDArray[np.float64]
 Hashes = NDArray[np.uint64]
 Scores = NDArray[np.float32]
+Answer = TypeVar("Answer")
 
 
-class _Request:
+class _Request(Generic[Answer]):
     def __init__(self, model: Model, numeric: Numbers, categorical: Hashes) -> None:
         self.model, self.numeric, self.categorical = model, numeric, categorical
-        self.scores: Scores | None = None
+        self.answer: Answer | None = None
         self.error: BaseException | None = None
 
 
+class _Gathered(Generic[Answer]):
+    """While one thread calls, the requests of the others gather; the next thread answers all of them at once."""
+
+    def __init__(self, call: Callable[[Model, Numbers, Hashes], Answer]) -> None:
+        self._call = call
+        self._turn, self._adding = threading.Lock(), threading.Lock()
+        self._waiting: list[_Request[Answer]] = []
+
+    def ask(self, model: Model, numeric: Numbers, categorical: Hashes) -> Answer:
+        mine = _Request[Answer](model, numeric, categorical)
+        with self._adding:
+            self._waiting.append(mine)
+        with self._turn:
+            if mine.answer is None and mine.error is None:
+                self._answer(self._taken(model))
+        if mine.error is not None:
+            raise mine.error
+        assert mine.answer is not None
+        return mine.answer
+
+    def _taken(self, model: Model) -> list[_Request[Answer]]:
+        with self._adding:
+            taken = [request for request in self._waiting if request.model is model]
+            self._waiting = [request for request in self._waiting if request.model is not model]
+        return taken
+
+    def _answer(self, requests: list[_Request[Answer]]) -> None:
+        try:
+            numeric = [request.numeric for request in requests]
+            categorical = [request.categorical for request in requests]
+            found: Any = self._call(requests[0].model, np.concatenate(numeric), np.concatenate(categorical))
+        except BaseException as error:
+            for request in requests:
+                request.error = error
+            return
+        begin = 0
+        for request in requests:
+            end = begin + len(request.numeric)
+            request.answer = found[begin:end]
+            begin = end
+
+
 class Together:
-    """While one thread scores, the requests of the others gather; the next thread scores all of them at once.
+    """While one thread asks the model, the requests of the others gather, and are then answered in one call.
 
     Example:
         >>> from tests.pipelines.live.live_scorer import Linear
@@ -32,8 +77,8 @@ class Together:
     """
 
     def __init__(self) -> None:
-        self._turn, self._adding = threading.Lock(), threading.Lock()
-        self._waiting: list[_Request] = []
+        self._scores = _Gathered[Scores](lambda model, *rows: model.score(*rows))
+        self._explanations = _Gathered[Sequence[Explained]](lambda model, *rows: model.explain(*rows))
 
     def score(self, model: Model, numeric: Numbers, categorical: Hashes) -> Scores:
         """The model's scores of rows, shape (n,); waits while another thread scores.
@@ -41,33 +86,12 @@ class Together:
         Raises:
             Exception: what the model raised, for the rows of every thread that it was asked for together.
         """
-        mine = _Request(model, numeric, categorical)
-        with self._adding:
-            self._waiting.append(mine)
-        with self._turn:
-            if mine.scores is None and mine.error is None:
-                _answer(self._taken(model))
-        if mine.error is not None:
-            raise mine.error
-        assert mine.scores is not None
-        return mine.scores
+        return self._scores.ask(model, numeric, categorical)
 
-    def _taken(self, model: Model) -> list[_Request]:
-        with self._adding:
-            taken = [request for request in self._waiting if request.model is model]
-            self._waiting = [request for request in self._waiting if request.model is not model]
-        return taken
+    def explain(self, model: Model, numeric: Numbers, categorical: Hashes) -> Sequence[Explained]:
+        """The model's explanations of rows; waits while another thread explains.
 
-
-def _answer(requests: list[_Request]) -> None:
-    try:
-        numeric = [request.numeric for request in requests]
-        categorical = [request.categorical for request in requests]
-        found = requests[0].model.score(np.concatenate(numeric), np.concatenate(categorical))
-    except BaseException as error:
-        for request in requests:
-            request.error = error
-        return
-    ends = np.cumsum([len(rows) for rows in numeric])
-    for request, scores in zip(requests, np.split(found, ends[:-1]), strict=True):
-        request.scores = scores
+        Raises:
+            Exception: as `score`.
+        """
+        return self._explanations.ask(model, numeric, categorical)
