@@ -103,8 +103,9 @@ class KafkaPythonReader(Reader):
         held = self._held.get(position)
         if held is not None:
             return held
-        with client_errors("the read position is unknown"):
-            return int(self._consumer.position(self._partitions[position], timeout_ms=REQUEST_MS))
+        # The client's `position` asks the broker whether it is right, and fails while there is none; `poll` asks, too.
+        known = self._consumer._subscription.assignment[self._partitions[position]].position
+        return int(known.offset)
 
     def hold(self, positions: Iterable[Position]) -> None:
         """Pause partitions by removing them from the assignment.

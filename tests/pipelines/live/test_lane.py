@@ -5,11 +5,12 @@ import signal
 from pathlib import Path
 
 from flows.local.kafka_server import Broker
+from pipelines.kafka.progress import transactional_id
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.kill_stream import stream_named
-from tests.pipelines.live.rig import Rig, at_passage, broken_events, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, at_passage, broken_events, running
 
 
 def signal_to(own: Broker, kind: signal.Signals) -> None:
@@ -82,3 +83,17 @@ def test_the_first_half_of_a_batch_may_go_alone_and_what_was_put_stays_in_order(
     outbox.drop(rest)
     assert len(outbox) == outbox.n_bytes == 0
     assert outbox.take() is None
+
+
+def test_another_producer_with_the_id_of_a_lane_costs_a_pause_and_no_event(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    with running(rig.scorer()) as run:
+        rig.send(50)
+        rig.wait_until_out()
+        for p in range(N_PARTITIONS):  # it fences the lane, and is gone
+            rig.connection.transactional_writer(transactional_id(rig.stream, p)).close()
+        rig.send(50)
+        rig.wait_until_out()
+        assert run.is_alive
+        assert all(lane.n_rebuilt for lane in run.scorer.lanes)
+    assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(100))
