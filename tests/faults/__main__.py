@@ -1,8 +1,8 @@
 """Kills scorers again and again under load, and judges every event against a slow reference.
 
-python -m tests.faults --kills 20                                   one replica and two, 20 kills each: 15 minutes
+python -m tests.faults --kills 20                                   one replica and two, 20 kills each: 8 minutes
 python -m tests.faults --kills 200 --seed 3 --replicas 1,2 --out faults.json
-                                                                    hours; a second call continues where it stopped
+                                                                    80 minutes; a second call continues where it stopped
 python -m tests.faults --changes 30 --replicas 2                    replicas join, leave, die, stand still: 10 minutes
 python -m tests.faults --minutes 30 --replicas 2 --out soak.json    the same for half an hour; memory must stay flat
 
