@@ -60,7 +60,8 @@ class Input:
         self._by_position: dict[Position, Source] = {}
         self._merges: dict[Source, Merge] = {}
         self._clock, self._progress_topic = (stream.topic("clock"), 0), stream.topic("progress")
-        self._clock_end, self._owner, self._tailed = clock_end, owner, tailed
+        self._clock_first, self._clock_end = self._outside.get(self._clock, 0), clock_end
+        self._owner, self._tailed = owner, tailed
         self.led_s = time.monotonic()  # when a mark of another replica was read last, by a monotonic clock
         self._max_bytes, self._ask_every_ms = max_bytes, ask_every_ms
         self._asked_s = -math.inf  # by a monotonic clock, as the other one may be set back
@@ -80,24 +81,26 @@ class Input:
         The clock is read from where the marks of the new ones begin; the others know the marks that come again.
         """
         at = {position: self.reader.position(position) for position in self._positions.values()}
-        outside = {position: self.reader.position(position) for position in self._outside} if self._shards else {}
-        self._outside |= outside
+        if self._shards:
+            self._outside = {position: self.reader.position(position) for position in self._outside}
         new = [shard for shard in shards if shard not in self._shards]
+        if new and self._clock in self._outside:
+            begins = [max(self._clock_first, shard.replica.merge.clock_offset) for shard in new]
+            self._outside[self._clock] = min([*begins, self._outside[self._clock]] if self._shards else begins)
         self._shards = list(shards)
         self._merges = {source: shard.replica.merge for shard in shards for source in shard.ends}
         self._positions = positions_of(self._stream, self._merges)
         self._by_position = {position: source for source, position in self._positions.items()}
         self._first_ends = {source: end for shard in shards for source, end in shard.ends.items()}
-        self._ends = {source: end for source, end in self._ends.items() if source in self._merges}
         self.held &= self._merges.keys()
         for shard in new:
             frontier = shard.replica.state.frontier
             at |= {self._positions[source]: offset for source, offset in frontier.items()}
             self._ends = {source: end for source, end in self._ends.items() if source not in frontier}
-            if self._clock in self._outside:
-                self._outside[self._clock] = min(self._outside[self._clock], shard.replica.merge.clock_offset)
+        self._ends = {source: end for source, end in self._ends.items() if source in self._merges}
         reading = {position: at[position] for position in self._by_position}
         self.reader.assign(reading | self._outside)
+        self._asked_s = -math.inf  # the new ones wait for an answer
 
     def read(self, *, before: Callable[[], None]) -> int:
         """Move arrived records to the merges and return their number; `before` is called first if there are any."""
@@ -121,8 +124,9 @@ class Input:
         return n_read
 
     def _mark(self, mark: Mark) -> None:
-        known = self._first_ends
-        if mark.next_offset <= self._clock_end and any(known.get(s, end) < end for s, end in mark.ends.items()):
+        of_others = math.inf if self._stream.folds_by_partition else 0
+        beyond = any(end > self._first_ends.get(source, of_others) for source, end in mark.ends.items())
+        if mark.next_offset <= self._clock_end and beyond:
             log.warning("%s: mark %d is beyond the end of its input: skipped", self._clock[0], mark.next_offset - 1)
             return
         for shard in self._shards:
@@ -204,10 +208,7 @@ class Input:
             if merge.is_behind:
                 what, why = "ordering", f"no replica writes marks to {self._clock[0]}"
                 if self._clock not in self._outside:
-                    what, why = (
-                        f"ordering partition {shard.partitions[0]}",
-                        "the ends of its events or labels are unknown",
-                    )
+                    what, why = f"ordering partition {shard.partitions[0]}", "the ends of its topics are unknown"
                 busy[what] = Busy(merge.last, why, is_fatal=False)
         for source, end in self._ends.items():
             position = self._positions[source]

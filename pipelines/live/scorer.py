@@ -123,7 +123,6 @@ class Scorer:
         )
         if not self._by_partition:
             shard = self._shards[0] = self._shard(asked, taken, progress)
-            reading[stream.topic("clock"), 0] = max(clock_first, shard.replica.merge.clock_offset)
             self._put(shard, shard.replica.restored_puts())
             self._input.follow([shard])
         if self._member is not None:

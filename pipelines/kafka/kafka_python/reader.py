@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 
+from pipelines.errors import BrokerError
 from pipelines.kafka.kafka_python.errors import client_errors, is_from_client
 from pipelines.kafka.kafka_python.opening import opened
 from pipelines.kafka.kafka_python.records import read_past_unreadable
@@ -105,6 +106,8 @@ class KafkaPythonReader(Reader):
             return held
         # The client's `position` asks the broker whether it is right, and fails while there is none; `poll` asks, too.
         known = self._consumer._subscription.assignment[self._partitions[position]].position
+        if known is None:
+            raise BrokerError("the read position of {} [{}] is unknown".format(*position))
         return int(known.offset)
 
     def hold(self, positions: Iterable[Position]) -> None:
