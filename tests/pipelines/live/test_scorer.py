@@ -360,6 +360,16 @@ def test_a_topic_recreated_under_a_running_scorer_stops_it(rig: Rig) -> None:
     assert re.search("labels was deleted and recreated .* run `unmask recover`", str(run.error))
 
 
+def test_a_restart_reads_the_clock_from_the_first_mark_that_is_not_done(rig: Rig) -> None:
+    with running(rig.scorer()):
+        rig.send(50)
+        rig.wait_until_out()
+    again = rig.scorer()
+    with running(again):
+        pass
+    assert again._input._outside[rig.stream.topic("clock"), 0] == again._shards[0].replica.merge.clock_offset > 0
+
+
 def test_too_much_in_the_outboxes_stops_the_reading_and_room_in_them_lets_it_go_on(rig: Rig) -> None:
     rig.send(40)
     scorer = rig.scorer(max_outbox_bytes=1)
