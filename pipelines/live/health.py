@@ -1,6 +1,7 @@
 """Health checks: a scorer that makes no progress reports it, then ends."""
 
 import logging
+import threading
 import time
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
@@ -92,13 +93,15 @@ class Seldom:
         self._log, self._every_s = log, every_s
         self._due_s = -1.0
         self._n_held_back = 0
+        self._lock = threading.Lock()
 
     def warning(self, text: str, *values: object) -> None:
         """Log it, or count it."""
         now_s = time.monotonic()
-        if now_s < self._due_s:
-            self._n_held_back += 1
-            return
-        more = f" ({self._n_held_back} similar warnings suppressed)" if self._n_held_back else ""
+        with self._lock:
+            if now_s < self._due_s:
+                self._n_held_back += 1
+                return
+            n_before, self._n_held_back, self._due_s = self._n_held_back, 0, now_s + self._every_s
+        more = f" ({n_before} similar warnings suppressed)" if n_before else ""
         self._log.warning(text + more, *values)
-        self._due_s, self._n_held_back = now_s + self._every_s, 0

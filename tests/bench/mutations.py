@@ -84,7 +84,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "held-partitions-never-released",
         "pipelines/live/input.py",
-        "(self.held & hoards(limit // 2, follows=follows))",
+        "(self.held & hoards(limit // 2))",
         "self.held",
         ("tests/pipelines/live/test_scorer.py", "-k", "far_ahead"),
     ),

@@ -20,7 +20,7 @@ from kafka.producer.transaction_manager import EndTxnHandler
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
 from pipelines.kafka.kafka_python.opening import opened
-from pipelines.kafka.kafka_python.writer import send
+from pipelines.kafka.kafka_python.writer import close_producer, send
 from pipelines.kafka.port import (
     DELIVERY_MS,
     MAX_REQUEST_BYTES,
@@ -116,13 +116,11 @@ class KafkaPythonTransactions(TransactionalWriter):
 
     def close(self) -> None:
         """Close the producer within a second; an open transaction is aborted by the next owner."""
-        closing = threading.Thread(target=self._close_quietly, daemon=True)
+        closing = threading.Thread(
+            target=close_producer, args=(self._producer,), kwargs={"timeout_s": 1.0}, daemon=True
+        )
         closing.start()
         closing.join(timeout=2)
-
-    def _close_quietly(self) -> None:
-        with suppress(Exception):
-            self._producer.close(timeout=1)
 
     def _within(self, deadline_s: float, call: Any) -> None:
         """Run `call` in its own thread with a deadline, because the client's commit can block forever."""

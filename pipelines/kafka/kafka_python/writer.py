@@ -39,8 +39,17 @@ class KafkaPythonWriter(Writer):
         return [(m.topic, m.partition, m.offset) for m in stored]
 
     def close(self) -> None:
+        close_producer(self._producer, timeout_s=5)
+
+
+def close_producer(producer: KafkaProducer, *, timeout_s: float) -> None:
+    """Close a producer, and end its thread: if records still wait, the client's `close` raises and leaves it running."""
+    try:
+        producer.close(timeout=timeout_s)
+    except Exception:
         with suppress(Exception):
-            self._producer.close(timeout=5)
+            producer._sender.force_close()
+        producer._closed = True
 
 
 def send(producer: KafkaProducer, message: Message) -> Any:

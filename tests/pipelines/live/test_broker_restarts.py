@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 from flows.local.kafka_server import Broker, start_broker
 from pipelines.kafka.port import Adapter
+from tests.patience import wait_until
 from tests.pipelines.live.rig import Rig, running
 
 
@@ -17,8 +19,13 @@ def end(broker: Broker, how: signal.Signals) -> None:
     broker.stop()
 
 
+def producers_since(before: set[threading.Thread]) -> list[str]:
+    """Names of the threads of kafka-python's producers that are left."""
+    return [thread.name for thread in set(threading.enumerate()) - before if "producer" in thread.name]
+
+
 def test_a_broker_that_is_restarted_or_killed_under_load_costs_a_pause_only(tmp_path: Path, adapter: Adapter) -> None:
-    said: list[str] = []
+    said, before = list[str](), set(threading.enumerate())
     broker = start_broker(tmp_path / "kafka", log=said.append)
     try:
         rig = Rig(broker.bootstrap, tmp_path, adapter=adapter)
@@ -31,6 +38,7 @@ def test_a_broker_that_is_restarted_or_killed_under_load_costs_a_pause_only(tmp_
                 rig.send(200)
                 rig.wait_until_out()
                 assert run.is_alive, run.error
+        wait_until(lambda: not producers_since(before), seen=lambda: producers_since(before))
         scored = [score["event_id"] for score in rig.scores()]
         assert sorted(scored) == sorted(f"e{n}" for n in range(rig.n_sent))
     finally:
