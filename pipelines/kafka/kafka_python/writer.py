@@ -43,7 +43,7 @@ class KafkaPythonWriter(Writer):
 
 
 def close_producer(producer: KafkaProducer, *, timeout_s: float) -> None:
-    """Close a producer, and end its thread: if records still wait, the client's `close` raises and leaves it running."""
+    """Close a producer and end its thread; the client's `close` raises while records wait, and leaves it running."""
     try:
         producer.close(timeout=timeout_s)
     except Exception:
