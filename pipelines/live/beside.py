@@ -59,9 +59,10 @@ def snapshots_beside(
         raise RestoreError(why)
     states = []
     for partitions in shards_of(stream, n):
-        states.append(State(stream, n, partitions=partitions))
-        states[-1].frontier = {source: at for source, at in origin.items() if source.partition in partitions}
-        states[-1].topic_ids = dict(topic_ids)
+        state = State(stream, n, partitions=partitions)
+        state.frontier = {source: at for source, at in origin.items() if source.partition in partitions}
+        state.topic_ids = dict(topic_ids)
+        states.append(state)
     n_folded = 0
     for _ in range(MOST_PASSES):
         promised, now = _published(connection, stream, n)
@@ -98,13 +99,16 @@ def _folded(
     """Fold everything before a frontier; yields the number of records of each step."""
     stream = state.stream
     ends = {source: promised.get(source, 0) for source in state.frontier}
-    # What the old rules refused stays refused, up to the switch.
-    as_changed = {p: msgspec.structs.replace(one, definition_start=one.next_offset) for p, one in progress.items()}
-    first = {source.partition: at for source, at in state.frontier.items() if source.kind == EVENT}
     frontier = by_kind(ends, state.n_partitions)
+    # What the old rules refused stays refused, up to the switch.
+    as_changed = {
+        p: msgspec.structs.replace(one, definition_start=one.next_offset, frontier=frontier)
+        for p, one in progress.items()
+    }
+    first = {source.partition: at for source, at in state.frontier.items() if source.kind == EVENT}
     replica = Replica(
         state,
-        {p: msgspec.structs.replace(one, frontier=frontier) for p, one in progress.items()},
+        as_changed,
         places_after(connection, stream, progress, needed_places(state)),
         refused=refused_earlier(connection, stream, as_changed, first),
     )

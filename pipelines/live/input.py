@@ -93,11 +93,9 @@ class Input:
         self._by_position = {position: source for source, position in self._positions.items()}
         self._first_ends = {source: end for shard in shards for source, end in shard.ends.items()}
         self.held &= self._merges.keys()
-        for shard in new:
-            frontier = shard.replica.state.frontier
-            at |= {self._positions[source]: offset for source, offset in frontier.items()}
-            self._ends = {source: end for source, end in self._ends.items() if source not in frontier}
-        self._ends = {source: end for source, end in self._ends.items() if source in self._merges}
+        fresh = {source: offset for shard in new for source, offset in shard.replica.state.frontier.items()}
+        self._ends = {s: end for s, end in self._ends.items() if s in self._merges and s not in fresh}
+        at |= {self._positions[source]: offset for source, offset in fresh.items()}
         reading = {position: at[position] for position in self._by_position}
         self.reader.assign(reading | self._outside)
         self._asked_s = -math.inf  # the new ones wait for an answer

@@ -131,7 +131,8 @@ class Ownership:
 
         Those of partitions that are being claimed stay: the claim may have found them complete already.
         """
-        others = {p: outbox for p, outbox in enumerate(self.outboxes) if p not in self._own}
+        own = self._own
+        others = {p: outbox for p, outbox in enumerate(self.outboxes) if p not in own}
         if sum(outbox.n_bytes for outbox in others.values()) > max_bytes:
             largest = max(others, key=lambda p: others[p].n_bytes)
             log.warning("the outbox of partition %d is dropped: its owner has not published it", largest)

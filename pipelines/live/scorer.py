@@ -381,12 +381,13 @@ class Scorer:
         snapshots = [shard.snapshots for shard in self._shards.values()]
         for one in snapshots:
             one.go_on()
-        if not (self._by_partition or self._leads):
+        if not (self._by_partition or self._leads) or any(one.is_writing for one in snapshots):
             return
         progress = self.progress
         for shard in self._shards.values():
-            if not any(one.is_writing for one in snapshots):
-                shard.snapshots.take_if_due({p: progress[p] for p in shard.partitions})
+            shard.snapshots.take_if_due({p: progress[p] for p in shard.partitions})
+            if shard.snapshots.is_writing:
+                return
 
     def _judge_model(self) -> None:
         """Return to the previous model if a new one raises far too many alerts, or far too few."""
