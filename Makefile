@@ -61,7 +61,7 @@ lock:  ## rebuild the lock files from pyproject.toml (needs `uv`)
 	grep -v '"torch' pyproject.toml > build/lock/pyproject.toml
 	printf '%s\n' $(TORCH_NEEDS) > build/lock/torch-needs.txt
 	$(COMPILE) --all-extras build/lock/pyproject.toml build/lock/torch-needs.txt --output-file requirements.lock
-	$(COMPILE) --extra serve --constraints requirements.lock build/lock/pyproject.toml --output-file docker/scorer.lock
+	$(COMPILE) --extra serve --extra bucket --constraints requirements.lock build/lock/pyproject.toml --output-file docker/scorer.lock
 	$(COMPILE) --extra train --extra flows --constraints requirements.lock build/lock/pyproject.toml \
 	  build/lock/torch-needs.txt --output-file docker/flows.lock
 

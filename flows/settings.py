@@ -17,6 +17,7 @@ from flows.local import kafka_server, servers
 from models.ship.registry import PROBE_S, answers
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
+from pipelines.features.bucket import Place
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import Adapter
@@ -50,6 +51,12 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".unmask"), validation_alias="UNMASK_HOME")
     stream: Path | None = Field(None, validation_alias="UNMASK_STREAM")
     log: Literal["text", "json"] = Field("text", validation_alias="UNMASK_LOG")
+    snapshot_place: str | None = Field(
+        None,
+        validation_alias="UNMASK_SNAPSHOTS",
+        pattern=r"^((s3|gs|az|abfss?)://[^/]+|[^:]+$)",
+        description="a folder, or a URL that begins with s3://, gs://, az:// or abfs://",
+    )
     kafka: str | None = Field(
         None,
         validation_alias="KAFKA_BOOTSTRAP_SERVERS",
@@ -196,9 +203,19 @@ class Settings(BaseSettings):
         """Folder of the stream's feature tables."""
         return self.home / "features" / stream.topics
 
-    def snapshots(self, stream: Stream) -> Path:
-        """Folder of the scorer's state snapshots."""
-        return self.home / "snapshots" / stream.topics
+    def snapshots(self, stream: Stream) -> Place:
+        """Where the scorer's state snapshots lie.
+
+        Raises:
+            MissingExtraError: it is an object store, and the library for it is not installed.
+        """
+        here = Place(self.home / "snapshots") / stream.topics
+        if not self.snapshot_place:
+            return here
+        if "://" not in self.snapshot_place:
+            return Place(Path(self.snapshot_place)) / stream.topics
+        require("bucket")
+        return Place(here.folder, f"{self.snapshot_place.rstrip('/')}/{stream.topics}")
 
     def scorer_status(self, stream: Stream, replica: str | None = None) -> Path:
         """The status file of the running scorer, or of one of several on this machine."""

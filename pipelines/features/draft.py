@@ -6,10 +6,11 @@ import json
 import os
 import struct
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
@@ -30,14 +31,7 @@ class Draft:
 
     def __init__(self, path: Path, *, fault: Fault = no_fault) -> None:
         self._path, self._fault = path, fault
-        while True:
-            self._temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}{SUFFIX}")
-            self._file = open(self._temporary, "xb", buffering=0)  # noqa: SIM115
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-            if os.fstat(self._file.fileno()).st_nlink:
-                break
-            self._file.close()  # deleted by another replica before it was locked
+        self._temporary, self._file = _opened(path)
         self._digest = hashlib.sha256()
         self._at = 0
         self._arrays: dict[str, tuple[np.dtype[Any], list[int], list[tuple[int, int, int]]]] = {}
@@ -63,9 +57,8 @@ class Draft:
         self._put(self._digest.digest())
         os.fsync(self._file.fileno())
         self._fault("mid_snapshot")
-        os.replace(self._temporary, self._path)
+        _named(self._temporary, self._path)
         self._file.close()
-        sync(self._path.parent)
 
     def abandon(self) -> None:
         """Delete the file."""
@@ -92,6 +85,39 @@ def write(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Pieces], *, 
     except BaseException:
         draft.abandon()
         raise
+
+
+@contextmanager
+def completed(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name when all is written; if this fails, nothing is left of it."""
+    temporary, file = _opened(path)
+    try:
+        yield file
+        os.fsync(file.fileno())
+        _named(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    finally:
+        file.close()
+
+
+def _opened(path: Path) -> tuple[Path, FileIO]:
+    """A temporary file of this writer alone, beside its final path, and locked."""
+    while True:
+        temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}{SUFFIX}")
+        file = open(temporary, "xb", buffering=0)  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # deleted by another replica before it was locked
+
+
+def _named(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    sync(path.parent)
 
 
 def clear_drafts(folder: Path) -> None:

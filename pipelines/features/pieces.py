@@ -151,7 +151,12 @@ def read_meta(path: Path) -> dict[str, Any]:
         RestoreError: the file is damaged, or was written by another version.
     """
     with open(path, "rb") as file:
-        return _index(file, path)[0]
+        return meta_of(file, path)
+
+
+def meta_of(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The same of an open file; its path is for messages."""
+    return _index(file, path)[0]
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Pieces]]:

@@ -18,6 +18,7 @@ from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import Progress, RecordSource, decode_lines, encode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError, RestoreError
+from pipelines.features.bucket import Place
 from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
@@ -30,7 +31,7 @@ from pipelines.live.beside import snapshots_beside
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
-from pipelines.live.shards import folder_of, shards_of
+from pipelines.live.shards import place_of, shards_of
 from pipelines.live.takeover import unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
@@ -45,10 +46,10 @@ class Recovery:
     """Finds out why the scorer of a stream cannot start, and fixes it.
 
     Args:
-        snapshots: folder of the scorer's snapshots.
+        snapshots: where the scorer's snapshots lie.
     """
 
-    def __init__(self, connection: Connection, stream: Stream, *, snapshots: Path, lake: Lake) -> None:
+    def __init__(self, connection: Connection, stream: Stream, *, snapshots: Path | Place, lake: Lake) -> None:
         self._connection, self._stream, self._snapshots, self._lake = connection, stream, snapshots, lake
 
     def plan(self) -> RecoveryPlan | None:
@@ -81,9 +82,13 @@ class Recovery:
                 topics.add_partitions(self._connection, wider)
             snapshots = self._snapshots_from_lake(facts, on_progress) if now.from_lake else beside
             for what in now.aside:
-                moved_aside(self._snapshots if what == "snapshots" else self._lake.folder)
-            for folder, snapshot in snapshots:
-                SnapshotStore(folder).write(snapshot)
+                suffix = f".{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+                if what == "snapshots":
+                    SnapshotStore(self._snapshots).move_aside(suffix)
+                elif self._lake.folder.exists():
+                    self._lake.folder.rename(self._lake.folder.with_name(self._lake.folder.name + suffix))
+            for place, snapshot in snapshots:
+                SnapshotStore(place).write(snapshot)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
             messages = [
@@ -233,7 +238,7 @@ class Recovery:
         for partitions in shards_of(self._stream, n_partitions):
             known = {p: record for p in partitions if (record := progress.get(p)) is not None}
             fits.append(False)
-            for path, kept in SnapshotStore(folder_of(self._snapshots, self._stream, partitions)).newest_first():
+            for path, kept in SnapshotStore(place_of(self._snapshots, self._stream, partitions)).newest_first():
                 try:
                     snapshot = widened(kept, n_partitions)
                     newest = newest or snapshot.meta
@@ -246,8 +251,8 @@ class Recovery:
                     log.info("snapshot %s is not used: %s", path.name, error)
         return all(fits), newest
 
-    def _built_beside(self, on_progress: Callable[[int, int], None] | None) -> list[tuple[Path, Snapshot]]:
-        """Snapshots of the changed features, each with its folder; none if the next start must read the history."""
+    def _built_beside(self, on_progress: Callable[[int, int], None] | None) -> list[tuple[Place, Snapshot]]:
+        """Snapshots of the changed features, each with its place; none if the next start must read the history."""
         facts = self._facts()
         try:
             found = snapshots_beside(
@@ -261,19 +266,19 @@ class Recovery:
         except RestoreError as error:
             log.warning("the state is not built now: %s; the next start of the scorer builds it", error)
             return []
-        return [(folder_of(self._snapshots, self._stream, partitions), snapshot) for partitions, snapshot in found]
+        return [(place_of(self._snapshots, self._stream, partitions), snapshot) for partitions, snapshot in found]
 
     def _snapshots_from_lake(
         self, facts: Facts, on_progress: Callable[[int, int], None] | None
-    ) -> list[tuple[Path, Snapshot]]:
-        """Bring the lake up to date, then fold it: snapshots, each with its folder."""
+    ) -> list[tuple[Place, Snapshot]]:
+        """Bring the lake up to date, then fold it: snapshots, each with its place."""
         first: Frontier = {s: span[0] for s, span in facts.spans.items()}
         ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
         try:
             ingest(self._connection, self._stream, self._lake)
             return [
                 (
-                    folder_of(self._snapshots, self._stream, partitions),
+                    place_of(self._snapshots, self._stream, partitions),
                     snapshot_from_lake(
                         self._lake,
                         self._stream,
@@ -337,12 +342,3 @@ def _outcomes_in(record: Received) -> list[_Outcome]:
         return decode_lines(record.value, _Outcome)
     except UNDECODABLE:
         return []
-
-
-def moved_aside(folder: Path) -> Path | None:
-    """Rename a folder; returns its new path, None if it does not exist."""
-    if not folder.exists():
-        return None
-    to = folder.with_name(f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-    folder.rename(to)
-    return to

@@ -25,7 +25,7 @@ from pipelines.live.ownership import REGRANT_S, Ownership
 from pipelines.live.replica import Replica, needed_places
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
-from pipelines.live.shards import Shard, folder_of
+from pipelines.live.shards import Shard, place_of
 from pipelines.live.snapshots import SnapshotSchedule
 from pipelines.live.stopping import STOP_S, all_within
 from pipelines.live.takeover import TakeOver, places_after
@@ -158,10 +158,14 @@ class Scorer:
                 asked, stream, progress, {s.partition: at for s, at in state.frontier.items() if s.kind == EVENT}
             ),
         )
-        store = SnapshotStore(folder_of(setting.snapshots, stream, state.partitions), fault=setting.fault)
+        store = SnapshotStore(place_of(setting.snapshots, stream, state.partitions), fault=setting.fault)
         every_s = setting.snapshot_every.total_seconds()
-        snapshots = SnapshotSchedule(store, replica, self._aside, every_s=every_s)
+        snapshots = SnapshotSchedule(store, replica, self._aside, every_s=every_s, owner=self._named)
         return Shard(replica, snapshots, ends={source: taken.bounds[source][1] for source in state.frontier})
+
+    def _named(self) -> dict[str, str | int]:
+        """Which replica this is, since which generation of the group; -1 before it has joined."""
+        return {"replica": self.owner, "generation": self._assigned.generation if self._assigned else -1}
 
     def _take_over(self, asked: Shared) -> TakeOver:
         return TakeOver(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipelines.contracts.stream import Stream
 from pipelines.faults import Fault, no_fault
+from pipelines.features.bucket import Place
 from pipelines.kafka.connection import Connection
 from pipelines.live.metrics import Published
 
@@ -19,7 +20,7 @@ class ScorerSetting:
 
     stream: Stream
     connection: Connection
-    snapshots: Path
+    snapshots: Path | Place
     snapshot_every: timedelta = timedelta(seconds=30)
     order_wait: timedelta = timedelta(milliseconds=50)  # tolerance for the broker's clock and latency
     stall_deadline: timedelta = timedelta(minutes=5)  # time without progress after which the scorer ends

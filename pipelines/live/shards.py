@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.contracts.stream import Stream
+from pipelines.features.bucket import Place
 from pipelines.live.replica import Replica
 from pipelines.live.snapshots import SnapshotSchedule
 from pipelines.order import Frontier
@@ -15,9 +16,10 @@ def shards_of(stream: Stream, n_partitions: int) -> list[tuple[int, ...]]:
     return [(p,) for p in every] if stream.folds_by_partition else [every]
 
 
-def folder_of(snapshots: Path, stream: Stream, partitions: Sequence[int]) -> Path:
-    """Folder of the snapshots of partitions that are folded together."""
-    return snapshots / f"partition-{partitions[0]}" if stream.folds_by_partition else snapshots
+def place_of(snapshots: Path | Place, stream: Stream, partitions: Sequence[int]) -> Place:
+    """Where the snapshots of partitions lie that are folded together."""
+    every = Place.of(snapshots)
+    return every / f"partition-{partitions[0]}" if stream.folds_by_partition else every
 
 
 class Shard:

@@ -34,10 +34,20 @@ class SnapshotSchedule:
     Args:
         aside: executor that writes them, a single thread.
         every_s: time between two snapshots after the replica has caught up, s.
+        owner: who takes them, and since which generation of the group; stored in them, for people. It decides nothing:
+            a snapshot is a function of the log, whoever wrote it.
     """
 
-    def __init__(self, store: SnapshotStore, replica: Replica, aside: Executor, *, every_s: float) -> None:
-        self._store, self._replica, self._aside = store, replica, aside
+    def __init__(
+        self,
+        store: SnapshotStore,
+        replica: Replica,
+        aside: Executor,
+        *,
+        every_s: float,
+        owner: Callable[[], Mapping[str, str | int]],
+    ) -> None:
+        self._store, self._replica, self._aside, self._owner = store, replica, aside, owner
         self._every_s = every_s
         self._wait_s = min(FIRST_SNAPSHOT_S, every_s)
         self._due_s = time.monotonic() + self._wait_s
@@ -107,6 +117,7 @@ class SnapshotSchedule:
         ):
             self._base = None
         copy = self._replica.copy(progress, self._base[0] if self._base else None)
+        copy.meta["owner"] = dict(self._owner())
         self._newest = copy.frontier
         self._writing = Writing(self._store, copy, self._base, self._aside, dict(progress), self._note)
 
@@ -197,8 +208,10 @@ class Writing:
 
     def _finish(self) -> None:
         assert self._draft is not None
+        file = self._store.file_of(self._copy.frontier)
         self._draft.finish(self._copy.meta)
-        self.base = self._base or (self._copy.as_base, self._store.file_of(self._copy.frontier))
+        self._store.finished(file)
+        self.base = self._base or (self._copy.as_base, file)
         self._is_over = True
         self._note(None)
         with suppress(OSError):  # what cannot be deleted now is deleted after the next one

@@ -24,7 +24,7 @@ from pipelines.live.outbox import Outbox
 from pipelines.live.replica import is_ahead, places_told, tells_more
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
-from pipelines.live.shards import folder_of
+from pipelines.live.shards import place_of
 from pipelines.live.topic_checks import input_ids, remade_words
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Key, Source, by_kind, from_kinds, sources
 
@@ -160,8 +160,9 @@ class TakeOver:
         """
         stream, partitions = self.setting.stream, sorted(progress)
         blank = State(stream, self._n_partitions, partitions=partitions)
-        store = SnapshotStore(folder_of(self.setting.snapshots, stream, partitions))
+        store = SnapshotStore(place_of(self.setting.snapshots, stream, partitions))
         store.clear_unfinished()
+        store.tidy_copies(lambda frontier: not is_ahead(frontier, progress))
         for path, snapshot in store.newest_first():
             try:
                 if is_ahead(snapshot.frontier, progress):

@@ -13,6 +13,7 @@ from pipelines.contracts.block import Block
 from pipelines.contracts.messages import Alert, Reason, Score
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
+from pipelines.features.bucket import Place
 from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
@@ -22,7 +23,7 @@ from pipelines.lake.audit import SCORE_TOLERANCE, NoModelError
 from pipelines.lake.replay import fold_lake
 from pipelines.lake.tables import Lake
 from pipelines.live.alerting import Cell, alert_of, features_of
-from pipelines.live.shards import folder_of, shards_of
+from pipelines.live.shards import place_of, shards_of
 from pipelines.live.takeover import widened
 from pipelines.model import Model
 from pipelines.operate.published import Published, is_at
@@ -77,7 +78,7 @@ def reproduce(
     connection: Connection,
     stream: Stream,
     lake: Lake,
-    snapshots: Path,
+    snapshots: Path | Place,
     found: Published,
     *,
     models: Models,
@@ -88,7 +89,7 @@ def reproduce(
     The lake has the score, hence all records before its event.
 
     Args:
-        snapshots: folder of the scorer's snapshots: the newest one before the event saves the records before it.
+        snapshots: where the scorer's snapshots lie: the newest one before the event saves the records before it.
         models: returns a model by its digest, with the threshold of the alert (None: its own); raises `NoModelError`.
         progress: called with the number of records folded and the total.
 
@@ -137,14 +138,14 @@ def _place(lake: Lake, event: Mapping[str, Any], where: pc.Expression) -> Key:
 
 
 def _state_before(
-    connection: Connection, stream: Stream, snapshots: Path, found: Published, place: Key
+    connection: Connection, stream: Stream, snapshots: Path | Place, found: Published, place: Key
 ) -> tuple[State, str]:
     """The newest snapshot before an event, else a blank state."""
     topic_ids = topics.topic_ids(connection, [stream.topic(kind) for kind in stream.inputs])
     named = {kind: topic_ids.get(stream.topic(kind)) for kind in stream.inputs}
     n_partitions = len(topics.partitions_of(connection, stream.topic("events")))
     partitions = next(one for one in shards_of(stream, n_partitions) if found.partition in one)
-    for path, kept in SnapshotStore(folder_of(snapshots, stream, partitions)).newest_first():
+    for path, kept in SnapshotStore(place_of(snapshots, stream, partitions)).newest_first():
         try:
             snapshot = widened(kept, n_partitions)
             if snapshot.frontier[Source(EVENT, found.partition)] > found.offset:

@@ -11,6 +11,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from flows.extras import MissingExtraError
 from flows.local import processes
 from flows.settings import Settings, SettingsError
+from flows.streams.shipped import load
+from pipelines.features.bucket import Place
 from pipelines.kafka.kafka_python.client import KafkaPython
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,25 @@ def test_a_login_reaches_the_client_under_names_that_it_knows(
     for client in (KafkaConsumer, KafkaProducer, KafkaAdminClient):
         assert connection.options.keys() <= client.DEFAULT_CONFIG.keys()
     assert "hunter2" not in repr(connection) + repr(Settings())
+
+
+def test_snapshots_lie_at_home_in_a_folder_or_in_an_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNMASK_HOME", str(tmp_path))
+    at_home = tmp_path / "snapshots" / "payments"
+    stream = load("payments")
+    assert Settings().snapshots(stream) == Place(at_home)
+    monkeypatch.setenv("UNMASK_SNAPSHOTS", "/mnt/shared")
+    assert Settings().snapshots(stream) == Place(Path("/mnt/shared/payments"))
+    monkeypatch.setenv("UNMASK_SNAPSHOTS", "s3://bank/unmask/")
+    assert Settings().snapshots(stream) == Place(at_home, "s3://bank/unmask/payments")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingExtraError, match=r"obstore is not installed; run `pip install 'unmask\[bucket\]'`"):
+        Settings().snapshots(stream)
+    monkeypatch.setenv("UNMASK_SNAPSHOTS", "ftp://bank/unmask")
+    with pytest.raises(SettingsError, match="UNMASK_SNAPSHOTS is 'ftp://bank/unmask'; it must be a folder, or a URL"):
+        Settings()
 
 
 def test_a_client_that_is_chosen_but_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

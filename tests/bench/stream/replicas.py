@@ -1,7 +1,8 @@
 """What a stream costs on several replicas: the CPU time of all together, on one, two and four of them.
 
-A replica reads and folds the whole stream, and scores and publishes its own partitions: N replicas should cost
-N * read + score. Both are solved from the first two numbers of replicas; the others show how far that goes.
+Where windows are about two entities, a replica reads and folds the whole stream, and scores and publishes its own
+partitions: N replicas should cost N * read + score. Both are solved from the first two numbers of replicas; the others
+show how far that goes. Where all are about the key, it reads its own partitions only: N replicas should cost the same.
 """
 
 from __future__ import annotations

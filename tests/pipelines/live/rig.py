@@ -125,7 +125,8 @@ class Rig:
         **setting: Any,
     ) -> Scorer:
         """A scorer, ready to run; what `setting` names goes to its `ScorerSetting`."""
-        full = ScorerSetting(self.stream, self.connection, self.folder / "snapshots", **setting)
+        snapshots = setting.pop("snapshots", self.folder / "snapshots")
+        full = ScorerSetting(self.stream, self.connection, snapshots, **setting)
         n_partitions = len(topics.partitions_of(self.connection, self.stream.topic("events")))
         serving = serving or Serving(model or Linear(self.stream))
         return Scorer(full, serving, start=start, member=Alone(n_partitions))
