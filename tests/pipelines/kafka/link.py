@@ -116,7 +116,8 @@ class Link:
         self._target = target
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
-        self._cut = self._swallowing = self._closed = False
+        self._cut = self._closed = False
+        self._swallowing: frozenset[str] = frozenset()
         self._held: HeldCommit | None = None
         self._server = socket.create_server(("127.0.0.1", port))
         threading.Thread(target=self._accept, daemon=True).start()
@@ -131,16 +132,16 @@ class Link:
             self._cut = True
             self._end_all()
 
-    def swallow(self) -> None:
-        """Take bytes and new connections, pass nothing on."""
-        self._swallowing = True
+    def swallow(self, *ways: str) -> None:
+        """Take bytes and new connections, pass nothing on: no "requests", no "answers", or neither (by default)."""
+        self._swallowing = frozenset(ways or ("requests", "answers"))
 
     def mend(self) -> None:
         """As before; connections that lost bytes are ended."""
         with self._lock:
             if self._swallowing:
                 self._end_all()
-            self._cut = self._swallowing = False
+            self._cut, self._swallowing = False, frozenset()
 
     def hold(self, commit: HeldCommit | None) -> None:
         """Hold the next commit of its transactional id; None is as before."""
@@ -182,7 +183,7 @@ class Link:
     def _pass_requests(self, near: socket.socket, far: socket.socket) -> None:
         with suppress(OSError):
             while frame := _frame(near):
-                if self._swallowing:
+                if "requests" in self._swallowing:
                     continue
                 held = self._held
                 if held is not None and held.takes(frame, near, far):
@@ -195,7 +196,7 @@ class Link:
     def _pass_answers(self, near: socket.socket, far: socket.socket) -> None:
         with suppress(OSError):
             while frame := _frame(far):
-                if self._swallowing:
+                if "answers" in self._swallowing:
                     continue
                 held = self._held
                 if held is None or not held.takes_answer(frame, far):

@@ -79,6 +79,7 @@ class Rig:
         configs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         adapter: Adapter = ADAPTERS[CLIENT],
         kind: str = "",
+        replication: int = 1,
     ) -> None:
         self.n_partitions = n_partitions
         self.connection = Connection(bootstrap, adapter=adapter)
@@ -88,8 +89,12 @@ class Rig:
         config = KEEP_FOR_EVER | {"message.timestamp.type": "LogAppendTime"}
         for kind in kinds:
             own = {self.stream.topic(kind): n_partitions}
-            topics.create_topics(self.connection, own, config=config | dict(configs.get(kind, {})))
-        topics.create_topics(self.connection, {self.stream.topic("clock"): 1}, config=KEEP_FOR_EVER)
+            topics.create_topics(
+                self.connection, own, config=config | dict(configs.get(kind, {})), replication=replication
+            )
+        topics.create_topics(
+            self.connection, {self.stream.topic("clock"): 1}, config=KEEP_FOR_EVER, replication=replication
+        )
         self.n_sent, self.n_cards = 0, 7
 
     def send(self, n: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,23 @@ def event(rig: Rig, partition: int) -> Message:
     return Message(rig.stream.topic("events"), json.dumps(value).encode(), card.encode(), partition)
 
 
-def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(linked: Linked, tmp_path: Path) -> None:
-    rig = Rig(linked.broker.bootstrap, tmp_path)
+def test_a_link_that_gives_no_answers_for_25_s_ends_no_scorer_and_costs_no_event(
+    linked: Linked, tmp_path: Path
+) -> None:
+    survive(linked, tmp_path, [(lambda: linked.link.swallow("answers"), 25.0), (linked.link.cut, 6.0)])
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("ways", [("requests",), ("answers",), ("requests", "answers")], ids="-".join)
+def test_a_link_that_fails_for_60_s_ends_no_scorer_and_costs_no_event(
+    linked: Linked, tmp_path: Path, ways: tuple[str, ...]
+) -> None:
+    survive(linked, tmp_path, [(lambda: linked.link.swallow(*ways), 60.0)])
+
+
+def survive(linked: Linked, folder: Path, failures: Sequence[tuple[Callable[[], None], float]]) -> None:
+    """Run a scorer over a link that fails in these ways for so many seconds, each time with a transaction open."""
+    rig = Rig(linked.broker.bootstrap, folder)
     fail: list[Callable[[], None]] = []
 
     def fault(name: str) -> None:
@@ -42,7 +57,7 @@ def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(linked: Li
     with running(scorer) as run:
         rig.send(100)
         rig.wait_until_out()
-        for act, seconds in ((linked.link.swallow, 25.0), (linked.link.cut, 6.0)):
+        for act, seconds in failures:
             fail.append(act)
             rig.send(100)
             wait_until(lambda: not fail)
@@ -53,7 +68,7 @@ def test_a_link_that_fails_for_25_s_ends_no_scorer_and_costs_no_event(linked: Li
             rig.wait_until_out()
         assert sum(lane.n_rebuilt for lane in scorer.lanes) > 0
     scored = [score["event_id"] for score in rig.scores()]
-    assert sorted(scored) == sorted(f"e{n}" for n in range(500))
+    assert sorted(scored) == sorted(f"e{n}" for n in range(rig.n_sent))
 
 
 def test_what_an_open_transaction_wrote_is_waited_for_and_comes_in_its_turn(kafka: str, tmp_path: Path) -> None:
