@@ -28,6 +28,32 @@ def test_scorers_that_are_killed_lose_double_and_change_nothing(run: Round, kafk
 
 
 @pytest.mark.parametrize("stream", ["merged", "key"])
+def test_a_scorer_whose_clock_jumps_by_an_hour_to_and_fro_scores_as_the_reference(
+    stream: str, kafka: str, tmp_path: Path
+) -> None:
+    judged = Judged(Round(kafka, replicas=2, per_s=400, seed=5, stream=stream), tmp_path)
+    load = Load(judged.connection, judged.stream, per_s=400, seed=5)
+    load.start()
+    try:
+        judged.start("0")
+        judged.start("1")
+        for name in ("0", "1", "0", "1", "0", "1"):  # both ahead, both back, both right; never at the same time
+            life = judged.fleet.lives[name]
+            life.process.send_signal(signal.SIGUSR2)
+            time.sleep(1.0)
+            judged.until_published(by=life)
+        load.stop()
+        judged.drain()
+    finally:
+        load.stopping.set()
+        judged.fleet.kill_all()
+    counts, problems = judge(judged.run, judged.stream)
+    print(counts)
+    assert not problems
+    assert counts["scored"] + counts["refused"] + counts["duplicates"] == counts["events"] > 1_000
+
+
+@pytest.mark.parametrize("stream", ["merged", "key"])
 def test_a_scorer_that_stood_still_beyond_its_session_publishes_nothing_more_of_what_it_lost(
     stream: str, kafka: str, tmp_path: Path
 ) -> None:

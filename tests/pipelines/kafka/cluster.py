@@ -12,7 +12,8 @@ import pytest
 from kafka import KafkaAdminClient
 
 from flows.local import kafka_server, processes
-from flows.local.kafka_server import LOG4J, LOOPBACK, NODE_SETTINGS, Broker, start_broker
+from flows.local.kafka_server import LOG4J, NODE_SETTINGS, Broker, start_broker
+from flows.local.processes import LOOPBACK
 from tests.patience import wait_until
 
 N_BROKERS = 3

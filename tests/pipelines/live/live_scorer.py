@@ -1,6 +1,7 @@
 """A scorer in a process of its own, with a linear model: `python -m tests.pipelines.live.live_scorer --help`."""
 
 import argparse
+import itertools
 import logging
 import signal
 import time
@@ -125,6 +126,14 @@ class LateConnection(SmallPolls):
         return LateReader(super().reader(positions, max_records=max_records))
 
 
+def jumping_clock() -> None:
+    """Let the clock of this process jump at each SIGUSR2: an hour ahead, an hour back, to the right time."""
+    right, ahead_s = time.time, itertools.cycle([3_600.0, -3_600.0, 0.0])
+    now_ahead_s = [0.0]
+    time.time = lambda: right() + now_ahead_s[0]
+    signal.signal(signal.SIGUSR2, lambda *_: now_ahead_s.__setitem__(0, next(ahead_s)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", required=True)
@@ -142,6 +151,7 @@ def main() -> None:
     logging.getLogger("kafka").setLevel(logging.WARNING)
     stop = stop_signal()
     faults = [kill_at(asked.fault) if asked.fault else no_fault]
+    jumping_clock()
     signal.signal(signal.SIGUSR1, lambda *_: faults.__setitem__(0, kill_at(asked.orders.read_text())))
     stream = stream_named(asked.stream)
     connection = SmallPolls if asked.order_wait_ms >= 0 else LateConnection

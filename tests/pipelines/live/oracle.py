@@ -216,6 +216,8 @@ def judge(bootstrap: str, name: str) -> dict[str, Any]:
         found = published[kind] = {}
         for record in read(bootstrap, stream.topic(kind)):
             value = json.loads(record.value)
+            if value.get("kind") == "scoring_delayed":
+                continue  # about a partition, not an event
             source = (value["source"]["partition"], value["source"]["offset"])
             if source in found:
                 problems[f"{kind}: doubled"] += 1
