@@ -186,8 +186,9 @@ def _score_again(
 class Reconciliation:
     """`events = scored + refused + duplicates`, offset by offset, from each partition's start to its progress.
 
-    `missing` events have no record, `doubled` events have several, `stray` records have no event. `mismatched` records
-    belong to another event than the one at their offset: another event id, or other bytes for a dead letter.
+    `missing` events have no record, or Kafka deleted them before they were scored; `doubled` events have several;
+    `stray` records have no event. `mismatched` records belong to another event than the one at their offset: another
+    event id, or other bytes for a dead letter.
     `unreadable` records (partition, offset in the scores or refused topic) were not written by Unmask.
     `unscored_duplicates` are duplicates whose original was not scored. The first `MAX_PLACES` of each kind are listed;
     `n_problems` counts all. `pending` events are beyond the progress and not scored yet. `since` is the first offset
@@ -247,7 +248,9 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         RestoreError: a partition's progress cannot be read.
     """
     events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
-    # Read the progress first: all outcomes before it are then in the topics; later ones are skipped.
+    # Where the events begin is read before the progress: what is not scored by then, and gone, never will be.
+    begins = {position: first for position, (first, _) in topics.bounds(connection, [events]).items()}
+    # Read the progress before the outcomes: all outcomes before it are then in the topics; later ones are skipped.
     progress = {
         p: _last_progress(connection, stream, p) for _, p in topics.partitions_of(connection, stream.topic("progress"))
     }
@@ -268,7 +271,8 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         due = (max(first, record.start), min(record.next_offset, end))
         for batch in topics.read_between(connection, {(events, p): due}):
             outcomes.events(batch)
-        outcomes.close(pending=max(0, end - record.next_offset))
+        lost_until = begins.get((events, p), 0)
+        outcomes.close(lost_until=lost_until, pending=max(0, end - max(record.next_offset, lost_until)))
     return Reconciliation(
         found.n_events,
         found.n_scored,
@@ -404,9 +408,15 @@ class Outcomes:
                 wrong.append(records[i].offset)
         found.note("mismatched", partition, sorted(set(wrong)))
 
-    def close(self, *, pending: int) -> None:
-        """After all events are added: outcomes without an event are stray."""
+    def close(self, *, lost_until: int, pending: int) -> None:
+        """After all events are added: outcomes without an event are stray.
+
+        `lost_until`: Kafka has deleted the events before this offset; those beyond the progress were never scored.
+        """
         self._found.pending += pending
+        lost = range(self._progress.next_offset, lost_until)
+        self._found.n_events += len(lost)
+        self._found.note("missing", self._partition, lost)
         for column in (self._scored, self._dead):
             self._found.note("stray", self._partition, np.unique(column.offsets[~column.seen]))
 

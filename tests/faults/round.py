@@ -66,7 +66,7 @@ class Outcome:
     problems: dict[str, int] = field(default_factory=dict)
 
 
-KINDS = ("late", "duplicates", "refused", "labels", "alerts", "with frauds")
+KINDS = ("late", "duplicates", "refused", "labels", "alerts", "with frauds", "by linear", "by doubled")
 
 
 def wrong(run: Round, outcome: Outcome) -> list[str]:

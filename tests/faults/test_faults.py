@@ -27,7 +27,7 @@ def test_scorers_that_are_killed_lose_double_and_change_nothing(run: Round, kafk
     assert not wrong(run, outcome)
 
 
-@pytest.mark.parametrize("stream", ["merged", "key"])
+@pytest.mark.parametrize("stream", ["merged", pytest.param("key", marks=pytest.mark.bench)])
 def test_a_scorer_whose_clock_jumps_by_an_hour_to_and_fro_scores_as_the_reference(
     stream: str, kafka: str, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -21,10 +22,12 @@ from pipelines.live.scorer import Scorer
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
 from pipelines.live.stopping import stop_signal
+from pipelines.model import Model
 from pipelines.record import Received
 from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.kill_stream import stream_named
 
+SWAP_EVERY_S = 0.05
 THRESHOLD = 1 - 2**-12  # a 32-bit number, like the scores
 
 
@@ -36,9 +39,12 @@ class Explained(NamedTuple):
 
 
 class Linear:
-    """a / (1 + a), a = |sum of (column number + 1) * value|, added from left to right: the same bits in any batch."""
+    """a / (1 + a), a = |sum of (column number + 1) * value| * times, added from left to right: the same bits in any
+    batch.
+    """
 
     digest = "linear"
+    times = 1.0
     threshold = THRESHOLD
     alert_rate: float | None = None
     ordered_threshold: float | None = None
@@ -52,11 +58,18 @@ class Linear:
             total += (place + 1) * np.nan_to_num(numeric[:, place])
         for place in range(categorical.shape[1]):
             total += (categorical[:, place] % np.uint64(7)).astype(np.float64)
-        total = np.abs(total)
+        total = np.abs(total) * self.times
         return (total / (1 + total)).astype(np.float32)
 
     def explain(self, numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> Sequence[Explained]:
         return [Explained((), 0.0)] * len(numeric)
+
+
+class Doubled(Linear):
+    """Another model."""
+
+    digest = "doubled"
+    times = 2.0
 
 
 class LateReader(Reader):
@@ -134,6 +147,14 @@ def jumping_clock() -> None:
     signal.signal(signal.SIGUSR2, lambda *_: now_ahead_s.__setitem__(0, next(ahead_s)))
 
 
+def swap_again_and_again(serving: Serving, other: Model) -> None:
+    """Exchange two models, so that a death at any point is one soon before or after a swap."""
+    while True:
+        time.sleep(SWAP_EVERY_S)
+        other, before = serving.champion, other
+        serving.swap(before, on_trial=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", required=True)
@@ -165,7 +186,9 @@ def main() -> None:
         instance_id=asked.instance,
         session=timedelta(seconds=asked.session_s),
     )
-    scorer = Scorer(setting, Serving(Linear(stream)), start="earliest")
+    serving = Serving(Linear(stream))
+    threading.Thread(target=swap_again_and_again, args=(serving, Doubled(stream)), daemon=True).start()
+    scorer = Scorer(setting, serving, start="earliest")
     scorer.run(stop.is_set)
     print("stopped", scorer.counters, flush=True)
 

@@ -193,11 +193,12 @@ def rows_of(stream: Stream, items: list[Item]) -> list[list[float] | None]:
     return rows
 
 
-def score_of(row: list[float], country: int) -> float:
+def score_of(row: list[float], country: int, model: str) -> float:
+    """The score of the model that a score names."""
     total = 0.0
     for place, value in enumerate(row, start=1):
         total += place * (0.0 if math.isnan(value) else value)
-    total = abs(total + float(country % 7))
+    total = abs(total + float(country % 7)) * {"linear": 1.0, "doubled": 2.0}[model]
     return float(f"{float(np.float32(total / (1 + total))):.9g}")
 
 
@@ -250,7 +251,8 @@ def judge(bootstrap: str, name: str) -> dict[str, Any]:
         row, item = rows[one.item], items[one.item]
         assert row is not None
         hash_ = xxhash.xxh3_64_hexdigest(struct.pack(f"<{len(row)}dQ", *row, item.hashed[0]))
-        value = score_of(row, item.hashed[0])
+        value = score_of(row, item.hashed[0], score["model"])
+        counts[f"by {score['model']}"] += 1
         for what, seen, wanted in (
             ("event id", score["event_id"], one.raw.value["id"]),
             ("features", score["features_hash"], hash_),

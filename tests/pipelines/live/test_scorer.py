@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, FencedError, RestoreError
@@ -89,6 +90,23 @@ def test_recreated_events_are_reported_instead_of_being_skipped(rig: Rig, n_new:
     found = reconcile(rig.connection, rig.stream)
     assert found.mismatched or found.stray
     assert not found.holds
+
+
+def test_events_that_retention_deleted_before_they_were_scored_are_reported_instead_of_being_skipped(rig: Rig) -> None:
+    rig.send(50)
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    rig.send(50)
+    events = rig.stream.topic("events")
+    ends = topics.bounds(rig.connection, [events])
+    admin = KafkaAdminClient(bootstrap_servers=rig.connection.bootstrap)
+    admin.delete_records({TopicPartition(events, p): end - 5 for (_, p), (_, end) in ends.items()})
+    admin.close()
+    with pytest.raises(RestoreError, match=r"events \[\d\] starts at offset \d+: .* deleted, .* run `unmask recover`"):
+        rig.scorer()
+    assert len(rig.scores()) == 50
+    found = reconcile(rig.connection, rig.stream)
+    assert (found.n_scored, found.n_problems["missing"], found.pending) == (50, 50 - 5 * N_PARTITIONS, 5 * N_PARTITIONS)
 
 
 def test_a_running_scorer_can_ask_whether_its_input_was_recreated(rig: Rig) -> None:

@@ -71,6 +71,31 @@ def survive(linked: Linked, folder: Path, failures: Sequence[tuple[Callable[[], 
     assert sorted(scored) == sorted(f"e{n}" for n in range(rig.n_sent))
 
 
+def test_senders_of_several_versions_while_scorers_roll(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    versions: list[dict[str, object]] = [
+        {"amount": 5.0, "pieces": 2, "country": "DE"},
+        {"amount": 5.0, "pieces": 2, "country": "DE", "channel": "app", "device": {"os": "x"}},  # fields added
+        {"amount": 5.0},  # fields removed
+        {"amount": "5 EUR", "pieces": 2, "country": "DE"},  # a type changed
+    ]
+    n_each = 40
+    for _ in range(3):
+        with running(rig.scorer()):
+            values = [
+                {"id": f"e{rig.n_sent}-{n}", "at": int(time.time() * 1000), "card": "c1", "shop": 1, **versions[n % 4]}
+                for n in range(4 * n_each)
+            ]
+            rig.send_many([json.dumps(value).encode() for value in values[: 2 * n_each]], b"c1")
+            rig.wait_until_out()
+        rig.send_many([json.dumps(value).encode() for value in values[2 * n_each :]], b"c1")  # while none runs
+    with running(rig.scorer()):
+        rig.wait_until_out()
+    assert len(rig.scores()) == 9 * n_each
+    assert {refused.rule for refused in rig.refused()} == {"wrong_type"}
+    assert len(rig.refused()) == 3 * n_each
+
+
 def test_what_an_open_transaction_wrote_is_waited_for_and_comes_in_its_turn(kafka: str, tmp_path: Path) -> None:
     rig = Rig(kafka, tmp_path)
     upstream = rig.connection.transactional_writer(f"upstream-{rig.stream.topics}")
