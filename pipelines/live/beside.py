@@ -1,8 +1,9 @@
-"""States of a changed stream file, built from the log while a scorer goes on with the old one."""
+"""States of a changed stream file, built from log or lake while a scorer goes on with the old one."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
+from types import MappingProxyType
 
 import msgspec
 
@@ -35,6 +36,7 @@ def snapshots_beside(
     bounds: Mapping[Source, tuple[int, int]],
     *,
     topic_ids: Mapping[str, str],
+    begun: Mapping[tuple[int, ...], Snapshot] = MappingProxyType({}),
     on_progress: OnProgress | None = None,
 ) -> list[tuple[tuple[int, ...], Snapshot]]:
     """Fold the log with a changed stream file up to what is published: partitions with their snapshot.
@@ -47,6 +49,7 @@ def snapshots_beside(
         progress: the last record of every partition.
         bounds: first and end offset of each source in Kafka.
         topic_ids: stored in the snapshots.
+        begun: states to go on with, for all partitions that are folded together; without them, from the beginning.
         on_progress: called with the number of records folded and the number known so far.
 
     Raises:
@@ -54,11 +57,11 @@ def snapshots_beside(
         BrokerError: Kafka does not answer.
     """
     n = len(progress)
+    states = [State.restore(stream, snapshot) for snapshot in begun.values()]
     origin = from_kinds(progress[0].origin)
-    if why := head_is_gone(stream, origin, bounds):
+    if not states and (why := head_is_gone(stream, origin, bounds)):
         raise RestoreError(why)
-    states = []
-    for partitions in shards_of(stream, n):
+    for partitions in () if states else shards_of(stream, n):
         state = State(stream, n, partitions=partitions)
         state.frontier = {source: at for source, at in origin.items() if source.partition in partitions}
         state.topic_ids = dict(topic_ids)

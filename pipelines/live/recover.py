@@ -32,14 +32,39 @@ from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
 from pipelines.live.shards import place_of, shards_of
-from pipelines.live.takeover import unfit, widened
+from pipelines.live.takeover import head_is_gone, unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
-from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, from_kinds, sources
 from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
 _SAMPLE = 5_000
+
+
+class Steps:
+    """The progress of several steps as that of one, whose total grows.
+
+    Example:
+        >>> steps = Steps(lambda done, total: print(done, "of", total))
+        >>> steps.next()(5, 5)
+        5 of 5
+        >>> steps.next()(1, 3)
+        6 of 8
+    """
+
+    def __init__(self, on_progress: Callable[[int, int], None] | None) -> None:
+        self._on_progress, self._before, self._done = on_progress, 0, 0
+
+    def next(self) -> Callable[[int, int], None]:
+        """What a further step calls with what it has done, and its total."""
+        self._before, self._done = self._before + self._done, 0
+        return self._told
+
+    def _told(self, done: int, total: int) -> None:
+        self._done = done
+        if self._on_progress:
+            self._on_progress(self._before + done, self._before + total)
 
 
 class Recovery:
@@ -71,7 +96,8 @@ class Recovery:
             FencedError: a scorer has taken over meanwhile.
         """
         counts = partition_counts(self._connection, self._stream)
-        beside = self._built_beside(on_progress) if told.name == "redefined" else []
+        steps = Steps(on_progress)
+        beside = self._built_beside(steps) if told.name == "redefined" else {}
         with self._fenced(max(counts.values())) as writer:
             facts = self._facts()
             now = plan(facts)
@@ -80,15 +106,15 @@ class Recovery:
             if now.add_partitions:
                 wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
                 topics.add_partitions(self._connection, wider)
-            snapshots = self._snapshots_from_lake(facts, on_progress) if now.from_lake else beside
+            snapshots = self._snapshots_from_lake(facts, steps) if now.from_lake else beside
             for what in now.aside:
                 suffix = f".{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
                 if what == "snapshots":
                     SnapshotStore(self._snapshots).move_aside(suffix)
                 elif self._lake.folder.exists():
                     self._lake.folder.rename(self._lake.folder.with_name(self._lake.folder.name + suffix))
-            for place, snapshot in snapshots:
-                SnapshotStore(place).write(snapshot)
+            for partitions, snapshot in snapshots.items():
+                SnapshotStore(place_of(self._snapshots, self._stream, partitions)).write(snapshot)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
             messages = [
@@ -251,47 +277,48 @@ class Recovery:
                     log.info("snapshot %s is not used: %s", path.name, error)
         return all(fits), newest
 
-    def _built_beside(self, on_progress: Callable[[int, int], None] | None) -> list[tuple[Place, Snapshot]]:
-        """Snapshots of the changed features, each with its place; none if the next start must read the history."""
+    def _built_beside(self, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
+        """Snapshots of the changed features by their partitions; none if the next start must read the history.
+
+        Where Kafka has deleted the beginning, they begin with the lake, unless it lacks fields.
+        """
         facts = self._facts()
         try:
+            is_whole = head_is_gone(self._stream, from_kinds(facts.known[0].origin), facts.spans) is None
+            by_lake = not is_whole and not facts.fields_joined
             found = snapshots_beside(
                 self._connection,
                 self._stream,
                 facts.known,
                 facts.spans,
                 topic_ids=facts.topic_ids,
-                on_progress=on_progress,
+                begun=self._snapshots_from_lake(facts, steps) if by_lake else {},
+                on_progress=steps.next(),
             )
         except RestoreError as error:
             log.warning("the state is not built now: %s; the next start of the scorer builds it", error)
-            return []
-        return [(place_of(self._snapshots, self._stream, partitions), snapshot) for partitions, snapshot in found]
+            return {}
+        return dict(found)
 
-    def _snapshots_from_lake(
-        self, facts: Facts, on_progress: Callable[[int, int], None] | None
-    ) -> list[tuple[Place, Snapshot]]:
-        """Bring the lake up to date, then fold it: snapshots, each with its place."""
+    def _snapshots_from_lake(self, facts: Facts, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
+        """Bring the lake up to date, then fold it: snapshots by their partitions."""
         first: Frontier = {s: span[0] for s, span in facts.spans.items()}
         ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
         try:
             ingest(self._connection, self._stream, self._lake)
-            return [
-                (
-                    place_of(self._snapshots, self._stream, partitions),
-                    snapshot_from_lake(
-                        self._lake,
-                        self._stream,
-                        facts.known,
-                        first=first,
-                        ends=ends,
-                        topic_ids=facts.topic_ids,
-                        partitions=partitions,
-                        on_progress=on_progress,
-                    ),
+            return {
+                partitions: snapshot_from_lake(
+                    self._lake,
+                    self._stream,
+                    facts.known,
+                    first=first,
+                    ends=ends,
+                    topic_ids=facts.topic_ids,
+                    partitions=partitions,
+                    on_progress=steps.next(),
                 )
                 for partitions in shards_of(self._stream, facts.n_partitions)
-            ]
+            }
         except (LakeError, RestoreError) as error:
             raise RestoreError(
                 f"{error}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "

@@ -239,13 +239,20 @@ def test_features_that_changed_begin_where_the_old_ones_end(books: Books) -> Non
     assert not books.skew().holds  # the first 60 were made under the old features
 
 
-@pytest.mark.parametrize("kind", ["", KEY], ids=["merged", "key"])
+@pytest.mark.parametrize(
+    ("kind", "is_headless"),
+    [("", False), ("", True), (KEY, True)],
+    ids=["merged", "merged, by the lake", "key, by the lake"],
+)
 def test_changed_features_are_built_while_a_scorer_goes_on_with_the_old_ones(
-    kafka: str, tmp_path: Path, kind: str
+    kafka: str, tmp_path: Path, kind: str, is_headless: bool
 ) -> None:
     books = Books(kafka, tmp_path, kind=kind)
     books.send(2_000)
     books.send_labels(300)
+    if is_headless:
+        books.score_and_ingest()
+        delete_half_of_the_events(books)
     old, is_over = Running(books.scorer()), threading.Event()
 
     def send_on() -> None:
@@ -283,6 +290,10 @@ def spoil_snapshots_and_head(books: Books) -> None:
     """All snapshots lost, and the first half of what was scored is gone from Kafka."""
     for path in (books.folder / "snapshots").glob("*"):
         path.unlink()
+    delete_half_of_the_events(books)
+
+
+def delete_half_of_the_events(books: Books) -> None:
     topic = books.stream.topic("events")
     ends = topics.bounds(books.connection, [topic])
     admin = KafkaAdminClient(bootstrap_servers=books.connection.bootstrap)
