@@ -13,7 +13,7 @@ def draws() -> Draws:
     return Draws(simulated(seed=21), shipped.load("payments"), START_MS + 45 * DAY_MS, START_MS + 60 * DAY_MS)
 
 
-@pytest.mark.parametrize("n_frauds", [5, 50])
+@pytest.mark.parametrize("n_frauds", [5, pytest.param(50, marks=pytest.mark.bench)])
 def test_draws_of_few_labels_are_not_below_the_label_free_score(draws: Draws, n_frauds: int) -> None:
     results = list(draws.results(n_frauds, N_DRAWS))
     assert not_below(results) >= N_DRAWS - 1, results

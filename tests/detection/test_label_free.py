@@ -16,7 +16,7 @@ from pipelines.play.simulate import payments
 from tests.detection.logins import KINDS, logins, stream
 
 
-@pytest.mark.parametrize("seed", [101, 102])
+@pytest.mark.parametrize("seed", [101, pytest.param(102, marks=pytest.mark.bench)])
 def test_bursts_takeovers_and_exfiltrations_of_logins_are_found_within_the_budget(seed: int) -> None:
     frame = logins(seed=seed)
     table, kind = offline_table(frame, stream()), frame["kind"].to_numpy()

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.contracts.stream import Stream
@@ -53,13 +54,26 @@ class Life:
 
 
 class Fleet:
-    """Starts scorers of one stream; all are members of its group, static ones by name."""
+    """Starts scorers of one stream; all are members of its group, static ones by name.
 
-    def __init__(self, bootstrap: str, stream: Stream, folder: Path, *, order_wait_ms: int, client: str) -> None:
+    Args:
+        within: a command that runs each of them.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        stream: Stream,
+        folder: Path,
+        *,
+        order_wait_ms: int,
+        client: str,
+        within: Sequence[str] = (),
+    ) -> None:
         self._folder, self.lives, self._n = folder, dict[str, Life](), 0
         self._command = [
-            sys.executable, "-m", "tests.pipelines.live.live_scorer", "--bootstrap", bootstrap, "--stream", stream.name,
-            "--snapshots", str(folder / "snapshots"), "--order-wait-ms", str(order_wait_ms),
+            *within, sys.executable, "-m", "tests.pipelines.live.live_scorer",
+            "--bootstrap", bootstrap, "--stream", stream.name, "--snapshots", str(folder / "snapshots"), "--order-wait-ms", str(order_wait_ms),
             "--session-s", str(SESSION_S), "--client", client,
         ]  # fmt: skip
 

@@ -66,7 +66,7 @@ class KafkaPythonReader(Reader):
             except Exception as error:
                 if not is_from_client(error):
                     raise
-                log.warning("no answer about end offsets: %s", error)
+                log.warning("no answer about the end offsets of %d partitions: %s", len(asked), error)
                 return self._ends_apart(asked, timeout_ms)
             else:
                 return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
