@@ -36,9 +36,14 @@ class StatusFile:
 
 
 def status_of(scorer: Scorer) -> dict[str, Any]:
-    """The content of the status file: health, counts since the first start, size of the state, model."""
-    published = scorer.progress.values()
+    """The content of the status file: health, counts since the first start, size of the state, model.
+
+    The counts are those of the partitions that this scorer follows, whoever has published them.
+    """
+    followed = sorted(p for state in scorer.states for p in state.partitions)
+    published = [scorer.progress[p] for p in followed]
     return {
+        "partitions": followed,
         "pid": os.getpid(),
         "at": time.time(),
         "health": scorer.health,

@@ -73,7 +73,8 @@ class Fleet:
         self._folder, self.lives, self._n = folder, dict[str, Life](), 0
         self._command = [
             *within, sys.executable, "-m", "tests.pipelines.live.live_scorer",
-            "--bootstrap", bootstrap, "--stream", stream.name, "--snapshots", str(folder / "snapshots"), "--order-wait-ms", str(order_wait_ms),
+            "--bootstrap", bootstrap, "--stream", stream.name, "--snapshots", str(folder / "snapshots"),
+            "--order-wait-ms", str(order_wait_ms),
             "--session-s", str(SESSION_S), "--client", client,
         ]  # fmt: skip
 

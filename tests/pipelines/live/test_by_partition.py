@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.serve.status import status_of
 from pipelines.contracts.stream import Stream
 from pipelines.kafka.port import Adapter
 from pipelines.kafka.progress import all_progress
@@ -91,7 +92,9 @@ def test_partitions_move_to_a_new_replica_and_back_and_each_replica_reads_only_i
         n_read = first.scorer.counters.n_read - before[0], second.scorer.counters.n_read - before[1]
         assert sum(n_read) == 400
         assert min(n_read) > 50
-        assert not {lane.partition for lane in first.scorer.lanes} & {lane.partition for lane in second.scorer.lanes}
+        told = status_of(first.scorer), status_of(second.scorer)
+        assert sorted(told[0]["partitions"] + told[1]["partitions"]) == [0, 1, 2, 3]
+        assert told[0]["scored"] + told[1]["scored"] == rig.n_sent
         second.stop()
         rig.send(400)
         rig.wait_until_out()
