@@ -1,19 +1,24 @@
 """Copies of the files of a folder in an object store (S3, Google Cloud Storage, Azure), which all replicas reach."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-_CONNECT, _REQUEST = "3s", "10s"  # a request has up to 5 MB
+PART = 4 << 20  # bytes of a request, which must be over in the time of `_OPTIONS`
+_OPTIONS: Any = {"connect_timeout": "3s", "timeout": "10s"}
 _RETRIES: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=10)}
+_SLOW_S, _LEFT_ALONE_S = 3.0, 30.0
+_left_alone: dict[str, float] = {}  # stores that did not answer, and until when they are not asked again
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Bucket:
 
     Credentials and endpoint come from the environment, by the names of the cloud's own tools (AWS_ACCESS_KEY_ID,
     AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME ...). A connection without TLS must be
-    allowed by AWS_ALLOW_HTTP=true.
+    allowed by AWS_ALLOW_HTTP=true. A store that does not answer is not asked again for half a minute, so that many
+    partitions do not wait for it one after the other.
 
     Raises:
         OSError: in every method, if the store cannot be reached or refuses; the message has the URL.
@@ -57,81 +63,104 @@ class Bucket:
     """
 
     def __init__(self, url: str) -> None:
-        from obstore.store import from_url
-
-        self.url = url
-        may_be_plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
-        options: Any = {"connect_timeout": _CONNECT, "timeout": _REQUEST, "allow_http": may_be_plain}
-        with self._told():
-            self._store = from_url(url, client_options=options, retry_config=_RETRIES)
+        parts = urlsplit(url)
+        self.url, self._root, self._prefix = url, f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
 
     def names(self) -> list[str]:
         """Names of all files, those of folders below with their path."""
-        with self._told():
-            return [str(one["path"]) for batch in self._store.list() for one in batch]
+        with self._answers() as store:
+            listed = [str(one["path"]) for batch in store.list(f"{self._prefix}/") for one in batch]
+        return [path[len(self._prefix) + 1 :] for path in listed]
 
     def has(self, name: str) -> bool:
         """Whether there is a file with this name."""
         try:
-            with self._told():
-                self._store.head(name)
+            self._size(name)
         except FileNotFoundError:
             return False
         return True
 
     def put(self, path: Path, name: str) -> None:
         """Store a local file; it replaces another one of that name."""
-        with self._told():
-            self._store.put(name, path)
+        with self._answers() as store:
+            store.put(self._path(name), path, chunk_size=PART + (1 << 20), max_concurrency=2)
 
     def get(self, name: str, into: BinaryIO) -> None:
         """Copy a file to a local one."""
-        with self._told():
-            for part in self._store.get(name).stream():
+        with self.open(name) as source:
+            while part := source.read(PART):
                 into.write(part)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """Read parts of a file, without copying all of it."""
-        with self._told():
-            yield cast(BinaryIO, _Reader(self._store, name))
+        yield cast(BinaryIO, _Reader(self, name))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files, if they are there."""
         for name in names:
-            with self._told():
-                try:
-                    self._store.delete(name)
-                except FileNotFoundError:
-                    continue
+            try:
+                with self._answers() as store:
+                    store.delete(self._path(name))
+            except FileNotFoundError:
+                continue
 
-    def copy_to(self, other: "Bucket") -> None:
-        """Copy all files to another place."""
-        for name in self.names():
-            with NamedTemporaryFile() as between:
-                self.get(name, cast(BinaryIO, between))
-                between.flush()
-                other.put(Path(between.name), name)
+    def move_to(self, other: "Bucket") -> None:
+        """Move all files to another place of the same store, which copies them itself; deleted once all are there."""
+        names = self.names()
+        for name in names:
+            with self._answers() as store:
+                store.copy(self._path(name), other._path(name))
+        self.delete(names)
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file."""
+        with self._answers() as store:
+            return bytes(store.get_range(self._path(name), start=start, end=end))
+
+    def _size(self, name: str) -> int:
+        with self._answers() as store:
+            return int(store.head(self._path(name))["size"])
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}" if self._prefix else name
+
+    @cached_property
+    def _store(self) -> "ObjectStore":
+        from obstore.store import from_url
+
+        may_be_plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
+        options = _OPTIONS | {"allow_http": may_be_plain}
+        return from_url(self._root, client_options=options, retry_config=_RETRIES)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Failures of the library, which have one class of their own for each, as an OSError in one line."""
+    def _answers(self) -> Iterator["ObjectStore"]:
+        """The store. Failures of the library, of many classes, become an OSError in one line."""
         from obstore.exceptions import BaseError
 
+        began_s = time.monotonic()
+        if began_s < _left_alone.get(self._root, 0.0):
+            raise OSError(f"{self.url}: it did not answer a moment ago, and is left alone for a while")
         try:
-            yield
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.url} has no such file") from None
-        except BaseError as error:
-            raise OSError(f"{self.url}: {str(error).partition(chr(10))[0]}") from None
+            yield self._store
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.url}: {_first_line(error)}") from None
+        except (BaseError, ValueError) as error:
+            if time.monotonic() - began_s > _SLOW_S:
+                _left_alone[self._root] = time.monotonic() + _LEFT_ALONE_S
+            raise OSError(f"{self.url}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 class _Reader:
-    """Reads ranges of a file; the library's own reader has bytes of a class of its own."""
+    """Reads a file of a bucket from any place on."""
 
-    def __init__(self, store: "ObjectStore", name: str) -> None:
-        self._store, self._name, self._at = store, name, 0
-        self._size = int(store.head(name)["size"])
+    def __init__(self, bucket: Bucket, name: str) -> None:
+        self._bucket, self._name, self._at = bucket, name, 0
+        self._size = bucket._size(name)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + (self._size if whence == os.SEEK_END else 0)
@@ -142,4 +171,4 @@ class _Reader:
         if start < 0:
             raise ValueError(f"{self._name} has no byte {start}")
         self._at = max(start, end)
-        return bytes(self._store.get_range(self._name, start=start, end=end)) if start < end else b""
+        return self._bucket.part(self._name, start, end) if start < end else b""

@@ -1,7 +1,7 @@
 """Snapshots of the state, in memory or in a file, and the folder or object store that has them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,99 +103,132 @@ class SnapshotStore:
             self._bucket.put(self.folder / file, file)
 
     def tidy(self, is_usable: Callable[[Frontier], bool] = lambda _: True) -> None:
-        """Delete all but the newest ones and the newest usable one, which those that are ahead must not displace."""
-        old = self._old(self._files(), is_usable)
-        self._delete(old)
-        if self._bucket is not None:
-            self._bucket.delete(old)
+        """Delete all but the newest ones and the newest usable one, which those that are ahead must not displace.
+
+        The folder and the object store are tidied each for itself.
+        """
+        for file in _old(self._files_here(), self._told_here, is_usable, keep=self._keep):
+            (self.folder / file).unlink(missing_ok=True)
+        if (bucket := self._bucket) is not None:
+            bucket.delete(_old(self._files_there(), self._told_there, is_usable, keep=self._keep))
 
     def tidy_copies(self, is_usable: Callable[[Frontier], bool]) -> None:
         """The same for copies of an object store only, which a replica that writes none itself would gather."""
         if self._bucket is not None:
-            self._delete(self._old(self._files_here(), is_usable))
-
-    def _old(self, files: list[str], is_usable: Callable[[Frontier], bool]) -> list[str]:
-        old = files[self._keep :]
-        bases = {self._base_of(file) for file in files[: self._keep]}
-        if not any(self._is(is_usable, file) for file in files[: self._keep]):
-            spared = next((file for file in old if self._is(is_usable, file)), None)
-            old = [file for file in old if file != spared]
-            bases.add(self._base_of(spared) if spared else None)
-        return [file for file in old if file not in bases]
-
-    def _delete(self, files: list[str]) -> None:
-        for file in files:
-            (self.folder / file).unlink(missing_ok=True)
+            for file in _old(self._files_here(), self._told_here, is_usable, keep=self._keep):
+                (self.folder / file).unlink(missing_ok=True)
 
     def has(self, file: str, id: str) -> bool:
         """Whether the store has a snapshot in this file, also for other replicas."""
-        return self._told(file).get("id") == id and (self._bucket is None or self._bucket.has(file))
+        return self._told_here(file).get("id") == id and (self._bucket is None or self._bucket.has(file))
 
     def file_of(self, frontier: Frontier) -> str:
         """Name of the file of a snapshot with this frontier."""
         return f"{sum(frontier.values()):020d}{SUFFIX}"
 
-    def _base_of(self, file: str) -> str | None:
-        return (self._told(file).get("base") or {}).get("file")
+    def newest_first(
+        self, is_wanted: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    ) -> Iterator[tuple[Path, Snapshot]]:
+        """All readable snapshots; a warning names the others.
 
-    def _told(self, file: str) -> dict[str, Any]:
-        """Metadata of a file; nothing if it cannot be read."""
+        Args:
+            is_wanted: says by the metadata which ones are; the others are not copied from the object store.
+        """
+        here = set(self._files_here())
+        files = set(here)
         try:
-            if self._bucket is None or (self.folder / file).exists():
-                return pieces.read_meta(self.folder / file)
-            with self._bucket.open(file) as opened:
-                return pieces.meta_of(opened, self.folder / file)
-        except (RestoreError, OSError, ValueError):
-            return {}
-
-    def _is(self, usable: Callable[[Frontier], bool], file: str) -> bool:
-        told = self._told(file)
-        return "frontier" in told and usable(frontier_of(told))
-
-    def _path(self, frontier: Frontier) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / self.file_of(frontier)
-
-    def newest_first(self) -> Iterator[tuple[Path, Snapshot]]:
-        """All readable snapshots; a warning names the others."""
-        for file in self._files():
+            files |= set(self._files_there())
+        except OSError as error:
+            log.warning("only the snapshots in %s can be used: %s", self.folder, error)
+        for file in sorted(files, reverse=True):
             try:
-                self._fetch(file)
-                if base := self._base_of(file):
-                    self._fetch(base)
-                yield self.folder / file, Snapshot.read(self.folder / file)
+                told = self._told_here(file) if file in here else self._told_there(file)
+                if told and not is_wanted(told):
+                    log.info("snapshot %s does not fit and is passed over", file)
+                    continue
+                yield self.folder / file, self._read(file, told)
             except (RestoreError, OSError, ValueError, KeyError) as error:
                 log.warning("snapshot %s is not used: %s", file, error)
+
+    def _read(self, file: str, told: Mapping[str, Any]) -> Snapshot:
+        """Read a snapshot, after copying from the object store what is not here, or is damaged here."""
+        names = [name for name in (file, (told.get("base") or {}).get("file")) if name]
+        for name in names:
+            self._fetch(name)
+        try:
+            return Snapshot.read(self.folder / file)
+        except RestoreError:
+            if self._bucket is None:
+                raise
+            for name in names:
+                self._fetch(name, again=True)
+            return Snapshot.read(self.folder / file)
+
+    def _fetch(self, file: str, *, again: bool = False) -> None:
+        if (again or not (self.folder / file).exists()) and self._bucket is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with draft.completed(self.folder / file) as into:
+                self._bucket.get(file, into)
 
     def clear_unfinished(self) -> None:
         """Delete files left incomplete by a crash, not those that another replica is writing."""
         draft.clear_drafts(self.folder)
 
     def move_aside(self, suffix: str) -> None:
-        """Give the folder another name, in the object store as well; nothing is deleted."""
+        """Give the folder another name, in the object store as well; nothing is lost."""
         to = self._place.with_suffix(suffix)
         if self._bucket is not None and to.url is not None:
-            self._bucket.copy_to(Bucket(to.url))
-            self._bucket.delete(self._bucket.names())
+            self._bucket.move_to(Bucket(to.url))
         if self.folder.exists():
             self.folder.rename(to.folder)
 
-    def _fetch(self, file: str) -> None:
-        """Copy a file from the object store to the folder, unless it is there."""
-        if self._bucket is not None and not (self.folder / file).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with draft.completed(self.folder / file) as into:
-                self._bucket.get(file, into)
-
-    def _files(self) -> list[str]:
-        """Names of all snapshots, the newest first."""
-        files = self._files_here()
+    def _told_here(self, file: str) -> dict[str, Any]:
+        """Metadata of a file of the folder; nothing if it cannot be read."""
         try:
-            if self._bucket is not None:
-                files += (name for name in self._bucket.names() if name.endswith(SUFFIX) and "/" not in name)
-        except OSError as error:
-            log.warning("only the snapshots in %s can be used: %s", self.folder, error)
-        return sorted(set(files), reverse=True)
+            return pieces.read_meta(self.folder / file)
+        except (RestoreError, OSError, ValueError):
+            return {}
+
+    def _told_there(self, file: str) -> dict[str, Any]:
+        """Metadata of a file of the object store; nothing if it is damaged. Raises OSError if there is no answer."""
+        assert self._bucket is not None
+        try:
+            with self._bucket.open(file) as opened:
+                return pieces.meta_of(opened, self.folder / file)
+        except (RestoreError, ValueError):
+            return {}
+
+    def _path(self, frontier: Frontier) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / self.file_of(frontier)
 
     def _files_here(self) -> list[str]:
+        """Names of the snapshots in the folder, the newest first."""
         return sorted((path.name for path in self.folder.glob(f"*{SUFFIX}")), reverse=True)
+
+    def _files_there(self) -> list[str]:
+        """Names of the snapshots in the object store, the newest first."""
+        names = [] if self._bucket is None else self._bucket.names()
+        return sorted((name for name in names if name.endswith(SUFFIX) and "/" not in name), reverse=True)
+
+
+def _old(
+    files: Sequence[str],
+    told: Callable[[str], Mapping[str, Any]],
+    is_usable: Callable[[Frontier], bool],
+    *,
+    keep: int,
+) -> list[str]:
+    """Those of the files, the newest first, that are not needed any more; `told` gives the metadata of one."""
+
+    def base_of(file: str) -> str | None:
+        return (told(file).get("base") or {}).get("file")
+
+    def can_be_used(file: str) -> bool:
+        return "frontier" in (meta := told(file)) and is_usable(frontier_of(meta))
+
+    kept = list(files[:keep])
+    if len(files) > keep and not any(map(can_be_used, kept)):
+        kept += [file for file in [next(filter(can_be_used, files[keep:]), None)] if file]
+    needed = {*kept, *map(base_of, kept)}
+    return [file for file in files if file not in needed]

@@ -248,7 +248,7 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         RestoreError: a partition's progress cannot be read.
     """
     events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
-    # Where the events begin is read before the progress: what is not scored by then, and gone, never will be.
+    # Where the events begin is read before the progress, which is read again at the end: see `_lost`.
     begins = {position: first for position, (first, _) in topics.bounds(connection, [events]).items()}
     # Read the progress before the outcomes: all outcomes before it are then in the topics; later ones are skipped.
     progress = {
@@ -271,8 +271,8 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         due = (max(first, record.start), min(record.next_offset, end))
         for batch in topics.read_between(connection, {(events, p): due}):
             outcomes.events(batch)
-        lost_until = begins.get((events, p), 0)
-        outcomes.close(lost_until=lost_until, pending=max(0, end - max(record.next_offset, lost_until)))
+        lost = _lost(connection, stream, p, record, begins.get((events, p), 0))
+        outcomes.close(lost=lost, pending=max(0, end - max(record.next_offset, lost.stop)))
     return Reconciliation(
         found.n_events,
         found.n_scored,
@@ -284,6 +284,17 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         since={p: record.definition_start for p, record in progress.items()},
         n_scored_since=found.n_scored_since,
     )
+
+
+def _lost(connection: Connection, stream: Stream, partition: int, progress: Progress, begin: int) -> range:
+    """Offsets that Kafka has deleted before they were scored.
+
+    A scorer may still publish what it had read before; so what is published by now does not count. Control markers of
+    transactions that were deleted look like lost events.
+    """
+    if begin <= progress.next_offset:
+        return range(progress.next_offset, progress.next_offset)
+    return range(max(progress.next_offset, _last_progress(connection, stream, partition).next_offset), begin)
 
 
 @dataclass
@@ -408,13 +419,9 @@ class Outcomes:
                 wrong.append(records[i].offset)
         found.note("mismatched", partition, sorted(set(wrong)))
 
-    def close(self, *, lost_until: int, pending: int) -> None:
-        """After all events are added: outcomes without an event are stray.
-
-        `lost_until`: Kafka has deleted the events before this offset; those beyond the progress were never scored.
-        """
+    def close(self, *, lost: range, pending: int) -> None:
+        """After all events are added: outcomes without an event are stray, and what is lost is missing."""
         self._found.pending += pending
-        lost = range(self._progress.next_offset, lost_until)
         self._found.n_events += len(lost)
         self._found.note("missing", self._partition, lost)
         for column in (self._scored, self._dead):

@@ -32,9 +32,9 @@ from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
 from pipelines.live.shards import place_of, shards_of
-from pipelines.live.takeover import head_is_gone, unfit, widened
+from pipelines.live.takeover import unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
-from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, from_kinds, sources
+from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
 from pipelines.record import Received
 
 log = logging.getLogger(__name__)
@@ -106,15 +106,8 @@ class Recovery:
             if now.add_partitions:
                 wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
                 topics.add_partitions(self._connection, wider)
-            snapshots = self._snapshots_from_lake(facts, steps) if now.from_lake else beside
-            for what in now.aside:
-                suffix = f".{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-                if what == "snapshots":
-                    SnapshotStore(self._snapshots).move_aside(suffix)
-                elif self._lake.folder.exists():
-                    self._lake.folder.rename(self._lake.folder.with_name(self._lake.folder.name + suffix))
-            for partitions, snapshot in snapshots.items():
-                SnapshotStore(place_of(self._snapshots, self._stream, partitions)).write(snapshot)
+            snapshots = self._snapshots_from_fresh_lake(facts, steps) if now.from_lake else beside
+            self._replace_snapshots(now, snapshots)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
             messages = [
@@ -125,6 +118,22 @@ class Recovery:
             if messages:
                 writer.commit(messages)
             self._reset_outdated()
+
+    def _replace_snapshots(self, done: RecoveryPlan, snapshots: Mapping[tuple[int, ...], Snapshot]) -> None:
+        """Rename folders, and write new snapshots."""
+        suffix = f".{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        try:
+            if "snapshots" in done.aside:
+                SnapshotStore(self._snapshots).move_aside(suffix)
+            if "lake" in done.aside and self._lake.folder.exists():
+                self._lake.folder.rename(self._lake.folder.with_name(self._lake.folder.name + suffix))
+            for partitions, snapshot in snapshots.items():
+                SnapshotStore(place_of(self._snapshots, self._stream, partitions)).write(snapshot)
+        except OSError as error:
+            raise RestoreError(
+                f"{error}; nothing was published. What was there is where it was, or has {suffix} added to its name; "
+                "run `unmask recover` again"
+            ) from error
 
     def records_per_s(self) -> float:
         """Speed of reading and folding the stream's events on this machine, measured on the first ones in Kafka."""
@@ -280,19 +289,26 @@ class Recovery:
     def _built_beside(self, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
         """Snapshots of the changed features by their partitions; none if the next start must read the history.
 
-        Where Kafka has deleted the beginning, they begin with the lake, unless it lacks fields.
+        Where Kafka has deleted the beginning, they begin with the lake as it is: what was ingested from now on could
+        have been refused by the running scorer.
+
+        Raises:
+            RestoreError: that is not possible; nothing was done.
         """
-        facts = self._facts()
+        facts, begun = self._facts(), dict[tuple[int, ...], Snapshot]()
+        if gone := facts.head_gone:
+            if facts.fields_joined or not facts.lake_reaches:
+                log.warning("the state is not built now: %s; run `unmask recover` once more", gone)
+                return {}
+            begun = self._snapshots_from_lake(facts, steps)
         try:
-            is_whole = head_is_gone(self._stream, from_kinds(facts.known[0].origin), facts.spans) is None
-            by_lake = not is_whole and not facts.fields_joined
             found = snapshots_beside(
                 self._connection,
                 self._stream,
                 facts.known,
                 facts.spans,
                 topic_ids=facts.topic_ids,
-                begun=self._snapshots_from_lake(facts, steps) if by_lake else {},
+                begun=begun,
                 on_progress=steps.next(),
             )
         except RestoreError as error:
@@ -300,12 +316,19 @@ class Recovery:
             return {}
         return dict(found)
 
+    def _snapshots_from_fresh_lake(self, facts: Facts, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
+        """The same after bringing the lake up to date."""
+        try:
+            ingest(self._connection, self._stream, self._lake)
+        except LakeError as error:
+            raise self._no_help(error) from error
+        return self._snapshots_from_lake(facts, steps)
+
     def _snapshots_from_lake(self, facts: Facts, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
-        """Bring the lake up to date, then fold it: snapshots by their partitions."""
+        """Fold the lake: snapshots by their partitions."""
         first: Frontier = {s: span[0] for s, span in facts.spans.items()}
         ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
         try:
-            ingest(self._connection, self._stream, self._lake)
             return {
                 partitions: snapshot_from_lake(
                     self._lake,
@@ -320,10 +343,13 @@ class Recovery:
                 for partitions in shards_of(self._stream, facts.n_partitions)
             }
         except (LakeError, RestoreError) as error:
-            raise RestoreError(
-                f"{error}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "
-                f"move {self._lake.folder} away and run `unmask recover` again"
-            ) from error
+            raise self._no_help(error) from error
+
+    def _no_help(self, why: Exception) -> RestoreError:
+        return RestoreError(
+            f"{why}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "
+            f"move {self._lake.folder} away and run `unmask recover` again"
+        )
 
     def _told(self) -> list[list[int]]:
         """Places of out-of-turn records, from the progress records in the lake."""

@@ -10,7 +10,7 @@ from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import StormRules, Stream
 from pipelines.errors import RestoreError
 from pipelines.live.takeover import Change, first_progress, head_is_gone, what_changed
-from pipelines.order import EVENT, Source, by_kind, from_kinds
+from pipelines.order import EVENT, Frontier, Source, by_kind, from_kinds
 
 MAX_PLACES = 1_000  # per progress record
 OUTPUTS = ("scores", "refused", "progress")
@@ -75,6 +75,21 @@ class Facts:
     @property
     def known(self) -> dict[int, Progress]:
         return {p: record for p, record in self.progress.items() if record is not None}
+
+    @property
+    def head_gone(self) -> str | None:
+        """Which of the first records Kafka has deleted, in words; None if it has them all."""
+        return head_is_gone(self.stream, self._origin, self.spans)
+
+    @property
+    def lake_reaches(self) -> bool:
+        """Whether the lake ends behind the first record that Kafka has."""
+        ends = self.lake_ends
+        return bool(ends) and all(ends.get(s, 0) >= self.spans[s][0] for s in self._origin)
+
+    @property
+    def _origin(self) -> Frontier:
+        return from_kinds(self.known[min(self.known)].origin)
 
     @property
     def n_input(self) -> int:
@@ -307,15 +322,22 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
     words = next(c.words for p, record in known.items() if (c := _change(facts, p, record)))
     # The lake has only the fields of the old stream file. It can be rebuilt if Kafka still has the whole input.
     lake_anew = bool(facts.fields_joined) and all(first == 0 for first, _ in facts.spans.values())
+    lost = "nothing"
+    again = "the state is built with the new features before the switch; a running scorer goes on until then"
+    if facts.head_gone and facts.lake_reaches and not facts.fields_joined:
+        lost = "nothing, if the lake starts where scoring started; otherwise the history before the lake"
+    elif facts.head_gone:
+        lost = "the history of entities before the first record that Kafka has"
+        again = "a running scorer ends; run `unmask recover` once more after this step, to build the state"
     return RecoveryPlan(
         "redefined",
         words,
         "every score and dead letter (what was refused stays refused; `unmask refused replay` sends it again)"
         + ("" if lake_anew else ", the lake"),
-        "nothing; the skew audit compares only scores from now on. Snapshots"
+        f"{lost}; the skew audit compares only scores from now on. Snapshots"
         + (f" and the lake (it lacks {', '.join(facts.fields_joined)})" if lake_anew else "")
         + " are renamed and rebuilt",
-        "nothing; the state is built with the new features before the switch; a running scorer goes on until then",
+        f"nothing; {again}",
         n_records=facts.n_input,
         progress={
             p: [
@@ -334,12 +356,10 @@ def _headless(facts: Facts) -> RecoveryPlan | None:
     known = facts.known
     if facts.snapshot_fits or len(known) < facts.n_partitions:
         return None
-    origin = from_kinds(known[0].origin)
-    gone = head_is_gone(facts.stream, origin, facts.spans)
-    if not gone:
+    if not (gone := facts.head_gone):
         return None
     found = f"{gone}, and no snapshot can be used"
-    if facts.lake_ends and all(facts.lake_ends.get(s, 0) >= facts.spans[s][0] for s in origin):
+    if facts.lake_reaches:
         return RecoveryPlan(
             "headless",
             found,

@@ -210,12 +210,14 @@ class Writing:
         assert self._draft is not None
         file = self._store.file_of(self._copy.frontier)
         self._draft.finish(self._copy.meta)
-        self._store.finished(file)
-        self.base = self._base or (self._copy.as_base, file)
-        self._is_over = True
-        self._note(None)
-        with suppress(OSError):  # what cannot be deleted now is deleted after the next one
-            self._store.tidy(lambda frontier: not is_ahead(frontier, self._progress))
+        try:
+            self._store.finished(file)
+            self.base = self._base or (self._copy.as_base, file)
+            self._is_over = True
+            self._note(None)
+        finally:
+            with suppress(OSError):  # what cannot be deleted now is deleted after the next one
+                self._store.tidy(lambda frontier: not is_ahead(frontier, self._progress))
 
     def _fail(self) -> None:
         self._is_over = True

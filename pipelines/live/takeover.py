@@ -14,7 +14,7 @@ import msgspec
 from pipelines.contracts.messages import PROGRESS_FORMAT, Progress
 from pipelines.contracts.stream import Stream
 from pipelines.errors import OutboxOverflowError, RestoreError
-from pipelines.features.snapshot import Snapshot, SnapshotStore
+from pipelines.features.snapshot import Snapshot, SnapshotStore, frontier_of
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection, Shared
@@ -162,12 +162,10 @@ class TakeOver:
         blank = State(stream, self._n_partitions, partitions=partitions)
         store = SnapshotStore(place_of(self.setting.snapshots, stream, partitions))
         store.clear_unfinished()
-        store.tidy_copies(lambda frontier: not is_ahead(frontier, progress))
-        for path, snapshot in store.newest_first():
+        with suppress(OSError):  # a disk that cannot be written to is told with the next snapshot
+            store.tidy_copies(lambda frontier: not is_ahead(frontier, progress))
+        for path, snapshot in store.newest_first(lambda told: not is_ahead(frontier_of(told), progress)):
             try:
-                if is_ahead(snapshot.frontier, progress):
-                    log.info("snapshot %s is ahead of the published progress and is not used", path.name)
-                    continue
                 state = self._state_of(snapshot)
             except (RestoreError, OSError, ValueError, KeyError) as error:
                 log.warning("snapshot %s is not used: %s", path.name, error)

@@ -14,7 +14,7 @@ from pipelines.contracts.messages import Alert, Reason, Score
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
 from pipelines.features.bucket import Place
-from pipelines.features.snapshot import SnapshotStore
+from pipelines.features.snapshot import SnapshotStore, frontier_of
 from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
@@ -145,13 +145,15 @@ def _state_before(
     named = {kind: topic_ids.get(stream.topic(kind)) for kind in stream.inputs}
     n_partitions = len(topics.partitions_of(connection, stream.topic("events")))
     partitions = next(one for one in shards_of(stream, n_partitions) if found.partition in one)
-    for path, kept in SnapshotStore(place_of(snapshots, stream, partitions)).newest_first():
+    at = Source(EVENT, found.partition)
+
+    def is_before(told: Mapping[str, Any]) -> bool:
+        last = told["last"] and Key(*told["last"])
+        return last is not None and last < place and frontier_of(told).get(at, 0) <= found.offset
+
+    for path, kept in SnapshotStore(place_of(snapshots, stream, partitions)).newest_first(is_before):
         try:
             snapshot = widened(kept, n_partitions)
-            if snapshot.frontier[Source(EVENT, found.partition)] > found.offset:
-                continue
-            if snapshot.meta["last"] is None or Key(*snapshot.meta["last"]) >= place:
-                continue
             if any(named.get(kind, topic_id) != topic_id for kind, topic_id in snapshot.meta["topic_ids"].items()):
                 continue
             return State.restore(stream, snapshot), f"snapshot {path.name}"

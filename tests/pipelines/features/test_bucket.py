@@ -1,15 +1,21 @@
 """Snapshots in an object store: what one replica has written is there for another one, and a failure costs no more."""
 
 import logging
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from flows.local.processes import LOOPBACK
+from pipelines.features import bucket
 from pipelines.features.bucket import Bucket, Place
 from pipelines.features.pieces import read_meta
-from pipelines.features.snapshot import Snapshot, SnapshotStore
+from pipelines.features.snapshot import Snapshot, SnapshotStore, frontier_of
 from pipelines.features.state import State
 from tests.object_store import BUCKET, object_store, variables
 from tests.pipelines.features.test_snapshot import snapshot
@@ -31,6 +37,31 @@ def url(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in variables(endpoint).items():
         monkeypatch.setenv(name, value)
     return f"{URL}/{tmp_path.name}"
+
+
+@contextmanager
+def slow_link(endpoint: str, *, bytes_per_s: int) -> Iterator[str]:
+    """A way to a server whose answers come slowly."""
+    _, _, port = endpoint.rpartition(":")
+
+    def pass_on(source: socket.socket, target: socket.socket, rate: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(4_096):
+                target.sendall(data)
+                time.sleep(len(data) / rate)
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection((LOOPBACK, int(port)))
+                for source, target, rate in ((near, far, 1e12), (far, near, bytes_per_s)):
+                    threading.Thread(target=pass_on, args=(source, target, rate), daemon=True).start()
+
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def found_in(store: SnapshotStore) -> list[int]:
@@ -90,6 +121,9 @@ def test_without_the_object_store_the_folder_is_used_alone(
     store = SnapshotStore(Place(tmp_path / "here", URL))
     with pytest.raises(OSError, match=URL):
         store.write(snapshot(5))
+    with pytest.raises(OSError, match=URL):
+        store.tidy()
+    store.tidy_copies(lambda frontier: True)
     with caplog.at_level(logging.WARNING):
         assert found_in(store) == [5]
     assert f"only the snapshots in {tmp_path / 'here'} can be used: {URL}: " in caplog.text
@@ -101,10 +135,15 @@ def test_a_silent_object_store_is_given_up_after_a_while(
 ) -> None:
     for name, value in variables(silent_server).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "_left_alone", {})
     began_s = time.monotonic()
     with pytest.raises(OSError, match=URL):
         Bucket(URL).names()
     assert time.monotonic() - began_s < 60.0  # with the library's own settings, minutes
+    for partition in range(100):  # which do not wait one after the other
+        with pytest.raises(OSError, match="did not answer a moment ago"):
+            Bucket(f"{URL}/partition-{partition}").names()
+    assert time.monotonic() - began_s < 60.0
 
 
 def test_a_damaged_file_is_named_and_the_older_one_is_used(
@@ -118,6 +157,50 @@ def test_a_damaged_file_is_named_and_the_older_one_is_used(
     with caplog.at_level(logging.WARNING):
         assert found_in(SnapshotStore(Place(tmp_path / "other", url))) == [5]
     assert f"snapshot {bad.name} is not used" in caplog.text
+
+
+def test_a_copy_that_is_damaged_here_is_copied_again(url: str, tmp_path: Path) -> None:
+    store = SnapshotStore(Place(tmp_path / "one", url))
+    path = store.write(snapshot(5))
+    path.write_bytes(path.read_bytes()[:-40] + b"x" * 40)
+    assert found_in(store) == [5]
+    assert found_in(SnapshotStore(tmp_path / "one")) == [5]
+
+
+def test_what_is_not_wanted_is_not_copied(url: str, tmp_path: Path) -> None:
+    one, other = (SnapshotStore(Place(tmp_path / name, url)) for name in ("one", "other"))
+    for n_folded in (5, 9):
+        one.write(snapshot(n_folded))
+    wanted = other.newest_first(lambda told: sum(frontier_of(told).values()) < 9)
+    assert [sum(found.frontier.values()) for _, found in wanted] == [5]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [f"{5:020d}.snapshot"]
+
+
+def test_what_lies_here_alone_displaces_nothing_in_the_object_store(url: str, tmp_path: Path) -> None:
+    """Copies of other topics, or of a time in which the object store was away."""
+    for n_folded in range(100, 104):
+        SnapshotStore(tmp_path / "one").write(snapshot(n_folded))
+    store = SnapshotStore(Place(tmp_path / "one", url), keep=2)
+    for n_folded in (5, 6, 7):
+        store.write(snapshot(n_folded))
+    assert sorted(Bucket(url).names()) == [f"{n:020d}.snapshot" for n in (6, 7)]
+
+
+def test_a_slow_object_store_gives_what_takes_longer_than_one_request_may(
+    endpoint: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "PART", 1 << 16)
+    monkeypatch.setattr(bucket, "_OPTIONS", {"connect_timeout": "3s", "timeout": "2s"})
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(1 << 19))
+    Bucket(url).put(big, "big.snapshot")
+    with slow_link(endpoint, bytes_per_s=100_000) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", slow)
+        began_s = time.monotonic()
+        with (tmp_path / "copy").open("wb") as into:
+            Bucket(url).get("big.snapshot", into)
+        assert time.monotonic() - began_s > 2.0
+    assert (tmp_path / "copy").read_bytes() == big.read_bytes()
 
 
 def test_a_place_moved_aside_is_empty_and_everything_is_kept(url: str, tmp_path: Path) -> None:

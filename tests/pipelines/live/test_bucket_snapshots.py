@@ -1,12 +1,13 @@
 """A scorer on another machine goes on from a snapshot in the object store; without the store, scoring goes on."""
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pipelines.features.bucket import Bucket, Place
-from pipelines.features.snapshot import SnapshotStore
+from pipelines.features.snapshot import KEPT, SnapshotStore
 from tests.object_store import BUCKET, object_store, variables
 from tests.patience import wait_until
 from tests.pipelines.live.rig import Rig, running
@@ -34,9 +35,13 @@ def test_another_machine_restores_what_one_has_stored(
         told = [found.meta["owner"] for _, found in SnapshotStore(Place(tmp_path / "third", url)).newest_first()]
         assert told[-1] == {"replica": owner, "generation": 0}
     rig.send(30)
-    with running(rig.scorer(snapshots=Place(tmp_path / "other", url))) as run:  # the store is gone
+    every = timedelta(milliseconds=100)
+    with running(
+        rig.scorer(snapshots=Place(tmp_path / "other", url), snapshot_every=every)
+    ) as run:  # the store is gone
         rig.wait_until_out()
-        wait_until(lambda: run.scorer.counters.n_snapshots_failed > 0)
+        wait_until(lambda: run.scorer.counters.n_snapshots_failed > 6)
+    assert len(list((tmp_path / "other").glob("*.snapshot"))) <= 2 * KEPT  # the newest few, and what they are based on
     assert "only the snapshots in" in caplog.text
     assert f"a snapshot was not written: {url}: " in caplog.text
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent

@@ -320,6 +320,30 @@ def test_without_snapshots_and_the_beginning_the_state_comes_from_the_lake(books
     books.check(n_scored=100)
 
 
+@pytest.mark.parametrize("has_lake", [False, True], ids=["no lake", "a lake that ends before"])
+def test_changed_features_without_the_beginning_say_what_is_lost(books: Books, has_lake: bool) -> None:
+    books.send(20)
+    with running(books.scorer()):
+        books.wait_until_balanced()
+    if has_lake:
+        ingest(books.connection, books.stream, books.lake)
+        books.send(100)
+        with running(books.scorer()):
+            books.wait_until_balanced()
+    delete_half_of_the_events(books)
+    books.stream = parse(TEXTS["merged"].format(name=books.stream.name).replace('"sum", ', ""))
+    found = books.recovery.plan()
+    assert found is not None
+    books.recovery.carry_out(found)
+    assert found.name == "redefined"
+    assert "the history of entities before the first record that Kafka has" in found.lost
+    assert "run `unmask recover` once more" in found.scored_again
+    assert books.recover().name == "forgotten"
+    books.send(20)
+    books.score_and_ingest()
+    books.check(n_scored=books.n_sent, since=True)
+
+
 def test_without_a_lake_the_state_begins_with_what_kafka_keeps(books: Books) -> None:
     books.send(60)
     with running(books.scorer()):
