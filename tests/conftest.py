@@ -25,6 +25,7 @@ hypothesis.settings.load_profile("short")
 
 # What takes longest comes first, so that no worker is left with it at the end.
 LONGEST_FIRST = (
+    "tests/faults/test_faults.py",
     "tests/flows/test_training_flows.py",
     "tests/pipelines/live/test_recover.py",
     "tests/flows/test_hostile.py",
@@ -32,7 +33,6 @@ LONGEST_FIRST = (
     "tests/flows/test_alone.py",
     "tests/flows/test_retries.py",
     "tests/flows/test_loop.py",
-    "tests/faults/test_faults.py",
     "tests/pipelines/live/test_takeover.py",
     "tests/pipelines/live/test_scorer.py",
     "tests/pipelines/live/test_bounds.py",

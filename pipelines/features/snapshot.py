@@ -1,7 +1,7 @@
 """Snapshots of the state, in memory or in a file, and the folder or object store that has them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,16 +107,19 @@ class SnapshotStore:
 
         The folder and the object store are tidied each for itself.
         """
-        for file in _old(self._files_here(), self._told_here, is_usable, keep=self._keep):
-            (self.folder / file).unlink(missing_ok=True)
-        if (bucket := self._bucket) is not None:
-            bucket.delete(_old(self._files_there(), self._told_there, is_usable, keep=self._keep))
+        self._tidy_folder(is_usable)
+        if self._bucket is not None:
+            here = set(self._files_here())
+            self._bucket.delete(_old(self._files_there(), lambda file: self._told(file, here), is_usable, self._keep))
 
     def tidy_copies(self, is_usable: Callable[[Frontier], bool]) -> None:
         """The same for copies of an object store only, which a replica that writes none itself would gather."""
         if self._bucket is not None:
-            for file in _old(self._files_here(), self._told_here, is_usable, keep=self._keep):
-                (self.folder / file).unlink(missing_ok=True)
+            self._tidy_folder(is_usable)
+
+    def _tidy_folder(self, is_usable: Callable[[Frontier], bool]) -> None:
+        for file in _old(self._files_here(), self._told_here, is_usable, self._keep):
+            (self.folder / file).unlink(missing_ok=True)
 
     def has(self, file: str, id: str) -> bool:
         """Whether the store has a snapshot in this file, also for other replicas."""
@@ -142,7 +145,7 @@ class SnapshotStore:
             log.warning("only the snapshots in %s can be used: %s", self.folder, error)
         for file in sorted(files, reverse=True):
             try:
-                told = self._told_here(file) if file in here else self._told_there(file)
+                told = self._told(file, here)
                 if told and not is_wanted(told):
                     log.info("snapshot %s does not fit and is passed over", file)
                     continue
@@ -182,6 +185,10 @@ class SnapshotStore:
         if self.folder.exists():
             self.folder.rename(to.folder)
 
+    def _told(self, file: str, here: Collection[str]) -> dict[str, Any]:
+        """Metadata of a file, of the folder if it is one of those `here`."""
+        return self._told_here(file) if file in here else self._told_there(file)
+
     def _told_here(self, file: str) -> dict[str, Any]:
         """Metadata of a file of the folder; nothing if it cannot be read."""
         try:
@@ -216,7 +223,6 @@ def _old(
     files: Sequence[str],
     told: Callable[[str], Mapping[str, Any]],
     is_usable: Callable[[Frontier], bool],
-    *,
     keep: int,
 ) -> list[str]:
     """Those of the files, the newest first, that are not needed any more; `told` gives the metadata of one."""
