@@ -22,8 +22,8 @@ install: $(STAMP)  ## set up .venv from the lock files; repeat after they change
 demo: $(STAMP)  ## run the demo: events, training, live scoring, alerts
 	$(BIN)/unmask demo
 
-test: lint  ## run all CI checks: lint, then all tests with real brokers, four files at a time
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+test: lint  ## run all CI checks: lint, then all tests with real brokers, three files at a time
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## run ruff, mypy and the import rules
 	$(BIN)/ruff check $(PACKAGES) tests

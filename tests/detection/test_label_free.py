@@ -64,6 +64,7 @@ def hashed(values: NDArray[np.int64], column: int) -> NDArray[np.uint64]:
     return (values.astype(np.uint64) + np.uint64(1_000_003 * (column + 1))) * np.uint64(0x9E3779B97F4A7C15)
 
 
+@pytest.mark.bench
 def test_eight_categories_of_noise_cost_at_most_a_twentieth_of_the_average_precision() -> None:
     frame = payments(seed=11, n_customers=900, n_terminals=1_200, days=50, start=datetime(2026, 1, 1, tzinfo=UTC))
     plain = offline_table(frame, shipped.load("payments"))
