@@ -106,7 +106,7 @@ class Recovery:
             if now.add_partitions:
                 wider = {self._stream.topic(kind): n for kind, n in now.add_partitions.items()}
                 topics.add_partitions(self._connection, wider)
-            snapshots = self._snapshots_from_fresh_lake(facts, steps) if now.from_lake else beside
+            snapshots = self._snapshots_from_lake(facts, steps, ingests=True) if now.from_lake else beside
             self._replace_snapshots(now, snapshots)
             owner = f"recover-{uuid.uuid4().hex[:8]}"
             topic = self._stream.topic("progress")
@@ -297,10 +297,10 @@ class Recovery:
         """
         facts, begun = self._facts(), dict[tuple[int, ...], Snapshot]()
         if gone := facts.head_gone:
-            if facts.fields_joined or not facts.lake_reaches:
+            if not facts.lake_can_begin:
                 log.warning("the state is not built now: %s; run `unmask recover` once more", gone)
                 return {}
-            begun = self._snapshots_from_lake(facts, steps)
+            begun = self._snapshots_from_lake(facts, steps, ingests=False)
         try:
             found = snapshots_beside(
                 self._connection,
@@ -316,19 +316,13 @@ class Recovery:
             return {}
         return dict(found)
 
-    def _snapshots_from_fresh_lake(self, facts: Facts, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
-        """The same after bringing the lake up to date."""
-        try:
-            ingest(self._connection, self._stream, self._lake)
-        except LakeError as error:
-            raise self._no_help(error) from error
-        return self._snapshots_from_lake(facts, steps)
-
-    def _snapshots_from_lake(self, facts: Facts, steps: "Steps") -> dict[tuple[int, ...], Snapshot]:
-        """Fold the lake: snapshots by their partitions."""
+    def _snapshots_from_lake(self, facts: Facts, steps: "Steps", *, ingests: bool) -> dict[tuple[int, ...], Snapshot]:
+        """Fold the lake, which is first brought up to date if it `ingests`: snapshots by their partitions."""
         first: Frontier = {s: span[0] for s, span in facts.spans.items()}
         ends: Frontier = {s: span[1] for s, span in facts.spans.items()}
         try:
+            if ingests:
+                ingest(self._connection, self._stream, self._lake)
             return {
                 partitions: snapshot_from_lake(
                     self._lake,
@@ -343,13 +337,10 @@ class Recovery:
                 for partitions in shards_of(self._stream, facts.n_partitions)
             }
         except (LakeError, RestoreError) as error:
-            raise self._no_help(error) from error
-
-    def _no_help(self, why: Exception) -> RestoreError:
-        return RestoreError(
-            f"{why}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "
-            f"move {self._lake.folder} away and run `unmask recover` again"
-        )
+            raise RestoreError(
+                f"{error}. The state cannot be rebuilt from the lake; to continue with the records that Kafka has, "
+                f"move {self._lake.folder} away and run `unmask recover` again"
+            ) from error
 
     def _told(self) -> list[list[int]]:
         """Places of out-of-turn records, from the progress records in the lake."""

@@ -88,6 +88,11 @@ class Facts:
         return bool(ends) and all(ends.get(s, 0) >= self.spans[s][0] for s in self._origin)
 
     @property
+    def lake_can_begin(self) -> bool:
+        """Whether a state of the stream file can begin with the lake."""
+        return self.lake_reaches and not self.fields_joined
+
+    @property
     def _origin(self) -> Frontier:
         return from_kinds(self.known[min(self.known)].origin)
 
@@ -324,7 +329,7 @@ def _redefined(facts: Facts) -> RecoveryPlan | None:
     lake_anew = bool(facts.fields_joined) and all(first == 0 for first, _ in facts.spans.values())
     lost = "nothing"
     again = "the state is built with the new features before the switch; a running scorer goes on until then"
-    if facts.head_gone and facts.lake_reaches and not facts.fields_joined:
+    if facts.head_gone and facts.lake_can_begin:
         lost = "nothing, if the lake starts where scoring started; otherwise the history before the lake"
     elif facts.head_gone:
         lost = "the history of entities before the first record that Kafka has"

@@ -12,12 +12,14 @@ import pytest
 from kafka import KafkaAdminClient
 
 from flows.local import kafka_server, processes
-from flows.local.kafka_server import LOG4J, NODE_SETTINGS, Broker, start_broker
+from flows.local.kafka_server import Broker, start_broker
 from flows.local.processes import LOOPBACK
 from tests.patience import wait_until
+from tests.pipelines.kafka.link import with_settings
 
 N_BROKERS = 3
-SETTINGS = NODE_SETTINGS | {
+ALONE = kafka_server._write_settings  # the settings of a broker that is alone
+SETTINGS = {
     "min.insync.replicas": "2",
     "offsets.topic.replication.factor": "3",
     "transaction.state.log.replication.factor": "3",
@@ -55,18 +57,13 @@ class Cluster:
 
     def _write_settings(self, folder: Path, port: int) -> Path:
         number = self._ports.index(port) + 1
-        voters = [f"{i}@{LOOPBACK}:{port}" for i, port in enumerate(self._controllers, 1)]
-        settings = SETTINGS | {
+        voters = [f"{i}@{LOOPBACK}:{at}" for i, at in enumerate(self._controllers, 1)]
+        of_cluster = {
             "node.id": str(number),
             "controller.quorum.voters": ",".join(voters),
             "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{self._controllers[number - 1]}",
-            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
-            "log.dirs": (folder / "data").resolve().as_posix(),
         }
-        (folder / "log4j2.properties").write_text(LOG4J)
-        target = folder / "server.properties"
-        target.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        return target
+        return with_settings(ALONE(folder, port), SETTINGS | of_cluster)
 
     def kill(self, number: int) -> None:
         """kill -9."""

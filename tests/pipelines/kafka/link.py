@@ -34,14 +34,12 @@ def broker_with(
 
     def with_listeners(folder: Path, port: int) -> Path:
         target = plain(folder, port)
-        said = dict(line.split("=", 1) for line in target.read_text().splitlines())
+        said = settings_in(target)
         for name, listener in listeners.items():
             said["listeners"] += f",{name}://127.0.0.1:{listener.port}"
             said["advertised.listeners"] += f",{name}://127.0.0.1:{listener.advertised_port}"
             said["listener.security.protocol.map"] += f",{name}:{listener.protocol}"
-        said |= settings or {}
-        target.write_text("".join(f"{name}={value}\n" for name, value in said.items()))
-        return target
+        return with_settings(target, said | dict(settings or {}))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(kafka_server, "_write_settings", with_listeners)
@@ -50,6 +48,18 @@ def broker_with(
         yield own
     finally:
         own.stop()
+
+
+def settings_in(file: Path) -> dict[str, str]:
+    """The settings of a broker."""
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def with_settings(file: Path, changed: Mapping[str, str]) -> Path:
+    """Change settings of a broker in its file; returns the file."""
+    said = settings_in(file) | dict(changed)
+    file.write_text("".join(f"{name}={value}\n" for name, value in said.items()))
+    return file
 
 
 class HeldCommit:
