@@ -1,14 +1,15 @@
 """Opens and closes clients of librdkafka, and explains why opening failed."""
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from pipelines.background import in_background
 from pipelines.errors import BrokerError
 from pipelines.kafka import login
 from pipelines.kafka.confluent.errors import login_error
@@ -95,9 +96,7 @@ def closed(clients: list[Any]) -> None:
         if isinstance(client, Producer):
             with suppress(KafkaException, RuntimeError):
                 client.purge(blocking=False)
-    closing = threading.Thread(target=clients.clear, daemon=True, name="closing")
-    closing.start()
-    closing.join(CLOSING_S)
+    wait([in_background(clients.clear)], timeout=CLOSING_S)
 
 
 def _not_opened(server: Server, reasons: Reasons) -> BrokerError:

@@ -1,9 +1,8 @@
 """The transactional writer."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +16,7 @@ from kafka.errors import (
 )
 from kafka.producer.transaction_manager import EndTxnHandler
 
+from pipelines.background import in_background
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.kafka_python.errors import broker_error, is_from_client
 from pipelines.kafka.kafka_python.opening import opened
@@ -116,24 +116,11 @@ class KafkaPythonTransactions(TransactionalWriter):
 
     def close(self) -> None:
         """Close the producer within a second; an open transaction is aborted by the next owner."""
-        closing = threading.Thread(
-            target=close_producer, args=(self._producer,), kwargs={"timeout_s": 1.0}, daemon=True
-        )
-        closing.start()
-        closing.join(timeout=2)
+        wait([in_background(lambda: close_producer(self._producer, timeout_s=1.0))], timeout=2)
 
     def _within(self, deadline_s: float, call: Any) -> None:
         """Run `call` in its own thread with a deadline, because the client's commit can block forever."""
-        outcome: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                call()
-                outcome.set_result(None)
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=run, daemon=True, name=f"{self._id}-call").start()
+        outcome = in_background(call)
         with self._errors():
             try:
                 outcome.result(timeout=deadline_s)

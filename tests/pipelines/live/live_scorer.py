@@ -21,7 +21,7 @@ from pipelines.kafka.port import ANSWER_MS, FETCH_WAIT_MS, Position, Reader
 from pipelines.live.scorer import Scorer
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting
-from pipelines.live.stopping import stop_signal
+from pipelines.live.stopping import StopSignal
 from pipelines.model import Model
 from pipelines.record import Received
 from tests.pipelines.kafka.adapters import ADAPTERS
@@ -170,7 +170,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.WARNING)
-    stop = stop_signal()
+    stop = StopSignal()
     faults = [kill_at(asked.fault) if asked.fault else no_fault]
     jumping_clock()
     signal.signal(signal.SIGUSR1, lambda *_: faults.__setitem__(0, kill_at(asked.orders.read_text())))
@@ -189,7 +189,11 @@ def main() -> None:
     serving = Serving(Linear(stream))
     threading.Thread(target=swap_again_and_again, args=(serving, Doubled(stream)), daemon=True).start()
     scorer = Scorer(setting, serving, start="earliest")
-    scorer.run(stop.is_set)
+    try:
+        scorer.run(stop.is_set)
+    except BaseException:
+        stop.failed()
+        raise
     print("stopped", scorer.counters, flush=True)
 
 

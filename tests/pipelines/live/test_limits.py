@@ -54,16 +54,17 @@ def test_a_scorer_that_runs_out_of_memory_ends_and_the_next_one_goes_on(kafka: s
     rig = Rig(kafka, tmp_path)
     fleet = Fleet(kafka, rig.stream, tmp_path, order_wait_ms=50, client=CLIENT)
     try:
-        life = fleet.start("0")
-        send_new_cards(rig, 100)
-        rig.wait_until_out()
-        used = int(Path(f"/proc/{life.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(life.process.pid, resource.RLIMIT_AS, (used + 4 * MB, used + 4 * MB))
-        while life.is_alive:
-            send_new_cards(rig, 5_000)
-            assert rig.n_sent < 1_000_000, "the limit was not met"
-        print(f"ended with {life.process.returncode} after {rig.n_sent} events")
-        assert life.process.returncode not in (0, -signal.SIGKILL), life.log.read_text()
+        for _ in range(3):  # where it lacks memory first is left to chance
+            life, before = fleet.start("0"), rig.n_sent
+            send_new_cards(rig, 100)
+            rig.wait_until_out()
+            used = int(Path(f"/proc/{life.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(life.process.pid, resource.RLIMIT_AS, (used + 4 * MB, used + 4 * MB))
+            while life.is_alive:
+                send_new_cards(rig, 5_000)
+                assert rig.n_sent < before + 300_000, life.log.read_text()
+            print(f"ended with {life.process.returncode} after {rig.n_sent - before} events")
+            assert life.process.returncode not in (0, -signal.SIGKILL), life.log.read_text()
         fleet.start("0")
         rig.wait_until_out()
     finally:
