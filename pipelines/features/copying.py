@@ -51,7 +51,7 @@ class WindowsCopy:
         for number, (column, waiting, done) in enumerate(zip(self._columns, self._waiting, self._done, strict=True)):
             if done < len(waiting):
                 slots = np.empty(len(keys), np.int64)
-                n = column.find_waiting(keys[:, number], waiting, slots)
+                n = column.find_waiting(np.ascontiguousarray(keys[:, number]), waiting, slots)
                 if n:
                     self._take(number, slots[:n])
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.contracts.messages import Progress
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError, FencedError, LoginError, RejectedError
+from pipelines.features.ahead import compile_ahead
 from pipelines.features.snapshot import SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
@@ -61,6 +62,7 @@ class Scorer:
     def __init__(
         self, setting: ScorerSetting, serving: Serving, *, start: StartFrom | None, member: Member | None = None
     ) -> None:
+        compile_ahead()
         self.setting, self.serving, self._start = setting, serving, start
         self.owner = uuid.uuid4().hex[:12]
         log.info("this replica is %s", self.owner)
