@@ -91,8 +91,7 @@ def test_what_is_being_claimed_is_not_dropped_for_want_of_memory(kafka: str, tmp
         member.partitions = frozenset(range(N_PARTITIONS))
         is_claiming.wait(HANG_S)
         rig.send(2_000)
-        wait_until(lambda: scorer.counters.n_folded > 500, alive=lambda: run.is_alive)
-        time.sleep(0.5)
+        wait_until(lambda: scorer._is_full or scorer.counters.n_folded == rig.n_sent, alive=lambda: run.is_alive)
         go_on.set()
         rig.wait_until_out()
     assert len({score["event_id"] for score in rig.scores()}) == len(rig.scores()) == rig.n_sent
