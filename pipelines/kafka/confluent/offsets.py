@@ -10,7 +10,7 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipelines.errors import BrokerError
-from pipelines.kafka.confluent.opening import Reasons, closed, connecting
+from pipelines.kafka.confluent.opening import ANY_TOPIC, Reasons, closed, connecting
 from pipelines.kafka.port import Position
 from pipelines.kafka.server import Server
 
@@ -57,6 +57,8 @@ class Offsets:
         """
         until, missing = time.monotonic() + timeout_ms / 1000, set(partitions)
         found: dict[Position, int] = {}
+        if not self._clients:
+            self._find_leaders({ANY_TOPIC}, timeout_ms)  # connects; else the first question may wait for 1 or 3 s
         while missing:
             left_ms = round((until - time.monotonic()) * 1000)
             if left_ms <= 0:
