@@ -27,10 +27,10 @@ def compile_ahead() -> None:
     """
     log.info("loading the compiled kernels; the first start of a version compiles them, for up to half a minute")
     _compile_windows()
-    ids, one = hash_ids(["a", "b", "c"], b"").copy(), np.zeros(3, np.int64)
+    ids, zeros = hash_ids(["a", "b", "c"], b"").copy(), np.zeros(3, np.int64)  # a read-only array has another type
     events, labels = Duplicates(1, 3, smallest=2), Reports(1, 3, smallest=2)  # the third needs another segment
-    events.first_offsets(ids, np.zeros(3, np.int32), one, one)
-    labels.changes(ids, one, one, np.ones(3, np.int8))
+    events.first_offsets(ids, np.zeros(3, np.int32), zeros, zeros)
+    labels.changes(ids, zeros, zeros, np.ones(3, np.int8))
     Duplicates(1, 3, smallest=2).restore(events.snapshot(0))
 
 

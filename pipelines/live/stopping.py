@@ -22,11 +22,11 @@ _FAILED = 0  # beside the numbers of signals
 
 
 class StopSignal:
-    """Is set by SIGTERM or Ctrl-C. If the process has not ended `within_s` later, it is ended with code 0.
+    """Is set by SIGTERM, Ctrl-C or a failure. If the process has not ended `within_s` later, it is ended.
 
     A thread of its own notices the signal, so it also comes through while the main thread waits in a C library. Ending
     the process at any moment is safe: nothing counts as published that is not committed, and a snapshot gets its name
-    only when it is complete. Make it in the main thread.
+    only when it is complete. The exit code is 0 after a signal, 1 after a failure. Make it in the main thread.
     """
 
     def __init__(self, *, within_s: float = PROCESS_S) -> None:
@@ -42,7 +42,7 @@ class StopSignal:
         return self._asked.is_set()
 
     def failed(self) -> None:
-        """An error ends the process: if it has not ended `within_s` later, it is ended with code 1."""
+        """Say that an error ends the process."""
         self._far.send(bytes([_FAILED]))
 
     def _wait(self) -> None:
