@@ -220,7 +220,11 @@ class Lane:
         return self._publish(batch, Shortening(shortening + 1))
 
     def _rebuild(self, error: BrokerError) -> None:
-        """Open a new producer and read from the last committed progress record what has been published."""
+        """Open a new producer and read from the last committed progress record what has been published.
+
+        A new producer fences the current one of its transactional id, so none is opened if the partition has a new
+        owner already.
+        """
         self.n_rebuilt += 1
         self._setting.published.rebuilt()
         self.trouble = str(error)
@@ -231,6 +235,8 @@ class Lane:
             try:
                 if fenced:
                     self._wait_for_a_claim()
+                else:
+                    self._check_owner(self._read_progress())
                 if self._stopping.is_set():
                     raise error
                 self._writer.close()

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
+from typing import NamedTuple
 
 from pipelines.contracts.messages import Progress
 from pipelines.errors import BrokerError, FencedError, InternalError, LoginError, RejectedError
@@ -18,15 +19,28 @@ log = logging.getLogger(__name__)
 
 Claim = Callable[[Mapping[int, Outbox]], list[Lane]]
 REGRANT_S = 30.0  # how long a fenced partition may wait for a newer generation of the group
+AGAIN_S = 5.0  # before a fenced partition is claimed again though the generation is the same: a slow claim may be over
 RETRY_S = 1.0
 CLAIM_END_S = 1.0  # for a claim under way when the scorer stops
+
+
+class Fencing(NamedTuple):
+    """That another scorer has taken over a partition: since which generation of the group, noticed when, how often."""
+
+    generation: int
+    noticed_s: float  # by a monotonic clock
+    n: int
 
 
 class Ownership:
     """Follows the assignments of the group: claims new partitions, releases lost ones, drops fenced ones.
 
-    A fenced partition is claimed again only in a newer generation of the group; otherwise two replicas would fence each
-    other for ever. If none comes within `regrant_s`, a stranger has taken over, and FencedError is raised.
+    A fenced partition that the group still gives to this replica is claimed again at once if the generation is newer
+    than that of the last transaction here. (The generation in which the fencing is noticed tells nothing: a replica
+    that stood still may have joined again before it notices.) In the same generation it is claimed once more after
+    `AGAIN_S`, because a claim of an earlier generation may have ended late; more often, two scorers would fence each
+    other for ever. Then, if no newer generation comes within `regrant_s`, a stranger has taken over, and FencedError is
+    raised.
 
     Args:
         claim: fences the previous owners of partitions, and returns the claimed lanes; called in another thread.
@@ -57,8 +71,10 @@ class Ownership:
         self._claim, self._owner, self._regrant_s, self._stall_s = claim, owner, regrant_s, stall_s
         self._told = dict(progress)
         self._missed: dict[int, list[tuple[Progress, int]]] = {}
-        self._fenced: dict[int, tuple[int, float]] = {}  # partition -> generation, and the time by a monotonic clock
-        self._claiming: tuple[dict[int, Outbox], Future[list[Lane]]] | None = None
+        self._generation = -1  # when `follow` was last called
+        self._held: dict[int, tuple[int, int]] = {}  # partition -> generation and number of its last transaction
+        self._fencings: dict[int, Fencing] = {}  # the last one of each partition
+        self._claiming: tuple[dict[int, Outbox], Future[list[Lane]], int] | None = None
         self._leaving: dict[int, Future[None]] = {}
         self._retry_s = self._trouble_since_s = 0.0
         self._aside = aside
@@ -94,18 +110,20 @@ class Ownership:
         """
         self._end_claims(assigned)
         self._end_leaves()
+        self._note_transactions()
         self._drop_fenced(assigned)
         for partition in self.lanes.keys() - assigned.partitions - self._leaving.keys():
             self._leaving[partition] = self._aside.submit(self.lanes[partition].leave)
-        barred = {partition for partition in self._fenced if not self._may_return(partition, assigned)}
+        barred = {partition for partition in self._fencings if not self._may_return(partition, assigned)}
         wanted = assigned.partitions - self.lanes.keys() - barred
         if wanted and self._claiming is None and time.monotonic() >= self._retry_s:
             outboxes = {partition: self.outboxes[partition] for partition in sorted(wanted)}
-            self._claiming = outboxes, self._aside.submit(self._claim, outboxes)
+            self._claiming = outboxes, self._aside.submit(self._claim, outboxes), assigned.generation
+        self._generation = assigned.generation
 
     def claim_now(self, claim: Claim, partitions: Iterable[int]) -> None:
         """Claim partitions and wait for it; their lanes begin with `start`."""
-        self._add(claim({partition: self.outboxes[partition] for partition in partitions}))
+        self._add(claim({partition: self.outboxes[partition] for partition in partitions}), self._generation)
 
     def start(self) -> None:
         """Start the threads of lanes that were claimed before."""
@@ -155,7 +173,7 @@ class Ownership:
         claiming, self._claiming = self._claiming, None
         if claiming is not None:
             try:
-                self._add(claiming[1].result(min(CLAIM_END_S, max(until_s - time.monotonic(), 0.0))), start=False)
+                self._add(claiming[1].result(min(CLAIM_END_S, max(until_s - time.monotonic(), 0.0))), claiming[2])
             except Exception as error:
                 log.warning("the last claim failed: %s", error or "it has not ended")
         lanes = list(self.lanes.values())
@@ -171,24 +189,25 @@ class Ownership:
                 failures.append(failure)
         return failures
 
-    def _add(self, lanes: Iterable[Lane], *, start: bool = False) -> None:
+    def _add(self, lanes: Iterable[Lane], generation: int, *, start: bool = False) -> None:
         for lane in lanes:
             self.n_claims += 1
             self.lanes[lane.partition] = lane
-            self._fenced.pop(lane.partition, None)
+            self._held[lane.partition] = generation, lane.n_commits
             if start:
                 lane.start()
 
     def _end_claims(self, assigned: Assignment) -> None:
         if self._claiming is None or not self._claiming[1].done():
             return
-        (outboxes, done), self._claiming = self._claiming, None
+        (outboxes, done, generation), self._claiming = self._claiming, None
         now_s = time.monotonic()
         try:
-            self._add(done.result(), start=True)
+            self._add(done.result(), generation, start=True)
         except FencedError as error:
             log.warning("partitions %s: %s", list(outboxes), error)
-            self._fenced |= dict.fromkeys(outboxes, (assigned.generation, now_s))
+            for partition in outboxes:
+                self._fence(partition, generation)
         except (LoginError, RejectedError):
             raise
         except BrokerError as error:
@@ -199,7 +218,7 @@ class Ownership:
             self._retry_s = now_s + RETRY_S
         else:
             self._trouble_since_s = 0.0
-            log.info("partitions %s are claimed, generation %d", list(outboxes), assigned.generation)
+            log.info("partitions %s are claimed, generation %d", list(outboxes), generation)
 
     def _end_leaves(self) -> None:
         for partition, done in list(self._leaving.items()):
@@ -209,30 +228,47 @@ class Ownership:
                 log.info("partition %d is released", partition)
                 self._remove(partition)
 
+    def _note_transactions(self) -> None:
+        """Keep in which generation each lane has committed; if a new one came meanwhile, it was in the older one."""
+        for partition, lane in self.lanes.items():
+            if lane.n_commits != self._held[partition][1]:
+                self._held[partition] = self._generation, lane.n_commits
+
     def _drop_fenced(self, assigned: Assignment) -> None:
-        now_s = time.monotonic()
         for partition, lane in list(self.lanes.items()):
             if partition in self._leaving:
                 continue
             if isinstance(lane.failure, FencedError):
                 self.n_fenced += 1
-                self._fenced[partition] = (assigned.generation, now_s)
+                self._fence(partition, self._held[partition][0])
                 if self._regrant_s:
-                    log.warning("%s; waiting for a newer generation of the group", lane.failure)
+                    log.warning("%s; waiting for the group", lane.failure)
                     lane.leave()
                     self._remove(partition)
             if lane.failure is not None and not (isinstance(lane.failure, FencedError) and self._regrant_s):
                 raise lane.failure
             if lane.is_dead and lane.failure is None:
                 raise InternalError(f"the thread of partition {partition} ended unexpectedly")
-        for partition, (_, since_s) in list(self._fenced.items()):
+        own = self._own
+        for partition, fencing in list(self._fencings.items()):
             if partition not in assigned.partitions:
-                del self._fenced[partition]
-            elif not self._may_return(partition, assigned) and now_s - since_s > self._regrant_s:
+                del self._fencings[partition]
+            elif (
+                partition not in own
+                and not self._may_return(partition, assigned)
+                and time.monotonic() - fencing.noticed_s > self._regrant_s
+            ):
                 raise FencedError(f"partition {partition}: another scorer has taken over, which is not in this group")
 
+    def _fence(self, partition: int, generation: int) -> None:
+        before = self._fencings.get(partition)
+        n = before.n if before is not None and before.generation == generation else 0
+        self._fencings[partition] = Fencing(generation, time.monotonic(), n + 1)
+
     def _may_return(self, partition: int, assigned: Assignment) -> bool:
-        return partition not in self._fenced or assigned.generation > self._fenced[partition][0]
+        fencing = self._fencings[partition]
+        is_over = fencing.n == 1 and time.monotonic() - fencing.noticed_s >= AGAIN_S
+        return assigned.generation > fencing.generation or is_over
 
     def _remove(self, partition: int) -> None:
         """A lane is gone: what it has published, and what others have meanwhile, leaves the outbox."""

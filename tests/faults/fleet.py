@@ -31,6 +31,12 @@ class Life:
         found = _OWNER.search(self.log.read_text(errors="replace"))
         return found[1] if found else None
 
+    def must_live(self) -> bool:
+        """True; if it has ended, an error with the end of its log."""
+        if not self.is_alive:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3_000:]}")
+        return True
+
     def arm(self, fault: str) -> None:
         """From now on it dies where the fault says."""
         self._orders.write_text(fault)
@@ -92,6 +98,10 @@ class Fleet:
 
     def count_in_logs(self, words: str) -> int:
         return sum(path.read_text(errors="replace").count(words) for path in self._folder.glob("life-*.log"))
+
+    def must_live(self) -> bool:
+        """True; if a scorer has ended, an error with the end of its log."""
+        return all(life.must_live() for life in self.lives.values())
 
     def kill_all(self) -> None:
         for life in self.lives.values():

@@ -136,7 +136,7 @@ class Judged:
             mine = {p for p, (owner, _) in before.items() if owner == instead_of}
             return all(now[p][0] != instead_of for p in mine)
 
-        wait_until(holds, seen=lambda: dict(now), alive=lambda: by is None or by.is_alive)
+        wait_until(holds, seen=lambda: dict(now), alive=lambda: by is None or by.must_live())
 
     def has_open_transaction(self) -> bool:
         """Whether records of a transaction that is not finished wait in the scores."""
@@ -201,9 +201,8 @@ class Judged:
             out.update({p: at for p, (_, at) in self.owners().items()})
             return all(out.get(p, 0) >= end for p, end in ends.items())
 
-        lives = self.fleet.lives.values()
-        wait_until(all_is_out, seen=out.copy, alive=lambda: all(life.is_alive for life in lives))
-        for life in lives:
+        wait_until(all_is_out, seen=out.copy, alive=self.fleet.must_live)
+        for life in self.fleet.lives.values():
             life.end()
 
 

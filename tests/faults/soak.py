@@ -97,8 +97,7 @@ class _Soak:
             now.update(self.judged.owners())
             return all(now[p][1] > at for p, (_, at) in before.items())
 
-        lives = self.judged.fleet.lives
-        wait_until(holds, seen=now.copy, alive=lambda: all(life.is_alive for life in lives.values()))
+        wait_until(holds, seen=now.copy, alive=self.judged.fleet.must_live)
 
     def sample(self) -> None:
         pages = int(Path(f"/proc/{self.judged.fleet.lives[FIRST].process.pid}/statm").read_text().split()[1])

@@ -160,18 +160,34 @@ class SimulatedLane(Lane):
                 self.failure = error
 
 
-class AtOnce(Executor):
-    """Runs what is submitted before it returns."""
+class Aside(Executor):
+    """Runs what is submitted before it returns; while it is slow, at the next `go_on`."""
+
+    def __init__(self) -> None:
+        self.is_slow = False
+        self.waiting: list[Callable[[], None]] = []
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
         done: Future[Any] = Future()
-        try:
-            done.set_result(call(*args, **named))
-        except CrashError:
-            raise
-        except Exception as error:
-            done.set_exception(error)
+
+        def run() -> None:
+            try:
+                done.set_result(call(*args, **named))
+            except CrashError:
+                raise
+            except Exception as error:
+                done.set_exception(error)
+
+        if self.is_slow:
+            self.waiting.append(run)
+        else:
+            run()
         return done
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for run in waiting:
+            run()
 
 
 class SimulatedReplica:
@@ -195,7 +211,8 @@ class SimulatedReplica:
                 break
         told = world.places(needed_places(state))
         self.replica = Replica(state, last, told, order_wait_ms=world.order_wait_ms)
-        self.ownership = Ownership(self._claim, last, owner=owner, regrant_s=1e9, stall_s=1e9, aside=AtOnce())
+        self.aside = Aside()
+        self.ownership = Ownership(self._claim, last, owner=owner, regrant_s=1e9, stall_s=1e9, aside=self.aside)
         self.owner = owner
         for outbox, until in zip(self.ownership.outboxes, self.told_until, strict=True):
             outbox.told_until = until
@@ -251,12 +268,20 @@ class SimulatedReplica:
             self.ownership.tailed(partition, records[offset], offset)
             self.told_until[partition] = offset + 1
 
-    def follow_group(self) -> None:
-        """See the current assignment; without enough in the outbox, start anew from a snapshot."""
+    def follow_group(self, *, is_slow: bool = False) -> None:
+        """See the current assignment; without enough in the outbox, start anew from a snapshot.
+
+        What it lets begin ends at once, or if `is_slow`, the next time: in the whole world one such thing at a time.
+        """
         owned = frozenset(p for p, name in enumerate(self.world.owners) if name == self.name)
+        self.aside.go_on()
+        is_slow = is_slow and self.world.has_slow_claims
+        self.aside.is_slow = is_slow and not any(replica.aside.waiting for replica in self.world.replicas)
         try:
             self.ownership.follow(Assignment(self.world.generation, owned))
-            self.ownership.follow(Assignment(self.world.generation, owned))  # ends what the first one began
+            if not self.aside.is_slow:
+                self.ownership.follow(Assignment(self.world.generation, owned))  # ends what the first one began
+            self.aside.is_slow = False
         except OutboxOverflowError:
             self.begin()
 
@@ -330,8 +355,10 @@ class World:
     stamps before it shows). `owners` is what the group says now; each replica sees it when it looks.
     """
 
-    def __init__(self, stream: Stream = STREAM, *, order_wait_ms: int = 5, n_replicas: int = 1) -> None:
-        self.stream, self.order_wait_ms = stream, order_wait_ms
+    def __init__(
+        self, stream: Stream = STREAM, *, order_wait_ms: int = 5, n_replicas: int = 1, has_slow_claims: bool = False
+    ) -> None:
+        self.stream, self.order_wait_ms, self.has_slow_claims = stream, order_wait_ms, has_slow_claims
         self.now_ms = START_MS
         self.sources = sources(N_PARTITIONS, labels=True)
         self.log: dict[Source, list[Received]] = {s: [] for s in self.sources}
@@ -436,8 +463,7 @@ class World:
         self.now_ms += 1_000
         for source in self.sources:
             self.show(source, 10**9)
-        for _ in range(4):  # a fenced lane returns with a newer generation
-            self.generation += 1
+        for _ in range(4):  # a fenced lane returns
             for replica in self.replicas:
                 replica.drain()
 

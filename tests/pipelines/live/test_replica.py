@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts.stream import StormRules
-from pipelines.live import storms
+from pipelines.live import ownership, storms
 from pipelines.order import EVENT, LABEL, Source
 from tests.pipelines.live.simulated import N_PARTITIONS, STREAM, World, event_of, label_of
 
@@ -89,7 +89,7 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
         case "assign":
             world.assign(a[1] % N_PARTITIONS, a[2] % len(world.replicas))
         case "follow":
-            replica.follow_group()
+            replica.follow_group(is_slow=a[0] > 3)
         case "shed":
             replica.ownership.shed(0)
         case "pass":
@@ -120,14 +120,17 @@ def take(world: World, name: str, a: tuple[int, ...]) -> None:
 
 def run(schedule: bytes, n_replicas: int) -> None:
     """Any steps; then all is published, and equal offline; a last restart of everybody publishes nothing else."""
-    world = World(FORGETFUL, n_replicas=n_replicas)
-    for name, numbers in steps_of(schedule):
-        take(world, name, numbers)
-    world.drain()
-    agrees_offline(world)
-    for number in range(n_replicas):
-        world.restart(number)
-    world.drain()
+    has_slow_claims = schedule[0] > 127
+    world = World(FORGETFUL, n_replicas=n_replicas, has_slow_claims=has_slow_claims)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ownership, "AGAIN_S", 0.0 if has_slow_claims else 1e9)  # without, no second claim is needed
+        for name, numbers in steps_of(schedule):
+            take(world, name, numbers)
+        world.drain()
+        agrees_offline(world)
+        for number in range(n_replicas):
+            world.restart(number)
+        world.drain()
     agrees_offline(world)  # else a last restart published something else
 
 
