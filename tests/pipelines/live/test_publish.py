@@ -145,7 +145,7 @@ def test_a_lane_that_gets_nothing_out_turns_health_red_and_then_ends_the_scorer(
 
 def test_a_rebuild_gives_up_after_the_deadline(rig: Rig) -> None:
     lane = lane_of(rig, "a", stall_deadline_s=1.0)
-    lane.progress = claim_of("a")
+    lane.claim(claim_of("a"))
 
     def never() -> TransactionalWriter:
         raise BrokerError("no Kafka")
@@ -154,6 +154,18 @@ def test_a_rebuild_gives_up_after_the_deadline(rig: Rig) -> None:
     with pytest.raises(BrokerError, match=r"nothing could be published for 1 s \(no Kafka\); nothing is lost"):
         lane._rebuild(BrokerError("the link is down"))
     lane.stop()
+
+
+def test_a_rebuild_fences_no_successor(rig: Rig) -> None:
+    old = lane_of(rig, "old")
+    old.claim(claim_of("old"))
+    new = lane_of(rig, "new")
+    new.claim(claim_of("new"))
+    with pytest.raises(FencedError, match="another scorer has taken over"):
+        old._rebuild(BrokerError("no answer, as after a long stop"))
+    new.claim(claim_of("new"))
+    for lane in (old, new):
+        lane.stop()
 
 
 def test_a_bug_in_a_lane_ends_the_scorer(rig: Rig) -> None:
