@@ -24,6 +24,14 @@ RETRY_S = 1.0
 CLAIM_END_S = 1.0  # for a claim under way when the scorer stops
 
 
+class Claiming(NamedTuple):
+    """Partitions that are being claimed, since which generation of the group."""
+
+    outboxes: dict[int, Outbox]
+    lanes: Future[list[Lane]]
+    generation: int
+
+
 class Fencing(NamedTuple):
     """That another scorer has taken over a partition: since which generation of the group, noticed when, how often."""
 
@@ -74,7 +82,7 @@ class Ownership:
         self._generation = -1  # when `follow` was last called
         self._held: dict[int, tuple[int, int]] = {}  # partition -> generation and number of its last transaction
         self._fencings: dict[int, Fencing] = {}  # the last one of each partition
-        self._claiming: tuple[dict[int, Outbox], Future[list[Lane]], int] | None = None
+        self._claiming: Claiming | None = None
         self._leaving: dict[int, Future[None]] = {}
         self._retry_s = self._trouble_since_s = 0.0
         self._aside = aside
@@ -93,7 +101,7 @@ class Ownership:
     @property
     def _own(self) -> set[int]:
         """Partitions owned or being claimed."""
-        return self.lanes.keys() | (self._claiming[0].keys() if self._claiming else set())
+        return self.lanes.keys() | (self._claiming.outboxes.keys() if self._claiming else set())
 
     @property
     def is_settled(self) -> bool:
@@ -118,7 +126,7 @@ class Ownership:
         wanted = assigned.partitions - self.lanes.keys() - barred
         if wanted and self._claiming is None and time.monotonic() >= self._retry_s:
             outboxes = {partition: self.outboxes[partition] for partition in sorted(wanted)}
-            self._claiming = outboxes, self._aside.submit(self._claim, outboxes), assigned.generation
+            self._claiming = Claiming(outboxes, self._aside.submit(self._claim, outboxes), assigned.generation)
         self._generation = assigned.generation
 
     def claim_now(self, claim: Claim, partitions: Iterable[int]) -> None:
@@ -173,7 +181,8 @@ class Ownership:
         claiming, self._claiming = self._claiming, None
         if claiming is not None:
             try:
-                self._add(claiming[1].result(min(CLAIM_END_S, max(until_s - time.monotonic(), 0.0))), claiming[2])
+                wait_s = min(CLAIM_END_S, max(until_s - time.monotonic(), 0.0))
+                self._add(claiming.lanes.result(wait_s), claiming.generation)
             except Exception as error:
                 log.warning("the last claim failed: %s", error or "it has not ended")
         lanes = list(self.lanes.values())
@@ -198,12 +207,12 @@ class Ownership:
                 lane.start()
 
     def _end_claims(self, assigned: Assignment) -> None:
-        if self._claiming is None or not self._claiming[1].done():
+        if self._claiming is None or not self._claiming.lanes.done():
             return
-        (outboxes, done, generation), self._claiming = self._claiming, None
+        (outboxes, lanes, generation), self._claiming = self._claiming, None
         now_s = time.monotonic()
         try:
-            self._add(done.result(), generation, start=True)
+            self._add(lanes.result(), generation, start=True)
         except FencedError as error:
             log.warning("partitions %s: %s", list(outboxes), error)
             for partition in outboxes:
@@ -249,12 +258,11 @@ class Ownership:
                 raise lane.failure
             if lane.is_dead and lane.failure is None:
                 raise InternalError(f"the thread of partition {partition} ended unexpectedly")
-        own = self._own
         for partition, fencing in list(self._fencings.items()):
             if partition not in assigned.partitions:
                 del self._fencings[partition]
             elif (
-                partition not in own
+                partition not in self._own
                 and not self._may_return(partition, assigned)
                 and time.monotonic() - fencing.noticed_s > self._regrant_s
             ):

@@ -34,7 +34,8 @@ class Life:
     def must_live(self) -> bool:
         """True; if it has ended, an error with the end of its log."""
         if not self.is_alive:
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3_000:]}")
+            said = self.log.read_text(errors="replace")
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{said[-3_000:]}")
         return True
 
     def arm(self, fault: str) -> None:

@@ -281,7 +281,6 @@ class SimulatedReplica:
             self.ownership.follow(Assignment(self.world.generation, owned))
             if not self.aside.is_slow:
                 self.ownership.follow(Assignment(self.world.generation, owned))  # ends what the first one began
-            self.aside.is_slow = False
         except OutboxOverflowError:
             self.begin()
 
