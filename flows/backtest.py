@@ -23,7 +23,6 @@ from models.ship.registry import FoundRun
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.lake.tables import Lake
 
 
 class NothingToTestError(UnmaskError):
@@ -53,7 +52,7 @@ def backtest(
     lake, uri = settings.lake(spec), settings.tracking_uri()
     parent = _unseeing_encoder(settings, spec, since_ms)
     before = training_data.load(lake, spec, settings.features(spec), as_of_ms=since_ms)
-    whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=_end_ms(lake, spec))
+    whole = training_data.load(lake, spec, settings.features(spec), as_of_ms=lake.end_ms())
     is_unknown = spec.labels is not None and spec.labels.reports == "both"
     test, label = _test_rows(whole, since_ms=since_ms, until_ms=until_ms, truth=truth, unlabelled_is_unknown=is_unknown)
     if not label[test].any():
@@ -134,12 +133,6 @@ def _refuse_if_seen(what: str, tags: Mapping[str, str], names: Sequence[str], si
                 "include training events; use a later --since, or promote a model and encoder trained with an "
                 "earlier --as-of"
             )
-
-
-def _end_ms(lake: Lake, stream: Stream) -> int:
-    """The time just after the last arrival in the lake, by the clock of the replay or by the wall clock."""
-    lag_ms = stream.labels.lag_ms if stream.labels else 0
-    return max(lake.arrivals().values(), default=0) + lag_ms + 1
 
 
 def _labels_of(event_id: pl.Series, truth: Path) -> pl.Series:

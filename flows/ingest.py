@@ -11,39 +11,52 @@ from flows.alone import alone
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
+from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from models.ship import registry
+from pipelines.contracts.stream import Stream
 from pipelines.lake.ingest import IngestCounts
 from pipelines.lake.ingest import ingest as ingest_stream
 
 
-@flow(name="ingest", retries=2, retry_delay_seconds=10, validate_parameters=False)
+@flow(name="ingest", flow_run_name=run_name, retries=2, retry_delay_seconds=10)
 @retry_unless_mistaken
 @alone
 def ingest(stream: Path) -> IngestCounts:
     """Copy events, labels, scores and progress records, from the offsets of the lake to the current end of Kafka.
 
     Args:
-        stream: path of the stream file.
+        stream: path of the stream file, or the name of a shipped stream.
     """
-    settings, spec = Settings(), load(Path(stream))
-    lake = settings.lake(spec)
+    settings, spec = Settings(), load(stream)
     started = time.monotonic()
+    counts = _copy(settings, spec)
+    _note(settings, spec, counts, time.monotonic() - started)
+    return counts
+
+
+@stage("copy Kafka to the lake")
+def _copy(settings: Settings, stream: Stream) -> IngestCounts:
     with progress.shown("ingest") as report:
         counts = ingest_stream(
             settings.connection(),
-            spec,
-            lake,
+            stream,
+            settings.lake(stream),
             progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} records"),
         )
-    seconds = time.monotonic() - started
-    figures = {name: float(value) for name, value in vars(counts).items()} | {"seconds": seconds}
+    run_log().info("added to the lake: %s", ", ".join(f"{n:,} {what}" for what, n in counts.by_table.items()))
+    return counts
+
+
+@stage("note the counts")
+def _note(settings: Settings, stream: Stream, counts: IngestCounts, seconds: float) -> None:
     page = registry.note(
-        f"{spec.name}/ingest",
-        figures,
+        f"{stream.name}/ingest",
+        {name: float(n) for name, n in vars(counts).items()} | {"seconds": seconds},
         tracking_uri=settings.tracking_uri_or_nowhere(),
         run_name="ingest",
-        tags=lineage(spec, lake),
+        tags=lineage(stream, settings.lake(stream)),
     )
-    create_table_artifact(key="ingest", table=[figures], description=f"[MLflow run]({page})" if page else "")
-    return counts
+    rows = [{"table": table, "rows added": n} for table, n in counts.by_table.items()]
+    words = f"Copied in {seconds:.1f} s." + (f" [MLflow run]({page})" if page else "")
+    create_table_artifact(key=artifact_key(stream.name, "ingest"), table=rows, description=words)

@@ -1,59 +1,67 @@
 """Flow: train an encoder on the events of the lake, without labels."""
 
-import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 
-from flows import encoder, progress, training_data
+from flows import encoder, progress, stages
 from flows.alone import alone
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
+from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
+from flows.training_data import TrainingData
 from models import plots
-from models.fit.pretrain import PretrainConfig
+from models.fit.pretrain import PretrainConfig, Pretrained
 from models.fit.pretrain import pretrain as pretrain_encoder
 from models.ship import registry
 from models.ship.pretrained import save_pretrained
 
 
-@flow(name="pretrain", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@flow(name="pretrain", flow_run_name=run_name, retries=1, retry_delay_seconds=10)
 @retry_unless_mistaken
 @alone
-def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
-    """Train the encoder on the events that had arrived by `as_of_ms`. An interrupted run resumes from its checkpoint.
+def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
+    """Train the encoder on all events, without labels. An interrupted run resumes from its checkpoint.
 
     Args:
-        stream: path of the stream file.
-        as_of_ms: use only events that had arrived by this time, ms since 1970; None is now.
+        stream: path of the stream file, or the name of a shipped stream.
+        as_of: use only events that had arrived by this time; empty is now.
         seed: seed of weights, masks and batches.
 
     Returns:
         The id of the MLflow run, which contains the encoder.
     """
-    settings, spec = Settings(), load(Path(stream))
+    settings, spec = Settings(), load(stream)
     lake = settings.lake(spec)
-    data = training_data.load(lake, spec, settings.features(spec), as_of_ms=as_of_ms or int(time.time() * 1000))
+    data = stages.read(lake, spec, settings.features(spec), as_of=as_of)
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
+    with registry.open_run(
+        f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags
+    ) as run:
+        pretrained = _train(run, data, seed, settings.work_folder(spec, "pretrain") / "checkpoint")
+        _publish(run, pretrained, tags)
+    create_link_artifact(key=artifact_key(spec.name, "pretrain"), link=run.url, link_text="MLflow run")
+    return run.run_id
+
+
+@stage("train the encoder")
+def _train(run: registry.Run, data: TrainingData, seed: int, checkpoint: Path) -> Pretrained:
     curves: dict[str, list[tuple[float, float]]] = {}
-    with (
-        registry.open_run(
-            f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags
-        ) as run,
-        progress.shown("pretrain") as report,
-    ):
 
-        def log(values: Mapping[str, float], step: int) -> None:
-            run.log_metrics(values, step)
-            for name, value in values.items():
-                curves.setdefault(name, []).append((step, value))
+    def log(values: Mapping[str, float], step: int) -> None:
+        run.log_metrics(values, step)
+        for name, value in values.items():
+            curves.setdefault(name, []).append((step, value))
 
-        config = PretrainConfig()
-        run.log_params(vars(config) | {"rows": len(data.table), "columns": len(data.table.columns)})
+    config = PretrainConfig()
+    run.log_params(vars(config) | {"rows": len(data.table), "columns": len(data.table.columns)})
+    with progress.shown("pretrain") as report:
         pretrained = pretrain_encoder(
             data.table,
             config=config,
@@ -62,18 +70,21 @@ def pretrain(stream: Path, as_of_ms: int | None = None, seed: int = 0) -> str:
             known=data.known,
             report=log,
             progress=report,
-            checkpoint=settings.work_folder(spec, "pretrain") / "checkpoint",
+            checkpoint=checkpoint,
         )
-        with TemporaryDirectory() as draft:
-            digest = save_pretrained(pretrained, Path(draft), lineage=tags)
-            registry.publish_folder(run, Path(draft), encoder.FOLDER, digest=digest)
-        losses = {name: points for name, points in curves.items() if "loss" in name}
-        if losses:
-            run.log_figure("loss", plots.training_curves(losses))
-        probes = {name: points for name, points in curves.items() if "probe" in name}
-        if probes:
-            run.log_figure(
-                "probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True)
-            )
-    create_link_artifact(key="pretrain", link=run.url, link_text="MLflow run")
-    return run.run_id
+    losses = {name: points for name, points in curves.items() if "loss" in name}
+    if losses:
+        run.log_figure("loss", plots.training_curves(losses))
+    probes = {name: points for name, points in curves.items() if "probe" in name}
+    if probes:
+        run.log_figure("probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True))
+    run_log().info("trained on %s rows of %d columns", f"{len(data.table):,}", len(data.table.columns))
+    return pretrained
+
+
+@stage("store the encoder in MLflow")
+def _publish(run: registry.Run, pretrained: Pretrained, tags: Mapping[str, str]) -> None:
+    with TemporaryDirectory() as draft:
+        digest = save_pretrained(pretrained, Path(draft), lineage=tags)
+        registry.publish_folder(run, Path(draft), encoder.FOLDER, digest=digest)
+    run_log().info("stored the encoder %s in %s", digest[:12], run.url)

@@ -1,111 +1,279 @@
-"""Flow: check the challenger and make it the champion if it passes the gate."""
+"""Flow: judge the newest model on events that it has not seen, and make it the challenger, then the champion."""
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 
-from flows import gate
+from flows import evidence, stages, training_data, verdict
 from flows.alone import alone
+from flows.evidence import Evidence, Shadow
+from flows.gate import Figures
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
+from flows.serve.shadow_report import shadow_report
 from flows.settings import Settings, registry_name
+from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
+from flows.verdict import Check
 from models.ship import artifact, registry
+from models.ship.artifact import ServedModel
+from models.ship.registry import Alias
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 
+APPROVAL_S = 86_400  # for a person to decide; the next run asks again
+
+Outcome = Literal["champion", "challenger", "candidate"]
+
 
 class NothingToPromoteError(UnmaskError):
-    """The registry has no challenger."""
+    """The registry has no model to judge."""
+
+
+class Approval(RunInput):
+    """What a person decides about a model that has passed the gate."""
+
+    approve: bool
+    by: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The model to judge, and the version of the champion, if there is one."""
+
+    version: int
+    alias: Alias
+    tags: Mapping[str, str]
+    model: ServedModel
+    champion: tuple[int, dict[str, str]] | None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The result of the gate. `checks` maps each check to its finding and whether it passes."""
+    """The result of the gate: what the model is now, by whom, and each check with its finding and whether it holds."""
 
     version: int
     digest: str
-    promoted: bool
-    checks: dict[str, gate.Check]
+    outcome: Outcome
+    checks: dict[str, Check]
+    by: str = "gate"
+    why: str = ""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the model is the champion now."""
+        return self.outcome == "champion"
 
     @property
     def words(self) -> str:
         """The result in one line."""
-        failed = [f"{name}: {seen}" for name, (seen, holds) in self.checks.items() if not holds]
-        outcome = "is the champion" if self.promoted else "stays the challenger"
-        return (
-            f"version {self.version} {outcome}"
-            + (f" although {'; '.join(failed)}" if failed and self.promoted else "")
-            + (f": {'; '.join(failed)}" if failed and not self.promoted else "")
-        )
+        failed = "; ".join(f"{name}: {one.seen}" for name, one in self.checks.items() if not one.holds)
+        link = " although " if self.promoted else ": "
+        said = f"{link}{failed}" if failed else ("" if self.promoted else f": {self.why}")
+        return f"version {self.version} is the {self.outcome}{said}"
 
 
-@flow(name="promote", retries=1, retry_delay_seconds=10, validate_parameters=False)
+@flow(name="promote", flow_run_name=run_name, retries=1, retry_delay_seconds=10)
 @retry_unless_mistaken
 @alone
-def promote(stream: Path, force: bool = False) -> Decision:
-    """Check the measurements of the challenger, and move the champion alias to it if all checks pass.
+def promote(stream: Path, as_of: datetime | None = None, force: bool = False, approved_by: str = "") -> Decision:
+    """Judge the newest model beside the champion, on matured events that neither has seen and in shadow.
+
+    If all checks but the one of the shadow hold, it becomes the challenger; if all hold, the champion. With
+    `approval = "person"` in the stream file, the run pauses first, until somebody approves it.
 
     Args:
-        stream: path of the stream file.
-        force: move the alias even if a check fails. A model that cannot be loaded is never promoted.
+        stream: path of the stream file, or the name of a shipped stream.
+        as_of: use only data that had arrived by this time; empty is now.
+        force: make it the champion even if a check fails. A model that cannot be loaded is never promoted.
+        approved_by: the person who has approved it already; the run does not pause.
     """
-    settings, spec = Settings(), load(Path(stream))
-    uri, name = settings.tracking_uri(), registry_name(spec)
-    found = registry.version_of(name, "challenger", tracking_uri=uri)
-    if found is None:
-        raise NothingToPromoteError(f"{name} has no challenger in MLflow at {uri}; run `unmask finetune` first")
-    version, tags = found
-    champion = registry.version_of(name, "champion", tracking_uri=uri)
-    resolved = registry.resolve(name, "challenger", tracking_uri=uri, cache=settings.model_cache)
-    model = artifact.load(resolved.folder, expect=resolved.digest)
-    checks = _checks(spec, (version, tags), champion[0] if champion else None, {c.name for c in model.columns})
-    promoted = force or all(holds for _, holds in checks.values())
-    decision = Decision(version, resolved.digest, promoted, checks)
-    marks = lineage(spec, settings.lake(spec)) | {
-        "model.version": str(version),
-        "model.digest": resolved.digest,
-    }
-    with registry.open_run(f"{spec.name}/promote", tracking_uri=uri, run_name=f"version {version}", tags=marks) as run:
-        if promoted:
-            registry.set_alias(name, "champion", version, tracking_uri=uri)
-        run.log_metrics({"promoted": float(promoted), "threshold": model.threshold})
-        rows: dict[str, Sequence[object]] = {
-            "check": list(checks),
-            "seen": [s for s, _ in checks.values()],
-            "holds": [h for _, h in checks.values()],
-        }
-        run.log_table("gate", rows)
-    _record(settings.home / "promotions.jsonl", spec, decision, champion[0] if champion else None)
-    table = [{"check": check, "seen": seen, "holds": holds} for check, (seen, holds) in checks.items()]
-    create_table_artifact(key="gate", table=table, description=decision.words)
+    settings, spec = Settings(), load(stream)
+    candidate = _find(settings, spec)
+    found, checks = _judge(settings, spec, candidate, as_of)
+    decision = _decide(spec, candidate, checks, force=force, approved_by=approved_by)
+    _carry_out(settings, spec, candidate, decision, found)
+    rows = [{"check": name, "found": one.seen, "holds": one.holds} for name, one in checks.items()]
+    create_table_artifact(key=artifact_key(spec.name, "gate"), table=rows, description=decision.words)
     return decision
 
 
-def _checks(
-    stream: Stream, challenger: tuple[int, dict[str, str]], champion: int | None, columns: set[str]
-) -> dict[str, gate.Check]:
-    version, tags = challenger
-    missing = sorted(columns - {c.name for c in stream.columns})
-    checks = {"columns": (f"the stream does not have {missing}" if missing else "all present", not missing)}
-    figures = gate.Figures.of_tags(tags)
-    if figures is None:
-        return checks | {"figures": (f"version {version} was not measured for the gate; run `unmask finetune`", False)}
-    beside = tags.get("gate_champion_version", "")
-    if champion is not None and champion != version and beside != str(champion):
-        seen = f"measured against version {beside or 'none'}, the champion is version {champion}; run `unmask finetune`"
-        checks["figures"] = (seen, False)
-    return checks | gate.judge(figures)
+@stage("find the model to judge")
+def _find(settings: Settings, stream: Stream) -> Candidate:
+    uri, name = settings.tracking_uri(), registry_name(stream)
+    aliases: tuple[Alias, ...] = ("candidate", "challenger")
+    named = [(alias, found) for alias in aliases if (found := registry.version_of(name, alias, tracking_uri=uri))]
+    if not named:
+        raise NothingToPromoteError(f"{name} has no candidate in MLflow at {uri}; run `unmask finetune` first")
+    alias, (version, tags) = max(named, key=lambda one: one[1][0])
+    where, _ = registry.resolve_version(name, version, tracking_uri=uri, cache=settings.model_cache)
+    model = artifact.load(where.folder, expect=where.digest)
+    champion = registry.version_of(name, "champion", tracking_uri=uri)
+    run_log().info(f"version {version}, the {alias}; the champion is {champion[0] if champion else 'none yet'}")
+    return Candidate(version, alias, tags, model, champion)
+
+
+@stage("gather the evidence")
+def _judge(
+    settings: Settings, stream: Stream, candidate: Candidate, as_of: datetime | None
+) -> tuple[Evidence | None, dict[str, Check]]:
+    """The evidence, and the checks of it; without the columns of the model there is none."""
+    missing = sorted({c.name for c in candidate.model.columns} - {c.name for c in stream.columns})
+    columns = {"columns": Check(f"the stream does not have {missing}" if missing else "all present", not missing)}
+    if missing:
+        return None, columns
+    lake = settings.lake(stream)
+    data = stages.read(lake, stream, settings.features(stream), as_of=as_of)
+    columns["age"] = _age(candidate)
+    found = evidence.measure(
+        candidate.model,
+        candidate.tags,
+        data,
+        training_data.entities_of(lake, stream, data.event_id),
+        _formers(settings, stream, candidate),
+        has_labels=candidate.tags.get("has_head") == "1",
+        min_frauds=stream.promotion.min_frauds,
+        shadow=_shadow(settings, stream, candidate.model.digest),
+    )
+    checks = columns | verdict.judge(found, Figures.of_tags(candidate.tags), stream.promotion)
+    for name, one in checks.items():
+        run_log().info(f"{name}: {one.seen}: {'holds' if one.holds else 'DOES NOT HOLD'}")
+    return found, checks
+
+
+def _decide(
+    stream: Stream, candidate: Candidate, checks: Mapping[str, Check], *, force: bool, approved_by: str
+) -> Decision:
+    """What the checks, and a person where one is asked, make of the model."""
+    made = candidate.version, candidate.model.digest
+    failed = {name for name, one in checks.items() if not one.holds}
+    if force:
+        return Decision(*made, "champion", dict(checks), by=approved_by or "gate", why="forced" if failed else "")
+    if failed - {"shadow"}:
+        return Decision(*made, "challenger" if candidate.alias == "challenger" else "candidate", dict(checks))
+    if failed:
+        return Decision(*made, "challenger", dict(checks))
+    if stream.promotion.approval == "automatic" or approved_by:
+        return Decision(*made, "champion", dict(checks), by=approved_by or "gate", why="all checks hold")
+    answer = _ask(candidate, checks)
+    if answer is None:
+        return Decision(*made, "challenger", dict(checks), why="nobody has approved it yet")
+    outcome: Outcome = "champion" if answer.approve else "challenger"
+    return Decision(
+        *made, outcome, dict(checks), by=answer.by, why=answer.why or ("" if answer.approve else "declined")
+    )
+
+
+def _ask(candidate: Candidate, checks: Mapping[str, Check]) -> Approval | None:
+    """Pause until a person approves or declines on the Prefect page; None if nobody does in time."""
+    said = "\n".join(f"- **{name}**: {one.seen}" for name, one in checks.items())
+    words = f"Version {candidate.version} has passed the gate. Approve it as the champion?\n\n{said}"
+    run_log().info("waiting until a person approves version %d on this page", candidate.version)
+    try:
+        return pause_flow_run(
+            wait_for_input=Approval.with_initial_data(description=words), timeout=APPROVAL_S, key="approval"
+        )
+    except FlowPauseTimeout:
+        return None
+
+
+@stage("carry out the decision")
+def _carry_out(
+    settings: Settings, stream: Stream, candidate: Candidate, decision: Decision, found: Evidence | None
+) -> None:
+    """Move the aliases and note the evidence. Repeated after a kill, it comes to the same."""
+    uri, name = settings.tracking_uri(), registry_name(stream)
+    marks = lineage(stream, settings.lake(stream)) | {
+        "model.version": str(decision.version),
+        "model.digest": decision.digest,
+        "outcome": decision.outcome,
+        "by": decision.by,
+    }
+    title = f"version {decision.version}"
+    with registry.open_run(f"{stream.name}/promote", tracking_uri=uri, run_name=title, tags=marks) as run:
+        if decision.outcome != "candidate":
+            registry.set_alias(name, "challenger", decision.version, tracking_uri=uri)
+        if decision.promoted:
+            _note_reference(settings, stream, candidate, found)
+            registry.set_alias(name, "champion", decision.version, tracking_uri=uri)
+        run.log_metrics({"promoted": float(decision.promoted), "threshold": candidate.model.threshold})
+        checks = decision.checks
+        seen, holds = [one.seen for one in checks.values()], [one.holds for one in checks.values()]
+        run.log_table("gate", {"check": list(checks), "found": seen, "holds": holds})
+    _record(settings.home / "promotions.jsonl", stream, decision, candidate.champion[0] if candidate.champion else None)
+    run_log().info(decision.words)
+
+
+def _note_reference(settings: Settings, stream: Stream, candidate: Candidate, found: Evidence | None) -> None:
+    """Keep the best former champion as the reference, unless the new champion is at least as good."""
+    if candidate.champion is None or found is None or verdict.is_new_reference(found, stream.promotion):
+        return
+    if "reference" not in found.formers:
+        return
+    version, tags = candidate.champion
+    registry.set_tag(
+        registry_name(stream),
+        candidate.version,
+        "gate_reference_version",
+        tags.get("gate_reference_version") or str(version),
+        tracking_uri=settings.tracking_uri(),
+    )
+
+
+def _age(candidate: Candidate) -> Check:
+    """Whether the model was trained on data at least as new as that of the champion."""
+    if candidate.champion is None or candidate.champion[0] == candidate.version:
+        return Check("there is no other champion", True)
+    ours, theirs = (int(tags.get("as_of_ms") or 0) for tags in (candidate.tags, candidate.champion[1]))
+    seen = "trained on older data than the champion" if ours < theirs else "its data is as new as the champion's"
+    return Check(seen, ours >= theirs)
+
+
+def _formers(settings: Settings, stream: Stream, candidate: Candidate) -> dict[str, evidence.Former]:
+    if candidate.champion is None or candidate.champion[0] == candidate.version:
+        return {}
+    return evidence.formers_of(
+        registry_name(stream),
+        candidate.champion,
+        candidate.model,
+        tracking_uri=settings.tracking_uri(),
+        cache=settings.model_cache,
+    )
+
+
+def _shadow(settings: Settings, stream: Stream, digest: str) -> Shadow | None:
+    """What the model did in shadow; None if it did not score, or Kafka cannot be asked."""
+    try:
+        told = shadow_report(settings.connection(), stream, model=digest)
+    except UnmaskError as error:  # Kafka, too, may be out of reach: then the check says that nothing was scored
+        run_log().info("no comparison in shadow: %s", error)
+        return None
+    if not told.n_both:
+        return None
+    mine, champions = (told.both + n for n in (told.only_challenger, told.only_champion))
+    return Shadow(told.n_both, mine / told.n_both, champions / told.n_both, told.rank_correlation)
 
 
 def _record(path: Path, stream: Stream, decision: Decision, before: int | None) -> None:
     """Append to the log of promotions, because MLflow has no history of aliases."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"at": time.time(), "stream": stream.name, "from": before, **asdict(decision)}
+    entry = {
+        "at": time.time(),
+        "stream": stream.name,
+        "from": before,
+        **asdict(decision),
+        "promoted": decision.promoted,
+    }
     with open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")

@@ -9,6 +9,8 @@ import typer
 from pipelines.errors import UnmaskError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from flows.settings import Settings
     from pipelines.contracts.stream import Stream
 
@@ -59,11 +61,11 @@ def settings() -> "Settings":
     return Settings()
 
 
-def time_ms(text: str | None) -> int | None:
-    """Milliseconds since 1970 of a day or a time, in UTC unless it names a zone; None for no text.
+def moment_of(text: str | None) -> "datetime | None":
+    """The time of a day or a time, in UTC unless it names a zone; None for no text.
 
-    >>> time_ms("2018-07-01"), time_ms("2018-07-01T02:00+02:00"), time_ms(None)
-    (1530403200000, 1530403200000, None)
+    >>> moment_of("2018-07-01T02:00+02:00").isoformat(), moment_of(None)
+    ('2018-07-01T00:00:00+00:00', None)
     """
     from datetime import UTC, datetime
 
@@ -73,4 +75,14 @@ def time_ms(text: str | None) -> int | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UnmaskError(f"{text!r} is not a date or time; write 2018-07-01 or 2018-07-01T12:00Z") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def time_ms(text: str | None) -> int | None:
+    """Milliseconds since 1970 of a day or a time; see `moment_of`.
+
+    >>> time_ms("2018-07-01"), time_ms(None)
+    (1530403200000, None)
+    """
+    moment = moment_of(text)
+    return int(moment.timestamp() * 1000) if moment else None

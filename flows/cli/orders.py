@@ -104,7 +104,8 @@ def set_budget(
 def shadow(
     by: ByOption,
     model: Annotated[
-        str | None, typer.Argument(help="Digest of a model; `challenger`: the newest one in MLflow; or `report`.")
+        str | None,
+        typer.Argument(help="Digest of a model; `challenger`: the one that passed the gate; or `report`."),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Score with the champion only.")] = False,
     stream: StreamOption = None,

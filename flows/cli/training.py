@@ -1,5 +1,6 @@
 """The Prefect flows as commands: ingest, pretrain, finetune, promote, backtest."""
 
+import getpass
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import AsOfOption, StreamOption, settings, stream_of, stream_path, stream_words, time_ms
+from flows.cli.options import (
+    AsOfOption,
+    StreamOption,
+    moment_of,
+    settings,
+    stream_of,
+    stream_path,
+    stream_words,
+    time_ms,
+)
 from flows.cli.terminal import out
 from flows.extras import require
 from pipelines.errors import UnmaskError
@@ -27,8 +37,8 @@ def ingest(stream: StreamOption = None) -> None:
     report_to_prefect()
     from flows.ingest import ingest as flow
 
-    counts = vars(run_flow(flow, path))
-    out.print("Added to the lake: " + ", ".join(f"{n:,} {name.removeprefix('n_')}" for name, n in counts.items()) + ".")
+    counts = run_flow(flow, path).by_table
+    out.print("Added to the lake: " + ", ".join(f"{n:,} {table}" for table, n in counts.items()) + ".")
 
 
 @app.command(rich_help_panel="Models")
@@ -37,11 +47,11 @@ def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: SeedOp
 
     [bold]Example[/bold]  unmask pretrain --stream handbook --as-of 2018-07-01
     """
-    path, as_of_ms, spec = stream_path(stream), time_ms(as_of), stream_of(stream)
+    path, spec, until = stream_path(stream), stream_of(stream), moment_of(as_of)
     report_to_prefect()
     from flows.pretrain import pretrain as flow
 
-    run_id = run_flow(flow, path, as_of_ms=as_of_ms, seed=seed)
+    run_id = run_flow(flow, path, as_of=until, seed=seed)
     _print(
         f"The encoder is trained. It is in MLflow run {run_id}, experiment {spec.name}/pretrain at "
         f"{settings().tracking_uri()}.",
@@ -58,7 +68,7 @@ def finetune(
         str | None, typer.Option(help="MLflow run whose encoder to use; default the newest finished pretrain run.")
     ] = None,
 ) -> None:
-    """Train the head on the labels known so far, if any; compare with baselines and register the model as challenger.
+    """Train the head on the labels known so far, if any; compare with baselines and register the model as candidate.
 
     [bold]Examples[/bold]
 
@@ -66,14 +76,14 @@ def finetune(
 
     unmask finetune --stream handbook --as-of 2018-07-01 --encoder-run 5f2c9e0d7a4b4c0f8d1e2b3a4c5d6e7f
     """
-    path, as_of_ms, spec = stream_path(stream), time_ms(as_of), stream_of(stream)
+    path, spec, until = stream_path(stream), stream_of(stream), moment_of(as_of)
     report_to_prefect()
     from flows.finetune import finetune as flow
     from flows.settings import registry_name
 
-    version = run_flow(flow, path, as_of_ms=as_of_ms, seed=seed, encoder_run=encoder_run)
+    version = run_flow(flow, path, as_of=until, seed=seed, encoder_run=encoder_run)
     _print(
-        f"Version {version} of {registry_name(spec)} is the challenger. Its figures are in MLflow, experiment "
+        f"Version {version} of {registry_name(spec)} is the candidate. Its figures are in MLflow, experiment "
         f"{spec.name}/finetune at {settings().tracking_uri()}.",
         f"Next: unmask promote {stream_words(stream)}",
     )
@@ -81,19 +91,33 @@ def finetune(
 
 @app.command(rich_help_panel="Models")
 def promote(
+    by: Annotated[str, typer.Option(default_factory=getpass.getuser, help="Who approves.", show_default="you")],
     stream: StreamOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote the challenger even if a check fails.")] = False,
+    as_of: AsOfOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote the model even if a check fails.")] = False,
+    approve: Annotated[
+        bool, typer.Option("--approve", help='Approve it, where the stream file has `approval = "person"`.')
+    ] = False,
 ) -> None:
-    """Check the challenger and make it the champion, the model that serves. Exit code 1 if a check fails.
+    """Judge the newest model beside the champion on events that neither has seen, and promote it if all checks hold.
 
-    [bold]Example[/bold]  unmask promote --stream payments
+    It becomes the challenger, then the champion, the model that serves. Exit code 1 if it is not the champion after it.
+
+    [bold]Examples[/bold]
+
+    unmask promote --stream payments
+
+    unmask promote --stream payments --approve --by ann
     """
-    path = stream_path(stream)
+    path, until = stream_path(stream), moment_of(as_of)
     report_to_prefect()
     from flows.promote import promote as flow
 
-    decision = run_flow(flow, path, force=force)
-    _print(decision.words)
+    options = {"as_of": until, "force": force, "approved_by": by if approve or force else ""}
+    decision = run_flow(flow, path, **options)
+    for name, one in decision.checks.items():
+        _print(f"  {'ok  ' if one.holds else 'FAIL'}  {name}: {one.seen}")
+    _print(decision.words[0].upper() + decision.words[1:] + ".")
     if decision.promoted:
         _print(f"Next: unmask score {stream_words(stream)} --from latest")
     raise typer.Exit(0 if decision.promoted else 1)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -158,7 +159,8 @@ class Demo:
             step.outcome = f"{played.n_events:,} events and {played.n_labels:,} labels are in Kafka."
 
     def _train(self, events: Source) -> None:
-        file, as_of_ms, name = self._stream_file, events.live_from_ms, events.stream.name
+        file, name = self._stream_file, events.stream.name
+        as_of = datetime.fromtimestamp(events.live_from_ms / 1000, UTC)
         with self._steps.step("Ingest", "copying the history from Kafka to the lake") as step:
             from flows.ingest import ingest
 
@@ -167,20 +169,20 @@ class Demo:
         with self._steps.step("Pretrain", "training the encoder to predict hidden fields, without labels") as step:
             from flows.pretrain import pretrain
 
-            run_id = pretrain.with_options(retries=0)(file, as_of_ms=as_of_ms, seed=self._seed)
+            run_id = pretrain.with_options(retries=0)(file, as_of=as_of, seed=self._seed)
             step.outcome = f"The encoder is trained (MLflow experiment {name}/pretrain, run {run_id[:8]})."
         doing = "training the head on the labels known by now, and comparing it with baselines"
         with self._steps.step("Finetune", doing) as step:
             from flows.finetune import finetune
 
-            version = finetune.with_options(retries=0)(file, as_of_ms=as_of_ms, seed=self._seed)
-            step.outcome = f"Version {version} of the model is the challenger (MLflow experiment {name}/finetune)."
+            version = finetune.with_options(retries=0)(file, as_of=as_of, seed=self._seed)
+            step.outcome = f"Version {version} of the model is the candidate (MLflow experiment {name}/finetune)."
         with self._steps.step(
-            "Promote", "checking the challenger and making it the champion, the model that serves"
+            "Promote", "judging the model on events that it has not seen, and making it the champion"
         ) as step:
             from flows.promote import promote
 
-            words = promote.with_options(retries=0)(file, force=True).words
+            words = promote.with_options(retries=0)(file, as_of=as_of, force=True).words
             step.outcome = f"{words[0].upper()}{words[1:]}."
 
     def _live(self, events: Source) -> LiveRun:

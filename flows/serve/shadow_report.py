@@ -14,6 +14,10 @@ MOST = 100_000  # newest scores of the challenger
 _EVENT = ["partition", "offset"]
 
 
+class NoShadowError(UnmaskError):
+    """No score of the model is in the shadow topic."""
+
+
 @dataclass(frozen=True)
 class ShadowReport:
     """What the same events were given by both models.
@@ -51,19 +55,25 @@ class ShadowReport:
         ]
 
 
-def shadow_report(connection: Connection, stream: Stream, *, most: int = MOST) -> ShadowReport:
-    """Compare the newest scores of the model that scored in shadow last with those published for the same events.
+def shadow_report(
+    connection: Connection, stream: Stream, *, model: str | None = None, most: int = MOST
+) -> ShadowReport:
+    """Compare the newest scores of a model in shadow with those published for the same events.
+
+    Args:
+        model: digest; by default of the model that scored in shadow last.
 
     Raises:
-        UnmaskError: nothing was scored in shadow.
+        NoShadowError: it has scored nothing in shadow.
     """
     shadow = newest_scores(connection, stream, most=most, kind="shadow")
     if not len(shadow):
-        raise UnmaskError(f"{stream.topic('shadow')} is empty; let a model score in shadow: `unmask shadow DIGEST`")
-    challenger = str(shadow.sort("arrival")["model"][-1])
+        raise NoShadowError(f"{stream.topic('shadow')} is empty; let a model score in shadow: `unmask shadow DIGEST`")
+    challenger = model or str(shadow.sort("arrival")["model"][-1])
     mine = shadow.filter(pl.col("model") == challenger).unique(_EVENT, keep="last")  # at least once: perhaps twice
     since = mine["arrival"].min()
-    assert since is not None
+    if since is None:
+        raise NoShadowError(f"model {challenger[:12]} has not scored in shadow; run `unmask shadow challenger`")
     champion = newest_scores(connection, stream, since=since)  # type: ignore[arg-type]
     visible = champion.group_by("partition").agg(pl.col("offset").max().alias("end"))  # a commit needs a moment
     mine = mine.join(visible, on="partition").filter(pl.col("offset") <= pl.col("end"))

@@ -22,6 +22,7 @@ LIFETIME_STATS = ("share", "hour_share")  # only for the window "all"
 ALL_TIME_STATS = ("count", "mean", "std", "ratio", "zscore", *HABIT_STATS, *LIFETIME_STATS)
 OF_EVENT_STATS = ("ratio", "zscore", "wratio", "share")  # computed from the event's own value of the field
 Reports = Literal["frauds", "both"]
+Approval = Literal["automatic", "person"]
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock", "control", "resent", "shadow")
@@ -130,6 +131,31 @@ class StormRules(msgspec.Struct, frozen=True):
         return None if self.per_day is None else -(-self.per_day // n_partitions)
 
 
+class Promotion(msgspec.Struct, frozen=True):
+    """The limits of the gate, and who decides after it ("automatic" or "person").
+
+    Args:
+        min_frauds: known frauds needed for a judgement with labels.
+        max_loss: allowed loss of average precision, and of precision at the budget.
+        max_alerts: allowed alerts, as a multiple of the budget.
+        max_bias: expected frauds for each known one, or the inverse of it.
+        max_drift: stability index of the scores.
+        min_reasons: share of the alerts whose reasons explain them.
+        max_time: of scoring, as a multiple of the champion's.
+        shadow_events: live events that the candidate must have scored in shadow; 0 = none.
+    """
+
+    approval: Approval = "automatic"
+    min_frauds: int = 30
+    max_loss: float = 0.02
+    max_alerts: float = 1.5
+    max_bias: float = 3.0
+    max_drift: float = 1.0
+    min_reasons: float = 0.5
+    max_time: float = 4.0
+    shadow_events: int = 0
+
+
 class Stream(msgspec.Struct, frozen=True):
     """A kind of event, as described by its stream file.
 
@@ -173,6 +199,7 @@ class Stream(msgspec.Struct, frozen=True):
     packed_scores: bool = False
     storms: StormRules = StormRules()
     delayed_after_ms: int = 60_000  # lag above which scores are late
+    promotion: Promotion = Promotion()
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:

@@ -22,6 +22,7 @@ from pipelines.contracts.stream import (
     Field,
     Labels,
     LivePeriod,
+    Promotion,
     Reports,
     StormRules,
     Stream,
@@ -36,6 +37,7 @@ from pipelines.contracts.stream_tables import (
     FieldTable,
     LabelsTable,
     Problems,
+    PromotionTable,
     Stat,
     StreamTable,
     Window,
@@ -100,6 +102,7 @@ class StreamChecks:
             packed_scores=head.packed_scores,
             storms=_storms(self.document.alerts or AlertsTable()),
             delayed_after_ms=(self.document.alerts or AlertsTable()).delayed_after.ms,
+            promotion=msgspec.convert(self.document.promotion or PromotionTable(), Promotion, from_attributes=True),
             replay=self._live_period(),
         )
 

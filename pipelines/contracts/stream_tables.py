@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipelines.contracts.feature_rules import Panes
-from pipelines.contracts.stream import FIELD_TYPES, STATS, Reports
+from pipelines.contracts.stream import FIELD_TYPES, STATS, Approval, Reports
 from pipelines.contracts.toml_lines import Path
 from pipelines.errors import Problem
 
@@ -109,6 +109,12 @@ class ReportKind(_Choice):
     known = get_args(Reports)
 
 
+class ApprovalKind(_Choice):
+    """Who decides after the gate."""
+
+    known = get_args(Approval)
+
+
 TopicName = Annotated[
     str,
     Meta(pattern="^[a-zA-Z0-9_-]{1,100}$", description="must be 1-100 letters, digits, _ or - (it names Kafka topics)"),
@@ -124,6 +130,9 @@ Day = Annotated[date, Meta(description="must be a day such as 2018-07-01, withou
 Length = Annotated[int, Meta(ge=1, le=1_000_000, description="must be a whole number from 1 to 1,000,000")]
 Bytes = Annotated[int, Meta(ge=1, le=2**26, description="must be a whole number of bytes from 1 to 67,108,864")]
 Alerts = Annotated[int, Meta(ge=1, le=10**9, description="must be a whole number of alerts, at least 1")]
+Count = Annotated[int, Meta(ge=0, le=10**9, description="must be a whole number, at least 0")]
+AtMostOne = Annotated[float, Meta(ge=0, le=1, description="must be a number from 0 to 1")]
+Times = Annotated[float, Meta(ge=1, le=1e6, description="must be a number of times, at least 1")]
 Ids = Annotated[int, Meta(ge=1, le=10**10, description="must be a whole number from 1 to 10,000,000,000")]
 
 
@@ -211,6 +220,20 @@ class AlertsTable(Struct, kw_only=True):
     delayed_after: Duration = Duration("60s")
 
 
+class PromotionTable(Struct, kw_only=True):
+    """[promotion]"""
+
+    approval: ApprovalKind = ApprovalKind("automatic")
+    min_frauds: Count = 30
+    max_loss: AtMostOne = 0.02
+    max_alerts: Times = 1.5
+    max_bias: Times = 3.0
+    max_drift: Positive = 1.0
+    min_reasons: AtMostOne = 0.5
+    max_time: Times = 4.0
+    shadow_events: Count = 0
+
+
 class ReplayTable(Struct, kw_only=True):
     """[replay]"""
 
@@ -226,6 +249,7 @@ class Document(Struct, kw_only=True):
     labels: LabelsTable | None = None
     features: list[FeaturesTable] = []
     alerts: AlertsTable | None = None
+    promotion: PromotionTable | None = None
     replay: ReplayTable | None = None
 
 

@@ -48,6 +48,15 @@ class IngestCounts:
     n_places: int = 0
     n_unreadable: int = 0
 
+    @property
+    def by_table(self) -> dict[str, int]:
+        """The counts by the name of the table.
+
+        >>> IngestCounts(n_events=3).by_table["events"]
+        3
+        """
+        return {name.removeprefix("n_"): n for name, n in vars(self).items()}
+
 
 def group_of(stream: Stream) -> str:
     """The Kafka group whose offsets show the position of the ingest."""

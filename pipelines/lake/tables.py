@@ -237,6 +237,11 @@ class Lake:
         """Running maximum of record time, ms, per topic and partition, over all ingested records."""
         return {(topic, p): stamp for topic, p, stamp in self._noted(_app_arrival)}
 
+    def end_ms(self) -> int:
+        """The time when all that is in the lake has taken effect, on the clock of its records."""
+        lag_ms = self.stream.labels.lag_ms if self.stream.labels else 0
+        return max(self.arrivals().values(), default=0) + lag_ms + 1
+
     def version(self) -> str:
         """Version of every table, for lineage.
 

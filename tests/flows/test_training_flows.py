@@ -5,17 +5,20 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flows import gate
+from flows import verdict
 from flows.encoder import NoEncoderError, find
 from flows.gate import Figures
 from flows.local.servers import Servers, drain_prefect
@@ -32,6 +35,13 @@ DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
 DAYS, N = 30, 3_000
 END_MS = START_MS + DAYS * DAY_MS
+
+
+def at(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+END = at(END_MS)
 LATE = str(END_MS + 1)
 GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
 STREAM = """
@@ -55,6 +65,13 @@ windows = ["all"]
 stats = ["mean", "ratio"]
 [alerts]
 budget = {{ rate = 0.05 }}
+"""
+PERSON = """
+[promotion]
+approval = "person"
+max_alerts = 20
+max_drift = 10
+min_reasons = 0
 """
 
 
@@ -163,8 +180,8 @@ def purchases(
     return path, stream
 
 
-def challenger(stream: Stream) -> dict[str, str]:
-    found = registry.version_of(registry_name(stream), "challenger", tracking_uri=Settings().tracking_uri())
+def candidate(stream: Stream) -> dict[str, str]:
+    found = registry.version_of(registry_name(stream), "candidate", tracking_uri=Settings().tracking_uri())
     assert found is not None
     return found[1]
 
@@ -173,45 +190,45 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     unmask: Unmask,
 ) -> None:
     path, stream = purchases(unmask.home)
-    run_id = unmask.pretrain(path, as_of_ms=END_MS)
-    unmask.finetune(path, as_of_ms=END_MS)
-    tags = challenger(stream)
+    run_id = unmask.pretrain(path, as_of=END)
+    unmask.finetune(path, as_of=END)
+    tags = candidate(stream)
     figures = Figures.of_tags(tags)
     assert figures is not None
-    assert figures.frauds >= gate.MIN_FRAUDS
-    assert set(figures.comparisons) == {"label_free", *gate.BASELINES}
+    assert figures.frauds >= 30
+    assert set(figures.comparisons) == {"label_free", *verdict.BASELINES}
     known_until = END_MS - DAY_MS - 60_000
     assert int(tags["learned_until_ms"]) == pytest.approx(known_until - 0.1 * (known_until - START_MS), abs=DAY_MS)
     assert (tags["encoder.run"], tags["encoder_as_of_ms"]) == (run_id, str(END_MS))
     assert "validation_alert_rate" in tags
-    first = unmask.promote(path)
-    assert set(first.checks) == {"columns", "scores", "alert budget", "floor"}
-
-    assert unmask.promote(path, force=True).promoted
-    unmask.finetune(path, as_of_ms=END_MS, seed=1)
-    assert {"champion", "reference"} <= set(unmask.promote(path).checks)
-    figures = Figures.of_tags(challenger(stream))
-    assert figures is not None
-    assert not figures.comparisons["champion"].learned  # its own slice was the same one
-
-    promote_fake(stream, unmask.home, GOOD)
     uri, name = Settings().tracking_uri(), registry_name(stream)
-    assert not unmask.promote(path).promoted  # it was not measured beside this one
-    assert registry.version_of(name, "champion", tracking_uri=uri) == (3, GOOD | {"digest": "0" * 64})
+    first = unmask.promote(path)
+    unlabelled = {"columns", "age", "scores", "alert budget", "score drift", "leaks", "reasons"}
+    assert set(first.checks) == unlabelled | {"baselines", "calibration"}
+
     assert unmask.promote(path, force=True).promoted
+    unmask.finetune(path, as_of=END, seed=1)
+    second = unmask.promote(path, force=True)
+    assert {"champion", "reference", "time"} <= set(second.checks)
+    assert "trained on" not in second.checks["champion"].seen  # its own slice was the same one
+
+    promote_fake(stream, unmask.home, GOOD | {"as_of_ms": str(END_MS + 1)})
+    newer = unmask.promote(path)
+    assert (newer.promoted, newer.checks["age"].holds) == (False, False)
+    assert "version 3 cannot be loaded" in newer.checks["champion"].seen
     found = registry.version_of(name, "champion", tracking_uri=uri)
     assert found is not None
-    assert found[0] == 2
+    assert found[0] == 3
 
 
 def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) -> None:
     models, run_id = [], None
     for flipped_from in (2.0, 0.875):
         path, stream = purchases(unmask.home, flipped_from=flipped_from)
-        run_id = run_id or unmask.pretrain(path, as_of_ms=END_MS)
-        unmask.finetune(path, as_of_ms=END_MS, encoder_run=run_id)
+        run_id = run_id or unmask.pretrain(path, as_of=END)
+        unmask.finetune(path, as_of=END, encoder_run=run_id)
         folder = Settings().work_folder(stream, "finetune") / "model"
-        figures = Figures.of_tags(challenger(stream))
+        figures = Figures.of_tags(candidate(stream))
         assert figures is not None
         assert json.loads((folder / "config.json").read_text())["metrics"]["has_head"] == 1
         models.append((load_file(folder / "model.safetensors"), (folder / "config.json").read_text(), figures))
@@ -223,61 +240,82 @@ def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) ->
 
 def test_a_field_that_knows_the_label_is_refused_by_name_before_fine_tuning(unmask: Unmask) -> None:
     path, _ = purchases(unmask.home, leak=True)
-    unmask.pretrain(path, as_of_ms=END_MS)
+    unmask.pretrain(path, as_of=END)
     with pytest.raises(LeakError, match=r"- channel: it tells the label: one value for 100.0% of the frauds"):
-        unmask.finetune(path, as_of_ms=END_MS)
+        unmask.finetune(path, as_of=END)
 
 
 def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask: Unmask) -> None:
     path, _ = purchases(unmask.home, labelled=False)
-    unmask.pretrain(path, as_of_ms=END_MS)
-    unmask.finetune(path, as_of_ms=END_MS)
+    unmask.pretrain(path, as_of=END)
+    unmask.finetune(path, as_of=END)
     checks = unmask.promote(path).checks
-    assert set(checks) == {"columns", "scores", "alert budget", "labels"}
-    assert "checked without labels" in checks["labels"][0]
+    assert set(checks) == {"columns", "age", "scores", "alert budget", "score drift", "leaks", "reasons", "labels"}
+    assert "checked without labels" in checks["labels"].seen
 
 
-def test_a_challenger_without_figures_or_measured_beside_another_champion_is_not_promoted(unmask: Unmask) -> None:
-    from flows.promote import _checks
+def test_a_person_approves_what_has_passed_the_gate(unmask: Unmask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import promote
 
-    stream = load(purchases_file(unmask.home))
-    measured = Figures(0, 1000, finite=True, distinct=9, alert_rate=0.05, allowed_rate=0.05).tags()
-    for tags, champion, told in (
-        ({}, None, "version 2 was not measured for the gate"),
-        (measured, 1, "measured against version none, the champion is version 1"),
-        (measured | {"gate_champion_version": "1"}, 3, "measured against version 1, the champion is version 3"),
-    ):
-        seen, holds = _checks(stream, (2, tags), champion, set())["figures"]
-        assert told in seen
-        assert not holds
-    for tags, champion in ((measured, None), (measured | {"gate_champion_version": "1"}, 1), (measured, 2)):
-        assert all(holds for _, holds in _checks(stream, (2, tags), champion, set()).values())
+    path, stream = purchases(unmask.home, labelled=False)
+    path.write_text(path.read_text() + PERSON)
+    uri, name = Settings().tracking_uri(), registry_name(stream)
+    unmask.pretrain(path, as_of=END)
+    unmask.finetune(path, as_of=END)
+    monkeypatch.setattr(promote, "APPROVAL_S", 1)
+    waiting = unmask.promote(path)
+    assert (waiting.outcome, waiting.why) == ("challenger", "nobody has approved it yet"), waiting.words
+    assert registry.version_of(name, "champion", tracking_uri=uri) is None
+    monkeypatch.setattr(promote, "APPROVAL_S", HANG_S)
+    person = threading.Thread(target=approve_on_the_page, args=(Settings().prefect_environment()["PREFECT_API_URL"],))
+    person.start()
+    approved = unmask.promote(path)
+    person.join()
+    assert (approved.outcome, approved.by, approved.why) == ("champion", "ann", "looks right"), approved.words
+    unmask.finetune(path, as_of=END, seed=1)
+    assert unmask.promote(path, approved_by="bob").by == "bob"
+    found = registry.version_of(name, "champion", tracking_uri=uri)
+    assert found is not None
+    assert found[0] == 2
+
+
+def approve_on_the_page(api: str) -> None:
+    """What the page of a paused run does when somebody fills in its form."""
+    with httpx.Client(base_url=api) as page:
+        state = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
+        deadline_s = time.monotonic() + HANG_S
+        while not (paused := page.post("/flow_runs/filter", json=state).json()):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+        run_input = {"approve": True, "by": "ann", "why": "looks right"}
+        page.post(f"/flow_runs/{paused[0]['id']}/resume", json={"run_input": run_input}).raise_for_status()
 
 
 def test_an_encoder_that_was_altered_in_mlflow_or_here_is_not_taken(unmask: Unmask, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     path, _ = purchases(unmask.home)
-    run_id = unmask.pretrain(path, as_of_ms=END_MS)
+    run_id = unmask.pretrain(path, as_of=END)
     settings = Settings()
     client = MlflowClient(tracking_uri=settings.tracking_uri())
     copy = settings.home / "encoders" / client.get_run(run_id).data.tags["encoder.digest"]
-    unmask.finetune(path, as_of_ms=END_MS)
+    unmask.finetune(path, as_of=END)
     whole = (copy / "pretrained.safetensors").read_bytes()
     altered = tmp_path / "pretrained.safetensors"
     altered.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
-    unmask.finetune(path, as_of_ms=END_MS, encoder_run=run_id)  # the copy is damaged: it is fetched again
+    unmask.finetune(path, as_of=END, encoder_run=run_id)  # the copy is damaged: it is fetched again
     assert (copy / "pretrained.safetensors").read_bytes() == whole
     (copy / "pretrained.safetensors").write_bytes(altered.read_bytes())
     client.log_artifact(run_id, str(altered), "encoder")
     with pytest.raises(NoEncoderError, match=r"does not match its tag .*`unmask pretrain` again"):
-        unmask.finetune(path, as_of_ms=END_MS)
+        unmask.finetune(path, as_of=END)
     assert not copy.exists()
 
 
 KILLED = """
 import os, signal, sys
+from datetime import datetime
 from pathlib import Path
 from models.ship import registry
 from flows import pretrain
@@ -289,19 +327,19 @@ def upload_and_die(run, folder, name):
 
 registry.Run.log_folder = upload_and_die
 pretrain.PretrainConfig = lambda: PretrainConfig(width=32, max_steps=10, min_steps=10, batch=256)
-pretrain.pretrain(Path(sys.argv[1]), as_of_ms=int(sys.argv[2]))
+pretrain.pretrain(Path(sys.argv[1]), as_of=datetime.fromisoformat(sys.argv[2]))
 """
 
 
 def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
     path, stream = purchases(unmask.home)
 
-    command = [sys.executable, "-c", KILLED, str(path), str(END_MS)]
+    command = [sys.executable, "-c", KILLED, str(path), END.isoformat()]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == -9, done.stderr
     with pytest.raises(NoEncoderError, match="has no finished pretrain run"):
-        unmask.finetune(path, as_of_ms=END_MS)
-    run_id = unmask.pretrain(path, as_of_ms=END_MS)
+        unmask.finetune(path, as_of=END)
+    run_id = unmask.pretrain(path, as_of=END)
     assert find(Settings(), stream).run_id == run_id
 
 
@@ -358,10 +396,10 @@ def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_
     caplog.set_level(logging.INFO, "pipelines.lake.feature_table")
     path, _ = purchases(unmask.home)
     middle = START_MS + 24 * DAY_MS
-    unmask.pretrain(path, as_of_ms=middle)
-    unmask.finetune(path, as_of_ms=middle)
+    unmask.pretrain(path, as_of=at(middle))
+    unmask.finetune(path, as_of=at(middle))
     assert unmask.promote(path, force=True).promoted
-    unmask.pretrain(path, as_of_ms=END_MS)  # a newer encoder, which has seen the test period, is not looked at
+    unmask.pretrain(path, as_of=END)  # a newer encoder, which has seen the test period, is not looked at
     figures = unmask.backtest(path, since_ms=middle)
     assert {"champion_average_precision", "label_free_average_precision"} <= set(figures)
     assert figures["champion_average_precision"] > 0.5

@@ -17,7 +17,7 @@ from models.ship.registry.runs import (
     open_run,
     publish_folder,
 )
-from models.ship.registry.versions import Alias, register, set_alias, version_of, version_with
+from models.ship.registry.versions import Alias, register, set_alias, set_tag, version_of, version_with
 
 __all__ = [
     "PROBE_S",
@@ -38,6 +38,7 @@ __all__ = [
     "resolve",
     "resolve_version",
     "set_alias",
+    "set_tag",
     "version_of",
     "version_with",
 ]

@@ -42,7 +42,7 @@ def resolve(name: str, alias: Alias, *, tracking_uri: str, cache: Path) -> Resol
 
     Args:
         name: name of the model, such as "payments-scorer".
-        alias: "champion" or "challenger".
+        alias: "champion", "challenger" or "candidate".
         tracking_uri: address of the MLflow server.
         cache: folder of model copies, one per digest.
 

@@ -7,7 +7,7 @@ from typing import Literal
 from models.ship.registry.client import asked, client_of
 from models.ship.registry.runs import Run
 
-Alias = Literal["champion", "challenger"]
+Alias = Literal["champion", "challenger", "candidate"]
 
 MODEL_FOLDER = "model"  # in the artifacts of a run
 
@@ -54,6 +54,16 @@ def set_alias(name: str, alias: Alias, version: int, *, tracking_uri: str) -> No
     """
     with asked(tracking_uri):
         client_of(tracking_uri).set_registered_model_alias(name, alias, str(version))
+
+
+def set_tag(name: str, version: int, key: str, value: str, *, tracking_uri: str) -> None:
+    """Set a tag of a version.
+
+    Raises:
+        RegistryError: MLflow does not answer, or reports an error.
+    """
+    with asked(tracking_uri):
+        client_of(tracking_uri).set_model_version_tag(name, str(version), key, value)
 
 
 def version_of(name: str, alias: Alias, *, tracking_uri: str) -> tuple[int, dict[str, str]] | None:
