@@ -1,8 +1,7 @@
 """Allow one run at a time per flow and stream. If a run was killed, the next one marks it as crashed.
 
 The lock is a file lock of the operating system. It is released when its process ends, even by SIGKILL or power loss.
-A concurrency limit in Prefect would keep its slot for five minutes after a kill, or indefinitely if the server was
-restarted in between, and would then cancel every later run.
+The limits of the deployments (flows/deployments.py) hold for scheduled runs only, not for those of the command line.
 """
 
 import fcntl
@@ -23,8 +22,10 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
 
+from flows.lineage import FLOW_RUN_TAG
 from flows.settings import Settings
 from flows.streams.shipped import load
+from models.ship import registry
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,16 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
                     f"{run.__name__} of {stream.name} is already running (see {path}); wait until it ends, or stop it"
                 )
                 return cast(R, Cancelled(message=words))
-            _close_zombie(held.read())
+            _close_zombie(held.read(), f"{stream.name}/{run.__name__}")
             held.seek(0)
             held.truncate()
             json.dump(_this_run(), held)
             held.flush()
-            return run(*args, **kwargs)
+            try:
+                return run(*args, **kwargs)
+            finally:  # what stays is that of a run that was killed
+                held.seek(0)
+                held.truncate()
 
     return guarded
 
@@ -71,12 +76,13 @@ def _this_run() -> dict[str, Any]:
     }
 
 
-def _close_zombie(left: str) -> None:
-    """Mark the last run as crashed if its process has ended but Prefect still shows it as running."""
+def _close_zombie(left: str, experiment: str) -> None:
+    """Mark the last run as crashed and its MLflow runs as killed, if its process was killed in mid-run."""
     try:
         last = json.loads(left)
         if last["flow_run"] is None or _lives(last):
             return
+        registry.end_runs(experiment, FLOW_RUN_TAG, last["flow_run"], tracking_uri=Settings().tracking_uri_or_nowhere())
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(last["flow_run"]).state
             if state is None or not state.is_final():

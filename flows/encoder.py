@@ -51,7 +51,7 @@ def fetch(settings: Settings, run: FoundRun) -> Pretrained:
         raise NoEncoderError(
             f"tag {_DIGEST} of run {run.run_id} is {digest!r}; it must be a SHA-256 hash. Run `unmask pretrain` again"
         )
-    folder = settings.home / "encoders" / digest
+    folder = settings.encoder_cache / digest
     if folder.is_dir():
         try:
             return load_pretrained(folder, expect=digest)

@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows import encoder, gate, progress, stages, training_data
 from flows.alone import alone
-from flows.lineage import lineage
+from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings, registry_name
 from flows.stages import artifact_key, run_log, run_name, stage
@@ -70,7 +70,9 @@ def finetune(stream: Path, as_of: datetime | None = None, seed: int = 0, encoder
         "learned_until_ms": str(int(data.table.time_ms[kept][0])),
         "held_out_from_ms": str(int(data.table.time_ms[slices.newest][0])),
     }
-    with registry.open_run(f"{spec.name}/finetune", tracking_uri=uri, run_name="finetune", tags=tags) as run:
+    with registry.open_run(
+        f"{spec.name}/finetune", tracking_uri=uri, run_name="finetune", tags=tags | flow_run_tag()
+    ) as run:
         model = _train(run, pretrained, past, training_data.budget_of(spec), seed)
         folder = settings.work_folder(spec, "finetune") / "model"
         digest = artifact.save(model, folder, lineage=tags)

@@ -8,7 +8,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows import progress
 from flows.alone import alone
-from flows.lineage import lineage
+from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
 from flows.stages import artifact_key, run_log, run_name, stage
@@ -55,7 +55,7 @@ def _note(settings: Settings, stream: Stream, counts: IngestCounts, seconds: flo
         {name: float(n) for name, n in vars(counts).items()} | {"seconds": seconds},
         tracking_uri=settings.tracking_uri_or_nowhere(),
         run_name="ingest",
-        tags=lineage(stream, settings.lake(stream)),
+        tags=lineage(stream, settings.lake(stream)) | flow_run_tag(),
     )
     rows = [{"table": table, "rows added": n} for table, n in counts.by_table.items()]
     words = f"Copied in {seconds:.1f} s." + (f" [MLflow run]({page})" if page else "")

@@ -7,6 +7,8 @@ from pathlib import Path
 from pipelines.contracts.stream import Stream
 from pipelines.lake.tables import Lake
 
+FLOW_RUN_TAG = "prefect.flow_run"
+
 
 def lineage(stream: Stream, lake: Lake) -> dict[str, str]:
     """Tags: code version and commit, stream, its topics, the lake's table versions."""
@@ -17,6 +19,13 @@ def lineage(stream: Stream, lake: Lake) -> dict[str, str]:
         "stream.topics": stream.topics,
         "lake.version": lake.version(),
     }
+
+
+def flow_run_tag() -> dict[str, str]:
+    """The id of the Prefect run as a tag of its MLflow runs; empty outside of one."""
+    from prefect.runtime import flow_run
+
+    return {FLOW_RUN_TAG: flow_run.get_id() or ""}
 
 
 def _commit() -> str:

@@ -10,7 +10,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows import encoder, progress, stages
 from flows.alone import alone
-from flows.lineage import lineage
+from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.settings import Settings
 from flows.stages import artifact_key, run_log, run_name, stage
@@ -42,7 +42,7 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
     data = stages.read(lake, spec, settings.features(spec), as_of=as_of)
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     with registry.open_run(
-        f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags
+        f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags | flow_run_tag()
     ) as run:
         pretrained = _train(run, data, seed, settings.work_folder(spec, "pretrain") / "checkpoint")
         _publish(run, pretrained, tags)

@@ -18,7 +18,7 @@ from flows import evidence, stages, training_data, verdict
 from flows.alone import alone
 from flows.evidence import Evidence, Shadow
 from flows.gate import Figures
-from flows.lineage import lineage
+from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.serve.shadow_report import shadow_report
 from flows.settings import Settings, registry_name
@@ -194,12 +194,16 @@ def _carry_out(
 ) -> None:
     """Move the aliases and note the evidence. Repeated after a kill, it comes to the same."""
     uri, name = settings.tracking_uri(), registry_name(stream)
-    marks = lineage(stream, settings.lake(stream)) | {
-        "model.version": str(decision.version),
-        "model.digest": decision.digest,
-        "outcome": decision.outcome,
-        "by": decision.by,
-    }
+    marks = (
+        lineage(stream, settings.lake(stream))
+        | flow_run_tag()
+        | {
+            "model.version": str(decision.version),
+            "model.digest": decision.digest,
+            "outcome": decision.outcome,
+            "by": decision.by,
+        }
+    )
     title = f"version {decision.version}"
     with registry.open_run(f"{stream.name}/promote", tracking_uri=uri, run_name=title, tags=marks) as run:
         if decision.outcome != "candidate":

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # A home with only these files is made private; permissions of other folders are not changed.
 OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba", "audit"}
-OURS |= {"promotions.jsonl", "defects.log"}
+OURS |= {"encoders", "promotions.jsonl", "defects.log"}
 
 
 def registry_name(stream: Stream) -> str:
@@ -194,6 +194,10 @@ class Settings(BaseSettings):
     @property
     def model_cache(self) -> Path:
         return self.home / "models"
+
+    @property
+    def encoder_cache(self) -> Path:
+        return self.home / "encoders"
 
     def lake(self, stream: Stream) -> Lake:
         """The stream's lake."""

@@ -41,6 +41,45 @@ def ingest(stream: StreamOption = None) -> None:
     out.print("Added to the lake: " + ", ".join(f"{n:,} {table}" for table, n in counts.items()) + ".")
 
 
+@app.command(rich_help_panel="Data")
+def maintain_lake(
+    stream: StreamOption = None,
+    keep_days: Annotated[int, typer.Option(min=1, help="For so many days, older versions stay readable.")] = 7,
+) -> None:
+    """Merge small files of the lake and delete what older versions of its tables needed. Rows stay.
+
+    [bold]Example[/bold]  unmask maintain-lake --stream payments
+    """
+    path = stream_path(stream)
+    report_to_prefect()
+    from flows.maintain_lake import maintain_lake as flow
+
+    for table, one in run_flow(flow, path, keep_days=keep_days).items():
+        _print(f"{table}: {one.before} files, now {one.after}; {one.deleted} old ones deleted.")
+
+
+@app.command(rich_help_panel="Data")
+def deploy(
+    stream: StreamOption = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Create the schedules, but start no runs yet.")] = False,
+) -> None:
+    """Create or update the deployments of a stream on the Prefect server: ingest, training, promotion and the others.
+
+    Start a worker to run them: prefect worker start --pool unmask
+
+    [bold]Example[/bold]  unmask deploy --stream payments
+    """
+    path = stream_path(stream)
+    report_to_prefect()
+    from flows import deployments
+
+    done = deployments.deploy(path, paused=paused)
+    width = max(len(one.name) for one in done)
+    _print(*(f"{one.name:{width}}  {one.schedule}" for one in done))
+    api = os.environ["PREFECT_API_URL"]
+    _print(f"Next: PREFECT_API_URL={api} prefect worker start --pool {deployments.POOL}")
+
+
 @app.command(rich_help_panel="Models")
 def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: SeedOption = 0) -> None:
     """Train the encoder on the events of the lake; needs no labels. An interrupted run resumes from its checkpoint.

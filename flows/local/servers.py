@@ -132,6 +132,8 @@ def _launch_prefect(folder: Path) -> Process:
     env = NO_CALLS_HOME | {
         "PREFECT_HOME": str(folder.resolve() / "prefect"),
         "PREFECT_API_URL": f"http://{address}/api",
+        # In memory, a restart would lose the leases: a killed run would hold its concurrency limit for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     return processes.launch("prefect", command, folder=folder, address=address, env=env)
 

@@ -4,6 +4,7 @@ import copy
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,14 @@ _ARROW = {
     pl.Binary: pa.binary(),
     pl.Boolean: pa.bool_(),
 }
+
+
+class Tidied(NamedTuple):
+    """Files of a table before and after it was tidied, and files deleted."""
+
+    before: int
+    after: int
+    deleted: int
 
 
 class _Shape(NamedTuple):
@@ -251,10 +260,48 @@ class Lake:
         tables = ((name, self._open(name)) for name in TABLES)
         return " ".join(f"{name}={'-' if delta is None else delta.version()}" for name, delta in tables)
 
-    def identity(self, tables: Sequence[str]) -> list[tuple[str, int] | None]:
-        """Random id and version of each table; None if it does not exist."""
-        opened = [self._open(table) for table in tables]
-        return [None if delta is None else (str(delta.metadata().id), delta.version()) for delta in opened]
+    def identity(self, tables: Sequence[str]) -> list[list[Any] | None]:
+        """What the rows of each table are: its random id, its topic's id, the offsets covered; None without a table.
+
+        Compaction changes none of these.
+        """
+        return [self._identity(table, self.stream.topic(dict(_FILLED_FROM)[table])) for table in tables]
+
+    def _identity(self, table: str, topic: str) -> list[Any] | None:
+        delta = self._open(table)
+        if delta is None:
+            return None
+        n_partitions = _or(delta.transaction_version(_app_count(topic)), 0)
+        covered = [delta.transaction_version(_app(topic, p)) for p in range(n_partitions)]
+        return [str(delta.metadata().id), delta.transaction_version(_app_topic_id(topic)), covered]
+
+    def tidy(self, table: str, *, keep: timedelta) -> Tidied | None:
+        """Merge small files of a table into large ones, and delete what older versions of it needed.
+
+        Rows and positions stay as they are. A reader of a version older than `keep` fails. It may run beside an ingest,
+        and be killed at any time: what it has not come to, the next one does.
+
+        Returns:
+            None if there is no such table.
+
+        Raises:
+            LakeError: the table cannot be written.
+        """
+        delta = self._open(table)
+        if delta is None:
+            return None
+        hours = round(keep.total_seconds() / 3600)
+        before = len(delta.file_uris())
+        try:
+            if before > 1:
+                delta.optimize.compact()
+                self._sync(table, delta.version())  # before the files that it replaces are deleted
+            deleted = delta.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=True)
+            delta.create_checkpoint()
+            delta.cleanup_metadata()
+        except (DeltaError, OSError) as error:
+            raise LakeError(f"{self.folder / table}: cannot be tidied ({type(error).__name__}: {error})") from error
+        return Tidied(before, len(delta.file_uris()), len(deleted))
 
     def _noted(self, app: Callable[[str, int], str]) -> list[tuple[str, int, int]]:
         noted = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("pipelines", "models", "flows", "tests", "docker", "pyproject.toml", "prefect.yaml", "README.md", "Makefile")
+PARTS = ("pipelines", "models", "flows", "tests", "docker", "pyproject.toml", "README.md", "Makefile")
 
 
 class Mutation(NamedTuple):

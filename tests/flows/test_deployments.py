@@ -1,29 +1,38 @@
-import subprocess
-import sys
+"""The deployments of a stream, on a real Prefect server."""
+
 from pathlib import Path
 
-import yaml
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-DEPLOYMENTS = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
-
-
-def test_every_deployment_points_to_a_flow(tmp_path: Path):
-    # In a process of its own: Prefect reads its settings once, when it is imported.
-    script = """
-import sys
-from importlib import import_module
-from prefect import Flow
-for entrypoint in sys.argv[1:]:
-    module, name = entrypoint.rsplit(".", 1)
-    assert isinstance(getattr(import_module(module), name), Flow), entrypoint
-"""
-    command = [sys.executable, "-c", script, *(deployment["entrypoint"] for deployment in DEPLOYMENTS)]
-    env = {"PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert ran.returncode == 0, ran.stderr
+from flows.deployments import PLAN, POOL, deploy
+from flows.local.servers import Servers
+from pipelines.errors import StreamFileError
+from tests.flows.test_training_flows import purchases_file
 
 
-def test_no_two_deployments_share_a_name_and_none_has_a_limit_that_a_killed_run_would_hold():
-    names = [(deployment["entrypoint"], deployment["name"]) for deployment in DEPLOYMENTS]
-    assert len(names) == len(set(names))
-    assert not any("concurrency_limit" in deployment for deployment in DEPLOYMENTS)
+def test_every_flow_is_deployed_once_with_schedule_limit_and_parameters(servers: Servers, tmp_path: Path) -> None:
+    path = purchases_file(tmp_path)
+    name = path.stem
+    with temporary_settings({PREFECT_API_URL: servers.prefect_api}), get_client(sync_client=True) as client:
+        first = deploy(path, paused=True)
+        assert deploy(path) == first  # again: the same ones
+        assert [one.name for one in first] == [f"{name}-{one.flow.name}" for one in PLAN]
+        assert client.read_work_pool(POOL).type == "process"
+        for planned, one in zip(PLAN, first, strict=True):
+            found = client.read_deployment(one.id)
+            assert found.parameters["stream"] == str(path)
+            assert found.global_concurrency_limit is not None
+            assert found.global_concurrency_limit.limit == 1
+            assert [s.schedule for s in found.schedules] == ([planned.schedule] if planned.schedule else [])
+            assert found.description
+            assert found.tags == [name, planned.tag]
+            assert found.parameter_openapi_schema is not None
+            stream = found.parameter_openapi_schema["properties"]["stream"]
+            assert "stream file" in stream["description"]
+
+
+def test_a_mistake_in_the_stream_file_comes_before_anything_is_deployed(tmp_path: Path) -> None:
+    with pytest.raises(StreamFileError, match="no such file"):
+        deploy(tmp_path / "none.toml")

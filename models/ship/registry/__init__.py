@@ -10,6 +10,7 @@ from models.ship.registry.client import PROBE_S, RegistryError, answers
 from models.ship.registry.runs import (
     FoundRun,
     Run,
+    end_runs,
     fetch_folder,
     find_run,
     newest_run,
@@ -27,6 +28,7 @@ __all__ = [
     "Resolved",
     "Run",
     "answers",
+    "end_runs",
     "fetch",
     "fetch_folder",
     "find_run",

@@ -193,6 +193,22 @@ def note(
     return run.url
 
 
+def end_runs(experiment: str, tag: str, value: str, *, tracking_uri: str) -> None:
+    """Mark the running runs of an experiment that have this tag as killed, because nobody will end them any more.
+
+    If MLflow is not available, warn: they stay.
+    """
+    try:
+        with asked(tracking_uri):
+            client = client_of(tracking_uri)
+            there = client.get_experiment_by_name(experiment)
+            left = f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"
+            for run in client.search_runs([there.experiment_id], left) if there else ():
+                client.set_terminated(run.info.run_id, "KILLED")
+    except RegistryError as error:
+        log.warning("MLflow may still show a killed run as running: %s", error)
+
+
 def publish_folder(run: Run, folder: Path, name: str, *, digest: str) -> None:
     """Upload a folder to a run, then set the tag `<name>.digest`. The tag shows that the upload is complete."""
     run.log_folder(folder, name)

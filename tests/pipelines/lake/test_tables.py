@@ -2,6 +2,7 @@ import random
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -162,3 +163,46 @@ def test_missing_numbers_and_texts_come_back_as_missing(tmp_path: Path, stream: 
     holed = rows(lake, 0, 0, 1).with_columns(amount=pl.lit(None, pl.Float64), country=pl.lit(None, pl.String))
     lake.append("events", holed, topic=TOPIC, through={0: 0})
     assert lake.read("events", columns=["amount", "country"]).row(0) == (None, None)
+
+
+def test_tidying_merges_files_and_keeps_rows_positions_and_what_an_ingest_adds_meanwhile(
+    tmp_path: Path, stream: Stream
+) -> None:
+    lake = Lake(tmp_path, stream)
+    assert lake.tidy("events", keep=timedelta(0)) is None
+    topic = stream.topic("events")
+    lake.bind({topic: str(uuid.uuid4())})
+    for first in range(0, 100, 10):
+        lake.append(
+            "events", rows(lake, 0, first, first + 10), topic=topic, through={0: first + 9}, arrivals={0: first}
+        )
+    before, told = lake.read("events"), (lake.positions(), lake.arrivals(), lake.identity(["events"]))
+    adding = threading.Thread(
+        target=lambda: [
+            Lake(tmp_path, stream).append("events", rows(lake, 1, at, at + 1), topic=topic, through={1: at})
+            for at in range(30)
+        ]
+    )
+    adding.start()
+    tidied = [lake.tidy("events", keep=timedelta(days=7)) for _ in range(5)]
+    adding.join()
+    assert all(tidied)
+    assert lake.tidy("events", keep=timedelta(0)) is not None
+    after = lake.read("events")
+    assert after.filter(pl.col("partition") == 0).equals(before)
+    assert after.filter(pl.col("partition") == 1)["offset"].to_list() == list(range(30))
+    assert lake.positions() == told[0] | {(topic, 1): 30}
+    assert lake.arrivals() == told[1]
+    assert lake.append("events", rows(lake, 0, 0, 100), topic=topic, through={0: 99}) == 0
+    assert len(list((lake.folder / "events").glob("*.parquet"))) == 1
+
+
+def test_tidying_does_not_change_what_a_table_is(tmp_path: Path, stream: Stream) -> None:
+    lake = Lake(tmp_path, stream)
+    for first in (0, 10):
+        lake.append("events", rows(lake, 0, first, first + 10), topic=TOPIC, through={0: first + 9})
+    told = lake.identity(["events"])
+    lake.tidy("events", keep=timedelta(0))
+    assert lake.identity(["events"]) == told
+    lake.append("events", rows(lake, 0, 20, 21), topic=TOPIC, through={0: 20})
+    assert lake.identity(["events"]) != told
