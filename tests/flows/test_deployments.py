@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deployments import PLAN, POOL, deploy
@@ -25,12 +26,16 @@ def test_every_flow_is_deployed_once_with_schedule_limit_and_parameters(servers:
             assert found.parameters["stream"] == str(path)
             assert found.global_concurrency_limit is not None
             assert found.global_concurrency_limit.limit == 1
-            assert [s.schedule for s in found.schedules] == ([planned.schedule] if planned.schedule else [])
+            assert [due(one.schedule) for one in found.schedules] == [planned.cron or planned.every]
             assert found.description
             assert found.tags == [name, planned.tag]
             assert found.parameter_openapi_schema is not None
             stream = found.parameter_openapi_schema["properties"]["stream"]
             assert "stream file" in stream["description"]
+
+
+def due(schedule: object) -> object:
+    return schedule.cron if isinstance(schedule, CronSchedule) else getattr(schedule, "interval", None)
 
 
 def test_a_mistake_in_the_stream_file_comes_before_anything_is_deployed(tmp_path: Path) -> None:
