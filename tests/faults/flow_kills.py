@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -169,9 +170,7 @@ def prove(rig: Rig, kills: int, seed: int) -> dict[str, Any]:
             flow = FLOWS[i % len(FLOWS)]
             rig.send(MORE)
             run = client.create_flow_run_from_deployment(deployed[flow]).id
-            wait_until(
-                lambda run=run: process_of(run) is not None or state(run) in FINAL, seen=lambda run=run: state(run)
-            )  # type: ignore[misc]
+            wait_until(partial(_has_begun, run, state), seen=partial(state, run))
             time.sleep(dice.random() * longest_s[flow])
             was, process = state(run), process_of(run)
             if process is not None:
