@@ -1,6 +1,6 @@
 """Flow: fine-tune the encoder on known labels, measure the model on held-out events and register it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,16 +15,18 @@ from flows import encoder, gate, progress, stages, training_data
 from flows.alone import alone
 from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
+from flows.review import periods, runs
+from flows.serve.pyfunc import serving_of
 from flows.settings import Settings, registry_name
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from flows.training_data import TrainingData
-from models import baselines, plots
+from models import baselines
+from models.fit.efficiency import label_efficiency
 from models.fit.finetune import FinetuneConfig, TrainedModel
 from models.fit.finetune import finetune as finetune_head
 from models.fit.leaks import refuse
 from models.fit.pretrain import Pretrained
-from models.score.budget import Budget
 from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.ship.registry import FoundRun
@@ -36,7 +38,13 @@ from pipelines.lake.tables import Lake
 @flow(name="finetune", flow_run_name=run_name, retries=1, retry_delay_seconds=10)
 @retry_unless_mistaken
 @alone
-def finetune(stream: Path, as_of: datetime | None = None, seed: int = 0, encoder_run: str | None = None) -> int:
+def finetune(
+    stream: Path,
+    as_of: datetime | None = None,
+    seed: int = 0,
+    encoder_run: str | None = None,
+    label_curve: bool = False,
+) -> int:
     """Fine-tune the encoder on the labels known so far. Without labels, the model is label-free.
 
     The newest known labels and the newest events are held out for the gate.
@@ -46,6 +54,8 @@ def finetune(stream: Path, as_of: datetime | None = None, seed: int = 0, encoder
         as_of: use only data that had arrived by this time; empty is now.
         seed: seed of weights and batches.
         encoder_run: MLflow run of the encoder; empty is the newest finished one.
+        label_curve: also train with the labels of fewer entities, to show what more labels would give. It takes about
+            as long as the training again.
 
     Returns:
         The version of the model in the registry. It has the alias `candidate`.
@@ -71,16 +81,25 @@ def finetune(stream: Path, as_of: datetime | None = None, seed: int = 0, encoder
         "held_out_from_ms": str(int(data.table.time_ms[slices.newest][0])),
     }
     with registry.open_run(
-        f"{spec.name}/finetune", tracking_uri=uri, run_name="finetune", tags=tags | flow_run_tag()
+        f"{spec.name}/finetune", tracking_uri=uri, run_name=runs.name_of(data), tags=tags | flow_run_tag()
     ) as run:
-        model = _train(run, pretrained, past, training_data.budget_of(spec), seed)
+        trained = runs.Trained(run, spec, lake, data, tags)
+        trained.log_data()
+        maturity_ms = spec.labels.maturity_ms if spec.labels else None
+        config = FinetuneConfig(budget=training_data.budget_of(spec), maturity_ms=maturity_ms)
+        model = _train(trained, pretrained, past, config, seed)
         folder = settings.work_folder(spec, "finetune") / "model"
         digest = artifact.save(model, folder, lineage=tags)
         served = artifact.load(folder, expect=digest)
         figures = _measure(run, served, pretrained, data, slices, past, model.metrics, seed)
-        validation = {k: f"{v:.6f}" for k, v in model.metrics.items() if k.startswith("validation_")}
+        curve = _label_curve(pretrained, data, slices, past, config, seed) if label_curve and figures.frauds else []
+        metrics = {**model.metrics, **periods.validation_figures(data, past.known, share=config.validation)}
+        found = runs.Finetuned(served, pretrained, metrics, figures, slices, curve, _champion(spec, uri), parent)
+        _report(trained, found)
+        validation = {k: f"{v:.6f}" for k, v in metrics.items() if k.startswith("validation_")}
         validation["has_head"] = f"{model.metrics['has_head']:.0f}"
-        version = _register(run, spec, folder, digest, tags | validation, figures)
+        version = _register(run, spec, folder, digest, tags | validation, figures, data.table.take(slices.newest))
+        runs.describe_model(trained, found, registry_name(spec), version, _words(figures))
     create_link_artifact(key=artifact_key(spec.name, "finetune"), link=run.url, link_text="MLflow run")
     rows = [{"scorer": scorer, **asdict(one)} for scorer, one in figures.comparisons.items()]
     create_table_artifact(key=artifact_key(spec.name, "finetune-held-out"), table=rows, description=_words(figures))
@@ -115,10 +134,11 @@ def _refuse_leaks(lake: Lake, stream: Stream, data: TrainingData, past: Past) ->
 
 
 @stage("train the head")
-def _train(run: registry.Run, pretrained: Pretrained, past: Past, budget: Budget, seed: int) -> TrainedModel:
-    config = FinetuneConfig(budget=budget)
-    n_known = int(past.known.sum())
-    run.log_params(vars(config) | {"rows": len(past.table), "labels_known": n_known})
+def _train(
+    trained: runs.Trained, pretrained: Pretrained, past: Past, config: FinetuneConfig, seed: int
+) -> TrainedModel:
+    run, n_known = trained.run, int(past.known.sum())
+    run.log_params(trained.params(config) | {"rows": len(past.table), "labels_known": n_known})
     with progress.shown("finetune") as report:
         model = finetune_head(
             pretrained,
@@ -127,7 +147,7 @@ def _train(run: registry.Run, pretrained: Pretrained, past: Past, budget: Budget
             known=past.known,
             config=config,
             seed=seed,
-            report=run.log_metrics,
+            report=lambda values, step: run.log_metrics(runs.grouped(values), step),
             progress=report,
         )
     n_frauds = int((past.label[past.known] == 1).sum())
@@ -166,53 +186,67 @@ def _measure(
         allowed_rate=gate.allowed_share(budget, newest.time_ms, validation_alert_rate=metrics["validation_alert_rate"]),
         comparisons=comparisons,
     )
-    _log_figures(run, served, figures, judged if truth.any() else newest, truth)
+    run.log_metrics(_metrics(served, figures, judged, truth))
     run_log().info(_words(figures))
     return figures
 
 
+@stage("train with fewer labels")
+def _label_curve(
+    pretrained: Pretrained, data: TrainingData, slices: gate.Slices, past: Past, config: FinetuneConfig, seed: int
+) -> list[tuple[int, float]]:
+    test, truth = data.table.take(slices.labelled), data.label[slices.labelled]
+    labels = past.label, past.known
+    return list(label_efficiency(pretrained, past.table, *labels, test=test, truth=truth, config=config, seed=seed))
+
+
+@stage("write the report")
+def _report(trained: runs.Trained, found: runs.Finetuned) -> None:
+    runs.report_model(trained, found)
+
+
+def _champion(stream: Stream, uri: str) -> runs.Champion | None:
+    found = registry.version_of(registry_name(stream), "champion", tracking_uri=uri)
+    return runs.Champion(*found) if found else None
+
+
 @stage("register the model")
 def _register(
-    run: registry.Run, stream: Stream, folder: Path, digest: str, tags: Mapping[str, str], figures: gate.Figures
+    run: registry.Run,
+    stream: Stream,
+    folder: Path,
+    digest: str,
+    tags: Mapping[str, str],
+    figures: gate.Figures,
+    example: Table,
 ) -> int:
     name, uri = registry_name(stream), run.tracking_uri
-    marks = {**tags, **figures.tags()}
-    version = registry.register(name, run, folder, digest=digest, tags=marks, description=_words(figures))
+    serving = serving_of(artifact.load(folder, expect=digest), example)
+    version = registry.register(
+        name, run, folder, digest=digest, tags={**tags, **figures.tags()}, description=_words(figures), serving=serving
+    )
     registry.set_alias(name, "candidate", version, tracking_uri=uri)
     run_log().info("version %d of %s, model %s, is the candidate", version, name, digest[:12])
     return version
 
 
-def _log_figures(
-    run: registry.Run, served: ServedModel, figures: gate.Figures, rows: Table, label: NDArray[np.int8]
-) -> None:
-    """Log metrics and plots of the held-out rows, also for the other scorers."""
-    scores = served.score(rows.numeric, rows.categorical)
-    alerts = scores > served.threshold
-    metrics = {
-        "gate_frauds": float(figures.frauds),
-        "gate_alert_rate": figures.alert_rate,
-        "gate_allowed_rate": figures.allowed_rate,
-        "threshold": served.threshold,
+def _metrics(served: ServedModel, figures: gate.Figures, rows: Table, label: NDArray[np.int8]) -> dict[str, float]:
+    """Figures of the held-out rows that serve to compare runs, also of the other scorers."""
+    found = {
+        "held_out/frauds": float(figures.frauds),
+        "held_out/alert_rate": figures.alert_rate,
+        "held_out/allowed_rate": figures.allowed_rate,
+        "held_out/threshold": served.threshold,
     }
-    metrics |= {f"gate_{name}_average_precision": one.theirs for name, one in figures.comparisons.items()}
+    found |= {f"held_out/{name}_average_precision": one.theirs for name, one in figures.comparisons.items()}
     if label.any():
-        metrics |= {
-            "gate_average_precision": next(iter(figures.comparisons.values())).ours,
-            "gate_alert_precision": float(label[alerts].mean()) if alerts.any() else 0.0,
-            "gate_alert_recall": float(alerts[label == 1].mean()),
+        alerts = served.score(rows.numeric, rows.categorical) > served.threshold
+        found |= {
+            "held_out/average_precision": next(iter(figures.comparisons.values())).ours,
+            "held_out/alert_precision": float(label[alerts].mean()) if alerts.any() else 0.0,
+            "held_out/alert_recall": float(alerts[label == 1].mean()),
         }
-        run.log_figure("precision_recall", plots.pr_curve(label, scores, threshold=served.threshold))
-        run.log_figure("precision_at_budget", plots.precision_at_budget(label, scores))
-        columns: dict[str, Sequence[object]] = {
-            "scorer": list(figures.comparisons),
-            "average_precision": [one.theirs for one in figures.comparisons.values()],
-            "this_model": [one.ours for one in figures.comparisons.values()],
-        }
-        run.log_table("comparison", columns)
-    known = label if label.any() else None
-    run.log_figure("score_histogram", plots.score_histogram(scores, label=known, threshold=served.threshold))
-    run.log_metrics(metrics)
+    return found
 
 
 def _words(figures: gate.Figures) -> str:

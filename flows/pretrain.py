@@ -1,6 +1,6 @@
 """Flow: train an encoder on the events of the lake, without labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,11 @@ from flows import encoder, progress, stages
 from flows.alone import alone
 from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
+from flows.review.runs import Trained, name_of, report_encoder
 from flows.settings import Settings
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from flows.training_data import TrainingData
-from models import plots
 from models.fit.pretrain import PretrainConfig, Pretrained
 from models.fit.pretrain import pretrain as pretrain_encoder
 from models.ship import registry
@@ -42,18 +42,25 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
     data = stages.read(lake, spec, settings.features(spec), as_of=as_of)
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     with registry.open_run(
-        f"{spec.name}/pretrain", tracking_uri=settings.tracking_uri(), run_name="pretrain", tags=tags | flow_run_tag()
+        f"{spec.name}/pretrain",
+        tracking_uri=settings.tracking_uri(),
+        run_name=name_of(data),
+        tags=tags | flow_run_tag(),
     ) as run:
-        pretrained = _train(run, data, seed, settings.work_folder(spec, "pretrain") / "checkpoint")
+        trained = Trained(run, spec, lake, data, tags)
+        trained.log_data()
+        curves: dict[str, list[tuple[float, float]]] = {}
+        pretrained = _train(run, data, seed, settings.work_folder(spec, "pretrain") / "checkpoint", curves)
         _publish(run, pretrained, tags)
+        _report(trained, pretrained, curves)
     create_link_artifact(key=artifact_key(spec.name, "pretrain"), link=run.url, link_text="MLflow run")
     return run.run_id
 
 
 @stage("train the encoder")
-def _train(run: registry.Run, data: TrainingData, seed: int, checkpoint: Path) -> Pretrained:
-    curves: dict[str, list[tuple[float, float]]] = {}
-
+def _train(
+    run: registry.Run, data: TrainingData, seed: int, checkpoint: Path, curves: dict[str, list[tuple[float, float]]]
+) -> Pretrained:
     def log(values: Mapping[str, float], step: int) -> None:
         run.log_metrics(values, step)
         for name, value in values.items():
@@ -72,12 +79,6 @@ def _train(run: registry.Run, data: TrainingData, seed: int, checkpoint: Path) -
             progress=report,
             checkpoint=checkpoint,
         )
-    losses = {name: points for name, points in curves.items() if "loss" in name}
-    if losses:
-        run.log_figure("loss", plots.training_curves(losses))
-    probes = {name: points for name, points in curves.items() if "probe" in name}
-    if probes:
-        run.log_figure("probe", plots.training_curves(probes, ylabel="probe average precision", higher_is_better=True))
     run_log().info("trained on %s rows of %d columns", f"{len(data.table):,}", len(data.table.columns))
     return pretrained
 
@@ -88,3 +89,8 @@ def _publish(run: registry.Run, pretrained: Pretrained, tags: Mapping[str, str])
         digest = save_pretrained(pretrained, Path(draft), lineage=tags)
         registry.publish_folder(run, Path(draft), encoder.FOLDER, digest=digest)
     run_log().info("stored the encoder %s in %s", digest[:12], run.url)
+
+
+@stage("write the report")
+def _report(trained: Trained, pretrained: Pretrained, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    report_encoder(trained, pretrained, curves)

@@ -83,6 +83,23 @@ def paired(
     return Paired(average, precision, n_alerts)
 
 
+def average_precision_interval(
+    label: NDArray[np.int8], score: NDArray[np.floating], entity: NDArray[np.integer], *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the average precision of one scorer, by the bootstrap of `paired`.
+
+    >>> label, score = np.repeat([1, 0], [20, 80]).astype(np.int8), np.random.default_rng(0).random(100)
+    >>> low, high = average_precision_interval(label, score + 0.3 * label, np.arange(100))
+    >>> 0.2 < low < high < 0.9
+    True
+    """
+    group = np.unique(entity, return_inverse=True)[1]
+    side, random = _Ranked.of(label, score), np.random.default_rng(seed)
+    weights = (random.poisson(1.0, int(group.max()) + 1).astype(float)[group] for _ in range(DRAWS))
+    low, high = np.nanquantile([side.figures(weight, 1)[0] for weight in weights], [0.025, 0.975])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class _Ranked:
     """Events from the highest score down; equal scores are one step."""

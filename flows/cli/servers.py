@@ -82,7 +82,7 @@ def ui_status() -> None:
 
     found = servers.find_servers(settings().ui_folder)
     if found:
-        out.print(f"MLflow: {found.mlflow.url}\nPrefect: {found.prefect.url}")
+        out.print(f"MLflow: {found.mlflow.url}{servers.MLFLOW_PAGE}\nPrefect: {found.prefect.url}")
     else:
         out.print("MLflow and Prefect are not running; start them with `unmask ui start`.")
     raise typer.Exit(0 if found else 1)

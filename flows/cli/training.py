@@ -106,6 +106,9 @@ def finetune(
     encoder_run: Annotated[
         str | None, typer.Option(help="MLflow run whose encoder to use; default the newest finished pretrain run.")
     ] = None,
+    label_curve: Annotated[
+        bool, typer.Option("--label-curve", help="Also plot what fewer labels give; takes about twice as long.")
+    ] = False,
 ) -> None:
     """Train the head on the labels known so far, if any; compare with baselines and register the model as candidate.
 
@@ -120,7 +123,7 @@ def finetune(
     from flows.finetune import finetune as flow
     from flows.settings import registry_name
 
-    version = run_flow(flow, path, as_of=until, seed=seed, encoder_run=encoder_run)
+    version = run_flow(flow, path, as_of=until, seed=seed, encoder_run=encoder_run, label_curve=label_curve)
     _print(
         f"Version {version} of {registry_name(spec)} is the candidate. Its figures are in MLflow, experiment "
         f"{spec.name}/finetune at {settings().tracking_uri()}.",

@@ -46,6 +46,7 @@ class Figures:
         skew: live scores against those recomputed from the lake.
         quality: None without a truth.
         validation_ap: average precision on the validation period of the champion's training; None without labels.
+        validation_ap_delayed: the same, if the training had known labels only as late as they are known in service.
         backtest: figure by name such as `champion_average_precision`; empty without a truth.
         seconds: how long the demo took.
     """
@@ -56,6 +57,7 @@ class Figures:
     skew: SkewAudit
     quality: Quality | None
     validation_ap: float | None
+    validation_ap_delayed: float | None
     backtest: Mapping[str, float]
     seconds: float
 
@@ -96,6 +98,9 @@ class Figures:
             "alert_recall": round(quality.recall, 4) if quality else None,
             "average_precision": round(quality.average_precision, 4) if quality else None,
             "validation_average_precision": None if self.validation_ap is None else round(self.validation_ap, 4),
+            "validation_average_precision_labels_delayed": (
+                None if self.validation_ap_delayed is None else round(self.validation_ap_delayed, 4)
+            ),
             "out_of_order": sum(s.out_of_order for s in self.live.scores.values()),
             "skew_audit": {
                 "checked": self.skew.checked,
@@ -148,12 +153,16 @@ class Figures:
             return None
         days = source.label_delay_ms / DAY_MS
         n_unknown = _n_first_frauds(source)
+        delayed = ""
+        if self.validation_ap_delayed is not None:
+            delayed = f"; with labels that late, the validation period gives {self.validation_ap_delayed:.2f}"
         return (
             f"Average precision was {self.validation_ap:.2f} on the validation period and is "
             f"{self.quality.average_precision:.2f} live. Labels arrive {days:g} days after their events, so the model "
-            f"and its features know no fraud of the last {days:g} days, and where fraud happens changes meanwhile: "
+            f"and its features know no fraud of the last {days:g} days{delayed}. And where fraud happens changes: "
             f"for {n_unknown / max(self.quality.n_frauds, 1):.0%} of the live frauds, no earlier fraud of the same "
-            f"{' or '.join(source.stream.entities)} was known at that time."
+            f"{' or '.join(source.stream.entities)} was known at that time. The report of the next fine-tuning after "
+            "an ingest shows both periods."
         )
 
     def _why_latency(self) -> str | None:

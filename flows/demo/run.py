@@ -232,7 +232,8 @@ class Demo:
             books=books,
             skew=skew,
             quality=figures.quality_of(events, came),
-            validation_ap=_validation_ap(stream),
+            validation_ap=_of_champion(stream, "validation_ap"),
+            validation_ap_delayed=_of_champion(stream, "validation_ap_delayed"),
             backtest=backtest,
             seconds=self._steps.seconds,
         )
@@ -270,7 +271,7 @@ class Demo:
         if found is None:
             self._say("MLflow and Prefect are stopped. `unmask ui start` opens them again, with all runs.")
         else:
-            self._say(f"MLflow:  {found.mlflow.url}")
+            self._say(f"MLflow:  {found.mlflow.url}{servers.MLFLOW_PAGE}")
             self._say(f"Prefect: {found.prefect.url}")
         if self._keep:
             self._say("Stop what is still running with `unmask kafka stop` and `unmask ui stop`.")
@@ -294,8 +295,8 @@ class Demo:
             servers.stop_servers(Settings().ui_folder)
 
 
-def _validation_ap(stream: Stream) -> float | None:
-    """Average precision of the champion on the validation period of its training; None if it saw no label."""
+def _of_champion(stream: Stream, name: str) -> float | None:
+    """A figure of the champion's training; None if it was not measured, as without labels."""
     champion = registry.version_of(registry_name(stream), "champion", tracking_uri=Settings().tracking_uri())
-    found = champion[1].get("validation_ap") if champion else None
+    found = champion[1].get(name) if champion else None
     return None if found is None else float(found)

@@ -81,9 +81,12 @@ def groups(figures: Figures) -> Iterator[tuple[str, list[Row]]]:
             [
                 ("live scores", f"{quality.average_precision:.2f}"),
                 *(
-                    [("on the validation period", f"{figures.validation_ap:.2f}")]
-                    if figures.validation_ap is not None
-                    else []
+                    (name, f"{figure:.2f}")
+                    for name, figure in (
+                        ("on the validation period", figures.validation_ap),
+                        ("the same, labels as late as live", figures.validation_ap_delayed),
+                    )
+                    if figure is not None
                 ),
                 *(
                     (f"backtest: {name.removesuffix('_average_precision').replace('_', ' ')}", f"{figure:.2f}")

@@ -22,6 +22,8 @@ NO_CALLS_HOME = {
 # A flow called from the command line shows its own progress. Its log is in Prefect.
 NO_PREFECT_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 
+MLFLOW_PAGE = "/#/experiments?workflowType=machine_learning"  # without it, MLflow shows the pages of GenAI
+
 
 @dataclass(frozen=True)
 class Servers:
@@ -72,7 +74,7 @@ def start_servers(folder: Path, *, log: Callable[[str], None] = print) -> Server
     except BaseException:
         processes.stop_all([process for process, _ in started])
         raise
-    log(f"MLflow: {mlflow.url}")
+    log(f"MLflow: {mlflow.url}{MLFLOW_PAGE}")
     log(f"Prefect: {prefect.url}")
     return Servers(mlflow, prefect)
 

@@ -1,6 +1,5 @@
 """The charts of the report, as inline SVG."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flows.offline.tryout import Tried
-from models.plots import FRAUD, LEGIT, MARK
+from models.plots import FRAUD, LEGIT, MARK, svg_of
 
 SIZE = (6.4, 3.0)
 N_BINS = 40
@@ -34,7 +33,7 @@ def score_histogram(tried: Tried) -> str:
         axes.set(xlim=(0, 1.005), yscale="log")
         axes.set_ylim(bottom=0.8)
         axes.legend(frameon=False, loc="upper center", ncols=3)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def alerts_over_time(tried: Tried) -> str:
@@ -59,7 +58,7 @@ def alerts_over_time(tried: Tried) -> str:
         axes.set_ylim(top=1.4 * max(below.max(), 1))  # room for the legend
         if right.any():
             axes.legend(frameon=False, loc="upper right", ncols=2)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def precision_and_recall(tried: Tried) -> str:
@@ -78,7 +77,7 @@ def precision_and_recall(tried: Tried) -> str:
             axes.plot(tried.figures.recall, tried.figures.precision, "o", color=FRAUD, label="alert threshold")
             axes.legend(frameon=False, loc="upper right")
         axes.set(xlim=(0, 1), ylim=(0, 1.03))
-    return _svg(figure)
+    return svg_of(figure)
 
 
 @contextmanager
@@ -91,11 +90,3 @@ def _chart(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
         yield figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    with matplotlib.rc_context(_FONT):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]

@@ -1,46 +1,18 @@
 """The report of `unmask try`: a self-contained HTML page."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from html import escape
 
+from flows import html
+from flows.html import table, text, value
 from flows.offline import charts
 from flows.offline.check import span_words
 from flows.offline.tryout import Figures, Tried
-from flows.screen import clean
 from pipelines.contracts.messages import Alert, Reason
 
 N_CARDS = 12
 N_LISTED = 100
-MAX_SHOWN = 48  # maximum characters of a text in the tables of reasons
-_STYLE = """
-:root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe5ec; --blue: #0072b2; --red: #c2410c; --pale: #f5f8fb }
-* { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); margin: 0; background: #fff }
-main { max-width: 1080px; margin: 0 auto; padding: 28px 24px 60px }
-h1 { font-size: 25px; margin: 0 0 2px } h2 { font-size: 18px; margin: 34px 0 8px } p { margin: 6px 0 }
-.soft { color: var(--soft) } .lead { font-size: 17px; margin: 10px 0 16px }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px }
-.tile { background: var(--pale); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px }
-.tile b { display: block; font-size: 23px; line-height: 1.25 } .tile span { color: var(--soft); font-size: 13px }
-p.warn { background: #fff4e5; border-left: 4px solid #e69f00; border-radius: 4px; padding: 8px 12px; margin: 0 0 14px }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 18px; align-items: start }
-figure { margin: 0 } figcaption { font-weight: 600; font-size: 14px } figure svg { width: 100%; height: auto }
-table { border-collapse: collapse; width: 100%; font-size: 14px }
-th { text-align: left; color: var(--soft); font-weight: 600 } td, th { padding: 4px 8px 4px 0; vertical-align: top }
-tr + tr td { border-top: 1px solid var(--line) } .n { text-align: right; font-variant-numeric: tabular-nums }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 14px }
-.card { border: 1px solid var(--line); border-left: 4px solid var(--blue); border-radius: 8px; padding: 10px 14px }
-.card.right { border-left-color: var(--red) } .card h3 { font-size: 15px; margin: 0; display: flex; gap: 8px }
-.card h3 span { margin-left: auto; font-weight: 400; color: var(--soft) } .card table { margin-top: 6px }
-.tag { background: var(--red); color: #fff; border-radius: 4px; padding: 0 6px; font-size: 12px; font-weight: 600 }
-.bar { display: inline-block; height: 9px; border-radius: 2px; background: var(--blue); min-width: 2px }
-.bar.off { background: #c3ccd6 } td:first-child { white-space: nowrap } .card { overflow-x: auto }
-.card table { font-size: 13px } .card td, .card th { padding-right: 7px }
-code { background: var(--pale); border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; font-size: 13px }
-summary { cursor: pointer; color: var(--blue); margin: 12px 0 6px } li { margin: 4px 0 }
-"""
 
 
 def headline(tried: Tried) -> str:
@@ -74,22 +46,17 @@ def page(tried: Tried, *, file: str, stream_file: str, notes: Sequence[str]) -> 
         _unknown(tried, notes),
         _next(file, stream_file),
     ]
-    title = escape(f"Unmask: {tried.stream.name}")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return html.page(f"Unmask: {tried.stream.name}", parts)
 
 
 def _head(tried: Tried, file: str) -> str:
     learned = f"{_day(tried.begin_ms)} to {_day(tried.split_ms)}"
     return (
-        f"<h1>Unmask report: {_text(file)}</h1>"
+        f"<h1>Unmask report: {text(file)}</h1>"
         f'<p class="soft">The model was trained on the first {tried.n_learned:,} events ({learned}) and scored the '
         f"{len(tried.score):,} events after them, to {_day(tried.end_ms)}, as in live scoring. It took "
         f"{_took(tried)}.</p>"
-        f'<p class="lead">{_text(headline(tried))}.</p>'
+        f'<p class="lead">{text(headline(tried))}.</p>'
     )
 
 
@@ -122,17 +89,12 @@ def _tiles(tried: Tried) -> str:
         ]
     else:
         tiles.append((f"{len({_key(tried, a) for _, a in tried.alerts}):,}", f"different {tried.stream.key} in alerts"))
-    return (
-        '<div class="tiles">'
-        + "".join(f'<div class="tile"><b>{a}</b><span>{_text(b)}</span></div>' for a, b in tiles)
-        + "</div>"
-    )
+    return html.tiles(tiles)
 
 
 def _charts(tried: Tried) -> str:
     drawn = [("Scores", charts.score_histogram(tried)), ("Alerts over time", charts.alerts_over_time(tried))]
-    shown = (f"<figure><figcaption>{title}</figcaption>{svg}</figure>" for title, svg in drawn)
-    return f'<h2>Scores and alerts</h2><div class="two">{"".join(shown)}</div>'
+    return f"<h2>Scores and alerts</h2>{html.figures(drawn)}"
 
 
 def _figures(tried: Tried, found: Figures) -> str:
@@ -145,7 +107,7 @@ def _figures(tried: Tried, found: Figures) -> str:
         ("average precision of random scores", f"{found.prevalence:.4f}"),
     ]
     curve = f"<figure><figcaption>Precision and recall</figcaption>{charts.precision_and_recall(tried)}</figure>"
-    return f'<h2>Accuracy</h2><div class="two"><div>{_table(("figure", "value"), rows)}</div>{curve}</div>'
+    return f'<h2>Accuracy</h2><div class="two"><div>{table(("figure", "value"), rows)}</div>{curve}</div>'
 
 
 def _alerts(tried: Tried) -> str:
@@ -168,8 +130,8 @@ def _alerts(tried: Tried) -> str:
             )
             for row, a in rest
         ]
-        table = _table(("row", "time (UTC)", tried.stream.key, "score", "reasons", ""), lines)
-        more = f"<details><summary>The next {len(rest):,} alerts</summary>{table}</details>"
+        listed = table(("row", "time (UTC)", tried.stream.key, "score", "reasons", ""), lines)
+        more = f"<details><summary>The next {len(rest):,} alerts</summary>{listed}</details>"
     return (
         f"<h2>Alerts and their reasons</h2>{_leading(tried)}"
         '<p class="soft">The highest alerts of each kind. For each field: the actual value, the value that the model '
@@ -182,7 +144,7 @@ def _alerts(tried: Tried) -> str:
 def _leading(tried: Tried) -> str:
     """Number of alerts by their strongest reason."""
     counts = Counter(_lead(alert) for _, alert in tried.alerts).most_common(8)
-    listed = ", ".join(f"<b>{_text(name)}</b> {n:,}" for name, n in counts)
+    listed = ", ".join(f"<b>{text(name)}</b> {n:,}" for name, n in counts)
     return f"<p>By their strongest reason: {listed}.</p>"
 
 
@@ -204,14 +166,14 @@ def _card(tried: Tried, row: int, alert: Alert, is_fraud: bool) -> str:
     tag = '<em class="tag">fraud</em>' if is_fraud else ""
     others = ", ".join(f"{n} {v}" for n, v in alert.entities.items() if n != tried.stream.key and v)
     rows = [
-        (r.field, _value(r.actual), _value(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
+        (r.field, value(r.actual), value(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
         for r in alert.reasons
     ]
     return (
-        f'<div class="card{" right" if is_fraud else ""}"><h3>{_text(f"{tried.stream.key} {_key(tried, alert)}")} {tag}'
+        f'<div class="card{" right" if is_fraud else ""}"><h3>{text(f"{tried.stream.key} {_key(tried, alert)}")} {tag}'
         f"<span>score {alert.score:.4f}</span></h3>"
-        f'<div class="soft">row {row:,}, {_when(alert.event_time)} UTC{_text(f", {others}" if others else "")}</div>'
-        + _table(("field", "actual", "expected", "surprise", "score if expected"), rows)
+        f'<div class="soft">row {row:,}, {_when(alert.event_time)} UTC{text(f", {others}" if others else "")}</div>'
+        + table(("field", "actual", "expected", "surprise", "score if expected"), rows)
         + "</div>"
     )
 
@@ -219,7 +181,7 @@ def _card(tried: Tried, row: int, alert: Alert, is_fraud: bool) -> str:
 def _learned(tried: Tried) -> str:
     most = max((one.gain for one in tried.learned), default=1.0)
     rows = "".join(
-        f"<tr><td>{_text(one.name)}</td><td><i class='bar{'' if one.is_predictable else ' off'}' "
+        f"<tr><td>{text(one.name)}</td><td><i class='bar{'' if one.is_predictable else ' off'}' "
         f"style='width:{max(one.gain, 0) / max(most, 1e-9) * 220:.0f}px'></i></td>"
         f"<td>{'' if one.is_predictable else 'hardly; its values are never a surprise'}</td></tr>"
         for one in tried.learned
@@ -228,7 +190,7 @@ def _learned(tried: Tried) -> str:
     return (
         "<h2>What the model has learned</h2>"
         f"<p>The model predicts each field of an event from the others and from {len(tried.stream.features)} window "
-        f"features of {_text(history)}. The better a field can be predicted, the more a deviation counts.</p>"
+        f"features of {text(history)}. The better a field can be predicted, the more a deviation counts.</p>"
         f"<table><tr><th>field</th><th>how predictable</th><th></th></tr>{rows}</table>"
     )
 
@@ -242,12 +204,11 @@ def _refused(tried: Tried) -> str:
     if not tried.refused:
         return f"<h2>Refused rows</h2><p>None: every row satisfies the contract of the stream file.</p>{again}"
     rows = [(r.rule, r.field, f"{r.n_rows:,}", f"row {r.row:,}: {r.detail}", r.fix) for r in tried.refused]
-    return "<h2>Refused rows</h2>" + _table(("rule", "field", "rows", "example", "how to fix"), rows) + again
+    return "<h2>Refused rows</h2>" + table(("rule", "field", "rows", "example", "how to fix"), rows) + again
 
 
 def _unknown(tried: Tried, notes: Sequence[str]) -> str:
-    found = "".join(f"<li>{_text(one)}</li>" for one in (*_limits(tried), *notes))
-    return f"<h2>Limits of this result</h2><ul>{found}</ul>"
+    return f"<h2>Limits of this result</h2>{html.bullets((*_limits(tried), *notes))}"
 
 
 def _limits(tried: Tried) -> Iterator[str]:
@@ -275,31 +236,17 @@ def _limits(tried: Tried) -> Iterator[str]:
 def _next(file: str, stream_file: str) -> str:
     return (
         "<h2>Next steps</h2><p>Change types, windows or the alert budget in "
-        f"<code>{_text(stream_file)}</code> and run <code>unmask try {_text(stream_file)} {_text(file)}</code> again. "
+        f"<code>{text(stream_file)}</code> and run <code>unmask try {text(stream_file)} {text(file)}</code> again. "
         "Then send events to Kafka and run the flows with the same stream file; see the README.</p>"
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
 def _reasons_line(reasons: Sequence[Reason]) -> str:
-    return "; ".join(f"{r.field} {_value(r.actual)} (expected {_value(r.expected)})" for r in reasons)
+    return "; ".join(f"{r.field} {value(r.actual)} (expected {value(r.expected)})" for r in reasons)
 
 
 def _key(tried: Tried, alert: Alert) -> str:
     return alert.entities.get(tried.stream.key) or ""
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, str):
-        return value if len(value) <= MAX_SHOWN else f"{value[: MAX_SHOWN - 1]}…"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _when(stamp: str) -> str:
@@ -308,8 +255,3 @@ def _when(stamp: str) -> str:
 
 def _day(ms: int) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d}"
-
-
-def _text(text: str) -> str:
-    """Escape untrusted text for HTML."""
-    return escape(clean(text))

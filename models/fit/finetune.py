@@ -48,6 +48,8 @@ class FinetuneConfig:
             ordinary stand for several.
         judging: the same for `caution.choose`.
         validation: share of the known rows, the last in time, for calibration and threshold.
+        maturity_ms: how old an event is when its label is known. If it is given, `validation_ap_delayed` is measured:
+            the average precision of a model that knows no younger label, as it is in service.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(rate=0.005))
@@ -59,6 +61,7 @@ class FinetuneConfig:
     ordinary: int = 20_000
     judging: int = 4_000
     validation: float = 0.1
+    maturity_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,19 @@ def finetune(
     part = _Rows.of(model, table, train, label, others, seed)
     judged = _fitted(model, table, part, strangers, config, cautions, seed)
     model = _with_threshold(judged, table, label, known, valid, are_selected=others is not None)
+    metrics = dict(model.metrics)
+    if config.maturity_ms and others is None and "validation_ap" in metrics:
+        early = train[table.time_ms[train] < table.time_ms[valid[0]] - config.maturity_ms]
+        if (label[early] == 1).any():
+            rows = _Rows.of(model, table, early, label, None, seed)
+            delayed = _fitted(model, table, rows, strangers, config, cautions, seed)
+            _, raw = _evidence_and_raw(delayed, table, valid)
+            metrics["validation_ap_delayed"] = float(average_precision_score(label[valid] == 1, raw))
     if progress:
         progress(0.6, "all known labels")
     # the newest labels are worth the most: the calibration and the threshold are those of the model without them
     final = _fitted(model, table, whole, strangers, config, cautions, seed)
-    metrics = {
-        **model.metrics,
+    metrics |= {
         "tree_weight": sum(caution.weight for caution in cautions),
         "trees": float(len(final.trees.feature)),
     }

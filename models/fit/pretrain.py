@@ -29,6 +29,7 @@ from models.score.calibrate import LogitCalibration, TailCalibration
 from models.score.rules import Rules
 from models.table import Table, TableError
 
+FIELD_LOSS = "field_loss/"  # first part of the names of reported metrics: the masked loss of each field
 MIN_SKILL = 0.05  # nats that a prediction must gain over the field's marginal distribution on later rows
 
 
@@ -79,7 +80,8 @@ class Pretrained:
         student: a small network that predicts the same; it gives the surprises of scores.
         rules: the other fitted parts.
         config: settings of the training.
-        metrics: of the last rows in time.
+        metrics: of the last rows in time. `marginal.x` is the loss of field x by its marginal distribution, in nats;
+            `skill.x` is what its prediction from the other fields gains.
     """
 
     expectation: Expectation
@@ -125,7 +127,7 @@ def pretrain(
         seed: seed of weights, batches and masks.
         label, known: **shape (n,)**. Used only for the reported probe: the average precision of a linear model on
             the encoder's output (trunk and surprises), compared with an untrained encoder.
-        report: called with metrics and the step.
+        report: called with metrics and the step; `FIELD_LOSS` and a field's name is the loss of this field, masked.
         progress: called with the share done and a description.
         checkpoint: folder to resume from and to save to. A checkpoint of another run is ignored.
 
@@ -155,6 +157,7 @@ def pretrain(
     ).to(device)
     if not network.fields:
         raise TableError("all columns are computed from labels; pretraining needs at least one other column")
+    fields = network.fields
     steps = int(min(config.max_steps, max(config.min_steps, config.epochs * n_train / config.batch)))
     schedule = Schedule(steps, config.n_checks, config.lr, warm_up=20)
     valid = coding.cells(table, later[:: max(1, len(later) // 20_000)])
@@ -212,7 +215,8 @@ def pretrain(
             if probe and untrained is not None:
                 metrics |= {"probe_ap": probe.score(network), "probe_ap_untrained": untrained}
             if report and rank == 0:
-                report(metrics | {"seconds": time.monotonic() - began}, done)
+                losses = {f"{FIELD_LOSS}{field.name}": float(one) for field, one in zip(fields, by_field, strict=True)}
+                report(metrics | losses | {"seconds": time.monotonic() - began}, done)
             if progress and rank == 0:
                 progress(done / steps, f"step {done} of {steps}, validation loss {found:.4f}")
             randoms = workers.of_all(random.bit_generator.state)
@@ -241,7 +245,8 @@ def pretrain(
     )
     network = network.cpu().eval()
     rules = workers.of_first(lambda: label_free_rules(student, coding, table))
-    metrics |= {f"skill.{field.name}": float(gain) for field, gain in zip(network.fields, skill, strict=True)}
+    for field, own, gain in zip(network.fields, marginal, skill, strict=True):
+        metrics |= {f"skill.{field.name}": float(gain), f"marginal.{field.name}": float(own)}
     metrics = {**metrics, "best_validation_loss": best["loss"], "best_step": float(best["step"])}
     return Pretrained(network, student, rules, config, metrics)
 

@@ -112,6 +112,13 @@ class LivePeriod(msgspec.Struct, frozen=True):
     live_until_ms: int
 
 
+class ReportFields(msgspec.Struct, frozen=True):
+    """What the report of a training shows: figures for each value of the `segments`, and money by the field `value`."""
+
+    segments: tuple[str, ...] = ()
+    value: str | None = None
+
+
 class StormRules(msgspec.Struct, frozen=True):
     """How many alerts a burst may publish; None is no limit.
 
@@ -200,6 +207,7 @@ class Stream(msgspec.Struct, frozen=True):
     storms: StormRules = StormRules()
     delayed_after_ms: int = 60_000  # lag above which scores are late
     promotion: Promotion = Promotion()
+    report: ReportFields = ReportFields()
     replay: LivePeriod | None = None
 
     def field(self, name: str) -> Field:

@@ -23,6 +23,7 @@ from pipelines.contracts.stream import (
     Labels,
     LivePeriod,
     Promotion,
+    ReportFields,
     Reports,
     StormRules,
     Stream,
@@ -38,6 +39,7 @@ from pipelines.contracts.stream_tables import (
     LabelsTable,
     Problems,
     PromotionTable,
+    ReportTable,
     Stat,
     StreamTable,
     Window,
@@ -77,6 +79,7 @@ class StreamChecks:
         self._check_budget()
         self._check_group()
         self._check_cap()
+        self._check_report()
         self._check_replay()
 
     def stream(self) -> Stream:
@@ -103,6 +106,7 @@ class StreamChecks:
             storms=_storms(self.document.alerts or AlertsTable()),
             delayed_after_ms=(self.document.alerts or AlertsTable()).delayed_after.ms,
             promotion=msgspec.convert(self.document.promotion or PromotionTable(), Promotion, from_attributes=True),
+            report=_report(self.document.report or ReportTable()),
             replay=self._live_period(),
         )
 
@@ -299,7 +303,7 @@ class StreamChecks:
     def _categories(self) -> list[str]:
         return [name for name, field in self.fields.items() if field.type == "category"]
 
-    # --- the longest window, [alerts], [replay]
+    # --- the longest window, [alerts], [report], [replay]
 
     def _check_lifetime(self) -> None:
         longest = max((w for table in self.document.features for w in table.windows if w.ms), key=_ms, default=None)
@@ -341,6 +345,19 @@ class StreamChecks:
         if alerts.cap.per_day and budget and alerts.cap.per_day < budget:
             said, fix = f"is {alerts.cap.per_day}, which is less than the budget", f"it must be at least {budget:g}"
             self.problems.add((*path, "per_day"), said, fix, value=alerts.cap.per_day)
+
+    def _check_report(self) -> None:
+        report = self.document.report
+        if report is None:
+            return
+        for place, name in enumerate(report.segments):
+            self._check_reference(("report", "segments", place), name, ("category",))
+            if report.segments.index(name) < place:
+                self.problems.add(("report", "segments", place), f"has {name!r} twice", "remove one", value=name)
+        self._check_reference(("report", "value"), report.value, ("number", "int"))
+        if report.value in (self.head.event_id, *self.head.entities) and not self.problems.at(("report", "value")):
+            fix = "it must be a field with an amount of money"
+            self.problems.add(("report", "value"), f"is {report.value!r}, which is an id", fix, value=report.value)
 
     def _check_replay(self) -> None:
         replay = self.document.replay
@@ -390,6 +407,10 @@ def _reports(table: LabelsTable) -> Reports:
 def _storms(table: AlertsTable) -> StormRules:
     within = table.group.within if table.group else None
     return StormRules(within.ms if within else None, table.cap.per_day if table.cap else None)
+
+
+def _report(table: ReportTable) -> ReportFields:
+    return ReportFields(tuple(table.segments), table.value)
 
 
 def _day_ms(day: date) -> int:

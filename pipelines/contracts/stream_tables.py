@@ -234,6 +234,13 @@ class PromotionTable(Struct, kw_only=True):
     shadow_events: Count = 0
 
 
+class ReportTable(Struct, kw_only=True):
+    """[report]"""
+
+    segments: list[Text] = []
+    value: Text | None = None
+
+
 class ReplayTable(Struct, kw_only=True):
     """[replay]"""
 
@@ -250,6 +257,7 @@ class Document(Struct, kw_only=True):
     features: list[FeaturesTable] = []
     alerts: AlertsTable | None = None
     promotion: PromotionTable | None = None
+    report: ReportTable | None = None
     replay: ReplayTable | None = None
 
 
@@ -265,7 +273,7 @@ _LISTS: Mapping[Any, str] = {
     FeaturesTable: "must be written as [[features]], with two brackets, once for each group",
     Window: 'must be a list such as ["1h", "7d", "all"]',
     Stat: 'must be a list such as ["count", "mean"]',
-    Text: 'must be a list of fields such as ["customer_id"]; the first one is the Kafka key',
+    Text: 'must be a list of fields such as ["customer_id"]',
 }
 
 

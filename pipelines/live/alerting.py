@@ -184,7 +184,7 @@ def alert_of(
         **msgspec.structs.asdict(score) | {"threshold": threshold},
         alert_id=alert_id_of(score),
         entities={name: text and cut(text, limit) for name, text in entities.items()},
-        reasons=[] if short else [_reason_of(reason, features) for reason in explained.reasons],
+        reasons=[] if short else [reason_of(reason, features) for reason in explained.reasons],
         score_if_all_expected=explained.score_if_all_expected,
         features={} if short else {n: cut(v) if isinstance(v, str) else v for n, v in features.items()},
         group_id=group_id,
@@ -201,7 +201,8 @@ def features_of(stream: Stream, numeric: NDArray[np.float64], category_texts: Se
     return values | dict(zip(stream.categories, category_texts, strict=True))
 
 
-def _reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:
+def reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:
+    """A reason as it is published: a category that the model does not know has its text from `features`."""
     reason = msgspec.convert(explained, Reason, from_attributes=True)
     text = features.get(reason.field)
     actual = text if isinstance(text, str) else reason.actual

@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 
 from flows.local import processes
 from flows.local.servers import Servers, drain_prefect
-from flows.settings import Settings
+from flows.settings import Settings, registry_name
 from pipelines.contracts.messages import Alert, Score, decode
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
@@ -25,6 +26,9 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message
 from pipelines.lake import audit
 from pipelines.lake.feature_table import feature_table
+from pipelines.lake.training_table import category_names
+from pipelines.live.alerting import features_of
+from tests.flows.serve.served_by_mlflow import ask, served_by_mlflow
 from tests.patience import wait_until
 
 LOGINS = Path(__file__).parent / "logins.toml"
@@ -160,3 +164,33 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
         alone = model.score(rows.numeric[i : i + 1], rows.categorical[i : i + 1])[0]
         assert abs(alone - batch[at]) <= 1e-5
         assert abs(alone - live[(int(rows.partition[i]), int(rows.offset[i]))]) <= 1e-5
+    served_by_mlflow_as_live(home, settings, stream, scores, alerts)
+
+
+def served_by_mlflow_as_live(
+    home: Path, settings: Settings, stream: Stream, scores: Sequence[Score], alerts: Sequence[Score]
+) -> None:
+    """`mlflow models serve` gives the scores, alerts and reasons that the live scorer published."""
+    rows = feature_table(settings.lake(stream), stream, settings.features(stream))
+    names = category_names(settings.lake(stream), stream)
+    at = {(int(p), int(o)): i for i, (p, o) in enumerate(zip(rows.partition, rows.offset, strict=True))}
+    events = [
+        features_of(stream, rows.numeric[i], [names.get(int(one)) for one in rows.categorical[i]])
+        for i in (at[score.source.partition, score.source.offset] for score in scores)
+    ]
+    raised = {alert.event_id: alert for alert in alerts if isinstance(alert, Alert)}
+    model = f"models:/{registry_name(stream)}@champion"
+    with served_by_mlflow(model, home, tracking_uri=settings.tracking_uri()) as url:
+        found = ask(url, events)
+        for alert, told in zip(raised.values(), ask(url, [alert.features for alert in raised.values()]), strict=True):
+            assert told["alert"]
+            assert told["score"] == pytest.approx(alert.score, abs=1e-5)
+    assert len(found) == len(scores) == N_LIVE >= 1_000
+    for score, told in zip(scores, found, strict=True):
+        assert abs(told["score"] - score.score) <= 1e-5
+        assert told["alert"] == score.alert
+        reasons = [msgspec.structs.asdict(one) for one in raised[score.event_id].reasons] if score.alert else []
+        assert told["reasons"] == [
+            one | {name: pytest.approx(one[name], abs=1e-5) for name in ("surprise", "score_if_expected")}
+            for one in reasons
+        ]

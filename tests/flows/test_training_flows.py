@@ -65,6 +65,9 @@ windows = ["all"]
 stats = ["mean", "ratio"]
 [alerts]
 budget = {{ rate = 0.05 }}
+[report]
+segments = ["channel"]
+value = "amount"
 """
 PERSON = """
 [promotion]
@@ -106,7 +109,7 @@ def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         finetune_flow,
         "FinetuneConfig",
-        lambda budget: FinetuneConfig(budget=budget, n_trees=20),
+        lambda budget, maturity_ms: FinetuneConfig(budget=budget, maturity_ms=maturity_ms, n_trees=20),
     )
     with temporary_settings({PREFECT_API_URL: servers.prefect_api}):
         yield Unmask(
@@ -191,7 +194,8 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
 ) -> None:
     path, stream = purchases(unmask.home)
     run_id = unmask.pretrain(path, as_of=END)
-    unmask.finetune(path, as_of=END)
+    unmask.finetune(path, as_of=END, label_curve=True)
+    the_runs_are_worth_reviewing(stream)
     tags = candidate(stream)
     figures = Figures.of_tags(tags)
     assert figures is not None
@@ -221,6 +225,43 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     assert found[0] == 3
 
 
+def reviewed(stream: Stream, stage: str) -> tuple[Any, set[str], set[str], str]:
+    """The newest run of a stage, the names of its plots and tables, and its page."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=Settings().tracking_uri())
+    experiment = client.get_experiment_by_name(f"{stream.name}/{stage}")
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    run = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    plots = {Path(one.path).stem for one in client.list_artifacts(run.info.run_id, "plots")}
+    files = [Path(one.path) for one in client.list_artifacts(run.info.run_id)]
+    page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    return run, plots, {file.stem for file in files if file.suffix == ".json"}, page
+
+
+def the_runs_are_worth_reviewing(stream: Stream) -> None:
+    """Dataset, description, plots, tables, page and logged model of a pretraining and a fine-tuning with labels."""
+    run, plots, _, page = reviewed(stream, "pretrain")
+    assert plots == {"loss", "field_losses", "field_loss_curves", "probe"}
+    assert "field_loss/amount" in run.data.metrics
+    run, plots, tables, page = reviewed(stream, "finetune")
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, [tag.value for tag in used.tags]) == (stream.name, ["training"])
+    profile = json.loads(used.dataset.profile)
+    assert (profile["rows"], profile["from"]) == (N, "2023-11-14T00:00:00.000Z")
+    assert profile["labels mature after"] == "1 days (reported: frauds only)"
+    assert {"precision_recall", "roc", "calibration", "value_at_cost", "groups", "label_efficiency"} <= plots
+    assert tables == {"comparison", "groups", "hardest_misses", "false_alarms"}
+    said = run.data.tags["mlflow.note.content"]
+    assert f"/#/models/{registry_name(stream)}/versions/1" in said
+    assert "2023-11-14T00:00:00.000Z" in said
+    for words in ("Hardest misses", "False alarms", "Groups", "Validation beside held-out events", "What labels give"):
+        assert f"<h2>{words}</h2>" in page
+    assert page.count("<svg") == len(plots)
+    assert len(run.outputs.model_outputs) == 1
+
+
 def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) -> None:
     models, run_id = [], None
     for flipped_from in (2.0, 0.875):
@@ -246,9 +287,13 @@ def test_a_field_that_knows_the_label_is_refused_by_name_before_fine_tuning(unma
 
 
 def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask: Unmask) -> None:
-    path, _ = purchases(unmask.home, labelled=False)
+    path, stream = purchases(unmask.home, labelled=False)
     unmask.pretrain(path, as_of=END)
     unmask.finetune(path, as_of=END)
+    _, plots, tables, page = reviewed(stream, "finetune")
+    assert plots == {"score_histogram", "scores_over_time", "alerts_over_time"}
+    assert tables == {"surprising_fields", "highest_scores"}
+    assert "check the reasons of the highest ones" in page
     checks = unmask.promote(path).checks
     assert set(checks) == {"columns", "age", "scores", "alert budget", "score drift", "leaks", "reasons", "labels"}
     assert "checked without labels" in checks["labels"].seen

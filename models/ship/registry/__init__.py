@@ -7,6 +7,7 @@ aliases raise `RegistryError`.
 
 from models.ship.registry.cache import Resolved, fetch, resolve, resolve_version
 from models.ship.registry.client import PROBE_S, RegistryError, answers
+from models.ship.registry.datasets import Dataset
 from models.ship.registry.runs import (
     FoundRun,
     Run,
@@ -18,15 +19,18 @@ from models.ship.registry.runs import (
     open_run,
     publish_folder,
 )
-from models.ship.registry.versions import Alias, register, set_alias, set_tag, version_of, version_with
+from models.ship.registry.serving import Serving
+from models.ship.registry.versions import Alias, register, set_alias, set_tag, version_of, version_url, version_with
 
 __all__ = [
     "PROBE_S",
     "Alias",
+    "Dataset",
     "FoundRun",
     "RegistryError",
     "Resolved",
     "Run",
+    "Serving",
     "answers",
     "end_runs",
     "fetch",
@@ -42,5 +46,6 @@ __all__ = [
     "set_alias",
     "set_tag",
     "version_of",
+    "version_url",
     "version_with",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.ship.registry.client import RegistryError, asked, client_of
+from models.ship.registry.serving import DATA
 from models.ship.registry.versions import Alias, version_of, version_with
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def _download(name: str, version: int, folder: Path, tracking_uri: str) -> None:
             source = client_of(tracking_uri).get_model_version_download_uri(name, str(version))
             got = Path(download_artifacts(artifact_uri=source, dst_path=draft, tracking_uri=tracking_uri))
         if not folder.is_dir():
-            shutil.move(got, folder)
+            shutil.move(got / DATA if (got / DATA).is_dir() else got, folder)
 
 
 def _write(target: Path, value: Mapping[str, object]) -> None:

@@ -1,5 +1,6 @@
 """MLflow runs: curves, plots and tables, and folders that one run passes to the next."""
 
+import getpass
 import logging
 import shutil
 import tempfile
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.ship.registry.client import RegistryError, answers, asked, client_of
+from models.ship.registry.datasets import Dataset, input_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 log = logging.getLogger(__name__)
 
-# MLflow then shows an experiment as model training, not as GenAI.
+# An experiment of model training, not of GenAI. MLflow 3.17 asks its switch in the browser instead: see `_url`.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 # MLflow's limits per call, and the maximum delay of a curve.
@@ -51,8 +54,7 @@ class Run:
     @property
     def url(self) -> str:
         """Address of the run's page."""
-        path = f"/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"{self.tracking_uri}{path}?workflowType=machine_learning"
+        return _url(self.tracking_uri, self.experiment_id, self.run_id)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Add a point to each curve."""
@@ -87,6 +89,24 @@ class Run:
         """
         target, table = f"{name}.json", {key: list(values) for key, values in columns.items()}
         self._softly(target, lambda: self._client.log_table(self.run_id, table, target))
+
+    def log_page(self, name: str, html: str) -> None:
+        """Store a web page as `<name>.html`, which MLflow shows."""
+        target = f"{name}.html"
+        self._softly(target, lambda: self._client.log_text(self.run_id, html, target))
+
+    def log_dataset(self, dataset: Dataset, *, context: str) -> None:
+        """Show what the run was trained on.
+
+        Args:
+            dataset: the rows.
+            context: what the run does with them, such as "training".
+        """
+        self._softly("the dataset", lambda: self._client.log_inputs(self.run_id, [input_of(dataset, context=context)]))
+
+    def describe(self, markdown: str) -> None:
+        """Set the description at the top of the run's page."""
+        self._softly("the description", lambda: self._client.set_tag(self.run_id, "mlflow.note.content", markdown))
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Store all files of a folder under `name`.
@@ -138,10 +158,12 @@ class FoundRun:
     Args:
         run_id: MLflow's id of the run.
         tags: all tags, including those set by MLflow.
+        url: address of the run's page.
     """
 
     run_id: str
     tags: Mapping[str, str]
+    url: str = ""
 
 
 @contextmanager
@@ -167,7 +189,8 @@ def open_run(
     with asked(tracking_uri):
         client = client_of(tracking_uri)
         experiment_id = _experiment(client, experiment)
-        made = client.create_run(experiment_id, run_name=run_name, tags=dict(tags or {}))
+        marks = {**(tags or {}), **_source(experiment, tags or {})}
+        made = client.create_run(experiment_id, run_name=run_name, tags=marks)
     run = Run(made.info.run_id, experiment_id, tracking_uri.rstrip("/"), client)
     status = "FAILED"
     try:
@@ -231,7 +254,7 @@ def find_run(run_id: str, *, tracking_uri: str) -> FoundRun | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-    return FoundRun(found.info.run_id, dict(found.data.tags))
+    return _found(found, tracking_uri)
 
 
 def newest_run(experiment: str, *, tag: str, tracking_uri: str) -> FoundRun | None:
@@ -251,7 +274,7 @@ def newest_run(experiment: str, *, tag: str, tracking_uri: str) -> FoundRun | No
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
-    return FoundRun(found[0].info.run_id, dict(found[0].data.tags)) if found else None
+    return _found(found[0], tracking_uri) if found else None
 
 
 def fetch_folder(run_id: str, name: str, folder: Path, *, tracking_uri: str) -> None:
@@ -269,6 +292,22 @@ def fetch_folder(run_id: str, name: str, folder: Path, *, tracking_uri: str) -> 
             got = Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=draft, tracking_uri=tracking_uri))
         if not folder.is_dir():
             shutil.move(got, folder)
+
+
+def _source(experiment: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow shows as source and author of a run."""
+    command = f"unmask {experiment.rpartition('/')[2]}"
+    source = {"mlflow.source.name": command, "mlflow.source.type": "JOB", "mlflow.user": getpass.getuser()}
+    return source | ({"mlflow.source.git.commit": tags["git.commit"]} if "git.commit" in tags else {})
+
+
+def _found(run: "MlflowRun", tracking_uri: str) -> FoundRun:
+    return FoundRun(run.info.run_id, dict(run.data.tags), _url(tracking_uri, run.info.experiment_id, run.info.run_id))
+
+
+def _url(tracking_uri: str, experiment_id: str, run_id: str) -> str:
+    """Address of a run's page; without the view's name, MLflow may open it as a GenAI run."""
+    return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def _experiment(client: "MlflowClient", name: str) -> str:

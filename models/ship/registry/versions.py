@@ -2,18 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from models.ship.registry.client import asked, client_of
 from models.ship.registry.runs import Run
+from models.ship.registry.serving import Serving, write_servable
 
 Alias = Literal["champion", "challenger", "candidate"]
 
-MODEL_FOLDER = "model"  # in the artifacts of a run
 
-
-def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[str, str], description: str = "") -> int:
-    """Upload a model to its run and make it the next version of `name`.
+def register(
+    name: str,
+    run: Run,
+    folder: Path,
+    *,
+    digest: str,
+    tags: Mapping[str, str],
+    description: str = "",
+    serving: Serving | None = None,
+) -> int:
+    """Upload a model as a logged model of its run, and make it the next version of `name`.
 
     Args:
         name: name of the model, such as "payments-scorer".
@@ -21,6 +30,8 @@ def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[st
         folder: files of the model, written by `models.ship.artifact.save`.
         digest: return value of `save`.
         tags: lineage and metrics, shown with the version.
+        description: shown with the version, Markdown.
+        serving: how MLflow loads the model; None: it cannot.
 
     Returns:
         The number of the version.
@@ -28,22 +39,46 @@ def register(name: str, run: Run, folder: Path, *, digest: str, tags: Mapping[st
     Raises:
         RegistryError: MLflow does not answer, or reports an error.
     """
+    from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    client = client_of(run.tracking_uri)
-    run.log_folder(folder, MODEL_FOLDER)
+    client, marks = client_of(run.tracking_uri), {**tags, "digest": digest}
     with asked(run.tracking_uri):
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{client.get_run(run.run_id).info.artifact_uri}/{MODEL_FOLDER}"
-        marks = {**tags, "digest": digest}
+        logged = client.create_logged_model(
+            run.experiment_id, name=name, source_run_id=run.run_id, tags={"digest": digest}, model_type="scorer"
+        )
+        status: Literal["READY", "FAILED"] = "FAILED"
+        try:
+            with TemporaryDirectory() as draft:
+                if serving is not None:
+                    servable = Path(draft) / "servable"
+                    write_servable(servable, folder, serving, run_id=run.run_id, model_id=logged.model_id)
+                    folder = servable
+                client.log_model_artifacts(logged.model_id, str(folder))
+            status = "READY"
+        finally:
+            client.finalize_logged_model(logged.model_id, status)
+        client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
         made = client.create_model_version(
-            name, source, run.run_id, tags=marks, description=description, await_creation_for=0
+            name,
+            f"models:/{logged.model_id}",
+            run.run_id,
+            tags=marks,
+            description=description,
+            await_creation_for=0,
+            model_id=logged.model_id,
         )
     return int(made.version)
+
+
+def version_url(name: str, version: int, *, tracking_uri: str) -> str:
+    """Address of a version's page."""
+    return f"{tracking_uri.rstrip('/')}/#/models/{name}/versions/{version}"
 
 
 def set_alias(name: str, alias: Alias, version: int, *, tracking_uri: str) -> None:

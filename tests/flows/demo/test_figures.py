@@ -22,7 +22,17 @@ def figures(**changed: object) -> Figures:
     books = Reconciliation(31_483, 31_014, 310, 159, pending=0, n_scored_since=31_014)
     skew = SkewAudit(31_014, 31_014, 1e-8, [ModelCheck("abc", 31_014, 31_014, 0)])
     quality = Quality(n_frauds=4, precision=0.61, recall=0.4, average_precision=0.36)
-    made = Figures("a broker", live, books, skew, quality, validation_ap=0.4, backtest={}, seconds=100.0)
+    made = Figures(
+        "a broker",
+        live,
+        books,
+        skew,
+        quality,
+        validation_ap=0.4,
+        validation_ap_delayed=None,
+        backtest={},
+        seconds=100.0,
+    )
     return replace(made, **changed)  # type: ignore[arg-type]
 
 
@@ -70,7 +80,8 @@ def test_what_does_not_surprise_is_not_explained() -> None:
 
 
 def test_a_gap_between_validation_and_live_is_explained_by_labels_that_arrive_late() -> None:
-    (said,) = figures(validation_ap=0.61).explanations(source())
+    (said,) = figures(validation_ap=0.61, validation_ap_delayed=0.55).explanations(source())
+    assert "know no fraud of the last 7 days; with labels that late, the validation period gives 0.55." in said
     assert "0.61 on the validation period and is 0.36 live. Labels arrive 7 days after their events" in said
     # Of four frauds, those of b and c have no fraud whose label had arrived.
     assert (

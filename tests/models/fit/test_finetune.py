@@ -148,3 +148,19 @@ def test_a_table_of_other_columns_is_refused(trained) -> None:
             config=QUICK,
             seed=0,
         )
+
+
+def test_validation_with_delayed_labels_is_that_of_a_model_which_does_not_know_them(trained) -> None:
+    known, period_ms = np.ones(len(trained.table), bool), int(np.ptp(trained.table.time_ms))
+    model = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=QUICK, seed=0)
+    found = []
+    for share in (0.05, 0.7):
+        config = replace(QUICK, maturity_ms=int(share * period_ms))
+        late = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=config, seed=0)
+        np.testing.assert_array_equal(late.trees.feature, model.trees.feature)  # it is measured only
+        found.append(late.metrics["validation_ap_delayed"])
+    assert model.metrics["validation_ap"] + 0.05 > found[0] > found[1]
+    assert "validation_ap_delayed" not in model.metrics
+    config = replace(QUICK, maturity_ms=2 * period_ms)  # no fraud is known by then
+    late = finetune(trained.pretrained, trained.table, label=trained.label, known=known, config=config, seed=0)
+    assert "validation_ap_delayed" not in late.metrics

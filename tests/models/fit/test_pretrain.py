@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
-from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
+from models.fit.pretrain import FIELD_LOSS, PretrainConfig, Pretrained, pretrain
 from models.net.batches import surprises_of
 from models.ship.pretrained import load_pretrained, save_pretrained
 from models.table import Column, PickedRows, Table, TableError
@@ -141,3 +141,19 @@ def test_tables_that_cannot_be_learned_from_are_refused() -> None:
         pretrain(table, config=SMALL, seed=0)
     with pytest.raises(TableError, match="at least 3 rows"):
         pretrain(table.take(slice(0, 2)), config=replace(SMALL, validation=0.5), seed=0)
+
+
+def test_the_masked_loss_of_each_field_is_reported_at_every_check_and_compared_with_its_own_distribution(
+    trained,
+) -> None:
+    reported: dict[int, dict[str, float]] = {}
+    table = trained.table.take(slice(0, 1000))
+    found = pretrain(table, config=SMALL, seed=3, report=lambda metrics, step: reported.update({step: dict(metrics)}))
+    names = {name.removeprefix("skill.") for name in found.metrics if name.startswith("skill.")}
+    assert "amount" in names
+    assert sorted(reported) == [5, 10, 15, 20]
+    for metrics in reported.values():
+        losses = {n.removeprefix(FIELD_LOSS): loss for n, loss in metrics.items() if n.startswith(FIELD_LOSS)}
+        assert set(losses) == names
+        least = sum(min(loss, found.metrics[f"marginal.{name}"]) for name, loss in losses.items())
+        assert metrics["validation_loss"] == pytest.approx(least)
