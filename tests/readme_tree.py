@@ -17,8 +17,8 @@ PACKAGES = {
         "play",
         "operate",
     ),
-    "models": ("net", "score", "fit", "ship", "ship/registry"),
-    "flows": ("streams", "local", "offline", "serve", "demo", "cli"),
+    "models": ("net", "score", "fit", "ship", "ship/registry", "plots"),
+    "flows": ("streams", "local", "review", "offline", "serve", "demo", "cli"),
 }
 
 

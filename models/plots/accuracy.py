@@ -6,7 +6,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from models.evaluation import Budgets, calibration_bins, calibration_error
-from models.plots.canvas import FRAUD, LEGIT, MARK, canvas
+from models.plots.canvas import FRAUD, LEGIT, MARK, canvas, thinned
 
 MOST_SHARE = 0.1  # of the events: budgets beyond it are not drawn
 
@@ -29,8 +29,9 @@ def pr_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold:
     recall, precision, cut = _pr_points(label, score)
     average = float(np.sum(np.diff(recall, prepend=0.0) * precision))
     figure, axes = canvas("recall (share of frauds caught)", "precision (share of alerts that are fraud)")
-    axes.step(recall, precision, where="pre", color=LEGIT, linewidth=2)
-    axes.fill_between(recall, precision, step="pre", alpha=0.12, color=LEGIT)
+    drawn = thinned(len(recall), logarithmic=True)  # most of the frauds are among the first scores
+    axes.step(recall[drawn], precision[drawn], where="pre", color=LEGIT, linewidth=2)
+    axes.fill_between(recall[drawn], precision[drawn], step="pre", alpha=0.12, color=LEGIT)
     share = float(np.mean(label))
     axes.axhline(share, color=MARK, linestyle=":", linewidth=1)
     axes.text(0.99, share, f" random {share:.2%}", ha="right", va="bottom", fontsize=8, color=MARK)
@@ -58,8 +59,9 @@ def roc_curve(label: NDArray[np.int8], score: NDArray[np.floating], *, threshold
     caught, false = np.append(0.0, caught), np.append(0.0, false)
     area = float(np.trapezoid(caught, false))
     figure, axes = canvas("false alarms (share of ordinary events)", "recall (share of frauds caught)")
-    axes.plot(false, caught, color=LEGIT, linewidth=2)
-    axes.fill_between(false, caught, alpha=0.12, color=LEGIT)
+    drawn = thinned(len(false), logarithmic=True)
+    axes.plot(false[drawn], caught[drawn], color=LEGIT, linewidth=2)
+    axes.fill_between(false[drawn], caught[drawn], alpha=0.12, color=LEGIT)
     axes.plot([0, 1], [0, 1], color=MARK, linestyle=":", linewidth=1)
     if threshold is not None:
         alerts = ranked > threshold
@@ -102,8 +104,8 @@ def precision_at_budget(
         threshold: the alert threshold; its number of alerts is marked.
     """
     found, n = Budgets.of(label, score), len(label)
-    drawn = slice(0, max(2, int(n * MOST_SHARE)))
-    share = np.arange(1, n + 1)[drawn] / n
+    drawn = thinned(max(2, int(n * MOST_SHARE)), logarithmic=True)
+    share = (drawn + 1) / n
     figure, axes = canvas(f"alert budget (share of {n:,} events)", "share")
     axes.plot(share, found.precision[drawn], color=LEGIT, linewidth=2, label="precision: alerts that are fraud")
     axes.plot(share, found.recall[drawn], color=FRAUD, linewidth=2, label="recall: frauds with an alert")
@@ -137,9 +139,9 @@ def value_at_cost(
     """
     found, n = Budgets.of(label, score, value), len(label)
     assert found.value is not None
-    drawn = slice(0, max(2, int(n * MOST_SHARE)))
+    drawn = thinned(max(2, int(n * MOST_SHARE)))
     each = 1.0 if review_cost is None else review_cost
-    cost, caught = np.arange(1, n + 1)[drawn] * each, found.value[drawn]
+    cost, caught = (drawn + 1) * each, found.value[drawn]
     figure, axes = canvas("reviews (alerts)" if review_cost is None else "cost of the reviews", f"sum of {name}")
     axes.plot(cost, caught, color=FRAUD, linewidth=2, label=f"{name} in the frauds caught")
     axes.axhline(
@@ -149,7 +151,9 @@ def value_at_cost(
         net = caught - cost
         best = int(np.argmax(net))
         axes.plot(cost, net, color=LEGIT, linewidth=2, label="after the cost of the reviews")
-        axes.plot(cost[best], net[best], "o", color=LEGIT, label=f"highest with {best + 1:,} alerts: {net[best]:,.0f}")
+        axes.plot(
+            cost[best], net[best], "o", color=LEGIT, label=f"highest with {drawn[best] + 1:,} alerts: {net[best]:,.0f}"
+        )
     if threshold is not None and (alerts := int((np.asarray(score) > threshold).sum())):
         share = found.value[alerts - 1] / max(found.total_value, 1e-9)
         note = f"threshold: {alerts:,} alerts catch {share:.0%}"
