@@ -79,6 +79,7 @@ def _check_the_run(uri: str, run_id: str) -> None:
     assert (run.data.params["param_129"], run.data.tags["lake.version"]) == ("129", "7")
     assert [point.step for point in client.get_metric_history(run_id, "ap")] == list(range(300))
     assert {item.path for item in client.list_artifacts(run_id)} == {"plots", "budget.json"}
+    assert run.outputs is not None
     (made,) = run.outputs.model_outputs
     assert client.get_logged_model(made.model_id).tags["digest"] == DIGEST
     assert run.data.tags["mlflow.source.name"] == "unmask finetune"
