@@ -12,6 +12,7 @@ from models.fit.finetune import finetune
 from models.fit.pretrain import pretrain
 from models.ship.artifact import FILES, load, save
 from models.ship.manifest import ArtifactError
+from models.table import Column, Table
 from tests.models.conftest import FINETUNE, PRETRAIN, stream
 from tests.patience import HANG_S
 
@@ -78,6 +79,24 @@ def test_a_field_missing_in_nine_of_ten_rows_surprises_as_before_where_it_is_the
 @pytest.fixture
 def copy(saved, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved["labelled"][0], tmp_path / "copy"))
+
+
+def test_a_score_has_the_same_bits_alone_and_in_a_batch_of_any_size(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    country = random.integers(1, 5, 2_000).astype(np.uint64)
+    bank = np.where(random.random(2_000) < 0.9, country, random.integers(1, 5, 2_000)).astype(np.uint64)
+    columns = (Column("amount", "numeric", "amount"), *(Column(n, "categorical", n) for n in ("country", "bank")))
+    amount = country[:, None] * random.gamma(5.0, 1.0, (2_000, 1))
+    table = Table(columns, amount, np.stack([country, bank], axis=1), np.arange(2_000), {})
+    none = np.zeros(2_000, bool)
+    encoder = pretrain(table, config=replace(PRETRAIN, width=16, max_steps=60, min_steps=60), seed=0)
+    save(finetune(encoder, table, label=none.astype(np.int8), known=none, config=FINETUNE, seed=0), tmp_path, lineage={})
+    served = load(tmp_path)
+    whole = served.score(table.numeric, table.categorical)
+    for size in (1, 3, 7, 13, 33):  # odd ones: the runtime takes eight or sixteen rows at once, and the rest apart
+        parts = [slice(start, start + size) for start in range(0, 2_000, size)]
+        found = np.concatenate([served.score(table.numeric[part], table.categorical[part]) for part in parts])
+        np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize("name", FILES)
