@@ -16,6 +16,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 
+from flows.backtest import backtest
 from flows.finetune import finetune
 from flows.ingest import ingest
 from flows.maintain_lake import maintain_lake
@@ -62,6 +63,7 @@ PLAN: tuple[Planned, ...] = (
     Planned(pretrain, "model", cron="0 1 * * 0"),
     Planned(finetune, "model", cron="0 3 * * *"),
     Planned(promote, "model", cron="0 5 * * *"),
+    Planned(backtest, "watch"),
 )
 
 

@@ -16,7 +16,6 @@ from flows.cli.options import (
     stream_of,
     stream_path,
     stream_words,
-    time_ms,
 )
 from flows.cli.terminal import out
 from flows.extras import require
@@ -168,21 +167,70 @@ def promote(
 @app.command(rich_help_panel="Models")
 def backtest(
     stream: StreamOption = None,
-    since: Annotated[str, typer.Option(help="First day of the test period, e.g. 2018-07-01.")] = "",
-    until: Annotated[str | None, typer.Option(help="End of the test period; default the end of the lake.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="Start of the period, e.g. 2018-07-01; default the training's end."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="End of the period; default the end of the lake.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="champion, challenger, candidate or a digest (12 or more digits); repeatable."),
+    ] = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            help="model (its own threshold), a share such as 0.005, alerts a day such as 40/day, or costs such as "
+            "cost:200:5 (a miss, a review); repeatable.",
+        ),
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help="Cases that people review a day, the highest first; default all.")
+    ] = None,
+    value: Annotated[str | None, typer.Option(help="Number field that is the money of an event, e.g. amount.")] = None,
+    window: Annotated[
+        float, typer.Option(min=0.01, help="Days before the period from whose events budgets set thresholds.")
+    ] = 14.0,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also compare the first model with baselines trained before the period.")
+    ] = False,
+    allow_seen: Annotated[
+        bool,
+        typer.Option("--allow-seen", help="Test models that may know the period from training; they are marked."),
+    ] = False,
+    to_file: Annotated[Path | None, typer.Option("--out", help="Write the report to this HTML file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare the champion with baselines on all events of a period after its training.
+    """Replay a past period from the lake: what models would have caught with which budget, when, at what workload.
 
-    [bold]Example[/bold]  unmask backtest --stream handbook --since 2018-07-01 --until 2018-07-08
+    Every event that arrived in the period is scored as the live scorer scores it; where a model was live, its scores
+    are compared with those published. Exit code 1 if they differ by more than 1e-5 or an alert differs.
+
+    [bold]Examples[/bold]
+
+    unmask backtest --stream handbook --from 2018-07-01 --to 2018-07-08
+
+    unmask backtest --stream payments --model champion --model challenger --budget model --budget 40/day --capacity 40
+    --value amount --out backtest.html
     """
-    path, since_ms, until_ms = stream_path(stream), time_ms(since), time_ms(until)
-    if since_ms is None:
-        raise UnmaskError("--since is missing: give the first day of the test period, e.g. --since 2018-07-01")
+    path, names, wanted = stream_path(stream), models or ["champion"], budgets or ["model"]
+    from flows.backtesting.budgets import budget_of
+
+    begin, end = moment_of(since), moment_of(until)
+    for text in wanted:
+        budget_of(text)
     report_to_prefect()
     from flows.backtest import backtest as flow
+    from flows.backtesting import shown
 
-    for name, figure in run_flow(flow, path, since_ms=since_ms, until_ms=until_ms).items():
-        out.print(f"{name.replace('_', ' '):40s} {figure:.4f}")
+    found = run_flow(
+        flow, path, since=begin, until=end, models=names, budgets=wanted, capacity=capacity, value=value,
+        window_days=window, with_baselines=baselines, allow_seen=allow_seen,
+    )  # fmt: skip
+    if to_file:
+        shown.write(found, to_file)
+    shown.show(found, out, as_json=as_json)
+    raise typer.Exit(0 if found.holds else 1)
 
 
 def report_to_prefect() -> None:

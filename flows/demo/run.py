@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -224,7 +224,7 @@ class Demo:
                 progress=lambda done, n: step.report(done / max(n, 1), f"{done:,} of {n:,} events"),
             )
             step.outcome = f"{skew.n_model_checked:,} scores were recomputed."
-        backtest = self._backtest(events) if events.has_truth else {}
+        backtest: Mapping[str, float] = self._backtest(events) if events.has_truth else {}
         assert self._broker is not None
         return Figures(
             broker=f"{self._broker.version} at {self._broker.bootstrap}",
@@ -238,7 +238,7 @@ class Demo:
             seconds=self._steps.seconds,
         )
 
-    def _backtest(self, events: Source) -> dict[str, float]:
+    def _backtest(self, events: Source) -> Mapping[str, float]:
         """The champion and baselines on the live part, against a truth whose labels have not arrived yet."""
         stream, truth = events.stream, self._out / "truth.parquet"
         assert stream.labels is not None
@@ -254,13 +254,14 @@ class Demo:
 
             found = backtest.with_options(retries=0)(
                 self._stream_file,
-                since_ms=events.live_from_ms,
-                until_ms=events.live_until_ms,
+                since=datetime.fromtimestamp(events.live_from_ms / 1000, UTC),
+                until=datetime.fromtimestamp(events.live_until_ms / 1000, UTC),
+                with_baselines=True,
                 truth=truth,
                 seed=self._seed,
             )
             step.outcome = f"It is in MLflow, experiment {stream.name}/backtest."
-        return found
+        return found.comparison
 
     def _stop(self) -> None:
         """Stop all servers in parallel, and report those that are still running."""

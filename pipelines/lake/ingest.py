@@ -190,8 +190,8 @@ class Intake:
     def scores(self, topic: str, records: Sequence[Received], through: dict[int, int]) -> None:
         rows = []
         for record, s in self._ours(records, Score):
-            at = (s.source.partition, s.source.offset, record.offset)
-            rows.append((*at, s.event_id, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order))
+            at = (s.source.partition, s.source.offset, record.offset, s.event_id)
+            rows.append((*at, s.score, s.alert, s.model, s.features_hash, s.late_ms, s.out_of_order, s.threshold))
         self.counts.n_scores += self.lake.append(
             "scores", self.lake.frame("scores", rows), topic=topic, through=through
         )

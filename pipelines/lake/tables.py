@@ -401,6 +401,7 @@ def _shapes(stream: Stream) -> dict[str, _Shape]:
         "features_hash": text,
         "late_ms": whole,
         "out_of_order": flag,
+        "threshold": real,  # an ordered one; null = that of the model
     }
     told: _Types = {"told_partition": place, "told_offset": whole, "kind": pl.Int8, "partition": place, "offset": whole}
     told |= {"at_effective_ms": whole, "at_kind": pl.Int8, "at_partition": place, "at_offset": whole, "at_seq": whole}

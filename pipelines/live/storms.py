@@ -78,6 +78,10 @@ class Storm:
         memory = AlertMemory(tuple(self._groups.values()), self._day if is_used else None)
         return None if memory == AlertMemory() else memory
 
+    def is_grouped(self, entity: str) -> bool:
+        """Whether an alert of this entity would be counted in an open group; after `pass_time`."""
+        return cut(entity, SHORT_TEXT) in self._groups
+
     def admit(self, one: Raised) -> Iterator[FullAlert | AlertUpdate | AlertOverflow]:
         """What is published because of the next score over the threshold."""
         yield from self.pass_time(one.arrival_ms)

@@ -132,10 +132,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "backtest-without-guards",
-        "flows/backtest.py",
-        "if int(said) > since_ms:",
+        "flows/backtesting/trials.py",
+        "if seen[one.digest]:",
         "if False:",
         ("tests/flows/test_training_flows.py", "-k", "refuses_a_champion"),
+    ),
+    Mutation(
+        "rounding-by-batch",
+        "models/ship/artifact.py",
+        "-n % LANES",
+        "0",
+        ("tests/models/ship/test_artifact.py", "-k", "same_bits"),
     ),
     Mutation(
         "missing-column-is-column-0",

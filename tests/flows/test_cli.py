@@ -108,7 +108,7 @@ def test_the_version_is_shown(tmp_path: Path) -> None:
         ["pretrain"],
         ["finetune"],
         ["promote"],
-        ["backtest", "--since", "2026-01-01"],
+        ["backtest", "--from", "2026-01-01"],
         ["score", "--from", "latest"],
         ["alerts"],
         ["label", "e1", "1"],

@@ -26,7 +26,8 @@ def test_every_flow_is_deployed_once_with_schedule_limit_and_parameters(servers:
             assert found.parameters["stream"] == str(path)
             assert found.global_concurrency_limit is not None
             assert found.global_concurrency_limit.limit == 1
-            assert [due(one.schedule) for one in found.schedules] == [planned.cron or planned.every]
+            when = planned.cron or planned.every
+            assert [due(one.schedule) for one in found.schedules] == ([when] if when else [])
             assert found.description
             assert found.tags == [name, planned.tag]
             assert found.parameter_openapi_schema is not None

@@ -102,7 +102,7 @@ def test_state_files_cut_short_are_no_servers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flow", ["ingest", "backtest"])
 def test_a_flow_without_prefect_says_so(flow: str, silent_server: SilentServer, tmp_path: Path) -> None:
-    words = [flow, "--stream", "payments", *(["--since", "2026-01-01"] if flow == "backtest" else [])]
+    words = [flow, "--stream", "payments", *(["--from", "2026-01-01"] if flow == "backtest" else [])]
     api = f"{silent_server}/api" if flow == "ingest" else f"http://{NOBODY}/api"
     ran = unmask(*words, home=tmp_path, PREFECT_API_URL=api)
     assert f"Prefect at {api} did not answer within 3 s" in message_of(ran)

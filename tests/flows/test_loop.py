@@ -148,6 +148,13 @@ def test_a_stream_without_labels_goes_through_the_loop_and_scores_are_the_same_l
     )
     assert skew.holds
     assert skew.checked == skew.equal == skew.n_model_checked == N_LIVE
+    page = home / "backtest.html"
+    tried = json.loads(unmask("backtest", "--stream", str(stream_file), "--json", "--out", str(page)))
+    was_live = tried["live"]["champion"]
+    assert was_live["is_equal"]
+    assert tried["events"] == was_live["n_compared"] == was_live["n_scores_equal"] == N_LIVE  # bit for bit
+    assert was_live["n_alerts"] == tried["outcomes"][0]["alerts"] == len(alerts)
+    assert f"{N_LIVE:,} events were scored live: {N_LIVE:,} scores are equal bit for bit" in page.read_text()
     said = json.loads(unmask("explain", str(alerts[0].event_id), "--stream", str(stream_file), "--json"))
     assert said["verdict"] == "equal"
     assert len(said["reasons"]) == len(said["published_reasons"]) > 0

@@ -29,6 +29,7 @@ from models.fit.pretrain import PretrainConfig
 from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
+from pipelines.errors import UnmaskError
 from tests.patience import HANG_S
 
 DAY_MS = 86_400_000
@@ -42,7 +43,8 @@ def at(time_ms: int) -> datetime:
 
 
 END = at(END_MS)
-LATE = str(END_MS + 1)
+MIDDLE, AFTER_MIDDLE = str(START_MS + 24 * DAY_MS), str(START_MS + 25 * DAY_MS)
+BEFORE = {"as_of_ms": MIDDLE, "encoder_as_of_ms": MIDDLE}
 GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
 STREAM = """
 [stream]
@@ -57,7 +59,7 @@ card = {{ type = "text" }}
 amount = {{ type = "number", min = 0 }}
 channel = {{ type = "category" }}
 [labels]
-maturity = "1d"
+maturity = "{maturity}"
 [[features]]
 entity = "card"
 field = "amount"
@@ -86,7 +88,7 @@ class Unmask:
     pretrain: Callable[..., str]
     finetune: Callable[..., int]
     promote: Callable[..., Any]
-    backtest: Callable[..., dict[str, float]]
+    backtest: Callable[..., Any]
 
 
 @pytest.fixture
@@ -122,23 +124,23 @@ def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
         drain_prefect()
 
 
-def purchases_file(home: Path) -> Path:
+def purchases_file(home: Path, maturity: str = "1d") -> Path:
     """A stream file under a name of its own."""
     name = f"purchases-{time.time_ns()}"
     path = home / f"{name}.toml"
-    path.write_text(STREAM.format(name=name))
+    path.write_text(STREAM.format(name=name, maturity=maturity))
     return path
 
 
 def purchases(
-    home: Path, *, flipped_from: float = 2.0, labelled: bool = True, leak: bool = False
+    home: Path, *, flipped_from: float = 2.0, labelled: bool = True, leak: bool = False, maturity: str = "1d"
 ) -> tuple[Path, Stream]:
     """A stream file, its lake filled: one in five is a fraud of six times the usual amount.
 
     Labels of events after the share `flipped_from` of the period say the contrary. With `leak`, all frauds and no other
     events have the channel "phone".
     """
-    path = purchases_file(home)
+    path = purchases_file(home, maturity)
     stream = load(path)
     random = np.random.default_rng(5)
     card = random.integers(0, 40, N)
@@ -391,23 +393,23 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
 @pytest.mark.parametrize(
     ("tags", "told"),
     [
-        (GOOD | {"as_of_ms": LATE}, r"the champion saw events up to .* \(as_of_ms\)"),
-        (GOOD | {"encoder_as_of_ms": LATE}, r"the champion saw events up to .* \(encoder_as_of_ms\)"),
-        ({"encoder_as_of_ms": str(END_MS)}, "tag as_of_ms of .* is ''; it must be the end of its training data"),
-        ({"as_of_ms": str(END_MS)}, "tag encoder_as_of_ms of .* is ''; it must be the end of its training data"),
-        (GOOD | {"as_of_ms": "-5"}, "tag as_of_ms of .* is '-5'"),
-        (GOOD | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms of .* is 'yesterday'"),
+        (BEFORE | {"as_of_ms": AFTER_MIDDLE}, r"champion saw events up to .* \(as_of_ms\): 100 of the 600 events"),
+        (BEFORE | {"encoder_as_of_ms": AFTER_MIDDLE}, r"champion saw events up to .* \(encoder_as_of_ms\)"),
+        ({"encoder_as_of_ms": MIDDLE}, "tag as_of_ms of champion is ''; it must be the end of its training data"),
+        ({"as_of_ms": MIDDLE}, "tag encoder_as_of_ms of champion is ''; it must be the end of its training data"),
+        (BEFORE | {"as_of_ms": "-5"}, "tag as_of_ms of champion is '-5'"),
+        (BEFORE | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms of champion is 'yesterday'"),
     ],
 )
 def test_a_backtest_refuses_a_champion_whose_head_or_encoder_may_have_seen_the_period(
     unmask: Unmask, tmp_path: Path, tags: dict[str, str], told: str
 ) -> None:
     path, stream = purchases(unmask.home)
-    from flows.backtest import NothingToTestError
+    from flows.backtesting.candidates import NothingToTestError
 
     promote_fake(stream, tmp_path, tags)
     with pytest.raises(NothingToTestError, match=told):
-        unmask.backtest(path, since_ms=END_MS)
+        unmask.backtest(path, since=at(int(MIDDLE)))
 
 
 def test_a_backtest_refuses_an_encoder_run_that_saw_the_period_whatever_the_model_says(
@@ -415,14 +417,14 @@ def test_a_backtest_refuses_an_encoder_run_that_saw_the_period_whatever_the_mode
 ) -> None:
     path, stream = purchases(unmask.home)
     uri = Settings().tracking_uri()
-    run_tags = {"as_of_ms": LATE}
+    run_tags = {"as_of_ms": AFTER_MIDDLE}
     with registry.open_run(f"{stream.name}/pretrain", tracking_uri=uri, run_name="p", tags=run_tags) as parent:
         pass
-    from flows.backtest import NothingToTestError
+    from flows.backtesting.candidates import NothingToTestError
 
-    promote_fake(stream, tmp_path, GOOD | {"encoder.run": parent.run_id})
-    with pytest.raises(NothingToTestError, match="the champion's encoder saw events up to"):
-        unmask.backtest(path, since_ms=END_MS)
+    promote_fake(stream, tmp_path, BEFORE | {"encoder.run": parent.run_id})
+    with pytest.raises(NothingToTestError, match=r"the encoder of champion saw events up to .*use --from 2023-12"):
+        unmask.backtest(path, since=at(int(MIDDLE)))
 
 
 def promote_fake(stream: Stream, folder: Path, tags: dict[str, str]) -> None:
@@ -435,18 +437,81 @@ def promote_fake(stream: Stream, folder: Path, tags: dict[str, str]) -> None:
     registry.set_alias(name, "champion", version, tracking_uri=uri)
 
 
-def test_a_backtest_of_a_model_and_encoder_of_before_compares_with_the_champion_s_own_encoder(
+def test_a_backtest_tries_models_and_budgets_side_by_side_on_what_none_of_them_has_seen(
     unmask: Unmask, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pipelines.lake.feature_table")
     path, _ = purchases(unmask.home)
-    middle = START_MS + 24 * DAY_MS
-    unmask.pretrain(path, as_of=at(middle))
-    unmask.finetune(path, as_of=at(middle))
+    unmask.pretrain(path, as_of=at(int(MIDDLE)))
+    unmask.finetune(path, as_of=at(int(MIDDLE)))
     assert unmask.promote(path, force=True).promoted
     unmask.pretrain(path, as_of=END)  # a newer encoder, which has seen the test period, is not looked at
-    figures = unmask.backtest(path, since_ms=middle)
-    assert {"champion_average_precision", "label_free_average_precision"} <= set(figures)
-    assert figures["champion_average_precision"] > 0.5
-    # two pretrainings, a fine-tuning and both tables of the backtest, each as of another time
+    found = unmask.backtest(
+        path, budgets=["model", "0.05", "4/day", "cost:200:5"], capacity=5, value="amount", with_baselines=True
+    )
+    # two pretrainings, a fine-tuning, the backtest and both tables of its baselines, each as of another time
     assert sum(record.getMessage().startswith("folded ") for record in caplog.records) == 1
+    assert (found.from_ms, found.n_events) == (int(MIDDLE), 600)  # by default, from the end of the training
+    assert {"champion_average_precision", "label_free_average_precision"} <= set(found.comparison)
+    assert found.comparison["champion_average_precision"] > 0.5
+    assert found.n_judged == pytest.approx(500, abs=2)  # labels of the last day are not final
+    assert [one.budget for one in found.outcomes] == ["model", "0.05", "4/day", "cost:200:5"]
+    for one in found.outcomes:
+        assert one.days.height == 6
+        assert one.days["reviewed"].max() <= 5
+        assert one.totals["frauds"] == found.n_frauds == sum(one.totals[k] for k in ("caught", "beyond", "below"))
+        assert one.totals["lead_hours"] in (None, pytest.approx(12.0, abs=0.1))
+        assert one.n_seen == 0
+    own, rate, per_day, cost = found.outcomes
+    assert own.set_from == "its training"
+    assert "days before the period, on which it was trained" in rate.set_from  # too few events that it did not learn
+    assert rate.totals["alert_rate"] == pytest.approx(0.05, abs=0.03)
+    assert per_day.totals["alerts"] == pytest.approx(24, abs=15)
+    assert cost.totals["recall"] > own.totals["recall"] or cost.totals["beyond"] > 0  # misses are dear: many alerts
+    assert found.live["champion"].n_compared == 0
+    assert any("scored no event of the period live" in note for note in found.notes())
+
+    digest = own.digest
+    again = unmask.backtest(path, since=at(int(MIDDLE)), models=["challenger", digest[:12], digest])
+    assert [one.digest for one in again.outcomes] == [digest]
+    from flows.backtesting.candidates import NothingToTestError
+
+    for name, told in (("f" * 12, "has no version"), ("champ", "is neither an alias")):
+        with pytest.raises(NothingToTestError, match=told):
+            unmask.backtest(path, models=[name])
+    with pytest.raises(UnmaskError, match="no such number field; it has amount"):
+        unmask.backtest(path, value="price")
+    with pytest.raises(NothingToTestError, match=r"is empty; by default it begins where .* training"):
+        unmask.backtest(path, until=at(START_MS))
+    seen = unmask.backtest(path, since=at(START_MS), allow_seen=True)
+    assert seen.outcomes[0].n_seen == 2400
+    assert any(note.startswith("SEEN: champion may have been trained on 2,400 of the 3,000") for note in seen.notes())
+
+    from mlflow import MlflowClient
+
+    run_id = found.url.partition("?")[0].rpartition("/")[2]
+    client = MlflowClient(tracking_uri=Settings().tracking_uri())
+    run = client.get_run(run_id)
+    assert run.data.metrics["caught/champion/4 a day"] == per_day.totals["caught"]
+    assert len(client.get_metric_history(run_id, "days/alerts/champion/model")) == 6
+    plots = {Path(one.path).stem for one in client.list_artifacts(run_id, "plots")}
+    assert plots == {"caught_over_time", "alerts_a_day", "precision_of_reviews", "caught_by_capacity"}
+    assert [one.path for one in client.list_artifacts(run_id, "report")] == ["report/backtest.html"]
+
+
+def test_a_backtest_without_labels_counts_the_work_only(unmask: Unmask) -> None:
+    path, _ = purchases(unmask.home, labelled=False, maturity="40d")
+    unmask.pretrain(path, as_of=at(int(MIDDLE)))
+    unmask.finetune(path, as_of=at(int(MIDDLE)))
+    assert unmask.promote(path, force=True).promoted
+    found = unmask.backtest(path, capacity=3)
+    assert (found.n_judged, found.has_labels) == (0, False)
+    assert found.outcomes[0].totals["frauds"] == 0
+    from flows.backtesting import report
+    from flows.backtesting.charts import charts
+
+    head, _ = report.rows_of(found)
+    assert ("caught" not in head, head[-1]) == (True, "p99.9 score")
+    page = report.page(found, list(charts(found).values()))
+    assert "there are figures about the work only" in page
+    assert page.count("<svg") == 1

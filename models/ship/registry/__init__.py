@@ -20,7 +20,16 @@ from models.ship.registry.runs import (
     publish_folder,
 )
 from models.ship.registry.serving import Serving
-from models.ship.registry.versions import Alias, register, set_alias, set_tag, version_of, version_url, version_with
+from models.ship.registry.versions import (
+    Alias,
+    register,
+    set_alias,
+    set_tag,
+    version_of,
+    version_url,
+    version_with,
+    versions_like,
+)
 
 __all__ = [
     "PROBE_S",
@@ -48,4 +57,5 @@ __all__ = [
     "version_of",
     "version_url",
     "version_with",
+    "versions_like",
 ]

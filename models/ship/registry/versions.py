@@ -129,3 +129,15 @@ def version_with(name: str, digest: str, *, tracking_uri: str) -> int | None:
         wanted = f"name = '{name}' and tags.digest = '{digest}'"
         found = client_of(tracking_uri).search_model_versions(wanted, max_results=1)
     return int(found[0].version) if found else None
+
+
+def versions_like(name: str, prefix: str, *, tracking_uri: str) -> list[tuple[int, dict[str, str]]]:
+    """Versions of `name` whose digest begins with some hexadecimal digits, and their tags, the newest first.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with asked(tracking_uri):
+        wanted = f"name = '{name}' and tags.digest LIKE '{prefix}%'"
+        found = client_of(tracking_uri).search_model_versions(wanted)
+    return sorted(((int(one.version), dict(one.tags)) for one in found), key=lambda one: -one[0])

@@ -5,8 +5,13 @@ import sys
 
 import pytest
 
+from flows.backtesting.live_check import live_scores
+from flows.backtesting.period import score
 from flows.serve.live_scores import newest_scores
+from flows.serve.model import model_of
 from pipelines.lake import audit
+from pipelines.lake.feature_table import feature_table
+from pipelines.lake.ingest import ingest
 from pipelines.live.control import order_of, send_order
 from tests.flows.serve.cached import Home
 from tests.flows.serve.live_run import live_run
@@ -75,6 +80,23 @@ def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(h
     scores = newest_scores(rig.connection, home.stream, most=10**9)
     assert scores.select("partition", "offset").is_unique().all()
     assert set(scores["model"]) == {first, second, bad}
+    backtest_is_equal(home, {first, second, bad})
     returned = [order for _, order in run.orders() if order.kind == "return"]
     assert {(order.refused, order.digest) for order in returned} == {(bad, second)}
     assert "raised an alert; expected are" in returned[0].why
+
+
+def backtest_is_equal(home: Home, digests: set[str]) -> None:
+    """A backtest has the bits of every live score, and its alerts, also those by an ordered threshold."""
+    stream, lake = home.stream, home.settings.lake(home.stream)
+    ingest(home.rig.connection, stream, lake)
+    table = feature_table(lake, stream, home.settings.features(stream))
+    rows = range(len(table))
+    n_compared = n_ordered = 0
+    for digest in digests:
+        model = model_of(home.settings, stream, digest)
+        check = live_scores(lake, table, rows, digest).compared(model, table, 0, score(model, table, rows))
+        assert check.is_equal, check.words
+        n_compared, n_ordered = n_compared + check.n_compared, n_ordered + check.n_ordered
+    assert n_compared == len(rows)
+    assert 0 < n_ordered < n_compared

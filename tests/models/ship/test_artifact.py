@@ -90,7 +90,8 @@ def test_a_score_has_the_same_bits_alone_and_in_a_batch_of_any_size(tmp_path: Pa
     table = Table(columns, amount, np.stack([country, bank], axis=1), np.arange(2_000), {})
     none = np.zeros(2_000, bool)
     encoder = pretrain(table, config=replace(PRETRAIN, width=16, max_steps=60, min_steps=60), seed=0)
-    save(finetune(encoder, table, label=none.astype(np.int8), known=none, config=FINETUNE, seed=0), tmp_path, lineage={})
+    label = none.astype(np.int8)
+    save(finetune(encoder, table, label=label, known=none, config=FINETUNE, seed=0), tmp_path, lineage={})
     served = load(tmp_path)
     whole = served.score(table.numeric, table.categorical)
     for size in (1, 3, 7, 13, 33):  # odd ones: the runtime takes eight or sixteen rows at once, and the rest apart

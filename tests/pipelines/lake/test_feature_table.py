@@ -56,7 +56,7 @@ def test_a_lake_is_folded_once_for_each_version_and_definition(
     assert n_folds() == 1
     assert np.array_equal(first.hashes, again.hashes)
     score = {"partition": [0], "offset": [0], "scores_offset": [0], "event_id": ["e"], "score": [0.5], "alert": [False]}
-    score |= {"model": ["m"], "features_hash": ["0" * 16], "late_ms": [0], "out_of_order": [False]}
+    score |= {"model": ["m"], "features_hash": ["0" * 16], "late_ms": [0], "out_of_order": [False], "threshold": [None]}
     lake.append("scores", lake.frame("scores", score), topic=stream.topic("scores"), through={0: 0})
     feature_table(lake, stream, tmp_path / "features")
     assert n_folds() == 1  # no feature is made from a score

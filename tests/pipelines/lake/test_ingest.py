@@ -54,7 +54,7 @@ def event(stream: Stream, event_id: str, stamp_ms: int, *, partition: int = 0, *
 def score(stream: Stream, partition: int, offset: int) -> Message:
     value = Score(
         event_id=f"e{offset}", score=0.25, alert=False, model="m", late_ms=7, out_of_order=True,
-        features_hash="00ff" * 4, event_time="", arrival="",
+        features_hash="00ff" * 4, event_time="", arrival="", threshold=0.125,
         source=RecordSource(stream.topic("events"), partition, offset),
     )  # fmt: skip
     return Message(stream.topic("scores"), msgspec.json.encode(value), b"c1", partition)
@@ -99,8 +99,8 @@ def test_every_record_goes_to_its_table_once(connection: Connection, stream: Str
     assert (bad["raw"], bad["sha256"]) == (broken, hashlib.sha256(broken).hexdigest())
     assert lake.read("labels").select("event_id", "label", "source", "customer_id").rows() == [("e0", 1, "test", "c1")]
     assert lake.read("scores").select(
-        "partition", "offset", "score", "features_hash", "late_ms", "out_of_order"
-    ).rows() == [(0, 0, 0.25, "00ff" * 4, 7, True)]
+        "partition", "offset", "score", "features_hash", "late_ms", "out_of_order", "threshold"
+    ).rows() == [(0, 0, 0.25, "00ff" * 4, 7, True, 0.125)]
     assert lake.read("places").drop("told_partition", "told_offset").rows() == [
         (EVENT, 0, 2, START_MS + 9, EVENT, 1, 0, 1)
     ]

@@ -1,0 +1,1 @@
+"""A past period replayed from the lake: who would have been caught, when, at what workload."""
