@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from flows.serve.model import ColumnsByName, champion_alias, loaded_model
 from flows.settings import Settings, registry_name
@@ -11,8 +12,9 @@ from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError
 from pipelines.kafka import topics
-from pipelines.live.control import Order, Orders, order_of, send_order
+from pipelines.live.control import Order, Orders, order_of
 from pipelines.live.health import Seldom
+from pipelines.live.moves import give
 from pipelines.live.serving import Serving
 from pipelines.live.shadow import Shadow
 from pipelines.live.wanted import CHALLENGER, Wanted
@@ -23,6 +25,8 @@ LOOK_EVERY_S = 3.0
 ECHO_S = 1.0  # to wait for an order that was just sent
 TRY_AGAIN_S = 60.0  # to load a model that could not be used
 MAX_LOADED = 4  # models in memory, so that going back needs neither disk nor registry
+
+Decide = Callable[[Wanted], Order | None]
 
 
 class ChampionFollower(threading.Thread):
@@ -100,7 +104,7 @@ class ChampionFollower(threading.Thread):
         for bad, why in list(self.serving.refused.items()):
             if bad not in self._told:
                 used = self.serving.champion.digest
-                self._send(order_of("return", used, why=why, by=self._replica, refused=bad))
+                self._send(_returning(order_of("return", used, why=why, by=self._replica, refused=bad)))
                 self._told.add(bad)
 
     def _announce_alias(self) -> bool:
@@ -112,14 +116,15 @@ class ChampionFollower(threading.Thread):
         if not resolved.registry_answered or resolved.digest in (self.wanted.alias, self._announced):
             return False
         why = f"version {resolved.version} is the champion"
-        self._send(order_of("follow", resolved.digest, why=why, by=self._replica))
+        self._send(_following(order_of("follow", resolved.digest, why=why, by=self._replica)))
         self._announced = resolved.digest
         return True
 
-    def _send(self, order: Order) -> None:
+    def _send(self, decide: Decide) -> None:
+        """Give an order, unless another replica has given the same one meanwhile."""
         if self._orders.can_be_given:
-            send_order(self._settings.connection(), self._stream, order)
-        else:
+            give(self._settings.connection(), self._stream, decide)
+        elif (order := decide(self.wanted)) is not None:
             self._obey(order)
 
     def _apply(self) -> None:
@@ -208,7 +213,7 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     if alias.digest != wanted.alias and (alias.registry_answered or wanted.digest is None):
         order = order_of("follow", alias.digest, why=f"version {alias.version} is the champion", by=name)
         if orders.can_be_given:
-            send_order(connection, stream, order)
+            give(connection, stream, _following(order))
             wanted = _after_echo(wanted, orders, alias.digest)
         else:
             wanted = wanted.after(order)
@@ -216,6 +221,16 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     serving.refused |= wanted.refused
     serving.shadow = Shadow(connection, stream)
     return ChampionFollower(settings, stream, serving, orders, wanted, name=name)
+
+
+def _following(order: Order) -> Decide:
+    """An order to follow an alias is given once, however many replicas see it move."""
+    return lambda wanted: None if wanted.alias == order.digest else order
+
+
+def _returning(order: Order) -> Decide:
+    """A model is returned once, however many replicas find it bad."""
+    return lambda wanted: None if order.refused in wanted.refused else order
 
 
 def _after_echo(wanted: Wanted, orders: Orders, alias: str) -> Wanted:

@@ -1,20 +1,18 @@
 """Orders to running scorers: another model, the one before, another threshold or budget."""
 
-import json
-
 import numpy as np
 import polars as pl
 
+from flows import moves
 from flows.serve.live_scores import newest_scores
 from flows.serve.model import model_of
-from flows.settings import Settings, registry_name
-from models.errors import ModelError
+from flows.settings import Settings
 from models.score.budget import DAY_MS, Budget, threshold_for
-from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.kafka import progress, topics
-from pipelines.live.control import Orders, order_of, send_order
+from pipelines.live.control import Order, Orders, order_of
+from pipelines.live.moves import give
 from pipelines.live.wanted import CHALLENGER, Wanted
 
 MAX_SCORES = 500_000  # that a budget is computed from, the newest of the stream
@@ -40,25 +38,28 @@ class Operator:
             NoModelError: it cannot be loaded.
         """
         full = model_of(self._settings, self._stream, digest).digest
-        send_order(self._connection, self._stream, order_of("use", full, why=why, by=self._by))
-        return f"use model {full[:12]}. {self._align_alias(full)}"
+        self._give(order_of("use", full, why=why, by=self._by))
+        return f"use model {full[:12]}. {moves.align_alias(self._settings, self._stream, full)}"
 
     def roll_back(self, *, why: str) -> str:
         """Go back to the model that was used before the present one; returns what was done, in words.
 
         Raises:
-            UnmaskError: no former model is known, neither from earlier orders nor from promotions on this machine.
+            UnmaskError: no former model is known.
         """
-        wanted = self._wanted()
-        digest = wanted.rollback_to or self._champion_before()
-        if digest is None:
-            raise UnmaskError(
-                f"no model used before the present one of stream {self._stream.name} is known; name one: "
-                "`unmask use-model DIGEST`"
-            )
-        full = model_of(self._settings, self._stream, digest).digest
-        send_order(self._connection, self._stream, order_of("rollback", full, why=why, by=self._by))
-        return f"go back to model {full[:12]}. {self._align_alias(full)}"
+
+        def decide(wanted: Wanted) -> Order:
+            if wanted.rollback_to is None:
+                raise UnmaskError(
+                    f"no model used before the present one of stream {self._stream.name} is known; name one: "
+                    "`unmask use-model DIGEST`"
+                )
+            return order_of("rollback", wanted.rollback_to, why=why, by=self._by)
+
+        model_of(self._settings, self._stream, decide(self._wanted()).digest)  # whether it can be loaded
+        made = give(self._connection, self._stream, decide)
+        assert made is not None
+        return f"go back to model {made.digest[:12]}. {moves.align_alias(self._settings, self._stream, made.digest)}"
 
     def set_threshold(self, threshold: float | None, *, why: str, model: str | None = None) -> str:
         """Decide alerts with another threshold, or with the model's own (None); returns what was done, in words.
@@ -70,7 +71,7 @@ class Operator:
             raise UnmaskError(f"the threshold is {threshold:g}; scores, and so thresholds, are between 0 and 1")
         digest = model or self._in_use()
         value = None if threshold is None else float(np.float32(threshold))
-        send_order(self._connection, self._stream, order_of("threshold", digest, why=why, by=self._by, threshold=value))
+        self._give(order_of("threshold", digest, why=why, by=self._by, threshold=value))
         return f"threshold {'of its own' if value is None else f'{value:.9g}'} for model {digest[:12]}."
 
     def set_budget(self, per_day: float, *, why: str) -> str:
@@ -99,7 +100,7 @@ class Operator:
         order = order_of(
             "threshold", digest, why=why, by=self._by, threshold=threshold, alert_rate=rate, per_day=per_day
         )
-        send_order(self._connection, self._stream, order)
+        self._give(order)
         return (
             f"threshold {threshold:.9g} for model {digest[:12]}: {per_day:g} alerts a day, {rate:.3%} of the "
             f"{len(live):,} events that it scored in {days * 24:.1f} h."
@@ -115,8 +116,11 @@ class Operator:
             raise UnmaskError(f"{self._stream.topic('shadow')} does not exist; run `unmask topics create`")
         if digest not in (None, CHALLENGER):
             digest = model_of(self._settings, self._stream, digest).digest
-        send_order(self._connection, self._stream, order_of("shadow", digest or "", why=why, by=self._by))
+        self._give(order_of("shadow", digest or "", why=why, by=self._by))
         return "no model in shadow." if digest is None else f"model {digest[:12]} in shadow."
+
+    def _give(self, order: Order) -> None:
+        give(self._connection, self._stream, lambda _: order)
 
     def _wanted(self) -> Wanted:
         orders = Orders(self._connection, self._stream)
@@ -138,32 +142,3 @@ class Operator:
                 + (f" ({', '.join(sorted(one[:12] for one in digests))})" if digests else "; start the scorer first")
             )
         return digests.pop()
-
-    def _champion_before(self) -> str | None:
-        """The champion before the present one, from the promotions made on this machine."""
-        name, uri = registry_name(self._stream), self._settings.tracking_uri_or_nowhere()
-        path = self._settings.home / "promotions.jsonl"
-        if not (path.exists() and registry.answers(uri)):
-            return None
-        found = registry.version_of(name, "champion", tracking_uri=uri)
-        if found is None:
-            return None
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        made = [one for one in entries if one["promoted"] and one["stream"] == self._stream.name]
-        before = next((one["from"] for one in reversed(made) if one["version"] == found[0]), None)
-        if before is None:
-            return None
-        resolved, _ = registry.resolve_version(name, before, tracking_uri=uri, cache=self._settings.model_cache)
-        return resolved.digest
-
-    def _align_alias(self, digest: str) -> str:
-        """Move the champion alias to the model where MLflow is available, for training, the gate and backtests."""
-        name, uri = registry_name(self._stream), self._settings.tracking_uri_or_nowhere()
-        try:
-            version = registry.version_with(name, digest, tracking_uri=uri)
-            if version is None:
-                return "MLflow does not have this model: its champion alias stays."
-            registry.set_alias(name, "champion", version, tracking_uri=uri)
-        except ModelError as error:
-            return f"The champion alias in MLflow stays: {error}."
-        return f"Version {version} is the champion in MLflow."

@@ -24,10 +24,11 @@ class Wanted:
 
     Args:
         digest: the model to use; None before any order.
-        is_proven: it was used before, so it is not on trial.
+        is_proven: it was used before, or a person wants it in spite of its trial: it is not on trial.
         before: models used before it, the newest last.
         alias: what the champion alias pointed to when it was last announced.
-        refused: models that did not pass their trial, and why. Only an order to use them lifts this.
+        refused: models that did not pass their trial, and why. Only an order to use them, or a forced promotion, lifts
+            this.
         thresholds: those ordered, by the model for which they are.
         shadow: the model to score in shadow, or `CHALLENGER`; empty: none.
 
@@ -62,13 +63,19 @@ class Wanted:
         """What is wanted after one more order."""
         match order.kind:
             case "use":
-                refused = {digest: why for digest, why in self.refused.items() if digest != order.digest}
-                return replace(self, refused=refused)._using(order.digest)
+                insists = order.digest in self.refused
+                return self._pardoning(order.digest)._using(order.digest, is_proven=insists)
             case "follow":
                 if order.digest == self.alias:  # another replica has announced it already
                     return self
                 announced = replace(self, alias=order.digest)
                 return announced if order.digest in self.refused else announced._using(order.digest)
+            case "promote":
+                lifted = self._pardoning(order.digest) if order.forced else self
+                announced = replace(lifted, alias=order.digest)
+                if self.digest is None and order.before is not None:  # the champion before any order
+                    announced = replace(announced, digest=order.before)
+                return announced if order.digest in lifted.refused else announced._using(order.digest)
             case "rollback":
                 return self._back_to(order.digest)
             case "return":
@@ -84,11 +91,14 @@ class Wanted:
             case "shadow":
                 return replace(self, shadow=order.digest)
 
-    def _using(self, digest: str) -> Self:
+    def _pardoning(self, digest: str) -> Self:
+        return replace(self, refused={bad: why for bad, why in self.refused.items() if bad != digest})
+
+    def _using(self, digest: str, *, is_proven: bool = False) -> Self:
         if digest == self.digest:
             return self
         before = self.before if self.digest is None else (*self.before, self.digest)[-MAX_BEFORE:]
-        return replace(self, digest=digest, is_proven=False, before=before)
+        return replace(self, digest=digest, is_proven=is_proven, before=before)
 
     def _back_to(self, digest: str) -> Self:
         """The model and those before it are as they were when it was last used."""

@@ -1,0 +1,111 @@
+"""Moves of the champion that flows make: recorded in the control topic, which scorers obey, and done in MLflow."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flows.settings import Settings, registry_name
+from models.errors import ModelError
+from models.ship import registry
+from pipelines.contracts.stream import Stream
+from pipelines.errors import UnmaskError
+from pipelines.live.control import Order, order_of
+from pipelines.live.moves import give
+from pipelines.live.wanted import Wanted
+
+
+def evidence_digest(findings: Mapping[str, Any]) -> str:
+    """SHA-256 of findings as JSON with sorted keys; a promotion names it.
+
+    >>> evidence_digest({"b": 1, "a": 2}) == evidence_digest({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(findings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def promote(
+    settings: Settings,
+    stream: Stream,
+    digest: str,
+    version: int,
+    *,
+    by: str,
+    why: str,
+    evidence: str,
+    run: str | None = None,
+    forced: bool = False,
+) -> Order:
+    """Make a version the champion: in the control topic, so that scorers use it, and in MLflow; returns the record.
+
+    The alias moves when the record is stored and before it becomes visible: without Kafka or without MLflow, nothing
+    changes. If the process is killed between the two, the alias has moved and the record is missing: scorers follow
+    the alias and record that, and the next call adds the record of the promotion.
+
+    Args:
+        digest, version: of the model.
+        evidence: SHA-256 of what the gate found, see `evidence_digest`.
+        run: MLflow run of the promotion.
+        forced: the gate was against it. This also lifts the refusal of a model that did not pass its trial.
+
+    Raises:
+        UnmaskError: the model did not pass its trial live, or Kafka or the control topic is missing.
+        ModelError: MLflow does not answer.
+    """
+    name, uri = registry_name(stream), settings.tracking_uri()
+    former = registry.version_of(name, "champion", tracking_uri=uri)
+    before = former[1].get("digest") if former else None
+
+    def decide(wanted: Wanted) -> Order:
+        if digest in wanted.refused and not forced:
+            raise UnmaskError(
+                f"version {version} was returned by the scorers: {wanted.refused[digest]}. Force the promotion if it is "
+                "to serve all the same"
+            )
+        marks = {"version": version, "evidence": evidence, "run": run, "forced": forced, "before": before}
+        return order_of("promote", digest, why=why, by=by, **marks)
+
+    def move_alias() -> None:
+        registry.set_alias(name, "champion", version, tracking_uri=uri)
+
+    made = give(settings.connection(), stream, decide, before_commit=move_alias)
+    assert made is not None
+    return made
+
+
+def return_model(settings: Settings, stream: Stream, bad: str, *, by: str, why: str) -> str:
+    """Give a model up: scorers go back to the one before it, and never follow it again. Returns what was done.
+
+    Where another model is in use already, this one is only refused from now on. A repeated call changes nothing.
+
+    Raises:
+        UnmaskError: no model before it is known, or Kafka or the control topic is missing.
+    """
+
+    def decide(wanted: Wanted) -> Order | None:
+        if bad in wanted.refused:
+            return None
+        used = wanted.rollback_to if wanted.digest in (bad, None) else wanted.digest
+        if used is None:
+            raise UnmaskError(
+                f"no model used before {bad[:12]} is known, so none can replace it; name one: `unmask use-model DIGEST`"
+            )
+        return order_of("return", used, why=why, by=by, refused=bad)
+
+    made = give(settings.connection(), stream, decide)
+    if made is None:
+        return f"model {bad[:12]} was returned before."
+    return f"model {bad[:12]} is returned, {made.digest[:12]} is used. {align_alias(settings, stream, made.digest)}"
+
+
+def align_alias(settings: Settings, stream: Stream, digest: str) -> str:
+    """Move the champion alias to a model where MLflow is available, for training, the gate and backtests; in words."""
+    name, uri = registry_name(stream), settings.tracking_uri_or_nowhere()
+    try:
+        version = registry.version_with(name, digest, tracking_uri=uri)
+        if version is None:
+            return "MLflow does not have this model: its champion alias stays."
+        registry.set_alias(name, "champion", version, tracking_uri=uri)
+    except ModelError as error:
+        return f"The champion alias in MLflow stays: {error}."
+    return f"Version {version} is the champion in MLflow."
