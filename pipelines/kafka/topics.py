@@ -213,6 +213,38 @@ def read_between(
                 )
 
 
+def offsets_at(
+    connection: Connection, spans: Mapping[Position, tuple[int, int]], time_ms: int
+) -> dict[Position, int]:
+    """An offset of each partition in a span: all records before it are older than a time, none from it on is.
+
+    Timestamps must not fall within a partition. It reads a few records, about the logarithm of the span.
+
+    Raises:
+        BrokerError: no answer.
+    """
+    low, high = ({p: span[edge] for p, span in spans.items()} for edge in (0, 1))
+    while between := {p: (low[p] + high[p]) // 2 for p in spans if low[p] < high[p]}:
+        first = _first_records(connection, {p: (middle, high[p]) for p, middle in between.items()})
+        for p, middle in between.items():
+            if p in first and first[p].timestamp_ms < time_ms:
+                low[p] = first[p].offset + 1
+            else:
+                high[p] = middle
+    return low
+
+
+def _first_records(connection: Connection, spans: Mapping[Position, tuple[int, int]]) -> dict[Position, Received]:
+    """The first record of each span that has one; others have only control markers."""
+    found: dict[Position, Received] = {}
+    for batch in read_between(connection, spans):
+        for record in batch:
+            found.setdefault((record.topic, record.partition), record)
+        if found.keys() == spans.keys():
+            break
+    return found
+
+
 def note_group(connection: Connection, group: str, positions: Mapping[Position, int]) -> None:
     """Commit a group's offsets. They are only for lag monitoring, never authoritative."""
     connection.client.note_group(group, positions)

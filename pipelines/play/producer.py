@@ -56,15 +56,18 @@ def create_stream_topics(
         "message.timestamp.after.max.ms": str(2**63 - 1),  # a replay's clock may be ahead of the broker's
     }  # fmt: skip
     inputs = [stream.topic(kind) for kind in KIND_NAMES]
-    single = [stream.topic(kind) for kind in ("clock", "control", "resent")]
-    others = [stream.topic(kind) for kind in TOPICS if kind not in KIND_NAMES and stream.topic(kind) not in single]
+    single, orders = [stream.topic(kind) for kind in ("clock", "resent")], stream.topic("control")
+    apart = {*inputs, *single, orders}
+    others = [stream.topic(kind) for kind in TOPICS if stream.topic(kind) not in apart]
+    history = KEEP_FOR_EVER | {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
     for wanted, config in (
         (dict.fromkeys(inputs, n_partitions), KEEP_FOR_EVER | stamped),
         (dict.fromkeys(others, n_partitions), KEEP_FOR_EVER),
         (dict.fromkeys(single, 1), KEEP_FOR_EVER),
+        ({orders: 1}, history),
     ):
         topics.create_topics(connection, wanted, config=config, replication=replication)
-    return [name for name in (*inputs, *others, *single) if name not in there]
+    return [name for name in (*inputs, *others, *single, orders) if name not in there]
 
 
 class _Schedule(NamedTuple):
