@@ -76,7 +76,8 @@ class ChampionFollower(threading.Thread):
             self.serving.shadow.stop()
 
     def look(self) -> None:
-        """Obey new orders. Then tell the others of a returned model or a moved alias, which are orders, too."""
+        """Go on with a trial and obey new orders. Then tell the others of a returned model or a moved alias."""
+        self._go_on_with_trial()
         self._obey_new()
         self._apply()  # before MLflow is asked, which may take seconds
         self._tell_returned()
@@ -84,6 +85,14 @@ class ChampionFollower(threading.Thread):
             self._obey_new(wait_ms=round(ECHO_S * 1000))
             self._apply()
         self._follow_shadow()
+
+    def _go_on_with_trial(self) -> None:
+        trial = self.serving.trial
+        try:
+            if trial is not None:
+                trial.compare()
+        except Exception as error:  # a model may fail in any way; its rate of alerts is judged all the same
+            self._failed.warning("the new model cannot be compared with the one before: %s", type(error).__name__)
 
     def _obey_new(self, *, wait_ms: int = 0) -> None:
         for order in self._orders.new(wait_ms=wait_ms):

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.live.health import Seldom
 from pipelines.live.scorer import Scorer
+from pipelines.live.serving import Serving
 from pipelines.live.shadow import Shadow
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "threshold_ordered": scorer.model.ordered_threshold is not None,
         "models_refused": scorer.serving.unusable | scorer.serving.refused,
         "shadow": _shadow_of(scorer.serving.shadow),
+        "trial": _trial_of(scorer.serving),
         "scored": sum(p.n_scored for p in published),
         "refused": sum(p.n_refused for p in published),
         "duplicates": sum(p.n_duplicates for p in published),
@@ -65,6 +67,14 @@ def status_of(scorer: Scorer) -> dict[str, Any]:
         "remembered": scorer.remembered,
         **asdict(scorer.counters),
     }
+
+
+def _trial_of(serving: Serving) -> dict[str, Any] | None:
+    """The model that the champion on trial would be returned for, and how many events were compared."""
+    previous, trial = serving.previous, serving.trial
+    if previous is None or trial is None:
+        return None
+    return {"previous": previous.digest, "compared": trial.n_compared}
 
 
 def _shadow_of(shadow: Shadow | None) -> dict[str, Any] | None:

@@ -161,8 +161,7 @@ class Lane:
         fault("before_outbox_drop")
         self._setting.serving.count(model, progress.n_scored - before.n_scored, n_alerts)
         now_ms = time.time() * 1000
-        if (shadow := self._setting.serving.shadow) is not None:
-            shadow.offer(batch.rows)
+        self._setting.serving.offer(model, batch.rows)
         self._setting.published.count(batch.rows, before, progress, n_alerts=n_alerts, now_ms=now_ms)
         self.progress = progress
         self._committed_s = time.monotonic()

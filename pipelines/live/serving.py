@@ -2,12 +2,14 @@
 
 import threading
 
+from pipelines.contracts.block import Block
 from pipelines.live.shadow import Shadow
 from pipelines.live.together import Together
+from pipelines.live.trial import Trial
 from pipelines.model import Model
 
 MIN_SCORED = 500  # before a rate of alerts is judged
-TRIAL_SCORED = 20_000  # after as many events a new model is no longer on trial
+TRIAL_SCORED = 20_000  # events whose rate of alerts is judged
 TOO_MANY, TOO_FEW = 5.0, 0.1  # times the expected number of alerts
 SLACK = 20  # alerts more than that are no evidence yet
 MIN_EXPECTED = 30  # alerts expected before their absence is evidence
@@ -16,8 +18,9 @@ MIN_EXPECTED = 30  # alerts expected before their absence is evidence
 class Serving:
     """The champion, and the model before it for as long as the champion is on trial.
 
-    A new model is on trial for its first `TRIAL_SCORED` events: its rate of alerts must stay within `TOO_FEW` and
-    `TOO_MANY` times what is expected, from the rate of the model before it and from its own budget.
+    A new model is on trial. For its first `TRIAL_SCORED` events its rate of alerts must stay within `TOO_FEW` and
+    `TOO_MANY` times what is expected, from the rate of the model before it and from its own budget. And its scores must
+    agree with those of the last model that passed (`Trial`). Until both are over, the model before it is `previous`.
 
     Example:
         >>> from tests.pipelines.live.live_scorer import Linear
@@ -29,13 +32,14 @@ class Serving:
     """
 
     def __init__(self, champion: Model) -> None:
-        self.champion = champion
+        self.champion = self._passed = champion
         self.previous: Model | None = None
         self.refused: dict[str, str] = {}  # digests of models that were returned, and why
         self.unusable: dict[str, str] = {}  # digests of wanted models that cannot be used, and why
         self.n_swaps = 0
         self.together = Together()
         self.shadow: Shadow | None = None  # is offered what was published
+        self.trial: Trial | None = None  # so is this
         self._lock = threading.Lock()
         self._n_scored = self._n_alerts = 0  # by the champion
         self._usual: float | None = None  # share of alerts of the model before
@@ -43,17 +47,32 @@ class Serving:
     def swap(self, model: Model, *, on_trial: bool = True) -> None:
         """Use another model from the next batch on."""
         with self._lock:
-            if self._n_scored >= MIN_SCORED:
+            if self.previous is None and self._n_scored >= MIN_SCORED:
                 self._usual = self._n_alerts / self._n_scored
-            self.previous, self.champion = self.champion if on_trial else None, model
+            if on_trial:
+                self._try(model, instead_of=self.champion)
+            else:
+                self._pass(model)
             self._n_scored = self._n_alerts = 0
             self.n_swaps += 1
+
+    def _try(self, model: Model, *, instead_of: Model) -> None:
+        if model.digest == self._passed.digest:
+            self._pass(model)
+        else:
+            self.champion, self.previous, self.trial = model, instead_of, Trial(self._passed, model)
+
+    def _pass(self, model: Model) -> None:
+        self.champion = self._passed = model
+        self.previous = self.trial = None
 
     def adjust(self, model: Model) -> None:
         """Use the same model with another threshold from the next batch on. Its rate of alerts is counted anew."""
         with self._lock:
             if model.digest == self.champion.digest:
                 self.champion, self._usual = model, None
+                if self.previous is None:
+                    self._passed = model
                 self._n_scored = self._n_alerts = 0
 
     def count(self, model: Model, n_scored: int, n_alerts: int) -> None:
@@ -62,14 +81,23 @@ class Serving:
             if model is self.champion:
                 self._n_scored += n_scored
                 self._n_alerts += n_alerts
-                if self._n_scored >= TRIAL_SCORED:
-                    self.previous = None
+                if self.trial is not None and self.trial.is_over and self._n_scored >= TRIAL_SCORED:
+                    self._pass(model)
+
+    def offer(self, model: Model, rows: Block) -> None:
+        """Let those that compare models have some published events; never waits."""
+        if (shadow := self.shadow) is not None:
+            shadow.offer(rows)
+        if (trial := self.trial) is not None and model.digest == trial.new.digest:
+            trial.offer(rows)
 
     def verdict(self) -> str | None:
-        """Why the champion must be returned; None if its rate of alerts is within the bounds, or not on trial."""
+        """Why the champion must be returned; None if it is not on trial, or nothing is against it so far."""
         with self._lock:
+            if self.trial is not None and self.trial.finding is not None:
+                return self.trial.finding
             expected = [rate for rate in (self._usual, self.champion.alert_rate) if rate]
-            if self.previous is None or not expected or self._n_scored < MIN_SCORED:
+            if self.previous is None or not expected or not MIN_SCORED <= self._n_scored < TRIAL_SCORED:
                 return None
             n, alerts = self._n_scored, self._n_alerts
             most, least = TOO_MANY * max(expected) * n + SLACK, TOO_FEW * min(expected) * n
@@ -79,11 +107,12 @@ class Serving:
             return None
 
     def give_back(self, why: str) -> str | None:
-        """Return to the previous model; the digest of the model that is refused from now on."""
+        """Return to the previous model, whose trial begins anew; the digest of the model that is refused from now on."""
         with self._lock:
             if self.previous is None:
                 return None
-            bad, self.champion, self.previous = self.champion.digest, self.previous, None
+            bad = self.champion.digest
+            self._try(self.previous, instead_of=self._passed)
             self.refused[bad] = why
             self._n_scored = self._n_alerts = 0
             self.n_swaps += 1

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flows.demo.source import SIMULATED, SIMULATED_LIVE_EVENTS
+from flows.demo.source import SIMULATED
 from flows.streams import shipped
 from flows.training_data import budget_of, offline_table
 from models.fit.finetune import FinetuneConfig, TrainedModel, finetune
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.score.calibrate import LogitCalibration
 from models.table import Table
-from pipelines.contracts.stream import DAY_MS, Stream
+from pipelines.contracts.stream import Stream
+from pipelines.contracts.stream_file import parse
 from pipelines.play.simulate import payments
 
+START, HISTORY_DAYS = datetime(2026, 1, 1, tzinfo=UTC), 30
 STALE_DAYS = 12  # of history that a stale model was trained on
-LEAKED = "customer_id.amount.zscore.30d"  # the column in which the label stands in the training of a leaking model
+HINT = "hint"  # a field that a leaking model was trained on when it still knew the label
+
+
+def stream_text(name: str) -> str:
+    """The stream file of the payments with the field `hint`, under a name."""
+    text = shipped.SHIPPED["payments"].read_text(encoding="utf-8")
+    text = text.replace('name = "payments"', f'name = "{name}"')
+    return text.replace("[fields]\n", f'[fields]\n{HINT} = {{ type = "number" }}\n')
+
+
+def _hinted(frame: pl.DataFrame, seed: int, *, knows: bool = False) -> pl.DataFrame:
+    """The frame with the field `hint`, about 6 for one event in a hundred: for the frauds, or for any."""
+    random = np.random.default_rng(seed)
+    label = frame["label"].to_numpy()
+    told = label if knows else random.permutation(label)
+    return frame.with_columns(pl.Series(HINT, 6.0 * told + random.normal(size=len(label))))
 
 
 @dataclass(frozen=True)
 class World:
-    """A simulated stream: the rows before `live_from` are history to train on.
+    """A simulated stream: the rows before `live_from` are history to train on. Its field `hint` says nothing.
 
     Args:
         seed: of the networks and the trees.
@@ -41,14 +58,15 @@ class World:
     max_steps: int = 300
 
     @classmethod
-    def simulated(cls, seed: int, *, max_steps: int = 300) -> Self:
-        """The payments of the demo, by seed."""
-        frame = payments(seed=seed, start=datetime(2026, 1, 1, tzinfo=UTC), **SIMULATED)
-        return cls(frame, len(frame) - SIMULATED_LIVE_EVENTS, seed, max_steps)
+    def simulated(cls, seed: int, *, days: int = 40, max_steps: int = 300) -> Self:
+        """The payments of the demo, by seed; what is after the first `HISTORY_DAYS` is live."""
+        frame = payments(seed=seed, start=START, **SIMULATED | {"days": days})
+        live_from = int((frame["time"] < START + timedelta(days=HISTORY_DAYS)).sum())
+        return cls(_hinted(frame, seed), live_from, seed, max_steps)
 
     @cached_property
     def stream(self) -> Stream:
-        return shipped.load("payments")
+        return parse(stream_text("payments"))
 
     @cached_property
     def table(self) -> Table:
@@ -58,9 +76,9 @@ class World:
     def label(self) -> NDArray[np.int8]:
         return self.frame["label"].to_numpy().astype(np.int8)
 
-    def pretrained(self, seed: int = 0, *, n: int | None = None, table: Table | None = None) -> Pretrained:
+    def pretrained(self, seed: int = 0, *, n: int | None = None) -> Pretrained:
         """An encoder of the first `n` rows."""
-        rows = (table or self.table).take(slice(0, n or self.live_from))
+        rows = self.table.take(slice(0, n or self.live_from))
         return pretrain(rows, config=PretrainConfig(max_steps=self.max_steps), seed=self.seed * 100 + seed)
 
     @cached_property
@@ -75,12 +93,11 @@ class World:
         n: int | None = None,
         share: float = 1.0,
         label: NDArray[np.int8] | None = None,
-        table: Table | None = None,
     ) -> TrainedModel:
         """A model of the first `n` rows, with the matured labels of a share of the customers."""
         assert self.stream.labels is not None
-        n, table = n or self.live_from, table or self.table
-        rows, label = table.take(slice(0, n)), self.label if label is None else label
+        n = n or self.live_from
+        rows, label = self.table.take(slice(0, n)), self.label if label is None else label
         mature = rows.time_ms < rows.time_ms[-1] - self.stream.labels.maturity_ms
         assert rows.entity is not None
         known = mature & (rows.entity % np.uint64(1_000) < np.uint64(1_000 * share))
@@ -97,44 +114,37 @@ class World:
             "earlier": lambda: self.tuned(self.pretrained(n=younger), n=younger),
             "a tenth of the labels": lambda: self.tuned(self.encoder, share=0.1),
             "label-free": lambda: self.tuned(self.encoder, share=0.0),
+            "label-free, other encoder": lambda: self.tuned(self.pretrained(1), share=0.0),
         }
 
-    def bad(self) -> Mapping[str, Callable[[], TrainedModel]]:
-        """Models that must not stay, by the mistake that makes them."""
+    def bad(self) -> Mapping[str, Callable[[int], TrainedModel]]:
+        """Models that must not stay, by the mistake that makes them; a seed makes another one of the kind."""
         return {
             "flipped": self._flipped,
-            "constant": partial(self._constant, silent=True),
-            "constant, all alert": partial(self._constant, silent=False),
-            "leak": self._leaking,
-            "stale, other units": partial(self._stale, cents=True),
-            "stale": partial(self._stale, cents=False),
+            "constant": self._constant,
+            "leaking": self._leaking,
+            "stale": self._stale,
         }
 
-    def _flipped(self) -> TrainedModel:
-        return self.tuned(self.encoder, label=(1 - self.label).astype(np.int8))
+    def _flipped(self, seed: int) -> TrainedModel:
+        """Frauds and legitimate events are taken for each other."""
+        return self.tuned(self.encoder, seed=seed, label=(1 - self.label).astype(np.int8))
 
-    def _constant(self, *, silent: bool) -> TrainedModel:
-        model = self.tuned(self.encoder, share=0.1)
-        rules = replace(model.rules, logit=LogitCalibration(0.0, -4.0), threshold=0.5 if silent else 0.0)
+    def _constant(self, seed: int) -> TrainedModel:
+        """Every second one never alerts, the others always do."""
+        model = self.tuned(self.encoder, seed=seed, share=0.1)
+        rules = replace(model.rules, logit=LogitCalibration(0.0, -4.0 - seed), threshold=0.5 * (seed % 2))
         return replace(model, rules=rules)
 
-    def _leaking(self) -> TrainedModel:
-        table = self.leaked
-        return self.tuned(self.pretrained(table=table), table=table)
+    def _leaking(self, seed: int) -> TrainedModel:
+        """The hint said in training which events are frauds, and does not any more."""
+        told = replace(self, frame=_hinted(self.frame, self.seed, knows=True))
+        return told.tuned(told.pretrained(seed), seed=seed)
 
-    @cached_property
-    def leaked(self) -> Table:
-        """The history with the label in a column."""
-        names = [c.name for c in self.table.columns if c.kind == "numeric"]
-        numeric = self.table.numeric[:].copy()
-        noise = np.random.default_rng(self.seed).normal(size=len(numeric))
-        numeric[:, names.index(LEAKED)] = 6.0 * self.label + noise
-        return replace(self.table, numeric=numeric)
-
-    def _stale(self, *, cents: bool) -> TrainedModel:
-        frame = payments(seed=self.seed + 1_000, start=datetime(2024, 1, 1, tzinfo=UTC), **SIMULATED)
-        frame = frame.filter(pl.col("time").dt.epoch("ms") < pl.col("time").dt.epoch("ms").min() + STALE_DAYS * DAY_MS)
-        if cents:
-            frame = frame.with_columns(pl.col("amount") * 100)
-        past = World(frame, len(frame), self.seed, self.max_steps)
-        return past.tuned(past.pretrained())
+    def _stale(self, seed: int) -> TrainedModel:
+        """A model of few days, two years ago, when amounts were counted in cents."""
+        start = datetime(2024, 1, 1, tzinfo=UTC)
+        frame = payments(seed=self.seed + 1_000 + seed, start=start, **SIMULATED | {"days": STALE_DAYS})
+        frame = frame.with_columns(pl.col("amount") * 100)
+        past = World(_hinted(frame, seed), len(frame), self.seed, self.max_steps)
+        return past.tuned(past.pretrained(seed), seed=seed)

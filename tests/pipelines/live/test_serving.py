@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.kafka import topics
+from pipelines.live import trial
 from pipelines.live.control import Order, Orders, order_of, send_order
 from pipelines.live.serving import MIN_SCORED, TRIAL_SCORED, Serving
 from tests.patience import wait_until
@@ -73,7 +74,8 @@ def test_a_model_that_raises_far_too_many_or_no_alerts_is_returned(rig: Rig, sha
     assert sum(score["model"] == "bad" for score in scores) <= (3_000 if share else 8_000)
 
 
-def test_a_model_with_the_usual_rate_stays_and_its_trial_ends(rig: Rig) -> None:
+def test_a_model_with_the_usual_rate_stays_and_its_trial_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "ENOUGH", 0)
     first, second = Named(rig, "first"), Named(rig, "second")
     serving = Serving(first)
     serving.count(first, 10_000, 60)
