@@ -59,8 +59,8 @@ def promote(
     def decide(wanted: Wanted) -> Order:
         if digest in wanted.refused and not forced:
             raise UnmaskError(
-                f"version {version} was returned by the scorers: {wanted.refused[digest]}. Force the promotion if it is "
-                "to serve all the same"
+                f"version {version} was returned by the scorers: {wanted.refused[digest]}. Force the promotion if it "
+                "is to serve all the same"
             )
         marks = {"version": version, "evidence": evidence, "run": run, "forced": forced, "before": before}
         return order_of("promote", digest, why=why, by=by, **marks)

@@ -97,7 +97,7 @@ def _show_at(here: "Settings", spec: "Stream", found: "History", at_ms: int, *, 
     agrees = not live or wanted.digest is None or wanted.digest in live
     versions = _versions(here, spec, {one for one in (wanted.digest, *(one.model for one in scored)) if one})
     if as_json:
-        facts = {"at": rfc3339(at_ms), "wanted": wanted.digest, "threshold": threshold}
+        facts: dict[str, Any] = {"at": rfc3339(at_ms), "wanted": wanted.digest, "threshold": threshold}
         facts |= {"threshold_ordered": ordered is not None, "since": since and _facts(since, versions)}
         models = [
             {"model": o.model, "first": rfc3339(o.first_ms), "last": rfc3339(o.last_ms), "events": o.n} for o in scored

@@ -68,6 +68,8 @@ class ChampionFollower(threading.Thread):
 
     def stop(self) -> None:
         self._stopping.set()
+        if (trial := self.serving.trial) is not None:
+            trial.end()
         if self.is_alive():
             self.join(timeout=0.3)
         if not self.is_alive():
@@ -101,7 +103,7 @@ class ChampionFollower(threading.Thread):
     def _obey(self, order: Order) -> None:
         self.wanted = self.wanted.after(order)
         log.info("order by %s at %s: %s %s (%s)", order.by, order.at, order.kind, order.digest[:12], order.why)
-        if order.kind == "use":  # a person wants it in spite of its trial
+        if order.kind == "use" or order.forced:  # a person wants it in spite of its trial
             self.serving.refused.pop(order.digest, None)
             self._told.discard(order.digest)
             self._again_s.pop(order.digest, None)

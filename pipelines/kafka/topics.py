@@ -213,9 +213,7 @@ def read_between(
                 )
 
 
-def offsets_at(
-    connection: Connection, spans: Mapping[Position, tuple[int, int]], time_ms: int
-) -> dict[Position, int]:
+def offsets_at(connection: Connection, spans: Mapping[Position, tuple[int, int]], time_ms: int) -> dict[Position, int]:
     """An offset of each partition in a span: all records before it are older than a time, none from it on is.
 
     Timestamps must not fall within a partition. It reads a few records, about the logarithm of the span.

@@ -107,7 +107,7 @@ class Serving:
             return None
 
     def give_back(self, why: str) -> str | None:
-        """Return to the previous model, whose trial begins anew; the digest of the model that is refused from now on."""
+        """Return to the previous model, whose trial begins anew; the digest of the one that is refused from now on."""
         with self._lock:
             if self.previous is None:
                 return None

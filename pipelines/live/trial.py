@@ -50,6 +50,7 @@ class Trial:
         self._waiting: list[Block] = []
         self._n_waiting = 0
         self._allowed, self._seen_s = 0.0, time.monotonic()
+        self._has_ended = False
         self._lock = threading.Lock()
         self._scores: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
 
@@ -57,6 +58,10 @@ class Trial:
     def is_over(self) -> bool:
         """Whether enough events were compared."""
         return self.n_compared >= ENOUGH
+
+    def end(self) -> None:
+        """Let `compare` return soon: a thread must not be in a model when the process ends."""
+        self._has_ended = True
 
     def offer(self, rows: Block) -> None:
         """Take a sample of published events, evenly; never waits for a model."""
@@ -80,6 +85,8 @@ class Trial:
         if self.is_over or self.finding is not None:
             return
         for rows in blocks:
+            if self._has_ended:
+                return
             scored = rows.take(rows.is_scored)
             if len(scored):
                 former, new = (m.score(scored.numeric, scored.category_hashes) for m in (self.former, self.new))

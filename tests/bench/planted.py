@@ -44,6 +44,7 @@ from tests.bench.planted_models import World, stream_text
 from tests.patience import wait_until
 
 N_PARTITIONS, DAYS, WARM = 2, 80, 2_000
+STEPS = 150  # of pretraining
 GOOD = ("other encoder", "a tenth of the labels", "usual", "label-free", "usual")  # each after the one before
 
 
@@ -58,7 +59,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        world = World.simulated(asked.seed, days=DAYS)
+        world = World.simulated(asked.seed, days=DAYS, max_steps=STEPS)
         models = trained(world, asked.folder or folder / "models", asked.planted)
         broker = start_broker(folder / "kafka")
         os.environ |= {"UNMASK_HOME": str(folder / "home"), "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap}

@@ -138,13 +138,21 @@ class World:
 
     def _leaking(self, seed: int) -> TrainedModel:
         """The hint said in training which events are frauds, and does not any more."""
-        told = replace(self, frame=_hinted(self.frame, self.seed, knows=True))
-        return told.tuned(told.pretrained(seed), seed=seed)
+        return self.knowing.tuned(self.knowing.encoder, seed=seed)
+
+    @cached_property
+    def knowing(self) -> World:
+        """The same world, in which the hint tells the frauds."""
+        return replace(self, frame=_hinted(self.frame, self.seed, knows=True))
 
     def _stale(self, seed: int) -> TrainedModel:
         """A model of few days, two years ago, when amounts were counted in cents."""
-        start = datetime(2024, 1, 1, tzinfo=UTC)
-        frame = payments(seed=self.seed + 1_000 + seed, start=start, **SIMULATED | {"days": STALE_DAYS})
+        return self.past.tuned(self.past.encoder, seed=seed)
+
+    @cached_property
+    def past(self) -> World:
+        """Few days of other customers."""
+        days, start = SIMULATED | {"days": STALE_DAYS}, datetime(2024, 1, 1, tzinfo=UTC)
+        frame = payments(seed=self.seed + 1_000, start=start, **days)
         frame = frame.with_columns(pl.col("amount") * 100)
-        past = World(_hinted(frame, seed), len(frame), self.seed, self.max_steps)
-        return past.tuned(past.pretrained(seed), seed=seed)
+        return World(_hinted(frame, self.seed), len(frame), self.seed, self.max_steps)

@@ -1,7 +1,9 @@
 """Orders to two replicas under load, as an operator gives them: models, thresholds, bad models, a restart."""
 
+import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -26,6 +28,35 @@ def unmask(home: Home, *words: str) -> str:
     return ran.stdout
 
 
+def check_history(home: Home, *, first: str, second: str, bad: str) -> None:
+    """The commands of the history, and that a record put in by hand is found."""
+    lines = [json.loads(line) for line in unmask(home, "history", "--json").splitlines()]
+    moves, chain = lines[:-1], lines[-1]
+    assert [(one["kind"], one.get("from"), one["digest"]) for one in moves[:2]] == [
+        ("follow", None, first), ("use", first, second),
+    ]  # fmt: skip
+    assert (moves[-1]["kind"], moves[-1]["from"], moves[-1]["digest"], moves[-1]["refused"]) == (
+        "return", bad, second, bad,
+    )  # fmt: skip
+    assert (chain["wrong"], chain["unchained"], len(chain["head"])) == ([], 0, 64)
+    table = unmask(home, "history", "--verify", chain["head"])
+    assert f"Head: {chain['head']}" in table
+    used = json.loads(unmask(home, "history", "--at", moves[-1]["stored_at"], "--json"))
+    assert (used["wanted"], used["since"]["kind"]) == (second, "return")
+    assert {one["model"] for one in used["scored"]} == {first, second, bad}
+    assert "No model was ordered until" in unmask(home, "history", "--at", "2020-01-01")
+
+    order = b'{"kind":"use","digest":"x","why":"","by":"eve","at":""}'
+    home.rig.send_raw(order, None, kind="control", partition=0)
+    command = [sys.executable, "-m", "flows.cli", "history", "--stream", str(home.stream_file)]
+    told = subprocess.run([*command, "--verify", "0" * 63 + "1"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    said = " ".join(told.stdout.split())
+    assert "BROKEN" in said
+    assert "it names no record before it" in said
+    assert "no record has the hash" in said
+
+
 @pytest.mark.timeout(900)
 def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(home: Home) -> None:
     first = home.put("first", threshold=1.0)
@@ -42,8 +73,12 @@ def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(h
         run.wait_for(model=second, threshold=usual)
         unmask(home, "set-threshold", "0.75", "--why", "test")
         run.wait_for(model=second, threshold=0.75, threshold_ordered=True)
+        began = time.monotonic()
         unmask(home, "rollback", "--why", "test")
         run.wait_for(model=first, threshold=1.0, threshold_ordered=False)
+        print(
+            f"from the start of `unmask rollback` until both replicas use the model: {time.monotonic() - began:.1f} s"
+        )
 
         run.stop("b")
         unmask(home, "use-model", second)
@@ -81,6 +116,7 @@ def test_every_order_reaches_all_replicas_and_no_event_is_lost_or_scored_twice(h
     assert scores.select("partition", "offset").is_unique().all()
     assert set(scores["model"]) == {first, second, bad}
     backtest_is_equal(home, {first, second, bad})
+    check_history(home, first=first, second=second, bad=bad)
     returned = [order for _, order in run.orders() if order.kind == "return"]
     assert {(order.refused, order.digest) for order in returned} == {(bad, second)}
     assert "raised an alert; expected are" in returned[0].why
