@@ -1,4 +1,4 @@
-"""`unmask score`, `alerts`, `label`: live scoring and what a fraud team sees of it."""
+"""`unmask score`, `alerts`: live scoring and what a fraud team sees of it."""
 
 import sys
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.options import StreamOption, settings, stream_of, stream_words
 from flows.cli.terminal import err, out, show_service_log
-from flows.screen import json_line, plain
+from flows.screen import json_line
 from pipelines.errors import UnmaskError
 
 app = typer.Typer()
@@ -108,24 +108,3 @@ def alerts(
     if follow:
         for record in following.new_alerts(connection, ends):
             show(record)
-
-
-@app.command(rich_help_panel="Live scoring")
-def label(
-    event_id: Annotated[str, typer.Argument(help="Id of the event, as the alert shows it.")],
-    value: Annotated[int, typer.Argument(min=0, max=1, metavar="0|1", help="1: fraud. 0: not fraud, or a correction.")],
-    stream: StreamOption = None,
-    source: Annotated[str, typer.Option(help="Who reports it.")] = "analyst",
-) -> None:
-    """Report whether an event was fraud. The label goes to the label topic of the stream.
-
-    [bold]Example[/bold]  unmask label 1236700 1 --stream handbook --source team-a
-    """
-    spec = stream_of(stream)
-    if spec.labels is None:
-        raise UnmaskError(f"stream {spec.name} has no labels; add a [labels] table to its stream file")
-    from flows.serve.labels import send_label
-
-    here = settings()
-    send_label(here.connection(), spec, here.lake(spec), event_id=event_id, label=value, source=source)
-    out.print(f"Sent label {value} of event {plain(event_id)} to {spec.topic('labels')}.")

@@ -1,5 +1,6 @@
 """Options shared by several commands, and their values. Heavy imports are deferred, so that `--help` is fast."""
 
+import getpass
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ StreamOption = Annotated[
     Path | None,
     typer.Option("--stream", "-s", envvar="UNMASK_STREAM", help="Stream file (TOML), or the name of a shipped stream."),
 ]
+ByOption = Annotated[str, typer.Option(default_factory=getpass.getuser, help="Who does it.", show_default="you")]
 AsOfOption = Annotated[
     str | None,
     typer.Option(help="Use only what had arrived by this time, e.g. 2018-07-01 or 2018-07-01T12:00Z; default now."),

@@ -1,11 +1,10 @@
 """`unmask use-model`, `rollback`, `set-threshold`, `set-budget`, `shadow`: orders to the running scorers."""
 
-import getpass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import StreamOption, settings, stream_of
+from flows.cli.options import ByOption, StreamOption, settings, stream_of
 from flows.cli.terminal import out
 from flows.screen import plain
 from pipelines.errors import UnmaskError
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WhyOption = Annotated[str, typer.Option(help="The reason; it is kept with the order.")]
-ByOption = Annotated[str, typer.Option(default_factory=getpass.getuser, help="Who orders it.", show_default="you")]
 
 
 def _operator(stream: StreamOption, by: str) -> "Operator":

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import checks, explain, history, live, orders, play, refused, servers, topics, training
+from flows.cli import checks, explain, feedback, history, live, orders, play, refused, servers, topics, training
 from flows.cli.terminal import out
 from flows.offline import commands as offline
 
@@ -32,6 +32,7 @@ app.add_typer(play.app)
 app.add_typer(topics.app, name="topics", rich_help_panel="Data")
 app.add_typer(training.app)
 app.add_typer(live.app)
+app.add_typer(feedback.app)
 app.add_typer(orders.app)
 app.add_typer(history.app)
 app.add_typer(checks.app)

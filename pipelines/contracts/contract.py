@@ -30,6 +30,7 @@ RULES: Mapping[str, str] = {
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what decoding of foreign JSON raises
 MS = timedelta(milliseconds=1)
+MAX_PROVENANCE = 1_024  # characters of who reported a label, and of why
 MAX_TIME_MS = 7_258_118_400_000  # the year 2200
 _NOT_FINITE = re.compile(rb"[:\[,]\s*[-+]?(nan|inf|infinity)\b", re.IGNORECASE)
 _AT_FIELD = re.compile(r"`\$\.([^`]*)`")
@@ -222,7 +223,10 @@ class EventContract(_Decoding):
 
 
 class LabelContract(_Decoding):
-    """Decodes the messages of `<stream>.labels`: event id, label, labelled_at, source, entities and time."""
+    """Decodes the messages of `<stream>.labels`: event id, label, labelled_at, source, entities and time.
+
+    `by` and `why` are for people and decide nothing, so whatever they are, the label counts: see `provenance_of`.
+    """
 
     def __init__(self, stream: Stream) -> None:
         types: dict[str, Any] = {stream.event_id: _JSON_TYPES[stream.field(stream.event_id).type]}
@@ -246,6 +250,25 @@ class LabelContract(_Decoding):
         except _RefusedError as error:
             return error.refusal
         return Label(event_id, time_ms, entity_texts, message.label, labelled_at_ms, source)
+
+
+class _Provenance(msgspec.Struct):
+    by: Any = None
+    why: Any = None
+
+
+def provenance_of(value: bytes) -> tuple[str | None, str | None]:
+    """Who reported an accepted label, and why, each cut to `MAX_PROVENANCE` characters; None if it is not a text.
+
+    >>> provenance_of(b'{"label": 1, "by": "ann", "why": {"case": 7}}')
+    ('ann', None)
+    """
+    told = msgspec.json.decode(value, type=_Provenance)
+    by, why = (
+        text[:MAX_PROVENANCE].encode(errors="replace").decode() if isinstance(text, str) and text else None
+        for text in (told.by, told.why)
+    )
+    return by, why
 
 
 def _missing(name: str) -> NoReturn:

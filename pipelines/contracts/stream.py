@@ -28,7 +28,8 @@ DAY_MS = 24 * HOUR_MS
 TOPICS = ("events", "labels", "scores", "alerts", "refused", "progress", "clock", "control", "resent", "shadow")
 # Columns of the lake and of its replay that are not fields.
 _AT = ("at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq")
-_LABEL = ("label", "labelled_at_ms", "source", "effective_ms")
+_LABEL = ("label", "labelled_at_ms", "source", "labelled_by", "label_why", "effective_ms")
+LABEL_KEYS = ("label", "labelled_at", "source", "by", "why")  # of a label record, beside the ids of its event
 RESERVED = frozenset(
     (
         "topic",
@@ -92,12 +93,26 @@ class Labels(msgspec.Struct, frozen=True):
 
     `column` is the column of the truth (0 or 1) in a folder of past events; live events never have it. Where legitimate
     events are reported too, it may be empty in some rows: nobody knows.
+
+    `sources` are the sources of labels that outrank others, the strongest first; see `strengths`.
     """
 
     maturity_ms: int
     lag_ms: int
     column: str = "label"
     reports: Reports = "frauds"
+    sources: tuple[str, ...] = ()
+
+    @property
+    def strengths(self) -> dict[str, int]:
+        """Rank of each source, more for a stronger one; a source that is not listed has 0.
+
+        Of the labels of an event the one of the strongest source holds; among equals the latest in the one order.
+
+        >>> Labels(0, 0, sources=("chargeback", "analyst")).strengths
+        {'chargeback': 2, 'analyst': 1}
+        """
+        return {source: len(self.sources) - place for place, source in enumerate(self.sources)}
 
     @property
     def sent(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from pipelines.contracts.stream import (
     HABIT_STATS,
     HASHED_STATS,
     ID_TYPES,
+    LABEL_KEYS,
     LAST_STATS,
     NO_WINDOW_STATS,
     RESERVED,
@@ -49,6 +50,7 @@ from pipelines.contracts.stream_tables import (
 from pipelines.contracts.toml_lines import Path
 
 MAX_FEATURES = 1_000
+MAX_SOURCES = 1_000
 _IDS_OF_THE_LAKE = {"event_id": "event_id", "event_time_ms": "event_time"}  # these two may have reserved names
 _ENTITY, _FIELD = "?entity", "?field"  # placeholders for a name that is missing or whose problem is already reported
 
@@ -162,6 +164,14 @@ class StreamChecks:
             said = f"is {labels.column!r}, which is a field"
             fix = "the truth must not be a field of the event; remove the field"
             self.problems.add(("labels", "column"), said, fix, value=labels.column)
+        for place, source in enumerate(labels.sources):
+            if source in labels.sources[:place]:
+                self.problems.add(("labels", "sources", place), f"has {source!r} twice", "remove one", value=source)
+        if len(labels.sources) > MAX_SOURCES:
+            fix = f"at most {MAX_SOURCES} can be ranked; labels of the others are the weakest"
+            self.problems.add(("labels", "sources"), f"has {len(labels.sources):,} sources", fix)
+        for name in {self.head.event_id, self.head.event_time, *self.head.entities} & {*LABEL_KEYS}:
+            self.problems.add(("fields", str(name)), "is a key of a label, which names the event, too", "rename the field")
 
     def _check_fields(self) -> None:
         ids = (self.head.event_id, self.head.event_time)
@@ -397,7 +407,7 @@ def _field(name: str, table: FieldTable, required: bool) -> Field:
 
 
 def _labels(table: LabelsTable, maturity: Duration) -> Labels:
-    return Labels(maturity.ms, table.lag.ms, table.column, _reports(table))
+    return Labels(maturity.ms, table.lag.ms, table.column, _reports(table), tuple(table.sources))
 
 
 def _reports(table: LabelsTable) -> Reports:

@@ -120,6 +120,7 @@ TopicName = Annotated[
     Meta(pattern="^[a-zA-Z0-9_-]{1,100}$", description="must be 1-100 letters, digits, _ or - (it names Kafka topics)"),
 ]
 Text = Annotated[str, Meta(min_length=1, description="must be text in quotes")]
+Source = Annotated[str, Meta(min_length=1, max_length=256, description="must be text in quotes, of 1-256 characters")]
 Flag = Annotated[bool, Meta(description="must be true or false")]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300, description="must be a finite number")]
 Positive = Annotated[float, Meta(gt=0, le=1e300, description="must be a number greater than 0")]
@@ -168,6 +169,7 @@ class LabelsTable(Struct, kw_only=True):
     maturity: Duration | None = None
     lag: Duration = Duration("60s")
     reports: ReportKind = ReportKind("frauds")
+    sources: list[Source] = []
     column: Text = "label"
 
 
@@ -273,6 +275,7 @@ _LISTS: Mapping[Any, str] = {
     FeaturesTable: "must be written as [[features]], with two brackets, once for each group",
     Window: 'must be a list such as ["1h", "7d", "all"]',
     Stat: 'must be a list such as ["count", "mean"]',
+    Source: 'must be a list of sources of labels such as ["chargeback", "analyst"]; the first one is the strongest',
     Text: 'must be a list of fields such as ["customer_id"]',
 }
 

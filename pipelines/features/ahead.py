@@ -30,7 +30,7 @@ def compile_ahead() -> None:
     ids, zeros = hash_ids(["a", "b", "c"], b"").copy(), np.zeros(3, np.int64)  # a read-only array has another type
     events, labels = Duplicates(1, 3, smallest=2), Reports(1, 3, smallest=2)  # the third needs another segment
     events.first_offsets(ids, np.zeros(3, np.int32), zeros, zeros)
-    labels.changes(ids, zeros, zeros, np.ones(3, np.int8))
+    labels.changes(ids, zeros, zeros, np.ones(3, np.int8), zeros)
     Duplicates(1, 3, smallest=2).restore(events.snapshot(0))
 
 

@@ -21,7 +21,7 @@ from pipelines.features.id_log import ID_KEY_BYTES, hash_ids
 from pipelines.features.layout import FoldInput
 from pipelines.features.pieces import Pieces, joined
 from pipelines.features.plan import FeaturePlan
-from pipelines.features.reports import Reports
+from pipelines.features.reports import Reports, strengths_of
 from pipelines.features.snapshot import Snapshot, frontier_of
 from pipelines.features.windows import Windows
 from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, sources
@@ -167,7 +167,11 @@ class State:
                 f"the event at offset {block.offset[row]} of partition {block.partition[row]} was folded twice"
             )
         changes[~is_event] = self._reported.changes(
-            ids[~is_event], block.clock_ms[labels], block.time_ms[labels], block.label[labels]
+            ids[~is_event],
+            block.clock_ms[labels],
+            block.time_ms[labels],
+            block.label[labels],
+            strengths_of(self.stream.labels, block.label_source[labels].tolist()),
         )
         return originals, changes
 
@@ -361,4 +365,6 @@ def _definition_digest(stream: Stream, plan: FeaturePlan) -> str:
     contract += [[f.name, f.type, f.required, f.min, f.max, f.max_length] for f in stream.fields]
     memory = [stream.duplicate_memory_ms, stream.duplicate_memory_ids]
     parts = [plan.digest, contract, memory, stream.labels.lag_ms if stream.labels else None]
+    if stream.labels and stream.labels.sources:
+        parts.append(list(stream.labels.sources))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -14,7 +14,7 @@ import msgspec
 import polars as pl
 
 from pipelines.contracts.block import Block
-from pipelines.contracts.contract import UNDECODABLE
+from pipelines.contracts.contract import UNDECODABLE, provenance_of
 from pipelines.contracts.decode import Decoder
 from pipelines.contracts.messages import MAX_RAW_BYTES, Score, decode_lines
 from pipelines.contracts.stream import Stream
@@ -261,11 +261,14 @@ def _columns_of_events(block: Block, stream: Stream) -> dict[str, Any]:
 
 
 def _columns_of_labels(block: Block, stream: Stream) -> dict[str, Any]:
+    told = [provenance_of(value) for value in block.value.tolist()]
     return {
         **_common_columns(block, stream),
         "label": block.label,
         "labelled_at_ms": block.labelled_at_ms,
         "source": block.label_source.tolist(),
+        "labelled_by": [by for by, _ in told],
+        "label_why": [why for _, why in told],
     }
 
 

@@ -1,7 +1,8 @@
 """Labels of the events in the lake as of a time.
 
-The rule, here for tables and in `features.reports` for the fold: the latest label in effect is valid, and a repeated
-label changes nothing. 1 means fraud, 0 legitimate. What an event without a label is, the stream file says:
+The rule, here for tables and in `features.reports` for the fold: of the labels in effect that of the strongest source
+is valid, among equals the latest, and a repeated label changes nothing. Where the stream file ranks no sources, all are
+equal. 1 means fraud, 0 legitimate. What an event without a label is, the stream file says:
 
 - `reports = "frauds"`: legitimate, and a 0 only withdraws an earlier 1. It is known once the event is older than the
   maturity.
@@ -13,11 +14,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines.contracts.stream import Labels, Stream
+from pipelines.features.reports import strengths_of
 from pipelines.lake.replay import PLACE, placed
 from pipelines.lake.tables import Lake
 from pipelines.order import LABEL
 
-_COLUMNS = ["partition", "offset", "arrival_ms", "event_id", "label"]
+_COLUMNS = ["partition", "offset", "arrival_ms", "event_id", "label", "source"]
 
 
 def labels_of(
@@ -34,25 +36,41 @@ def labels_of(
         return label, known
     reports = placed(lake, stream, "labels", LABEL, columns=_COLUMNS).filter(pl.col("effective_ms") < as_of_ms)
     reports = reports.sort(PLACE)
-    latest = latest_labels(reports["event_id"], reports["label"])
-    frauds = latest.filter(pl.col("label") == 1)["event_id"]
+    valid = valid_labels(reports, stream.labels)
+    frauds = valid.filter(pl.col("label") == 1)["event_id"]
     label[event_id.is_in(frauds.implode()).to_numpy()] = 1
     if stream.labels.reports == "both":
-        known = event_id.is_in(latest["event_id"].implode()).to_numpy()
+        known = event_id.is_in(valid["event_id"].implode()).to_numpy()
     return label, known
 
 
-def latest_labels(event_id: pl.Series, label: pl.Series) -> pl.DataFrame:
-    """The latest label of each event: columns `event_id`, `label`.
+def valid_labels(reports: pl.DataFrame, labels: Labels) -> pl.DataFrame:
+    """The valid label of each event: the rows of `reports` that hold.
 
     Args:
-        event_id, label: of labels in the one order, **shape (n,)**; 1 = fraud, 0 = legitimate.
+        reports: labels in the one order, with columns `event_id` and `source`.
+        labels: the stream's; they rank the sources.
 
-    >>> latest_labels(pl.Series(["a", "b", "a", "b"]), pl.Series([1, 0, 0, 1])).rows()
-    [('a', 0), ('b', 1)]
+    >>> reports = pl.DataFrame({"event_id": ["a", "b", "a"], "label": [1, 0, 0], "source": ["bank", "ann", "ann"]})
+    >>> valid_labels(reports, Labels(0, 0))["label"].to_list()
+    [0, 0]
+    >>> valid_labels(reports, Labels(0, 0, sources=("bank",)))["label"].to_list()
+    [0, 1]
     """
-    labels = pl.DataFrame({"event_id": event_id, "label": label})
-    return labels.unique("event_id", keep="last", maintain_order=True)
+    strength = pl.Series("strength", strengths_of(labels, reports["source"].to_list()))
+    ordered = reports.with_columns(strength).sort("strength", maintain_order=True)
+    return ordered.unique("event_id", keep="last", maintain_order=True).drop("strength")
+
+
+def reports_of(lake: Lake, stream: Stream, event_id: str) -> pl.DataFrame:
+    """All labels of an event in the one order, and whether each `holds` as soon as all are in effect.
+
+    Columns: those of the table, `effective_ms` (ms since 1970, on the stream's clock), and `holds`.
+    """
+    assert stream.labels is not None
+    reports = placed(lake, stream, "labels", LABEL).filter(pl.col("event_id") == event_id).sort(PLACE)
+    valid = valid_labels(reports.with_row_index("row"), stream.labels)
+    return reports.with_columns(holds=pl.int_range(pl.len()).is_in(valid["row"].implode()))
 
 
 def is_mature(time_ms: NDArray[np.int64], labels: Labels | None, *, as_of_ms: int) -> NDArray[np.bool_]:

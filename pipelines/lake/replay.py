@@ -20,6 +20,7 @@ CHUNK = 50_000
 SLICE = 500_000  # approximate number of rows read and sorted at once
 PLACE = ["effective_ms", "kind", "at_partition", "at_offset", "seq"]
 _AT = ["at_effective_ms", "at_kind", "at_partition", "at_offset", "at_seq"]
+_NOT_FOLDED = ("topic", "labelled_at_ms", "labelled_by", "label_why")  # columns of labels
 _FOREVER_MS = 2**62
 _BUCKETS = 1 << 20  # time intervals in which rows are counted, to divide the lake into slices
 
@@ -147,7 +148,7 @@ def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None, *,
     """
     frames = [placed(lake, stream, "events", EVENT, during=during)]
     if stream.labels:
-        frames.append(placed(lake, stream, "labels", LABEL, during=during).drop("topic", "labelled_at_ms", "source"))
+        frames.append(placed(lake, stream, "labels", LABEL, during=during).drop(*_NOT_FOLDED))
     both = pl.concat(frames, how="diagonal")
     if chosen is not None:
         both = both.filter(chosen)
@@ -163,7 +164,7 @@ def block_in_order(lake: Lake, stream: Stream, chosen: pl.Expr | None = None, *,
     block.arrival_ms[:], block.clock_ms[:] = both["arrival_ms"].to_numpy(), both["effective_ms"].to_numpy()
     block.event_id[:], block.time_ms[:] = both["event_id"].to_list(), both["event_time_ms"].to_numpy()
     if stream.labels:
-        block.label[:] = both["label"].fill_null(0).to_numpy()
+        block.label[:], block.label_source[:] = both["label"].fill_null(0).to_numpy(), both["source"].to_list()
     for i, name in enumerate(stream.entities):
         block.entity_hashes[:, i] = hashes_of(both[name].to_list())
     for i, name in enumerate(stream.numbers):

@@ -385,6 +385,7 @@ def _shapes(stream: Stream) -> dict[str, _Shape]:
     at: _Types = {"topic": text, "partition": place, "offset": whole, "arrival_ms": whole}
     event: _Types = {**at, "event_id": text, "event_time_ms": whole}
     label: _Types = {**event, "label": pl.Int8, "labelled_at_ms": whole, "source": text}
+    label |= {"labelled_by": text, "label_why": text}
     for name in (*stream.entities, *stream.numbers, *stream.categories):
         if name in label:
             raise LakeError(

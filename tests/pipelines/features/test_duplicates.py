@@ -28,6 +28,7 @@ class Case(NamedTuple):
     clock_ms: list[int]
     time_ms: list[int]
     labels: list[int]
+    strengths: list[int]
     cuts: list[tuple[int, bool]]
 
 
@@ -49,6 +50,7 @@ def cases(draw: st.DrawFn) -> Case:
         clock_ms,
         [clock - ago for clock, ago in zip(clock_ms, back, strict=True)],
         each(st.integers(0, 1)),
+        each(st.integers(0, draw(st.integers(0, 3)))),
         draw(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=12)),
     )
 
@@ -107,17 +109,21 @@ def test_duplicates_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(cas
 @pytest.mark.parametrize("both", [False, True])
 @given(case=cases())
 def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: Case, both: bool) -> None:
-    reported: dict[str, tuple[int, int, int]] = {}
+    reported: dict[str, tuple[int, int, int, int]] = {}
     expected = []
-    for id_, clock, time, label in zip(case.ids, case.clock_ms, case.time_ms, case.labels, strict=True):
+    columns_of = (case.ids, case.clock_ms, case.time_ms, case.labels, case.strengths)
+    for id_, clock, time, label, strength in zip(*columns_of, strict=True):
         if clock - time > case.memory_ms:
             expected.append([0, 0])
             continue
         known = id_ in reported and clock - min(reported[id_][:2]) <= case.memory_ms
-        was = reported[id_][2] if known else None if both else 0
+        was, rank = reported[id_][2:] if known else (None if both else 0, 0)
+        if strength < rank:
+            expected.append([0, 0])
+            continue
         expected.append([label - (was == 1), (not label) - (was == 0) if both else 0])
-        if label != was:
-            reported[id_] = (time, clock, label)
+        if (label, strength) != (was, rank):
+            reported[id_] = (time, clock, label, strength)
     # By number: as many as there are items; that they are bounded too is the same code as for duplicates.
     memory = Reports(case.memory_ms, 1_000, both=both, smallest=case.smallest)
     columns: tuple[NDArray[Any], ...] = (
@@ -125,6 +131,7 @@ def test_reports_are_those_of_a_dictionary_whatever_the_cuts_and_restarts(case: 
         np.array(case.clock_ms, np.int64),
         np.array(case.time_ms, np.int64),
         np.array(case.labels, np.int8),
+        np.array(case.strengths, np.int64),
     )
     found: list[list[int]] = []
     for part, restart in parts(case):
