@@ -23,7 +23,8 @@ def explain(
     alert_id: Annotated[
         str,
         typer.Argument(
-            metavar="ALERT_ID", help="An alert id or its beginning, an event id, or PARTITION:OFFSET of the event."
+            metavar="ALERT_ID",
+            help="Id of an alert or review or its beginning, event id, or PARTITION:OFFSET of the event.",
         ),
     ],
     stream: StreamOption = None,
@@ -95,6 +96,9 @@ def _show(again: "Reproduction") -> None:
     threshold = "" if again.threshold is None else f" (threshold {again.threshold:.6f})"
     line(f"score: {score} recomputed, {again.published_score:.6f} published{threshold}")
     line(f"features hash: {again.features_hash or 'not recomputed'}, {clean(again.published_features_hash)} published")
+    if (told := again.suppressed) is not None:
+        what = f"the alert was suppressed: {told.entity} {told.id} until {told.until}, by {told.by} at {told.at}"
+        line(clean(f"{what}: {told.why}"))
     for words in (*again.differs, *again.why_not):
         line(clean(words))
     line(f"verdict: {again.verdict}")

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import ByOption, StreamOption, settings, stream_of
+from flows.cli.options import ByOption, StreamOption, settings, stream_of, time_ms
 from flows.cli.terminal import out
 from flows.screen import clean, json_line, plain
 from pipelines.errors import UnmaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flows.serve.labels import Report
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+EntityOption = Annotated[str, typer.Option(metavar="NAME=ID", help="An entity of the stream file, and its id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
@@ -80,6 +82,69 @@ def labels(
         out.print(f"Event {plain(event_id)} has no label.")
 
 
+@app.command(rich_help_panel="Live scoring")
+def suppress(
+    entity: EntityOption,
+    until: Annotated[str, typer.Option(help="When alerts come again: 2026-12-24 or 2026-12-24T12:00Z.")],
+    why: Annotated[str, typer.Option(help="The reason; it is kept with the order and each suppressed alert.")],
+    by: ByOption,
+    stream: StreamOption = None,
+) -> None:
+    """Publish no full alerts of an entity until a time: its scores over the threshold become records of one line.
+
+    Nothing is lost: the scores are marked as alerts all the same, and each record on the alerts topic names who
+    suppressed it and why. The scorers follow through Kafka within seconds, each on its own. A second order for the
+    same entity replaces the first.
+
+    [bold]Example[/bold]  unmask suppress --entity customer_id=4711 --until 2026-12-24 --why "known travel"
+    """
+    from flows.serve import suppressing
+
+    spec, until_ms = stream_of(stream), time_ms(until)
+    if until_ms is None:
+        raise UnmaskError("--until is empty; write 2026-12-24 or 2026-12-24T12:00Z")
+    done = suppressing.suppress(settings().connection(), spec, named=entity, until_ms=until_ms, by=by, why=why)
+    out.print(f"Ordered: {plain(done)}", soft_wrap=True, highlight=False)
+
+
+@app.command(rich_help_panel="Live scoring")
+def unsuppress(
+    entity: EntityOption,
+    by: ByOption,
+    stream: StreamOption = None,
+    why: Annotated[str, typer.Option(help="The reason; it is kept with the order.")] = "by hand",
+) -> None:
+    """Publish alerts of an entity again, before the time that was given for its suppression.
+
+    [bold]Example[/bold]  unmask unsuppress --entity customer_id=4711 --why "back from travel"
+    """
+    from flows.serve import suppressing
+
+    done = suppressing.unsuppress(settings().connection(), stream_of(stream), named=entity, by=by, why=why)
+    out.print(f"Ordered: {plain(done)}", soft_wrap=True, highlight=False)
+
+
+@app.command(rich_help_panel="Live scoring")
+def suppressions(stream: StreamOption = None, as_json: JsonOption = False) -> None:
+    """Show whose alerts are suppressed now, until when, by whom and why; the one that ends first comes first.
+
+    [bold]Example[/bold]  unmask suppressions --stream payments
+    """
+    from flows.serve import suppressing
+    from pipelines.contracts.messages import encode
+
+    spec = stream_of(stream)
+    found = suppressing.suppressions(settings().connection(), spec)
+    if as_json:
+        for one in found:
+            sys.stdout.write(json_line(encode(one).decode()) + "\n")
+    elif found:
+        rows = [(f"{one.entity} {one.id}", one.until, one.by, one.at, one.why) for one in found]
+        _table(("entity", "until", "by", "since", "why"), rows)
+    else:
+        out.print(f"No alerts of stream {plain(spec.name)} are suppressed.")
+
+
 def _show_labels(found: "list[Report]") -> None:
     rows = [
         (f"{one.label}", one.source, one.by or "–", one.labelled_at, one.arrived, one.in_effect, one.why or "",
@@ -89,7 +154,7 @@ def _show_labels(found: "list[Report]") -> None:
     _table(("label", "source", "by", "labelled at", "arrived", "in effect from", "why", ""), rows)
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(names: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -70,7 +70,8 @@ def alerts(
 ) -> None:
     """Show the newest alerts with their reasons. Without alerts, say whether anything was scored.
 
-    If the stream file groups or caps alerts, updates and overflow are one line each; in JSON they have a `kind`.
+    Updates, overflow and suppressed alerts are one line each; events drawn for review (`review` in the stream file)
+    are marked. In JSON all of these have a `kind`.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""Display alerts on a terminal: an alert as a panel, updates and overflow as one line."""
+"""Display alerts on a terminal: an alert or a review as a panel, anything else as one line."""
 
 from rich.console import Group
 from rich.panel import Panel
@@ -7,15 +7,17 @@ from rich.text import Text
 
 from flows.screen import clean
 from pipelines.contracts.delays import ScoringDelayed
-from pipelines.contracts.messages import Alert, AlertOverflow, AlertRecord, AlertUpdate
+from pipelines.contracts.messages import Alert, AlertOverflow, AlertRecord, AlertUpdate, Review, SuppressedAlert
 
 
 def shown_record(record: AlertRecord) -> Panel | Text:
-    """A panel for an alert, a line for anything else."""
-    if isinstance(record, Alert):
+    """A panel for an alert or a review, a line for anything else."""
+    if isinstance(record, Alert | Review):
         return panel(record)
     if isinstance(record, ScoringDelayed):
         return delay_line(record)
+    if isinstance(record, SuppressedAlert):
+        return suppressed_line(record)
     return update_line(record) if isinstance(record, AlertUpdate) else overflow_line(record)
 
 
@@ -27,6 +29,15 @@ def delay_line(delay: ScoringDelayed) -> Text:
         return line.append(f"   {clean(delay.at)}   at most {delay.highest_lag_ms / 1000:,.0f} s late")
     line.append(f"scores come {delay.lag_ms / 1000:,.0f} s late", style="bold yellow")
     return line.append(f"   {clean(delay.at)}   events since {clean(delay.since)}")
+
+
+def suppressed_line(alert: SuppressedAlert) -> Text:
+    """One line: the score, whose alerts are suppressed, until when, by whom and why."""
+    of = alert.suppression
+    line = Text(f"suppressed alert {clean(alert.alert_id[:12])}: {clean(of.entity)} {clean(of.id)}   ")
+    line.append(f"score {alert.score:.3f}", style="yellow")
+    line.append(f"   event {clean(alert.event_id)}   {clean(alert.event_time)}")
+    return line.append(f"   until {clean(of.until)} by {clean(of.by)}: {clean(of.why)}", style="dim")
 
 
 def update_line(update: AlertUpdate) -> Text:
@@ -45,11 +56,11 @@ def overflow_line(overflow: AlertOverflow) -> Text:
     return line.append(f"   partition {overflow.partition}   {overflow.n_overflow:,} that day")
 
 
-def panel(alert: Alert) -> Panel:
+def panel(alert: Alert | Review) -> Panel:
     """A panel with score, entities, unexpected fields, and the score with their expected values."""
     event_id, event_time = clean(alert.event_id), clean(alert.event_time)
     head = Text()
-    head.append(f"score {alert.score:.3f}", style="bold red")
+    head.append(f"score {alert.score:.3f}", style="bold red" if alert.alert else "bold")
     head.append(f"  (threshold {alert.threshold:.3f})   event {event_id}   {event_time}\n")
     head.append("   ".join(f"{clean(name)} {shown(value)}" for name, value in alert.entities.items()))
     if alert.late_ms:
@@ -62,8 +73,8 @@ def panel(alert: Alert) -> Panel:
         cells = (clean(r.field), shown(r.actual), shown(r.expected), f"{r.surprise:.1f}", f"{r.score_if_expected:.3f}")
         reasons.add_row(*map(Text, cells))
     foot = Text(f"all as expected: {alert.score_if_all_expected:.3f}   model {clean(alert.model[:12])}", style="dim")
-    title = Text(f"alert {clean(alert.alert_id[:12])}")
-    return Panel(Group(head, Text(), reasons, foot), title=title, title_align="left")
+    title = f"alert {alert.alert_id[:12]}" if isinstance(alert, Alert) else f"random review {alert.review_id[:12]}"
+    return Panel(Group(head, Text(), reasons, foot), title=Text(clean(title)), title_align="left")
 
 
 def shown(value: float | str | None) -> str:

@@ -17,7 +17,7 @@ from pipelines.live.health import Seldom
 from pipelines.live.moves import give
 from pipelines.live.serving import Serving
 from pipelines.live.shadow import Shadow
-from pipelines.live.wanted import CHALLENGER, Wanted
+from pipelines.live.wanted import CHALLENGER, Wanted, obey_suppression
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class ChampionFollower(threading.Thread):
 
     def _obey(self, order: Order) -> None:
         self.wanted = self.wanted.after(order)
+        obey_suppression(self.serving.suppressions, order)
         log.info("order by %s at %s: %s %s (%s)", order.by, order.at, order.kind, order.digest[:12], order.why)
         if order.kind == "use" or order.forced:  # a person wants it in spite of its trial
             self.serving.refused.pop(order.digest, None)
@@ -220,7 +221,8 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     """
     alias, connection = champion_alias(settings, stream), settings.connection()
     orders = Orders(connection, stream)
-    wanted = Wanted.by(orders.past())
+    past = orders.past()
+    wanted = Wanted.by(past)
     if alias.digest != wanted.alias and (alias.registry_answered or wanted.digest is None):
         order = order_of("follow", alias.digest, why=f"version {alias.version} is the champion", by=name)
         if orders.can_be_given:
@@ -231,6 +233,8 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     serving = Serving(first_model(settings, stream, wanted, alias))
     serving.refused |= wanted.refused
     serving.shadow = Shadow(connection, stream)
+    for order in past:
+        obey_suppression(serving.suppressions, order)
     return ChampionFollower(settings, stream, serving, orders, wanted, name=name)
 
 

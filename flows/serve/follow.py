@@ -11,7 +11,9 @@ from pipelines.contracts.messages import (
     AlertOverflow,
     AlertRecord,
     AlertUpdate,
+    Review,
     Score,
+    SuppressedAlert,
     T,
     decode_alert,
     decode_lines,
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[list[AlertRecord], dict[Position, int]]:
-    """The newest `last` alerts by arrival, what followed them, and the offsets from which `new_alerts` continues."""
+    """The newest `last` alerts and reviews by arrival, what followed them, and where `new_alerts` continues."""
     spans = topics.bounds(connection, [stream.topic("alerts")])
     kept = [record for records in _tails(connection, spans, last).values() for record in records] if last else []
     return newest(kept, last), {position: end for position, (_, end) in spans.items()}
@@ -35,7 +37,7 @@ def past_alerts(connection: Connection, stream: Stream, *, last: int) -> tuple[l
 def _tails(
     connection: Connection, spans: Mapping[Position, tuple[int, int]], last: int
 ) -> dict[Position, list[AlertRecord]]:
-    """The end of each partition, with at least `last` alerts if there are as many."""
+    """The end of each partition, with at least `last` alerts and reviews if there are as many."""
     tails: dict[Position, list[AlertRecord]] = {}
     width = 2 * last  # each transaction also writes a control record
     while spans:
@@ -47,22 +49,22 @@ def _tails(
         spans = {
             position: (first, end)
             for position, (first, end) in spans.items()
-            if starts[position][0] > first and sum(isinstance(one, Alert) for one in tails[position]) < last
+            if starts[position][0] > first and sum(isinstance(one, Alert | Review) for one in tails[position]) < last
         }
         width *= 4
     return tails
 
 
 def newest(records: Iterable[AlertRecord], last: int) -> list[AlertRecord]:
-    """The newest `last` alerts by arrival; since then the newest update of each group, all overflow and delays."""
+    """The newest `last` alerts and reviews by arrival; since then the newest update of each group, and all else."""
     by_arrival = sorted(records, key=_time_of)
-    alerts = [record for record in by_arrival if isinstance(record, Alert)][-last:] if last else []
-    if not alerts:
+    full = [record for record in by_arrival if isinstance(record, Alert | Review)][-last:] if last else []
+    if not full:
         return []
     updates = {record.group_id: record for record in by_arrival if isinstance(record, AlertUpdate)}
-    others = [one for one in by_arrival if isinstance(one, AlertOverflow | ScoringDelayed)]
-    since = [record for record in (*updates.values(), *others) if _time_of(record) >= alerts[0].arrival]
-    return sorted([*alerts, *since], key=_time_of)
+    others = [one for one in by_arrival if not isinstance(one, Alert | Review | AlertUpdate)]
+    since = [record for record in (*updates.values(), *others) if _time_of(record) >= full[0].arrival]
+    return sorted([*full, *since], key=_time_of)
 
 
 def _time_of(record: AlertRecord) -> str:
@@ -70,14 +72,14 @@ def _time_of(record: AlertRecord) -> str:
 
 
 def n_alerted(records: Iterable[AlertRecord]) -> int:
-    """Number of scores over the threshold that some records account for: alone, in a group, or as overflow."""
+    """Number of scores over the threshold that some records account for: alone, in a group, listed, suppressed."""
     alone, groups = 0, defaultdict[str, int](int)
     for record in records:
-        if isinstance(record, ScoringDelayed):
+        if isinstance(record, ScoringDelayed | Review):
             continue
         if isinstance(record, AlertOverflow):
             alone += len(record.events)
-        elif record.group_id is None:
+        elif isinstance(record, SuppressedAlert) or record.group_id is None:
             alone += 1
         else:
             groups[record.group_id] = max(groups[record.group_id], record.count or 1)
@@ -99,7 +101,7 @@ def count_scored(connection: Connection, stream: Stream) -> int:
 
 
 def readable_alerts(records: Sequence[Received]) -> Iterator[AlertRecord]:
-    """Decode alerts, updates, overflow and delays. Others are skipped with a warning that contains their offset."""
+    """Decode the records of the alerts topic. Others are skipped with a warning that contains their offset."""
     return _readable(records, lambda value: [decode_alert(value)], "an alert")
 
 

@@ -46,6 +46,8 @@ class ScorerMetrics(Collector):
         yield _counter("events_scored", "Events scored and published.", done.n_scored)
         yield _counter("events_duplicate", "Events that repeat the id of another one.", done.n_duplicates)
         yield _counter("alerts", "Scores over the threshold.", done.n_alerts)
+        yield _counter("alerts_suppressed", "Scores over the threshold of suppressed entities.", done.n_suppressed)
+        yield _counter("reviews", "Events drawn for review.", done.n_reviews)
         yield _counter("events_late", "Events older than the newest one of their partition.", done.n_late)
         yield _counter("events_out_of_order", "Events after their place in the order.", done.n_out_of_order)
         yield _counter("lanes_rebuilt", "Producers opened after a failed transaction.", done.n_rebuilt)

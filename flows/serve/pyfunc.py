@@ -16,7 +16,7 @@ from models.ship.registry import Serving
 from models.table import Table
 from pipelines.contracts.contract import hashes_of, text_of
 from pipelines.errors import UnmaskError
-from pipelines.live.alerting import reason_of
+from pipelines.live.alert_records import reason_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,6 +12,7 @@ import msgspec
 from pipelines.contracts.alert_memory import AlertMemory, Overflowed
 from pipelines.contracts.contract import EPOCH, Refusal
 from pipelines.contracts.delays import OpenDelay, ScoringDelayed
+from pipelines.contracts.suppression import Suppression
 
 MAX_RAW_BYTES = 4_096
 MAX_KEY_BYTES = 1_024
@@ -120,7 +121,33 @@ class AlertOverflow(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Overflowed, ...]
 
 
-AlertRecord = Alert | AlertUpdate | AlertOverflow | ScoringDelayed
+class SuppressedAlert(Score, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of `<stream>.alerts` with `kind` "suppressed": a score over the threshold, of an entity whose alerts
+    are not wanted at the moment. `alert_id` is the idempotency key.
+    """
+
+    kind: Literal["suppressed"]
+    alert_id: str
+    threshold: float
+    entities: dict[str, str | None]
+    suppression: Suppression
+
+
+class Review(Score, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of `<stream>.alerts` with `kind` "review": a random event that is not over the threshold, to be
+    labelled. `review_id` is the idempotency key.
+    """
+
+    kind: Literal["review"]
+    review_id: str
+    threshold: float
+    entities: dict[str, str | None]
+    reasons: list[Reason]
+    score_if_all_expected: float
+    features: dict[str, float | str | None]
+
+
+AlertRecord = Alert | AlertUpdate | AlertOverflow | SuppressedAlert | Review | ScoringDelayed
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +212,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 PROGRESS_FORMAT = 2
 PACKED = "packed_scores"  # the kind of a record with many scores
 UPDATE, OVERFLOW, DELAYED = "alert_update", "alert_overflow", "scoring_delayed"
+SUPPRESSED, REVIEW = "alert_suppressed", "review"
 MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, UPDATE: 1, OVERFLOW: 1, DELAYED: 1, "refused": 3}
+MESSAGE_FORMATS |= {SUPPRESSED: 1, REVIEW: 1}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -209,13 +238,15 @@ def decode_alert(value: bytes | None) -> AlertRecord:
 
 
 class _AlertKind(msgspec.Struct):
-    kind: Literal["alert", "update", "overflow", "scoring_delayed"] = "alert"
+    kind: Literal["alert", "update", "overflow", "suppressed", "review", "scoring_delayed"] = "alert"
 
 
 _ALERT_KINDS: Mapping[str, type[AlertRecord]] = {
     "alert": Alert,
     "update": AlertUpdate,
     "overflow": AlertOverflow,
+    "suppressed": SuppressedAlert,
+    "review": Review,
     "scoring_delayed": ScoringDelayed,
 }
 
@@ -272,7 +303,7 @@ def rfc3339(time_ms: int) -> str:
 
 
 def alert_id_of(score: Score) -> str:
-    """The id of the alert of a score: it depends on the position of the event and on the model."""
+    """The id of the alert or review of a score: it depends on the position of the event and on the model."""
     named = f"{score.source.topic}/{score.source.partition}/{score.source.offset}/{score.model}"
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 

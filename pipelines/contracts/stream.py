@@ -220,6 +220,7 @@ class Stream(msgspec.Struct, frozen=True):
     max_message_bytes: int
     packed_scores: bool = False
     storms: StormRules = StormRules()
+    review_share: float = 0.0  # of the events, drawn at random for review
     delayed_after_ms: int = 60_000  # lag above which scores are late
     promotion: Promotion = Promotion()
     report: ReportFields = ReportFields()

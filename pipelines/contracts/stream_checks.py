@@ -86,7 +86,7 @@ class StreamChecks:
 
     def stream(self) -> Stream:
         """The stream of a file without problems."""
-        head, labels = self.head, self.document.labels
+        head, labels, alerts = self.head, self.document.labels, self.document.alerts or AlertsTable()
         assert head.name is not None and head.event_id is not None and head.event_time is not None  # noqa: PT018
         must = (head.event_id, head.event_time, head.entities[0])
         return Stream(
@@ -105,8 +105,9 @@ class StreamChecks:
             lifetime_memory_ms=head.lifetime_memory.ms,
             max_message_bytes=head.max_message_bytes,
             packed_scores=head.packed_scores,
-            storms=_storms(self.document.alerts or AlertsTable()),
-            delayed_after_ms=(self.document.alerts or AlertsTable()).delayed_after.ms,
+            storms=_storms(alerts),
+            review_share=alerts.review or 0.0,
+            delayed_after_ms=alerts.delayed_after.ms,
             promotion=msgspec.convert(self.document.promotion or PromotionTable(), Promotion, from_attributes=True),
             report=_report(self.document.report or ReportTable()),
             replay=self._live_period(),
@@ -171,7 +172,9 @@ class StreamChecks:
             fix = f"at most {MAX_SOURCES} can be ranked; labels of the others are the weakest"
             self.problems.add(("labels", "sources"), f"has {len(labels.sources):,} sources", fix)
         for name in {self.head.event_id, self.head.event_time, *self.head.entities} & {*LABEL_KEYS}:
-            self.problems.add(("fields", str(name)), "is a key of a label, which names the event, too", "rename the field")
+            self.problems.add(
+                ("fields", str(name)), "is a key of a label, which names the event, too", "rename the field"
+            )
 
     def _check_fields(self) -> None:
         ids = (self.head.event_id, self.head.event_time)

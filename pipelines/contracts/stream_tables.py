@@ -219,6 +219,7 @@ class AlertsTable(Struct, kw_only=True):
     budget: BudgetTable | None = None
     group: GroupTable | None = None
     cap: CapTable | None = None
+    review: Share | None = None
     delayed_after: Duration = Duration("60s")
 
 

@@ -17,7 +17,6 @@ from pipelines.contracts.stream import Labels
 from pipelines.features.compiling import compiled
 from pipelines.features.id_log import SMALLEST, IdLog, append, newest, place_of, row_of
 
-
 _STRENGTH_AT = 48  # place of its bits in the value of an entry; twice the year 2200 in ms has 44 bits
 _BELOW_STRENGTH = (1 << _STRENGTH_AT) - 1
 
@@ -85,7 +84,16 @@ def _report(
             continue
         if used == entries.shape[0]:
             return i, used
-        append(table, place, entries, used, low, high, clock_ms[i], strength[i] << _STRENGTH_AT | (2 * time_ms[i] + label[i]))
+        append(
+            table,
+            place,
+            entries,
+            used,
+            low,
+            high,
+            clock_ms[i],
+            strength[i] << _STRENGTH_AT | (2 * time_ms[i] + label[i]),
+        )
         used += 1
         changes[i, 0] = int(is_fraud) - int(was_fraud)
         if both:

@@ -364,7 +364,7 @@ def _definition_digest(stream: Stream, plan: FeaturePlan) -> str:
     contract = [stream.event_id, stream.event_time, stream.future_tolerance_ms, stream.max_message_bytes]
     contract += [[f.name, f.type, f.required, f.min, f.max, f.max_length] for f in stream.fields]
     memory = [stream.duplicate_memory_ms, stream.duplicate_memory_ids]
-    parts = [plan.digest, contract, memory, stream.labels.lag_ms if stream.labels else None]
+    parts: list[Any] = [plan.digest, contract, memory, stream.labels.lag_ms if stream.labels else None]
     if stream.labels and stream.labels.sources:
         parts.append(list(stream.labels.sources))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

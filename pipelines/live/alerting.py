@@ -5,23 +5,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
-    MAX_TEXT,
     OVERFLOW,
+    REVIEW,
     SHORT_TEXT,
+    SUPPRESSED,
     UPDATE,
-    Alert,
     AlertOverflow,
     AlertUpdate,
-    Reason,
     RecordSource,
     Refused,
     Score,
-    alert_id_of,
     cloudevent_headers,
     cut,
     decode,
@@ -30,23 +27,45 @@ from pipelines.contracts.messages import (
     refused_of,
 )
 from pipelines.contracts.stream import Stream
+from pipelines.contracts.suppression import Suppression
 from pipelines.kafka.port import Message
+from pipelines.live.alert_records import alert_of, features_of, review_of, suppressed_of
+from pipelines.live.reviews import is_drawn
 from pipelines.live.score_records import judged, packed
 from pipelines.live.storms import FullAlert, Raised, Storm
+from pipelines.live.suppressions import Suppressions
 from pipelines.live.together import Together
-from pipelines.model import Explained, Model
-
-Cell = float | str | None  # a feature value in readable form; None if missing
+from pipelines.model import Model
 
 
 class Outcomes(NamedTuple):
     """The messages about a block: one score or one dead letter for each event, and those about alerts.
 
-    `n_alerts` is the number of scores over the threshold.
+    `n_alerts` is the number of scores over the threshold, `n_suppressed` that of suppressed entities among them, and
+    `n_reviews` that of events drawn for review.
     """
 
     messages: list[Message]
-    n_alerts: int
+    n_alerts: int = 0
+    n_suppressed: int = 0
+    n_reviews: int = 0
+
+
+class _Suppressed(NamedTuple):
+    """The row of a score over the threshold that raises no full alert, and why not."""
+
+    row: int
+    suppression: Suppression
+
+
+class _Drawn(NamedTuple):
+    """The row of an event that was drawn for review."""
+
+    row: int
+
+
+_About = FullAlert | AlertUpdate | AlertOverflow | _Suppressed | _Drawn  # what is published about a score
+_NONE = Suppressions()
 
 
 def outcomes_of(
@@ -55,6 +74,7 @@ def outcomes_of(
     model: Model,
     *,
     storm: Storm | None = None,
+    suppressions: Suppressions = _NONE,
     short: bool = False,
     together: Together | None = None,
 ) -> Outcomes:
@@ -62,71 +82,103 @@ def outcomes_of(
 
     Args:
         storm: decides what is published about alerts, and remembers it; without one, each alert is published in full.
+        suppressions: of entities that raise no full alert at the moment.
         short: omit the reasons and features of alerts and the raw bytes of dead letters.
         together: scores and explains rows of several lanes at once; None = these alone.
     """
     together = together or Together()
     scored = block if (is_scored := block.is_scored).all() else block.take(is_scored)
-    messages, n_alerts = (
-        _scores_and_alerts(scored, stream, model, together, storm=storm, short=short) if len(scored) else ([], 0)
-    )
+    outcomes = Outcomes([])
+    if len(scored):
+        outcomes = _scores_and_alerts(scored, stream, model, together, storm, suppressions, short=short)
+    messages = outcomes.messages
     if len(scored) < len(block):
         messages += _dead_letters(block.take(~is_scored), stream, short=short)
     if storm is not None and len(block):
         messages += (_storm_message(record, stream) for record in storm.pass_time(int(block.arrival_ms[-1])))
-    return Outcomes(messages, n_alerts)
+    return outcomes
 
 
 def _scores_and_alerts(
-    scored: Block, stream: Stream, model: Model, together: Together, *, storm: Storm | None, short: bool
-) -> tuple[list[Message], int]:
+    scored: Block,
+    stream: Stream,
+    model: Model,
+    together: Together,
+    storm: Storm | None,
+    suppressions: Suppressions,
+    *,
+    short: bool,
+) -> Outcomes:
     found = together.score(model, scored.numeric, scored.category_hashes)
     is_alert, lines = judged(scored, found, stream, model)
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
-    raised = [_raised(scored, row, lines[row]) for row in np.flatnonzero(is_alert).tolist()]
-    if raised:
-        messages += _alerts(scored, raised, stream, model, together, storm=storm, short=short)
-    return messages, len(raised)
+    chosen = (
+        is_alert | is_drawn(scored, stream.topic("events"), stream.review_share) if stream.review_share else is_alert
+    )
+    rows = np.flatnonzero(chosen).tolist()
+    if not rows:
+        return Outcomes(messages)
+    scores = {row: decode(lines[row].encode(), Score) for row in rows}
+    records = [one for row in rows for one in _about(scored, row, scores[row], stream, storm, suppressions)]
+    messages += _alerts(scored, records, scores, stream, model, together, short=short)
+    n_suppressed, n_drawn = (sum(isinstance(one, kind) for one in records) for kind in (_Suppressed, _Drawn))
+    return Outcomes(messages, len(rows) - n_drawn, n_suppressed, n_drawn)
 
 
-def _raised(scored: Block, row: int, line: str) -> Raised:
-    time_ms, arrival_ms = int(scored.time_ms[row]), int(scored.arrival_ms[row])
-    return Raised(row, decode(line.encode(), Score), scored.entity_texts[row, 0], time_ms, arrival_ms)
+def _about(
+    scored: Block, row: int, score: Score, stream: Stream, storm: Storm | None, suppressions: Suppressions
+) -> Iterator[_About]:
+    """What is published about a score that is over the threshold or was drawn."""
+    texts, arrival_ms = scored.entity_texts[row], int(scored.arrival_ms[row])
+    if not score.alert:
+        yield _Drawn(row)
+    elif suppressions and (suppression := suppressions.of(stream.entities, texts, arrival_ms)) is not None:
+        yield _Suppressed(row, suppression)
+    elif storm is None:
+        yield FullAlert(row, group_id=None)
+    else:
+        yield from storm.admit(Raised(row, score, texts[0], int(scored.time_ms[row]), arrival_ms))
 
 
 def _alerts(
     scored: Block,
-    raised: Sequence[Raised],
+    records: Sequence[_About],
+    scores: Mapping[int, Score],
     stream: Stream,
     model: Model,
     together: Together,
     *,
-    storm: Storm | None,
     short: bool,
 ) -> Iterator[Message]:
-    """The messages about scores over the threshold; only those of full alerts are explained."""
-    records = [
-        record for one in raised for record in (storm.admit(one) if storm else [FullAlert(one.row, group_id=None)])
-    ]
-    scores = {one.row: one.score for one in raised}
-    rows = [record.row for record in records if isinstance(record, FullAlert)]
+    """The messages about some scores; only those of full alerts and reviews are explained."""
+    rows = [record.row for record in records if isinstance(record, FullAlert | _Drawn)]
     found = together.explain(model, scored.numeric[rows], scored.category_hashes[rows]) if rows else ()
     explained = dict(zip(rows, found, strict=True))
     for record in records:
-        if not isinstance(record, FullAlert):
+        if isinstance(record, AlertUpdate | AlertOverflow):
             yield _storm_message(record, stream)
             continue
-        row = record.row
-        alert = alert_of(
+        row, threshold = record.row, model.threshold
+        score, key, entities = (
             scores[row],
-            threshold=model.threshold,
-            entities=dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
-            explained=explained[row],
-            features=features_of(stream, scored.numeric[row], scored.category_texts[row].tolist()),
-            group_id=record.group_id,
-            short=short,
+            scored.key[row],
+            dict(zip(stream.entities, scored.entity_texts[row], strict=True)),
         )
-        yield _message("alerts", stream, scored.key[row], alert)
+        if isinstance(record, _Suppressed):
+            suppressed = suppressed_of(score, record.suppression, threshold=threshold, entities=entities, short=short)
+            yield _message("alerts", stream, key, suppressed, kind=SUPPRESSED)
+            continue
+        features = features_of(stream, scored.numeric[row], scored.category_texts[row].tolist())
+        told: dict[str, Any] = {
+            "threshold": threshold,
+            "entities": entities,
+            "explained": explained[row],
+            "features": features,
+        }
+        if isinstance(record, _Drawn):
+            yield _message("alerts", stream, key, review_of(score, **told, short=short), kind=REVIEW)
+        else:
+            yield _message("alerts", stream, key, alert_of(score, **told, group_id=record.group_id, short=short))
 
 
 def _storm_message(record: AlertUpdate | AlertOverflow, stream: Stream) -> Message:
@@ -164,52 +216,6 @@ def without_scores(block: Block) -> Block:
     )
 
 
-def alert_of(
-    score: Score,
-    *,
-    threshold: float,
-    entities: Mapping[str, str | None],
-    explained: Explained,
-    features: Mapping[str, Cell],
-    group_id: str | None = None,
-    short: bool = False,
-) -> Alert:
-    """The alert of a score over the threshold, bounded in size; `short` omits reasons and features.
-
-    `features` are the event's model inputs by name, categories as text. The text of a category comes from the event,
-    because the model does not know categories that it was not trained on.
-    """
-    limit = SHORT_TEXT if short else MAX_TEXT
-    return Alert(
-        **msgspec.structs.asdict(score) | {"threshold": threshold},
-        alert_id=alert_id_of(score),
-        entities={name: text and cut(text, limit) for name, text in entities.items()},
-        reasons=[] if short else [reason_of(reason, features) for reason in explained.reasons],
-        score_if_all_expected=explained.score_if_all_expected,
-        features={} if short else {n: cut(v) if isinstance(v, str) else v for n, v in features.items()},
-        group_id=group_id,
-        count=None if group_id is None else 1,
-    )
-
-
-def features_of(stream: Stream, numeric: NDArray[np.float64], category_texts: Sequence[str | None]) -> dict[str, Cell]:
-    """Every model input of one event by name."""
-    values: dict[str, Cell] = {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(stream.numeric_columns, numeric.tolist(), strict=True)
-    }
-    return values | dict(zip(stream.categories, category_texts, strict=True))
-
-
-def reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:
-    """A reason as it is published: a category that the model does not know has its text from `features`."""
-    reason = msgspec.convert(explained, Reason, from_attributes=True)
-    text = features.get(reason.field)
-    actual = text if isinstance(text, str) else reason.actual
-    actual, expected = (cut(v) if isinstance(v, str) else v for v in (actual, reason.expected))
-    return msgspec.structs.replace(reason, actual=actual, expected=expected)
-
-
 def _dead_letters(block: Block, stream: Stream, *, short: bool) -> Iterator[Message]:
     topic = stream.topic("events")
     columns = (block.refusal, block.event_id, block.duplicate_of, block.partition, block.offset, block.key, block.value)
@@ -225,7 +231,7 @@ def _dead_letters(block: Block, stream: Stream, *, short: bool) -> Iterator[Mess
         yield _message("refused", stream, key, letter)
 
 
-def _message(kind: str, stream: Stream, key: bytes | None, value: Score | Refused) -> Message:
+def _message(to: str, stream: Stream, key: bytes | None, value: Score | Refused, *, kind: str | None = None) -> Message:
     topic, partition, offset = msgspec.structs.astuple(value.source)
-    headers = cloudevent_headers(kind, stream.name, f"{topic}/{partition}/{offset}")
-    return Message(stream.topic(kind), encode(value), key_of(key), partition, None, headers)
+    headers = cloudevent_headers(kind or to, stream.name, f"{topic}/{partition}/{offset}")
+    return Message(stream.topic(to), encode(value), key_of(key), partition, None, headers)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Kind = Literal["use", "follow", "promote", "rollback", "return", "threshold", "shadow"]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+Kind = Literal["use", "follow", "promote", "rollback", "return", "threshold", "shadow", "suppress", "unsuppress"]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"before": "from"}):
@@ -38,6 +40,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, renam
     - `threshold`: decide the alerts of `digest` with `threshold`; without one, with the model's own. `alert_rate` is
       the share of events that is expected to raise an alert, `per_day` the budget that it was computed from.
     - `shadow`: let `digest` score in shadow; `challenger` means what this alias points to, an empty text nothing.
+    - `suppress`: publish no full alert of events of `entity` with this `id` that arrive before `until`.
+    - `unsuppress`: publish alerts of it again. Neither concerns a model: their `digest` is empty.
     """
 
     kind: Kind
@@ -49,6 +53,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, renam
     threshold: Share | None = None
     alert_rate: Share | None = None
     per_day: float | None = None
+    entity: str | None = None
+    id: str | None = None
+    until: Moment | None = None
     version: int | None = None
     evidence: Digest | None = None
     run: str | None = None

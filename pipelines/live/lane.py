@@ -16,7 +16,7 @@ from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
 from pipelines.kafka.progress import read_progress, transactional_id
-from pipelines.live.alerting import outcomes_of, without_scores
+from pipelines.live.alerting import Outcomes, outcomes_of, without_scores
 from pipelines.live.delays import Delays
 from pipelines.live.metrics import Lag, Published
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, progress_after
@@ -147,11 +147,11 @@ class Lane:
         before, model = self.progress, self._setting.serving.champion
         if before.next_offset < self.outbox.complete_from:
             raise InternalError(f"partition {self.partition}: the outbox lacks events that are not published")
-        messages, progress, n_alerts = self._messages(batch, shortening, model)
+        outcomes, progress = self._messages(batch, shortening, model)
         fault = self._setting.fault
         try:
             fault("before_flush")
-            self._writer.commit(messages, before_commit=lambda: fault("after_flush"))
+            self._writer.commit(outcomes.messages, before_commit=lambda: fault("after_flush"))
         except BrokerError as error:
             if isinstance(error, RejectedError) and not isinstance(error, TooLargeError):
                 raise
@@ -159,16 +159,17 @@ class Lane:
             if self.progress != progress:  # it was not committed
                 return self._publish_smaller(batch, shortening, error) if isinstance(error, TooLargeError) else False
         fault("before_outbox_drop")
-        self._setting.serving.count(model, progress.n_scored - before.n_scored, n_alerts)
+        self._setting.serving.count(model, progress.n_scored - before.n_scored, outcomes.n_alerts)
         now_ms = time.time() * 1000
         self._setting.serving.offer(model, batch.rows)
-        self._setting.published.count(batch.rows, before, progress, n_alerts=n_alerts, now_ms=now_ms)
+        counts = {"n_alerts": outcomes.n_alerts, "n_suppressed": outcomes.n_suppressed, "n_reviews": outcomes.n_reviews}
+        self._setting.published.count(batch.rows, before, progress, **counts, now_ms=now_ms)
         self.progress = progress
         self._committed_s = time.monotonic()
         self.outbox.drop(batch)
         self.trouble = ""
         self.n_commits += 1
-        self.n_alerts += n_alerts
+        self.n_alerts += outcomes.n_alerts
         self.n_shortened += shortening > Shortening.WHOLE
         fault("after_outbox_drop")
         return True
@@ -281,24 +282,23 @@ class Lane:
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)
 
-    def _messages(
-        self, batch: OutboxBatch, shortening: Shortening, model: Model
-    ) -> tuple[list[Message], Progress, int]:
+    def _messages(self, batch: OutboxBatch, shortening: Shortening, model: Model) -> tuple[Outcomes, Progress]:
         if shortening == Shortening.LETTER:
             batch = batch._replace(rows=without_scores(batch.rows))
         short = shortening > Shortening.WHOLE
         assert self.progress is not None
-        storm = storm_of(self._setting.stream, self.progress, self.partition)
+        storm, serving = storm_of(self._setting.stream, self.progress, self.partition), self._setting.serving
         outcomes = outcomes_of(
-            batch.rows, self._setting.stream, model, storm=storm, short=short, together=self._setting.serving.together
-        )
+            batch.rows, self._setting.stream, model,
+            storm=storm, suppressions=serving.suppressions, short=short, together=serving.together,
+        )  # fmt: skip
         progress = progress_after(self.progress, batch, model.digest, storm.memory if storm else None)
         messages = outcomes.messages
         if len(batch.rows):
             oldest_ms, now_ms = int(batch.rows.arrival_ms[0]), round(time.time() * 1000)
             delay, told = self._delay(progress, oldest_ms=oldest_ms, now_ms=now_ms)
             progress, messages = msgspec.structs.replace(progress, delay=delay), [*messages, *told]
-        return [*messages, self._progress_message(progress)], progress, outcomes.n_alerts
+        return outcomes._replace(messages=[*messages, self._progress_message(progress)]), progress
 
     def _progress_message(self, progress: Progress) -> Message:
         return Message(self._setting.stream.topic("progress"), encode(progress), None, self.partition)

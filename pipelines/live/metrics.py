@@ -67,6 +67,8 @@ class Published:
     """What this process has published, in all of its lanes.
 
     - `refused`: number of refused events by rule.
+    - `n_alerts`, `n_suppressed`: scores over the threshold; those of suppressed entities among them.
+    - `n_reviews`: events drawn for review.
     - `n_late`, `n_out_of_order`: events older than the newest one of their partition; after their place in the order.
     - `latency_ms`: from the arrival of an event at the broker to the commit of its score, in a live stream.
     - `block_rows`: events in a transaction.
@@ -75,6 +77,8 @@ class Published:
     n_scored: int = 0
     n_duplicates: int = 0
     n_alerts: int = 0
+    n_suppressed: int = 0
+    n_reviews: int = 0
     n_late: int = 0
     n_out_of_order: int = 0
     n_rebuilt: int = 0
@@ -83,7 +87,17 @@ class Published:
     block_rows: Histogram = field(default_factory=lambda: Histogram(BLOCK_ROWS))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, rows: Block, before: Progress, after: Progress, *, n_alerts: int, now_ms: float) -> None:
+    def count(
+        self,
+        rows: Block,
+        before: Progress,
+        after: Progress,
+        *,
+        n_alerts: int,
+        n_suppressed: int,
+        n_reviews: int,
+        now_ms: float,
+    ) -> None:
         """Count a committed block, which moved the progress of its partition from `before` to `after`."""
         if not len(rows):
             return
@@ -95,6 +109,8 @@ class Published:
             self.n_scored += after.n_scored - before.n_scored
             self.n_duplicates += after.n_duplicates - before.n_duplicates
             self.n_alerts += n_alerts
+            self.n_suppressed += n_suppressed
+            self.n_reviews += n_reviews
             self.n_late += int(np.count_nonzero(rows.late_ms))
             self.n_out_of_order += int(np.count_nonzero(rows.out_of_turn))
             self.refused += refused

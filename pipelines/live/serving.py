@@ -4,6 +4,7 @@ import threading
 
 from pipelines.contracts.block import Block
 from pipelines.live.shadow import Shadow
+from pipelines.live.suppressions import Suppressions
 from pipelines.live.together import Together
 from pipelines.live.trial import Trial
 from pipelines.model import Model
@@ -38,6 +39,7 @@ class Serving:
         self.unusable: dict[str, str] = {}  # digests of wanted models that cannot be used, and why
         self.n_swaps = 0
         self.together = Together()
+        self.suppressions = Suppressions()
         self.shadow: Shadow | None = None  # is offered what was published
         self.trial: Trial | None = None  # so is this
         self._lock = threading.Lock()

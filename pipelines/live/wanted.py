@@ -2,13 +2,30 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import reduce
 from typing import NamedTuple, Self
 
+from pipelines.contracts.messages import rfc3339
+from pipelines.contracts.suppression import Suppression
 from pipelines.live.control import Order
+from pipelines.live.suppressions import Suppressions
 
 CHALLENGER = "challenger"  # instead of a digest: what this alias in the registry points to
 MAX_BEFORE = 50  # former models that are remembered
+
+
+def obey_suppression(suppressions: Suppressions, order: Order) -> None:
+    """Obey an order about an entity; another one changes nothing."""
+    match order:
+        case Order(kind="suppress", entity=str(entity), id=str(id), until=datetime() as until):
+            until_ms = round(until.timestamp() * 1000)
+            told = Suppression(
+                entity=entity, id=id, until=rfc3339(until_ms), by=order.by, at=order.at, why=order.why
+            )  # fmt: skip
+            suppressions.add(told, until_ms=until_ms)
+        case Order(kind="unsuppress", entity=str(entity), id=str(id)):
+            suppressions.remove(entity, id)
 
 
 class OrderedThreshold(NamedTuple):
@@ -90,6 +107,8 @@ class Wanted:
                 return replace(self, thresholds=others)
             case "shadow":
                 return replace(self, shadow=order.digest)
+            case "suppress" | "unsuppress":  # `obey_suppression` keeps account of them
+                return self
 
     def _pardoning(self, digest: str) -> Self:
         return replace(self, refused={bad: why for bad, why in self.refused.items() if bad != digest})

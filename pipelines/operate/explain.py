@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipelines.contracts.block import Block
-from pipelines.contracts.messages import Alert, Reason, Score
+from pipelines.contracts.messages import Alert, Reason, Review, Score, SuppressedAlert
 from pipelines.contracts.stream import Stream
+from pipelines.contracts.suppression import Suppression
 from pipelines.errors import RestoreError
 from pipelines.features.bucket import Place
 from pipelines.features.snapshot import SnapshotStore, frontier_of
@@ -22,7 +23,7 @@ from pipelines.kafka.progress import read_progress
 from pipelines.lake.audit import SCORE_TOLERANCE, NoModelError
 from pipelines.lake.replay import fold_lake
 from pipelines.lake.tables import Lake
-from pipelines.live.alerting import Cell, alert_of, features_of
+from pipelines.live.alert_records import Cell, alert_of, features_of
 from pipelines.live.shards import place_of, shards_of
 from pipelines.live.takeover import widened
 from pipelines.model import Model
@@ -47,6 +48,7 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
 
     - `score`, `reasons`: recomputed; None if the model is not available, or without an alert (reasons).
     - `state_from`: what the state was built from; `n_folded` records were folded after that.
+    - `suppressed`: why there is no full alert.
     - `differs`: what is not as published, in words; `why_not`: why something could not be recomputed or compared.
     """
 
@@ -67,6 +69,7 @@ class Reproduction(msgspec.Struct, frozen=True, kw_only=True):
     published_reasons: list[Reason] | None = None
     differs: list[str] = []
     why_not: list[str] = []
+    suppressed: Suppression | None = None
 
     @property
     def verdict(self) -> str:
@@ -115,6 +118,7 @@ def reproduce(
 
 
 def _reproduction(found: Published, **more: Any) -> Reproduction:
+    alert = _explained(found)
     return Reproduction(
         event_id=found.event_id,
         partition=found.partition,
@@ -123,9 +127,15 @@ def _reproduction(found: Published, **more: Any) -> Reproduction:
         published_score=found.score,
         published_features_hash=found.features_hash,
         is_alert=found.is_alert,
-        published_reasons=found.alert.reasons if found.alert else None,
+        published_reasons=alert.reasons if alert else None,
+        suppressed=found.alert.suppression if isinstance(found.alert, SuppressedAlert) else None,
         **more,
     )
+
+
+def _explained(found: Published) -> Alert | Review | None:
+    """The alert or review with reasons and feature values; a suppressed alert has none."""
+    return None if isinstance(found.alert, SuppressedAlert) else found.alert
 
 
 def _place(lake: Lake, event: Mapping[str, Any], where: pc.Expression) -> Key:
@@ -185,21 +195,21 @@ def _compared(
     models: Models,
 ) -> Reproduction:
     """Compare the row of an event after the fold with what was published about it."""
-    alert, digest = found.alert, f"{int(block.features_hash[0]):016x}"
+    alert, digest = _explained(found), f"{int(block.features_hash[0]):016x}"
     features = features_of(stream, block.numeric[0], [event[name] for name in stream.categories])
     published = alert.features if alert else {}
     values = [FeatureValue(name, value, published.get(name)) for name, value in features.items()]
     differs, why_not = [], []
     if digest != found.features_hash:
         differs.append(f"features: {_features_words(connection, stream, found, values)}")
-    if found.is_alert and alert is None:
+    if found.is_alert and found.alert is None:
         why_not.append(
             "the alert is not in Kafka in full (it was counted in a group, is listed as overflow, or was deleted by "
             "retention): its feature values and reasons cannot be compared"
         )
     elif alert is not None and not alert.features:
         why_not.append("the alert was shortened: its feature values and reasons cannot be compared")
-    score, threshold, reasons = None, alert.threshold if alert else None, None
+    score, threshold, reasons = None, found.alert.threshold if found.alert else None, None
     try:
         model = models(found.model, threshold)
     except NoModelError as error:
@@ -223,14 +233,14 @@ def _compared(
     )  # fmt: skip
 
 
-def _score_of(alert: Alert) -> Score:
+def _score_of(alert: Alert | Review) -> Score:
     return Score(**{name: getattr(alert, name) for name in Score.__struct_fields__})
 
 
 def _features_words(connection: Connection, stream: Stream, found: Published, values: Sequence[FeatureValue]) -> str:
     """Which features differ, and why if it is known."""
     words = "the hash differs"
-    if found.alert is not None and found.alert.features:
+    if (alert := _explained(found)) is not None and alert.features:
         wrong = [one.name for one in values if one.recomputed != one.published]
         words = f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''} {'differ' if len(wrong) > 1 else 'differs'}"
     told = read_progress(connection, stream, found.partition)

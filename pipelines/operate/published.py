@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow.compute as pc
 
 from pipelines.contracts.contract import UNDECODABLE
-from pipelines.contracts.messages import Alert, decode_alert
+from pipelines.contracts.messages import Alert, Review, SuppressedAlert, decode_alert
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.kafka import topics
@@ -22,12 +22,18 @@ _PLACE = re.compile(r"(\d{1,9}):(\d{1,18})")
 _ALERT_ID = re.compile(r"[0-9a-f]{8,32}")
 
 
+Told = Alert | SuppressedAlert | Review  # a record about one event on the alerts topic
+
+
 class NoScoreError(UnmaskError):
     """There is no such score; the message says why."""
 
 
 class Published(NamedTuple):
-    """A score as it was published. `alert` is None if there is none, or if Kafka does not have it any more."""
+    """A score as it was published. `alert` is None if there is none, or if Kafka does not have it any more.
+
+    With a suppressed alert, `alert` is the record that says so.
+    """
 
     partition: int
     offset: int
@@ -36,7 +42,7 @@ class Published(NamedTuple):
     is_alert: bool
     model: str
     features_hash: str
-    alert: Alert | None
+    alert: Told | None
 
 
 def published(
@@ -50,7 +56,7 @@ def published(
     """Find a score. If the lake does not have it yet, the lake is brought up to date.
 
     Args:
-        named: an alert id (at least its first 8 digits), an event id, or `partition:offset` of the event.
+        named: id of an alert or review (8 digits at least), event id, or `partition:offset` of the event.
         progress: called with the number of records ingested and the total.
 
     Raises:
@@ -59,7 +65,7 @@ def published(
     """
     alert = None
     if _ALERT_ID.fullmatch(named):
-        alert = _alert(connection, stream, lambda one: one.alert_id.startswith(named))
+        alert = _alert(connection, stream, lambda one: _id_of(one).startswith(named))
     place = _PLACE.fullmatch(named)
     if alert is not None:
         at: tuple[int, int] | None = (alert.source.partition, alert.source.offset)
@@ -80,10 +86,10 @@ def is_at(partition: int, offset: int) -> pc.Expression:
     return (pc.field("partition") == partition) & (pc.field("offset") == offset)
 
 
-def _with_alert(connection: Connection, stream: Stream, rows: pl.DataFrame, alert: Alert | None) -> Published:
+def _with_alert(connection: Connection, stream: Stream, rows: pl.DataFrame, alert: Told | None) -> Published:
     row = rows.sort("scores_offset").row(-1, named=True)
     at = row["partition"], row["offset"]
-    if alert is None and row["alert"]:
+    if alert is None and (row["alert"] or stream.review_share):
         alert = _alert(
             connection,
             stream,
@@ -94,9 +100,9 @@ def _with_alert(connection: Connection, stream: Stream, rows: pl.DataFrame, aler
 
 
 def _alert(
-    connection: Connection, stream: Stream, is_it: Callable[[Alert], bool], *, partitions: Iterable[int] | None = None
-) -> Alert | None:
-    """The first full alert for which `is_it` holds."""
+    connection: Connection, stream: Stream, is_it: Callable[[Told], bool], *, partitions: Iterable[int] | None = None
+) -> Told | None:
+    """The first record about one event for which `is_it` holds."""
     topic = stream.topic("alerts")
     spans = topics.bounds(connection, [topic])
     if partitions is not None:
@@ -107,9 +113,13 @@ def _alert(
                 one = decode_alert(record.value)
             except UNDECODABLE:
                 continue
-            if isinstance(one, Alert) and is_it(one):
+            if isinstance(one, Told) and is_it(one):
                 return one
     return None
+
+
+def _id_of(told: Told) -> str:
+    return told.review_id if isinstance(told, Review) else told.alert_id
 
 
 def _why_none(connection: Connection, stream: Stream, lake: Lake, named: str, at: tuple[int, int] | None) -> str:

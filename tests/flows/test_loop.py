@@ -27,7 +27,7 @@ from pipelines.kafka.port import Message
 from pipelines.lake import audit
 from pipelines.lake.feature_table import feature_table
 from pipelines.lake.training_table import category_names
-from pipelines.live.alerting import features_of
+from pipelines.live.alert_records import features_of
 from tests.flows.serve.served_by_mlflow import ask, served_by_mlflow
 from tests.patience import wait_until
 

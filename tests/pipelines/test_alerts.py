@@ -10,7 +10,7 @@ from models.table import Table
 from pipelines.contracts.contract import Event, EventContract, hash64, hashes_of
 from pipelines.contracts.messages import RecordSource, Score
 from pipelines.contracts.stream_file import parse
-from pipelines.live.alerting import alert_of, features_of
+from pipelines.live.alert_records import alert_of, features_of
 
 STREAM = parse("""
 [stream]

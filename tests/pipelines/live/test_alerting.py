@@ -42,7 +42,7 @@ def of_kind(messages: Sequence[Message], kind: str) -> list[Message]:
 
 def test_every_event_has_one_score_or_one_dead_letter_and_alerts_come_beside(block: Block) -> None:
     model = Linear(STREAM)
-    messages, n_alerts = outcomes_of(block, STREAM, model)
+    messages, n_alerts, *_ = outcomes_of(block, STREAM, model)
     scores = [decode(message.value, Score) for message in of_kind(messages, "scores")]
     letters = [decode(message.value, Refused) for message in of_kind(messages, "refused")]
     alerts = [decode(message.value, Alert) for message in of_kind(messages, "alerts")]
@@ -146,7 +146,7 @@ def test_an_alert_without_grouping_has_the_fields_it_always_had(block: Block) ->
 
 
 def test_without_scores_every_scored_event_becomes_a_dead_letter(block: Block) -> None:
-    messages, n_alerts = outcomes_of(without_scores(block), STREAM, Linear(STREAM), short=True)
+    messages, n_alerts, *_ = outcomes_of(without_scores(block), STREAM, Linear(STREAM), short=True)
     letters = [decode(message.value, Refused) for message in of_kind(messages, "refused")]
     assert len(letters) == len(messages) == len(block)
     assert n_alerts == 0

@@ -22,7 +22,7 @@ from pipelines.errors import BrokerError, FencedError, InternalError, RejectedEr
 from pipelines.kafka import topics
 from pipelines.kafka.port import TransactionalWriter
 from pipelines.live import lane as lane_module
-from pipelines.live.alerting import alert_of
+from pipelines.live.alert_records import alert_of
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import Put
 from pipelines.live.serving import Serving
