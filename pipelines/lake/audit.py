@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from pipelines.errors import BrokerError, UnmaskError
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.progress import read_progress
+from pipelines.lake.alert_audit import AlertCounts
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.tables import Lake
 from pipelines.model import Model
@@ -209,11 +211,12 @@ class Reconciliation:
     n_problems: Mapping[str, int] = field(default_factory=dict)
     since: Mapping[int, int] = field(default_factory=dict)
     n_scored_since: int = 0
+    alerts: AlertCounts = field(default_factory=AlertCounts)
 
     @property
     def holds(self) -> bool:
         """Whether there is no problem; pending events are not a problem."""
-        return not any(self.n_problems.values())
+        return not any(self.n_problems.values()) and self.alerts.holds
 
     @property
     def is_complete(self) -> bool:
@@ -221,7 +224,7 @@ class Reconciliation:
         return self.holds and not self.pending
 
     def words(self) -> str:
-        """The result as text: one line for the sum, then one for each kind of problem.
+        """The result as text: one line for the sum, one for each kind of problem, and one for alerts if there are any.
 
         >>> print(Reconciliation(9, 5, 2, 1, 0, missing=[(0, 7)], n_problems={"missing": 1}).words())
         9 events = 5 scored + 2 refused + 1 duplicates; 0 are not scored yet
@@ -235,6 +238,8 @@ class Reconciliation:
             if n:
                 places = ", ".join(map(str, getattr(self, kind)[:5]))
                 lines.append(f"{n:,} {kind.replace('_', ' ')}, first (partition, offset): {places}")
+        if self.alerts != AlertCounts():
+            lines.append(self.alerts.words())
         return "\n".join(lines)
 
 
@@ -247,15 +252,15 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         BrokerError: a topic or a partition's progress is missing; nothing has been scored yet.
         RestoreError: a partition's progress cannot be read.
     """
-    events, scores, refused = (stream.topic(kind) for kind in ("events", "scores", "refused"))
+    events, scores, refused, alerts = (stream.topic(kind) for kind in ("events", "scores", "refused", "alerts"))
     # Where the events begin is read before the progress, which is read again at the end: see `_lost`.
     begins = {position: first for position, (first, _) in topics.bounds(connection, [events]).items()}
     # Read the progress before the outcomes: all outcomes before it are then in the topics; later ones are skipped.
     progress = {
         p: _last_progress(connection, stream, p) for _, p in topics.partitions_of(connection, stream.topic("progress"))
     }
-    spans = topics.bounds(connection, [scores, refused, events])
-    found = Findings()
+    spans = topics.bounds(connection, [scores, refused, events, alerts])
+    found, told = Findings(), AlertCounts()
     for p, record in progress.items():
         outcomes = Outcomes(stream, p, record, found)
         from_ = record.outcomes_from
@@ -271,6 +276,11 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         due = (max(first, record.start), min(record.next_offset, end))
         for batch in topics.read_between(connection, {(events, p): due}):
             outcomes.events(batch)
+        if from_ or any(spans.get((topic, p), (1, 1))[0] for topic in (scores, alerts)):
+            told.unchecked += 1
+        else:
+            batches = topics.read_between(connection, {(alerts, p): spans[alerts, p]})
+            told.add(outcomes.n_over_threshold, chain.from_iterable(batches), record)
         lost = _lost(connection, stream, p, record, begins.get((events, p), 0))
         outcomes.close(lost=lost, pending=max(0, end - max(record.next_offset, lost.stop)))
     return Reconciliation(
@@ -283,6 +293,7 @@ def reconcile(connection: Connection, stream: Stream) -> Reconciliation:
         n_problems=found.n_problems,
         since={p: record.definition_start for p, record in progress.items()},
         n_scored_since=found.n_scored_since,
+        alerts=told,
     )
 
 
@@ -327,6 +338,7 @@ class ScoreOutcome(msgspec.Struct):
 
     source: _At
     event_id: str
+    alert: bool = False
 
 
 class DeadOutcome(msgspec.Struct):
@@ -345,6 +357,7 @@ class Outcomes:
         self._events, self._scores = stream.topic("events"), stream.topic("scores")
         self._event_id = event_id_reader(stream)
         self._scored, self._dead = _OutcomeIndex(), _OutcomeIndex()
+        self.n_over_threshold = 0
         self._original = array("q")  # for dead letters: offset of the original of a duplicate, -1 for other refusals
 
     def published(self, records: Sequence[Received]) -> None:
@@ -365,6 +378,7 @@ class Outcomes:
             self._found.note("stray", at.partition, [at.offset])
         elif at.offset < self._progress.next_offset:
             if isinstance(outcome, ScoreOutcome):
+                self.n_over_threshold += outcome.alert
                 self._scored.add(at.offset, xxhash.xxh3_64_intdigest(outcome.event_id.encode()))
             else:
                 self._dead.add(at.offset, int(outcome.sha256[:16], 16))

@@ -112,9 +112,9 @@ def _scores_and_alerts(
     found = together.score(model, scored.numeric, scored.category_hashes)
     is_alert, lines = judged(scored, found, stream, model)
     messages = packed(lines, scored, stream) if stream.packed_scores else _one_by_one(lines, scored, stream)
-    chosen = (
-        is_alert | is_drawn(scored, stream.topic("events"), stream.review_share) if stream.review_share else is_alert
-    )
+    chosen, share = is_alert, stream.review_share
+    if share:
+        chosen = is_alert | is_drawn(scored.partition, scored.offset, stream.topic("events"), share)
     rows = np.flatnonzero(chosen).tolist()
     if not rows:
         return Outcomes(messages)
