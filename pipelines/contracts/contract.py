@@ -263,7 +263,10 @@ def provenance_of(value: bytes) -> tuple[str | None, str | None]:
     >>> provenance_of(b'{"label": 1, "by": "ann", "why": {"case": 7}}')
     ('ann', None)
     """
-    told = msgspec.json.decode(value, type=_Provenance)
+    try:
+        told = msgspec.json.decode(value, type=_Provenance)
+    except UNDECODABLE:  # in a field that the contract passes over
+        told = _Provenance()
     by, why = (
         text[:MAX_PROVENANCE].encode(errors="replace").decode() if isinstance(text, str) and text else None
         for text in (told.by, told.why)

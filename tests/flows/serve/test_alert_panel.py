@@ -11,7 +11,19 @@ from flows.screen import clean, json_line, plain
 from flows.serve.alert_panel import panel, shown_record
 from pipelines.contracts.alert_memory import Overflowed
 from pipelines.contracts.delays import ScoringDelayed
-from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Reason, RecordSource, decode, encode
+from pipelines.contracts.messages import (
+    Alert,
+    AlertOverflow,
+    AlertUpdate,
+    Reason,
+    RecordSource,
+    Review,
+    Score,
+    SuppressedAlert,
+    decode,
+    encode,
+)
+from pipelines.contracts.suppression import Suppression
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red]\x9b31m\u202egnp\u2066\x7f\r\n[link=http://x]y"
 
@@ -76,6 +88,16 @@ def test_updates_and_overflow_are_one_line_each_whatever_they_contain() -> None:
     assert "scores come in time again" in line
     assert "at most 90 s late" in line
     assert "score if expected" in printed(lambda console: console.print(shown_record(hostile_alert())))
+    told = Suppression(entity="card", id=HOSTILE, until=HOSTILE, by=HOSTILE, at="", why=HOSTILE)
+    fields = {name: getattr(hostile_alert(), name) for name in Score.__struct_fields__} | {"threshold": 0.5}
+    quiet = SuppressedAlert(kind="suppressed", **fields, alert_id=HOSTILE, entities={}, suppression=told)
+    line = printed(lambda console: console.print(shown_record(quiet), soft_wrap=True))
+    assert "suppressed alert" in line
+    assert (len(line.splitlines()), line.count("\x1b]")) == (1, 0)
+    review = Review(
+        kind="review", **fields, review_id="7b", entities={}, reasons=[], score_if_all_expected=0.1, features={}
+    )  # fmt: skip
+    assert "random review 7b" in printed(lambda console: console.print(shown_record(review)))
 
 
 def test_hostile_text_among_markup_and_in_json() -> None:

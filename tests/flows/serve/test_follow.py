@@ -4,21 +4,27 @@ import logging
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from flows.serve.follow import n_alerted, newest, past_alerts, readable_alerts, readable_scores
-from pipelines.contracts.alert_memory import Overflowed
+from pipelines.contracts.alert_memory import AlertMemory, CapDay, OpenGroup, Overflowed
 from pipelines.contracts.delays import ScoringDelayed
 from pipelines.contracts.messages import (
     Alert,
     AlertOverflow,
     AlertRecord,
     AlertUpdate,
+    Progress,
     RecordSource,
+    Review,
     Score,
+    SuppressedAlert,
     encode,
     rfc3339,
 )
+from pipelines.contracts.suppression import Suppression
 from pipelines.kafka.port import Message
+from pipelines.lake.alert_audit import AlertCounts
 from pipelines.record import Received
 from tests.pipelines.live.rig import Rig
 
@@ -65,6 +71,23 @@ def delay_at(ms: int, *, recovered: bool) -> ScoringDelayed:
     )  # fmt: skip
 
 
+def suppressed_at(ms: int) -> SuppressedAlert:
+    told = Suppression(entity="card", id="c", until=rfc3339(9_999), by="ann", at=rfc3339(0), why="travel")
+    return SuppressedAlert(
+        kind="suppressed", event_id=f"e{ms}", score=0.9, alert=True, model="m", source=RecordSource("t", 0, ms),
+        event_time="", late_ms=0, arrival=rfc3339(ms), out_of_order=False, features_hash="", alert_id=f"a{ms}",
+        threshold=0.5, entities={"card": "c"}, suppression=told,
+    )  # fmt: skip
+
+
+def review_at(ms: int) -> Review:
+    return Review(
+        kind="review", event_id=f"e{ms}", score=0.1, alert=False, model="m", source=RecordSource("t", 0, ms),
+        event_time="", late_ms=0, arrival=rfc3339(ms), out_of_order=False, features_hash="", review_id=f"r{ms}",
+        threshold=0.5, entities={}, reasons=[], score_if_all_expected=0.1, features={},
+    )  # fmt: skip
+
+
 BURST: list[AlertRecord] = [
     alert_at(1),
     alert_at(2, group="g"),
@@ -89,6 +112,33 @@ def test_the_newest_alerts_are_shown_once_with_the_newest_update_of_each_group()
 def test_every_alert_is_counted_alone_in_its_group_or_as_overflow() -> None:
     assert n_alerted(BURST) == 1 + 7 + 3 + 1
     assert n_alerted([*BURST[:2], delay_at(3, recovered=False)]) == 2
+    assert n_alerted([*BURST[:2], suppressed_at(3), review_at(4)]) == 3
+
+
+def test_reviews_are_shown_like_alerts_and_suppressed_ones_beside_them() -> None:
+    quiet, review = suppressed_at(8), review_at(9)
+    assert newest([*BURST, quiet, review], 2) == [BURST[4], BURST[6], quiet, review]
+    assert newest([quiet, review], 1) == [review]
+
+
+def test_the_audit_of_alerts_counts_each_score_over_the_threshold_once() -> None:
+    sent: list[AlertRecord] = [*BURST, suppressed_at(8), review_at(9), delay_at(9, recovered=True)]
+    records = [Received("s.alerts", 0, i, 0, None, value) for i, value in enumerate([*map(encode, sent), b"news"])]
+    listed = OpenGroup("c", "h", 0, 3, 0.9, 1, 0.9, "e", 0.9, 6, 0, 0)  # two more than were published
+    memory = AlertMemory((listed,), CapDay(0, pending=(Overflowed(20, 0.9), Overflowed(2, 0.9))))
+    progress = Progress(
+        next_offset=30, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, n_partitions=1,
+        definition="", model="", owner="", origin={}, frontier=None, out_of_turn=[], alert_memory=memory,
+    )  # fmt: skip
+    counts = AlertCounts()
+    counts.add(3 + 6 + 2 + 4 + 1, [*records, *records], progress)  # read twice: nothing is counted twice
+    assert (counts.n_full, counts.n_counted, counts.n_listed, counts.n_suppressed) == (3, 6 + 2, 4, 1)
+    assert counts.n_reviews == 1
+    assert counts.holds
+    assert "are NOT" in AlertCounts(2, 1).words()
+    before = AlertCounts()  # what was published after the progress record was read
+    before.add(2, records, replace(progress, next_offset=3, alert_memory=None))
+    assert (before.n_full, before.n_counted, before.n_listed, before.n_suppressed) == (2, 0, 3, 0)
 
 
 def test_what_is_no_record_about_alerts_is_skipped_and_named(caplog: pytest.LogCaptureFixture) -> None:

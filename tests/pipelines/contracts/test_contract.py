@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.contracts.contract import RULES, Event, EventContract, Label, LabelContract, Refusal, hash64
+from pipelines.contracts.contract import (
+    MAX_PROVENANCE,
+    RULES,
+    Event,
+    EventContract,
+    Label,
+    LabelContract,
+    Refusal,
+    hash64,
+    provenance_of,
+)
 from pipelines.contracts.stream_file import parse
 
 ARRIVAL_MS = 1_700_000_000_000
@@ -168,6 +178,24 @@ def test_a_good_label_is_decoded() -> None:
     label = LABELS.decode(json.dumps(REPORT).encode(), b"4711")
     assert isinstance(label, Label)
     assert (label.label, label.time_ms, label.labelled_at_ms, label.source) == (1, 1, 2, "bank")
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({"by": "ann", "why": "case 7"}, ("ann", "case 7")),
+        ({"by": 7, "why": ["x"]}, (None, None)),
+        ({"by": "", "why": None}, (None, None)),
+        ({"by": "é\x1b", "why": "x\ty"}, ("é\x1b", "x\ty")),
+        ({}, (None, None)),
+    ],
+)
+def test_who_reported_a_label_and_why_is_kept_and_decides_nothing(told: dict[str, Any], kept: tuple[Any, Any]) -> None:
+    raw = json.dumps({**REPORT, **told}).encode()
+    assert LABELS.decode(raw, b"4711") == LABELS.decode(json.dumps(REPORT).encode(), b"4711")
+    assert provenance_of(raw) == kept
+    assert provenance_of(json.dumps({"why": "x" * 5_000}).encode()) == (None, "x" * MAX_PROVENANCE)
+    assert provenance_of(b'{"by": "\\ud800"}') == (None, None)
 
 
 values = st.recursive(

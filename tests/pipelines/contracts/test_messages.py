@@ -22,6 +22,8 @@ def test_a_refused_message_says_how_to_fix_the_event() -> None:
         ("alerts", b"2"),
         ("alert_update", b"1"),
         ("alert_overflow", b"1"),
+        ("alert_suppressed", b"1"),
+        ("review", b"1"),
         ("scoring_delayed", b"1"),
         ("refused", b"3"),
     ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipelines.contracts.stream import StormRules
 from pipelines.contracts.stream_file import duration_ms, load, parse
 from pipelines.errors import StreamFileError
+from pipelines.features.state import State
 
 STREAMS = Path(__file__).parents[3] / "flows" / "streams"
 
@@ -109,6 +110,25 @@ def test_scores_are_late_after_a_minute_unless_the_file_says_otherwise() -> None
         parse(GOOD + "delayed_after = 5\n")
 
 
+def test_no_source_is_ranked_and_nothing_drawn_for_review_unless_the_file_says_so() -> None:
+    plain = parse(GOOD)
+    assert plain.labels is not None
+    assert (plain.labels.sources, plain.review_share) == ((), 0.0)
+    text = GOOD.replace('maturity = "7d"', 'maturity = "7d"\nsources = ["bank", "ann"]')
+    ranked = parse(text + "review = 0.01\n")
+    assert ranked.labels is not None
+    assert (ranked.labels.strengths, ranked.review_share) == ({"bank": 2, "ann": 1}, 0.01)
+    assert State(plain, 2).digest == State(parse(GOOD + "review = 0.01\n"), 2).digest != State(ranked, 2).digest
+
+
+def test_an_entity_may_not_be_a_key_of_a_label() -> None:
+    renamed = GOOD.replace('"card", "shop"', '"card", "why"').replace("shop = {", "why = {").replace('"shop"', '"why"')
+    with pytest.raises(
+        StreamFileError, match=r"fields\.why is a key of a label, which names the event, too; rename the"
+    ):
+        parse(renamed)
+
+
 def test_storms_are_off_unless_the_file_limits_them() -> None:
     assert parse(GOOD).storms == StormRules()
     more = 'group = { entity = "card", within = "1h" }\ncap = { per_day = 200 }\n'
@@ -154,6 +174,10 @@ def test_storms_are_off_unless_the_file_limits_them() -> None:
         ('country = { type = "category" }', 'born = { type = "time" }', "line 13: fields.born.type is 'time'; only t"),
         ('maturity = "7d"', "", "line 15: labels.maturity is missing; add maturity = "),
         ('maturity = "7d"', 'maturity = "5s"', "line 16: labels.maturity is 5s, which is less than the lag of 60s; it"),
+        ('maturity = "7d"', 'maturity = "7d"\nsources = ["a", "a"]', "line 17: labels.sources has 'a' twice; remove"),
+        ('maturity = "7d"', 'maturity = "7d"\nsources = "bank"', "labels.sources is 'bank'; it must be a list of s"),
+        ('maturity = "7d"', 'maturity = "7d"\nsources = [""]', "line 17: labels.sources has ''; it must be text in q"),
+        ("[alerts]", "[alerts]\nreview = 1.5", "line 30: alerts.review is 1.5; it must be a share of events between"),
         ('maturity = "7d"', 'maturity = "7d"\ncolumn = "amount"', "line 17: labels.column is 'amount', which is a fi"),
         ('entity = "shop"', 'entity = "country"', "line 25: features.#2.entity is 'country', which is not an entity;"),
         ('entity = "shop"', 'entity = "shopp"', "line 25: features.#2.entity is 'shopp', which is not an entity; did"),

@@ -11,13 +11,25 @@ from numpy.typing import NDArray
 from pipelines.contracts.alert_memory import AlertMemory
 from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Alert, AlertOverflow, AlertUpdate, Refused, Score, decode, decode_alert
+from pipelines.contracts.messages import (
+    Alert,
+    AlertOverflow,
+    AlertUpdate,
+    Refused,
+    Review,
+    Score,
+    SuppressedAlert,
+    decode,
+    decode_alert,
+)
 from pipelines.contracts.stream import StormRules
+from pipelines.contracts.suppression import Suppression
 from pipelines.features.state import State
 from pipelines.kafka.port import Message
 from pipelines.live import score_records
 from pipelines.live.alerting import outcomes_of, without_scores
 from pipelines.live.storms import Storm
+from pipelines.live.suppressions import Suppressions
 from pipelines.order import EVENT, Source, SourceClock
 from pipelines.record import Received
 from tests.pipelines.live.live_scorer import Explained, Linear
@@ -138,6 +150,59 @@ def test_only_full_alerts_are_explained_and_overflow_is_listed(block: Block) -> 
     assert [one.offset for one in overflow.events] == SCORED[1:]
     assert (listed.key, listed.partition) == (None, 0)
     assert dict(listed.headers)["ce_id"] == f"{STREAM.topic('events')}/0/1-5/alert_overflow".encode()
+
+
+def suppressed(*cards: str) -> Suppressions:
+    held = Suppressions()
+    for card in cards:
+        told = Suppression(entity="card", id=card, until="2030", by="ann", at="2026", why="known travel")
+        held.add(told, until_ms=START_MS + 5)
+    return held
+
+
+def test_a_suppressed_alert_is_one_short_record_and_takes_nothing_of_a_group_or_the_cap(block: Block) -> None:
+    stream, model = replace(STREAM, storms=StormRules(within_ms=100, per_day=2)), Alarmed(STREAM)
+    storm = Storm(stream, AlertMemory(), partition=0, n_partitions=2)
+    outcomes = outcomes_of(block, stream, model, storm=storm, suppressions=suppressed("1", "2"))
+    *quiet, loud = of_kind(outcomes.messages, "alerts")
+    assert (outcomes.n_alerts, outcomes.n_suppressed, outcomes.n_reviews, model.n_explained) == (4, 3, 0, 1)
+    for message, offset in zip(quiet, SCORED, strict=False):
+        record = decode_alert(message.value)
+        assert isinstance(record, SuppressedAlert)
+        assert (record.source.offset, record.alert, record.suppression.why) == (offset, True, "known travel")
+        headers = dict(message.headers)
+        assert (headers["ce_type"], headers["ce_formatversion"]) == (b"unmask.alert_suppressed", b"1")
+        assert message.key == b"1"
+    full = decode_alert(loud.value)  # it arrived when the suppression had ended
+    assert isinstance(full, Alert)
+    assert (full.source.offset, full.count) == (5, 1)
+    assert len(of_kind(outcomes.messages, "scores")) == len(SCORED)
+    none = outcomes_of(block, stream, model, suppressions=suppressed("2"))
+    assert (none.n_alerts, none.n_suppressed) == (4, 0)
+
+
+def test_events_under_the_threshold_are_drawn_for_review_whatever_the_cut(block: Block) -> None:
+    stream, quiet = replace(STREAM, review_share=0.6), Alarmed(STREAM)
+    quiet.threshold = 0.75
+    outcomes = outcomes_of(block, stream, quiet)
+    messages = of_kind(outcomes.messages, "alerts")
+    reviews = [decode_alert(message.value) for message in messages]
+    assert 0 < len(reviews) < len(SCORED)
+    assert (outcomes.n_alerts, outcomes.n_reviews) == (0, len(reviews))
+    for review in reviews:
+        assert isinstance(review, Review)
+        assert (review.alert, review.threshold, set(review.features)) == (
+            False,
+            0.75,
+            {*stream.numeric_columns, *stream.categories},
+        )
+    assert dict(messages[0].headers)["ce_type"] == b"unmask.review"
+    apart = [m for i in range(len(block)) for m in outcomes_of(block.take(slice(i, i + 1)), stream, quiet).messages]
+    assert of_kind(apart, "alerts") == messages
+    loud = outcomes_of(block, stream, Alarmed(STREAM))
+    assert (loud.n_alerts, loud.n_reviews) == (len(SCORED), 0), "an alert is no review"
+    (short,) = {m.value for m in of_kind(outcomes_of(block, stream, quiet, short=True).messages, "alerts")[:1]}
+    assert not decode_alert(short).features  # type: ignore[union-attr]
 
 
 def test_an_alert_without_grouping_has_the_fields_it_always_had(block: Block) -> None:
