@@ -15,6 +15,7 @@ from pipelines.contracts.alert_memory import AlertMemory
 from pipelines.contracts.messages import Alert, AlertOverflow, AlertRecord, AlertUpdate, Score, decode
 from pipelines.contracts.stream import StormRules
 from pipelines.kafka.progress import all_progress, read_progress
+from pipelines.lake.audit import reconcile
 from pipelines.live import storms
 from pipelines.live.storms import FullAlert, Raised, Storm
 from tests.patience import wait_until
@@ -101,6 +102,9 @@ def test_failed_lanes_and_take_overs_publish_each_burst_once(
         assert progress is not None
         assert (seen, progress.alert_memory) == one_pass(rig, p)
     assert n_alerted(alert_records(rig)) + n_pending_in(rig) == n_marked > 20
+    found = reconcile(rig.connection, rig.stream)
+    assert found.holds, found.words()
+    assert (found.alerts.n_over, found.alerts.unchecked) == (n_marked, 0)
     kinds = Counter(type(record) for record in alert_records(rig))
     assert 2 <= kinds[Alert] <= 24  # of two days, if one ends meanwhile
     assert kinds[Alert] + kinds[AlertUpdate] + kinds[AlertOverflow] < n_marked
