@@ -177,6 +177,8 @@ def purchases(
             "label": [1] * len(which),
             "labelled_at_ms": at[which] + DAY_MS // 2,
             "source": ["test"] * len(which),
+            "labelled_by": [None] * len(which),
+            "label_why": [None] * len(which),
             "card": [f"card-{c}" for c in card[which]],
         },
     )
