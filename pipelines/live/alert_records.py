@@ -109,6 +109,7 @@ def _explanation_of(explained: Explained, features: Mapping[str, Cell], *, short
 
 
 def reason_of(explained: Any, features: Mapping[str, Cell]) -> Reason:
+    """A reason as it is published: a category that the model does not know has its text from `features`."""
     reason = msgspec.convert(explained, Reason, from_attributes=True)
     text = features.get(reason.field)
     actual = text if isinstance(text, str) else reason.actual
