@@ -22,9 +22,8 @@ from flows.ingest import ingest
 from flows.maintain_lake import maintain_lake
 from flows.pretrain import pretrain
 from flows.promote import promote
+from flows.settings import POOL as POOL
 from flows.streams.shipped import load
-
-POOL = "unmask"
 
 # A run that was killed holds its place until the lease of the server ends; the next run waits for it, and goes on.
 ONE_AT_A_TIME = ConcurrencyLimitConfig(

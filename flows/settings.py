@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba", "audit"}
 OURS |= {"encoders", "promotions.jsonl", "defects.log"}
 
+POOL = "unmask"  # Prefect's work pool
+
 
 def registry_name(stream: Stream) -> str:
     """Name of the stream's model in the registry."""

@@ -18,7 +18,7 @@ PACKAGES = {
         "operate",
     ),
     "models": ("net", "score", "fit", "ship", "ship/registry", "plots"),
-    "flows": ("streams", "local", "review", "offline", "serve", "backtesting", "demo", "cli"),
+    "flows": ("streams", "local", "review", "offline", "serve", "backtesting", "demo", "doctor", "cli"),
 }
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import checks, explain, feedback, history, live, orders, play, refused, servers, topics, training
+from flows.cli import checks, doctor, explain, feedback, history, live, orders, play, refused, servers, topics, training
 from flows.cli.terminal import out
 from flows.offline import commands as offline
 
@@ -36,6 +36,7 @@ app.add_typer(feedback.app)
 app.add_typer(orders.app)
 app.add_typer(history.app)
 app.add_typer(checks.app)
+app.add_typer(doctor.app)
 app.add_typer(explain.app)
 app.add_typer(refused.app, name="refused", rich_help_panel="Checks and recovery")
 app.add_typer(servers.kafka_app, name="kafka", rich_help_panel="Servers on this machine")

@@ -153,6 +153,16 @@ class SnapshotStore:
             except (RestoreError, OSError, ValueError, KeyError) as error:
                 log.warning("snapshot %s is not used: %s", file, error)
 
+    def newest_frontier(self) -> dict[Source, int] | None:
+        """The frontier of the newest readable snapshot, by its metadata; nothing is copied.
+
+        Raises:
+            OSError: the object store does not answer.
+        """
+        here = set(self._files_here())
+        told = (self._told(file, here) for file in sorted({*here, *self._files_there()}, reverse=True))
+        return next((frontier_of(meta) for meta in told if "frontier" in meta), None)
+
     def _read(self, file: str, told: Mapping[str, Any]) -> Snapshot:
         """Read a snapshot, after copying from the object store what is not here, or is damaged here."""
         names = [name for name in (file, (told.get("base") or {}).get("file")) if name]

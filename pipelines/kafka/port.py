@@ -28,10 +28,23 @@ class Message(NamedTuple):
 
 
 class TopicFacts(NamedTuple):
-    """An existing topic: its id (KIP-516; None if the broker does not support ids) and its partitions."""
+    """An existing topic: its id (KIP-516; None if the broker does not support ids) and its partitions.
+
+    `copies` and `in_sync` are those of the partition that has the fewest.
+    """
 
     id: str | None
     partitions: tuple[int, ...]
+    copies: int
+    in_sync: int
+
+
+class ClusterFacts(NamedTuple):
+    """The brokers: how many, the version of one (None if the client does not tell it), and its settings."""
+
+    n_brokers: int
+    version: str | None
+    settings: dict[str, str]
 
 
 class Closing(Protocol):
@@ -167,6 +180,10 @@ class Admin(Closing, Protocol):
 
     def describe(self, names: Iterable[str]) -> dict[str, TopicFacts]:
         """The topics that exist."""
+        ...
+
+    def cluster(self) -> ClusterFacts:
+        """The brokers of this Kafka; needs the right DescribeConfigs on the cluster."""
         ...
 
     def settings(self, names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -25,7 +25,7 @@ from confluent_kafka.admin import (
 
 from pipelines.kafka.confluent.errors import client_errors
 from pipelines.kafka.confluent.opening import closed, opened
-from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, Position, TopicFacts
+from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, ClusterFacts, Position, TopicFacts
 from pipelines.kafka.server import Server
 
 _TIMEOUT_S = DELIVERY_MS / 1000
@@ -73,8 +73,18 @@ class ConfluentAdmin(Admin):
                 with _unless(_UNKNOWN):
                     topic = answer.result()
                     numbers = tuple(sorted(partition.id for partition in topic.partitions))
-                    found[name] = TopicFacts(_known_id(topic.topic_id), numbers)
+                    copies = min((len(partition.replicas) for partition in topic.partitions), default=0)
+                    in_sync = min((len(partition.isr) for partition in topic.partitions), default=0)
+                    found[name] = TopicFacts(_known_id(topic.topic_id), numbers, copies, in_sync)
         return {name: facts for name, facts in found.items() if facts.partitions}
+
+    def cluster(self) -> ClusterFacts:
+        with client_errors("no answer about the brokers"):
+            nodes = self._client.describe_cluster(request_timeout=REQUEST_MS / 1000).result().nodes
+            asked = [ConfigResource(ResourceType.BROKER, str(nodes[0].id))]
+            (answer,) = self._client.describe_configs(asked, request_timeout=_TIMEOUT_S).values()
+            settings = {name: entry.value for name, entry in answer.result().items() if entry.value is not None}
+        return ClusterFacts(len(nodes), None, settings)
 
     def settings(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         topics = [ConfigResource(ResourceType.TOPIC, name) for name in names]

@@ -9,7 +9,7 @@ from kafka.errors import TopicAlreadyExistsError
 
 from pipelines.kafka.kafka_python.errors import client_errors
 from pipelines.kafka.kafka_python.opening import opened
-from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, Position, TopicFacts
+from pipelines.kafka.port import DELIVERY_MS, REQUEST_MS, Admin, ClusterFacts, Position, TopicFacts
 from pipelines.kafka.server import Server
 
 
@@ -49,11 +49,23 @@ class KafkaPythonAdmin(Admin):
             described = self._client.describe_topics(list(names))
         return {
             topic["name"]: TopicFacts(
-                _known_id(topic["topic_id"]), tuple(sorted(p["partition_index"] for p in topic["partitions"]))
+                _known_id(topic["topic_id"]),
+                tuple(sorted(p["partition_index"] for p in topic["partitions"])),
+                min(len(p["replica_nodes"]) for p in topic["partitions"]),
+                min(len(p["isr_nodes"]) for p in topic["partitions"]),
             )
             for topic in described
             if not topic["error_code"] and topic["partitions"]
         }
+
+    def cluster(self) -> ClusterFacts:
+        with client_errors("no answer about the brokers"):
+            brokers = [broker["broker_id"] for broker in self._client.describe_cluster()["brokers"]]
+            version = self._client.get_broker_version_data(brokers[0]).broker_version
+            asked = [ConfigResource(ConfigResourceType.BROKER, str(brokers[0]))]
+            (found,) = self._client.describe_configs(asked, config_filter="all")["broker"].values()
+        settings = {name: said["value"] for name, said in found.items() if said.get("value") is not None}
+        return ClusterFacts(len(brokers), ".".join(map(str, version)), settings)
 
     def settings(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         topics = list(names)

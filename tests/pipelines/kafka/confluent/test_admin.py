@@ -16,3 +16,9 @@ def test_ids_and_settings_of_topics_are_the_same_for_both_adapters(kafka: str) -
     with plain.asking() as one, fast.asking() as other:
         assert other.settings(names) == one.settings(names)
         assert other.topic_names() == one.topic_names()
+        assert other.describe(names) == one.describe(names)
+        slow, quick = one.cluster(), other.cluster()
+    assert quick.n_brokers == slow.n_brokers == 1
+    assert quick.settings == slow.settings
+    assert int(quick.settings["transaction.max.timeout.ms"]) > 0
+    assert slow.version is not None
