@@ -1,6 +1,9 @@
 """`unmask doctor`: what is reachable, what is wrong, and the command that fixes it."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,7 +40,7 @@ def doctor(
     unmask doctor --stream payments --entities 2000000 --events-per-s 3000
     """
     spec, here = stream_of(stream), settings()
-    with err.status("Looking at versions, servers, topics and scorers"):
+    with err.status("Looking at versions, servers, topics and scorers"), _quiet("kafka"):
         from flows.doctor.examine import examine
         from flows.doctor.finding import Level
         from flows.doctor.sizing import Load
@@ -51,6 +54,18 @@ def doctor(
     else:
         _show(found)
     raise typer.Exit(1 if n_errors else 0)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """What a client logs of a server that does not answer is a finding already."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _show(found: "list[Finding]") -> None:

@@ -36,7 +36,7 @@ def examine(settings: Settings, stream: Stream, words: str, load: Load) -> list[
 
 
 def _kafka(settings: Settings, stream: Stream, words: str, load: Load) -> Iterator[Finding]:
-    """Topics, retention and sizing; without Kafka only the sizing."""
+    """Topics, sizing and retention; without Kafka only the sizing."""
     facts = None
     try:
         facts = KafkaFacts.ask(settings.connection(), stream)
@@ -48,10 +48,10 @@ def _kafka(settings: Settings, stream: Stream, words: str, load: Load) -> Iterat
     except UnmaskError as unset:
         yield error(topics.SECTION, "Kafka", str(unset), "unmask kafka start")
     else:
-        yield from topics.look(facts, words)
-        if "events" in facts.topics:
-            yield from keeping.look(settings, stream, facts, words)
+        yield from topics.look(facts, words, settings.kafka_client)
     known = scorer.measured(settings, stream)
     given = {name: value for name, value in vars(load).items() if value is not None}
     n_partitions = facts.n_partitions("events") if facts and "events" in facts.topics else None
     yield from sizing.look(stream, replace(known, **given), settings.kafka_client, n_partitions)
+    if facts and n_partitions:
+        yield from keeping.look(settings, stream, facts, words)

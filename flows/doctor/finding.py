@@ -1,6 +1,5 @@
 """What a check has found, and how many of them are asked at once."""
 
-import queue
 import re
 import threading
 import time
@@ -69,31 +68,34 @@ def ask_all(checks: Sequence[Check], *, secrets: Sequence[str] = ()) -> list[Fin
         secrets: texts that must not appear in a finding.
     """
     began_s = time.monotonic()
-    answers = [_begin(check) for check in checks]
-    found: list[Finding] = []
-    for check, answer in zip(checks, answers, strict=True):
-        left_s = max(0.0, began_s + check.deadline_s - time.monotonic())
-        try:
-            found += answer.get(timeout=left_s)
-        except queue.Empty:
-            late = f"no answer within {check.deadline_s:g} s"
-            found.append(warning(check.section, check.what, late, "run `unmask doctor` again when the machine is idle"))
+    asked = [_Asked(check) for check in checks]
+    found = [finding for one in asked for finding in one.findings(began_s)]
     return [_without_secrets(finding, secrets) for finding in found]
 
 
-def _begin(check: Check) -> "queue.SimpleQueue[list[Finding]]":
-    """Start a check in a thread that does not keep the process alive."""
-    answer: queue.SimpleQueue[list[Finding]] = queue.SimpleQueue()
+class _Asked:
+    """A check in a thread that does not keep the process alive. What it has found before it fails counts."""
 
-    def ask() -> None:
+    def __init__(self, check: Check) -> None:
+        self._check, self._found, self._over = check, list[Finding](), threading.Event()
+        threading.Thread(target=self._ask, name=f"doctor-{check.what}", daemon=True).start()
+
+    def _ask(self) -> None:
         try:
-            answer.put(list(check.ask()))
+            self._found.extend(self._check.ask())
         except Exception as failed:  # whatever is wrong there, the other checks are shown
             words = " ".join(str(failed).split()) or type(failed).__name__
-            answer.put([error(check.section, check.what, words, "mend what the message says")])
+            self._found.append(error(self._check.section, self._check.what, words, "mend what the message says"))
+        self._over.set()
 
-    threading.Thread(target=ask, name=f"doctor-{check.section}", daemon=True).start()
-    return answer
+    def findings(self, began_s: float) -> list[Finding]:
+        """What it has found until its deadline."""
+        check = self._check
+        if self._over.wait(max(0.0, began_s + check.deadline_s - time.monotonic())):
+            return self._found
+        late = f"not finished within {check.deadline_s:g} s"
+        fix = "run `unmask doctor` again when the machine is idle"
+        return [*self._found, warning(check.section, check.what, late, fix)]
 
 
 def without_login(text: str) -> str:

@@ -79,7 +79,7 @@ def _lake(facts: KafkaFacts, at: dict[tuple[str, int], int], words: str) -> Iter
                 n_lost, n_behind = n_lost + max(0, first - here), n_behind + max(0, end - here)
     if n_lost:
         found = f"Kafka has deleted {n_lost:,} records before they were ingested"
-        fix = f"raise the retention (see below), move {facts.stream.topics} of UNMASK_HOME/lake away; then unmask ingest {words}"
+        fix = f"raise the retention, move UNMASK_HOME/lake/{facts.stream.topics} away, then unmask ingest {words}"
         yield error(SECTION, "lake", found, fix)
     elif not at:
         yield ok(SECTION, "lake", f"empty; {n_behind:,} records wait for the first `unmask ingest`")

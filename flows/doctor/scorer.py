@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.doctor.finding import Finding, error, ok, warning
+from flows.doctor.kafka import OPENING_MS
 from flows.doctor.sizing import Load
 from flows.settings import Settings, SettingsError, registry_name
 from models.ship import registry
@@ -21,7 +22,7 @@ FRESH_S = 30.0  # it is written every half second
 def statuses(settings: Settings, stream: Stream) -> dict[str, Mapping[str, Any]]:
     """The readable status files, by replica; "" is the one without a name."""
     first = settings.scorer_status(stream)
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in (first, *sorted(first.parent.glob(f"{first.stem}-*.json"))):
         if status := _read(path):
             found[path.stem.removeprefix(first.stem).removeprefix("-")] = status
@@ -95,11 +96,12 @@ def champion(settings: Settings, stream: Stream, words: str) -> Iterator[Finding
 def start(settings: Settings, stream: Stream, words: str) -> Iterator[Finding]:
     """Whether a scorer could start now, as `unmask recover` sees it."""
     try:
-        recovery = Recovery(
-            settings.connection(), stream, snapshots=settings.snapshots(stream), lake=settings.lake(stream)
-        )
+        connection = settings.connection()
+        with connection.asking(opening_ms=OPENING_MS) as admin:
+            admin.ping()
+        recovery = Recovery(connection, stream, snapshots=settings.snapshots(stream), lake=settings.lake(stream))
         plan = recovery.plan()
-    except BrokerError:
+    except (BrokerError, SettingsError):
         return  # the section of topics says so
     except RestoreError as impossible:
         yield error(SECTION, "start", str(impossible), f"unmask recover {words}")

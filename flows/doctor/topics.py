@@ -16,11 +16,12 @@ CODECS = {"gzip": "zlib", "snappy": "snappy", "lz4": "lz4", "zstd": "zstandard"}
 TOP = 2**63 - 1
 
 
-def look(facts: KafkaFacts, words: str) -> Iterator[Finding]:
+def look(facts: KafkaFacts, words: str, client: str) -> Iterator[Finding]:
     """Every check of the topics.
 
     Args:
         words: `--stream FILE`, for the commands.
+        client: the value of KAFKA_CLIENT.
     """
     yield from _cluster(facts)
     yield from _missing(facts, words)
@@ -30,7 +31,7 @@ def look(facts: KafkaFacts, words: str) -> Iterator[Finding]:
     yield from _timestamps(facts, words)
     yield from _policies(facts)
     yield from _sizes(facts)
-    yield from _codecs(facts)
+    yield from _codecs(facts, client)
     yield from _copies(facts)
 
 
@@ -47,7 +48,7 @@ def _cluster(facts: KafkaFacts) -> Iterator[Finding]:
     if longest_ms < TRANSACTION_MS:
         found = f"transaction.max.timeout.ms={longest_ms}; the scorer needs {TRANSACTION_MS}"
         yield error(SECTION, "brokers", found, _set_brokers(facts, "transaction.max.timeout.ms", TRANSACTION_MS))
-    session_ms = round(ScorerSetting().session.total_seconds() * 1000)
+    session_ms = round(ScorerSetting.session.total_seconds() * 1000)
     least = int(said.settings.get("group.min.session.timeout.ms", 0))
     most = int(said.settings.get("group.max.session.timeout.ms", TOP))
     if not least <= session_ms <= most:
@@ -128,9 +129,8 @@ def _sizes(facts: KafkaFacts) -> Iterator[Finding]:
         yield ok(SECTION, "message sizes", f"events up to {facts.stream.max_message_bytes:,} bytes are accepted")
 
 
-def _codecs(facts: KafkaFacts) -> Iterator[Finding]:
+def _codecs(facts: KafkaFacts, client: str) -> Iterator[Finding]:
     """Whether this client can read the codec that a topic has, or any where its producers choose."""
-    client = "confluent-kafka" if facts.connection.adapter.__name__ == "Confluent" else "kafka-python"
     lacks = {c for c, module in CODECS.items() if client == "kafka-python" and not importlib.util.find_spec(module)}
     set_by_topic = {kind: said.get("compression.type", "producer") for kind, said in facts.settings.items()}
     for kind, codec in set_by_topic.items():
