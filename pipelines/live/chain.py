@@ -18,7 +18,8 @@ from pipelines.kafka.port import Message
 from pipelines.record import Received
 
 FIRST = "0" * 64  # instead of a hash, in the first record of a topic
-N_TRIES = 8  # while other writers append, too
+N_TRIES = 15  # while other writers append, too
+MOST_TURNS = 16  # times what an append takes, to wait at most until the next try
 
 
 class _Link(msgspec.Struct):
@@ -107,7 +108,8 @@ def append(
     """
     tried, has_failed = set[bytes](), False
     with Shared.of(connection) as shared:
-        for left in reversed(range(N_TRIES)):
+        for n in range(N_TRIES):
+            began_s = time.monotonic()
             try:
                 with shared.transactional_writer(transactional_id) as writer:
                     past = records_of(shared, topic)
@@ -120,9 +122,10 @@ def append(
                     writer.commit([Message(topic, value, None, 0)], before_commit=before_commit)
                 return True
             except FencedError:
-                if not left:
+                if n + 1 == N_TRIES:
                     raise
-                time.sleep(random.uniform(0.05, 0.5))
+                # as on an Ethernet: writers that fence each other would never be done, however slow the broker is
+                time.sleep(random.uniform(0, min(2**n, MOST_TURNS)) * (time.monotonic() - began_s))
             except BrokerError:
                 if not tried or has_failed:
                     raise

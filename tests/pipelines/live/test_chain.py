@@ -21,7 +21,7 @@ from pipelines.record import Received
 from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.kill_stream import stream_named
 
-N_WRITERS, N_EACH = 4, 4
+N_WRITERS, N_EACH = 3, 4
 
 
 @dataclass
