@@ -5,14 +5,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import Flow
+from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 
@@ -20,8 +25,10 @@ from flows.backtest import backtest
 from flows.finetune import finetune
 from flows.ingest import ingest
 from flows.maintain_lake import maintain_lake
+from flows.monitor import DRIFT_EVENT, monitor, resource_of
 from flows.pretrain import pretrain
 from flows.promote import promote
+from flows.retrain import retrain
 from flows.settings import POOL as POOL
 from flows.streams.shipped import load
 
@@ -62,6 +69,8 @@ PLAN: tuple[Planned, ...] = (
     Planned(pretrain, "model", cron="0 1 * * 0"),
     Planned(finetune, "model", cron="0 3 * * *"),
     Planned(promote, "model", cron="0 5 * * *"),
+    Planned(monitor, "watch", cron="7 * * * *"),
+    Planned(retrain, "model"),
     Planned(backtest, "watch"),
 )
 
@@ -109,4 +118,26 @@ def deploy(stream: Path, *, paused: bool = False, plan: Sequence[Planned] = PLAN
         )
         assert isinstance(deployment, RunnerDeployment)
         done.append(Deployed(str(deployment.name), one.words, str(deployment.apply())))
+        if one.flow is retrain:
+            _retrain_on_drift(spec.name, UUID(done[-1].id))
     return done
+
+
+def _retrain_on_drift(stream: str, deployment: UUID) -> None:
+    """Create or update the automation that answers the event of the monitor by training."""
+    name = f"{stream}-retrain-on-drift"
+    trigger = EventTrigger(
+        expect={DRIFT_EVENT},
+        match=ResourceSpecification({"prefect.resource.id": resource_of(stream)}),
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    action = RunDeployment(deployment_id=deployment, parameters={"why": "{{ event.payload.words }}"})
+    words = "Trains and judges a new model when the monitor has found that a field has moved."
+    automation = Automation(name=name, description=words, trigger=trigger, actions=[action])
+    try:
+        automation.id = cast(Automation, Automation.read(name=name)).id
+    except ValueError:  # there is none of this name
+        automation.create()
+    else:
+        automation.update()

@@ -10,7 +10,7 @@ from models.errors import ModelError
 from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
-from pipelines.live.control import Order, order_of
+from pipelines.live.control import Order, Orders, order_of
 from pipelines.live.moves import give
 from pipelines.live.wanted import Wanted
 
@@ -71,6 +71,28 @@ def promote(
     made = give(settings.connection(), stream, decide, before_commit=move_alias)
     assert made is not None
     return made
+
+
+def given_up(settings: Settings, stream: Stream, digest: str) -> str | None:
+    """By whom and why a model was given up after it had been used; None if it was not, or is in use again.
+
+    Raises:
+        UnmaskError: Kafka does not answer.
+    """
+    orders = Orders(settings.connection(), stream)
+    try:
+        past = orders.past()
+    finally:
+        orders.close()
+    wanted, found = Wanted(), None
+    for order in past:
+        after = wanted.after(order)
+        if wanted.digest == digest != after.digest:
+            found = f"it was given up by {order.by} at {order.at} ({order.kind}: {order.why})"
+        elif after.digest == digest:
+            found = None
+        wanted = after
+    return found
 
 
 def return_model(settings: Settings, stream: Stream, bad: str, *, by: str, why: str) -> str:

@@ -1,7 +1,5 @@
 """Flow: judge the newest model on events that it has not seen, and make it the challenger, then the champion."""
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,7 +12,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
-from flows import evidence, stages, training_data, verdict
+from flows import evidence, moves, stages, training_data, verdict
 from flows.alone import alone
 from flows.evidence import Evidence, Shadow
 from flows.gate import Figures
@@ -69,6 +67,7 @@ class Decision:
     checks: dict[str, Check]
     by: str = "gate"
     why: str = ""
+    forced: bool = False
 
     @property
     def promoted(self) -> bool:
@@ -101,6 +100,8 @@ def promote(stream: Path, as_of: datetime | None = None, force: bool = False, ap
     """
     settings, spec = Settings(), load(stream)
     candidate = _find(settings, spec)
+    if candidate.champion and candidate.champion[0] == candidate.version:
+        return Decision(candidate.version, candidate.model.digest, "champion", {}, why="it is the champion already")
     found, checks = _judge(settings, spec, candidate, as_of)
     decision = _decide(spec, candidate, checks, force=force, approved_by=approved_by)
     _carry_out(settings, spec, candidate, decision, found)
@@ -135,7 +136,7 @@ def _judge(
         return None, columns
     lake = settings.lake(stream)
     data = stages.read(lake, stream, settings.features(stream), as_of=as_of)
-    columns["age"] = _age(candidate)
+    columns |= {"age": _age(candidate), "history": _history(settings, stream, candidate)}
     found = evidence.measure(
         candidate.model,
         candidate.tags,
@@ -159,7 +160,8 @@ def _decide(
     made = candidate.version, candidate.model.digest
     failed = {name for name, one in checks.items() if not one.holds}
     if force:
-        return Decision(*made, "champion", dict(checks), by=approved_by or "gate", why="forced" if failed else "")
+        why = "forced" if failed else "all checks hold"
+        return Decision(*made, "champion", dict(checks), by=approved_by or "gate", why=why, forced=bool(failed))
     if failed - {"shadow"}:
         return Decision(*made, "challenger" if candidate.alias == "challenger" else "candidate", dict(checks))
     if failed:
@@ -208,14 +210,25 @@ def _carry_out(
     with registry.open_run(f"{stream.name}/promote", tracking_uri=uri, run_name=title, tags=marks) as run:
         if decision.outcome != "candidate":
             registry.set_alias(name, "challenger", decision.version, tracking_uri=uri)
+        if found is not None:
+            run.log_document("evidence", asdict(found))
         if decision.promoted:
             _note_reference(settings, stream, candidate, found)
-            registry.set_alias(name, "champion", decision.version, tracking_uri=uri)
+            moves.promote(
+                settings,
+                stream,
+                decision.digest,
+                decision.version,
+                by=decision.by,
+                why=decision.why,
+                evidence=moves.evidence_digest({} if found is None else asdict(found)),
+                run=run.run_id,
+                forced=decision.forced,
+            )
         run.log_metrics({"promoted": float(decision.promoted), "threshold": candidate.model.threshold})
         checks = decision.checks
         seen, holds = [one.seen for one in checks.values()], [one.holds for one in checks.values()]
         run.log_table("gate", {"check": list(checks), "found": seen, "holds": holds})
-    _record(settings.home / "promotions.jsonl", stream, decision, candidate.champion[0] if candidate.champion else None)
     run_log().info(decision.words)
 
 
@@ -237,15 +250,21 @@ def _note_reference(settings: Settings, stream: Stream, candidate: Candidate, fo
 
 def _age(candidate: Candidate) -> Check:
     """Whether the model was trained on data at least as new as that of the champion."""
-    if candidate.champion is None or candidate.champion[0] == candidate.version:
-        return Check("there is no other champion", True)
+    if candidate.champion is None:
+        return Check("there is no champion", True)
     ours, theirs = (int(tags.get("as_of_ms") or 0) for tags in (candidate.tags, candidate.champion[1]))
     seen = "trained on older data than the champion" if ours < theirs else "its data is as new as the champion's"
     return Check(seen, ours >= theirs)
 
 
+def _history(settings: Settings, stream: Stream, candidate: Candidate) -> Check:
+    """Whether the model has not been given up before, by a person or by the scorers."""
+    why = moves.given_up(settings, stream, candidate.model.digest)
+    return Check(why or "it was not given up before", why is None)
+
+
 def _formers(settings: Settings, stream: Stream, candidate: Candidate) -> dict[str, evidence.Former]:
-    if candidate.champion is None or candidate.champion[0] == candidate.version:
+    if candidate.champion is None:
         return {}
     return evidence.formers_of(
         registry_name(stream),
@@ -267,17 +286,3 @@ def _shadow(settings: Settings, stream: Stream, digest: str) -> Shadow | None:
         return None
     mine, champions = (told.both + n for n in (told.only_challenger, told.only_champion))
     return Shadow(told.n_both, mine / told.n_both, champions / told.n_both, told.rank_correlation)
-
-
-def _record(path: Path, stream: Stream, decision: Decision, before: int | None) -> None:
-    """Append to the log of promotions, because MLflow has no history of aliases."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {
-        "at": time.time(),
-        "stream": stream.name,
-        "from": before,
-        **asdict(decision),
-        "promoted": decision.promoted,
-    }
-    with open(path, "a", encoding="utf-8") as log:
-        log.write(json.dumps(entry) + "\n")

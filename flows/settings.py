@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # A home with only these files is made private; permissions of other folders are not changed.
 OURS = {"kafka", "demo-kafka", "ui", "models", "lake", "features", "snapshots", "scorer", "work", "numba", "audit"}
-OURS |= {"encoders", "promotions.jsonl", "defects.log"}
+OURS |= {"encoders", "monitor", "defects.log"}
 
 POOL = "unmask"  # Prefect's work pool
 
@@ -230,6 +230,10 @@ class Settings(BaseSettings):
     def audit_file(self, stream: Stream) -> Path:
         """The books of the continuous audit."""
         return self.home / "audit" / f"{stream.topics}.json"
+
+    def monitor_folder(self, stream: Stream) -> Path:
+        """Folder of the newest report about drift, and of its gauges for Prometheus."""
+        return self.home / "monitor" / stream.topics
 
     def work_folder(self, stream: Stream, stage: str) -> Path:
         """Folder in which a stage stores its checkpoints."""

@@ -165,6 +165,48 @@ def promote(
 
 
 @app.command(rich_help_panel="Models")
+def monitor(
+    stream: StreamOption = None,
+    hours: Annotated[int, typer.Option(min=1, help="Compare so many of the newest hours.")] = 24,
+) -> None:
+    """Look for drift: which fields of the newest events are unlike those that the champion was trained on. Needs no labels.
+
+    Exit code 1 if a field or the score has moved, or fewer of the alerts are frauds than before.
+
+    [bold]Example[/bold]  unmask monitor --stream payments
+    """
+    path, spec = stream_path(stream), stream_of(stream)
+    report_to_prefect()
+    from flows.monitor import monitor as flow
+
+    found = run_flow(flow, path, hours=hours)
+    for one in found.drift.moved if found.drift else ():
+        surprise = "" if one.surprise is None else f", surprise {one.surprise:+.3f} nats"
+        _print(f"  {'MOVED' if one.has_moved else 'ok   '}  {one.name}: stability index {one.stability:.3f}{surprise}")
+    _print(found.words[0].upper() + found.words[1:] + ".", f"Report: {settings().monitor_folder(spec) / 'drift.html'}")
+    if found.needs_training:
+        _print(f"Next: unmask retrain {stream_words(stream)}")
+    raise typer.Exit(1 if found.needs_training else 0)
+
+
+@app.command(rich_help_panel="Models")
+def retrain(
+    stream: StreamOption = None, why: Annotated[str, typer.Option(help="The reason; it is in the log of the run.")] = ""
+) -> None:
+    """Pretrain, fine-tune and promote, one after the other. Exit code 1 if the new model is not the champion after it.
+
+    [bold]Example[/bold]  unmask retrain --stream payments --why "the shop has changed its categories"
+    """
+    path = stream_path(stream)
+    report_to_prefect()
+    from flows.retrain import retrain as flow
+
+    decision = run_flow(flow, path, why=why)
+    _print(decision.words[0].upper() + decision.words[1:] + ".")
+    raise typer.Exit(0 if decision.promoted else 1)
+
+
+@app.command(rich_help_panel="Models")
 def backtest(
     stream: StreamOption = None,
     since: Annotated[

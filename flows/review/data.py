@@ -26,8 +26,7 @@ def dataset_of(stream: Stream, lake: Lake, data: TrainingData) -> Dataset:
         "labels mature after": maturity_words(stream),
         "lake version": lake.version(),
     }
-    (events,) = lake.identity(["events"])
-    version = str(events[1]) if events else ""
+    version = dict(one.split("=") for one in lake.version().split())["events"]
     return Dataset(stream.name, data.features_key, str(lake.folder / "events"), version, data.table.columns, profile)
 
 

@@ -2,6 +2,7 @@
 
 from models.plots.accuracy import calibration, pr_curve, precision_at_budget, roc_curve, score_histogram, value_at_cost
 from models.plots.canvas import FRAUD, LEGIT, MARK, svg_of
+from models.plots.drift import severities
 from models.plots.groups import by_group
 from models.plots.time import Period, alert_rate, periods, scores
 from models.plots.training import field_losses, label_efficiency, training_curves
@@ -22,6 +23,7 @@ __all__ = [
     "roc_curve",
     "score_histogram",
     "scores",
+    "severities",
     "svg_of",
     "training_curves",
     "value_at_cost",

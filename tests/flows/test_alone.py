@@ -98,7 +98,9 @@ def test_after_sigkill_the_next_run_of_a_deployment_runs_and_closes_the_zombie(
         second.stop()
 
 
-@pytest.mark.parametrize("name", ["ingest", "maintain_lake", "pretrain", "finetune", "promote", "backtest"])
+@pytest.mark.parametrize(
+    "name", ["ingest", "maintain_lake", "monitor", "retrain", "pretrain", "finetune", "promote", "backtest"]
+)
 def test_no_flow_runs_beside_itself(name: str, client: SyncPrefectClient, tmp_path: Path) -> None:
     flow = getattr(import_module(f"flows.{name}"), name)
 

@@ -30,6 +30,7 @@ from models.ship import registry
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
+from pipelines.kafka.topics import KEEP_FOR_EVER, create_topics
 from tests.patience import HANG_S
 
 DAY_MS = 86_400_000
@@ -92,9 +93,10 @@ class Unmask:
 
 
 @pytest.fixture
-def unmask(tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unmask]:
+def unmask(tmp_path: Path, servers: Servers, kafka: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unmask]:
     """The session's servers in the environment, and short schedules."""
     monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow_uri)
     monkeypatch.setenv("PREFECT_API_URL", servers.prefect_api)
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
@@ -133,35 +135,45 @@ def purchases_file(home: Path, maturity: str = "1d") -> Path:
 
 
 def purchases(
-    home: Path, *, flipped_from: float = 2.0, labelled: bool = True, leak: bool = False, maturity: str = "1d"
+    home: Path,
+    *,
+    flipped_from: float = 2.0,
+    labelled: bool = True,
+    leak: bool = False,
+    maturity: str = "1d",
+    n: int = N,
+    shifted_from: float = 2.0,
 ) -> tuple[Path, Stream]:
     """A stream file, its lake filled: one in five is a fraud of six times the usual amount.
 
     Labels of events after the share `flipped_from` of the period say the contrary. With `leak`, all frauds and no other
-    events have the channel "phone".
+    events have the channel "phone". Amounts after the share `shifted_from` of the period are three times as high.
     """
     path = purchases_file(home, maturity)
     stream = load(path)
+    create_topics(Settings().connection(), {stream.topic("control"): 1}, config=KEEP_FOR_EVER)
     random = np.random.default_rng(5)
-    card = random.integers(0, 40, N)
-    fraud = random.random(N) < 0.2
-    at = np.linspace(START_MS, END_MS - 1, N).astype(np.int64)
+    card = random.integers(0, 40, n)
+    fraud = random.random(n) < 0.2
+    at = np.linspace(START_MS, END_MS - 1, n).astype(np.int64)
+    usual = (10.0 + card) * (1 + 0.2 * random.normal(size=n)) * np.where(fraud, 6.0, 1.0)
+    late = at >= START_MS + shifted_from * (END_MS - START_MS)
     rows = {
-        "partition": [0] * N,
-        "offset": range(N),
+        "partition": [0] * n,
+        "offset": range(n),
         "arrival_ms": at,
-        "event_id": [f"e{i}" for i in range(N)],
+        "event_id": [f"e{i}" for i in range(n)],
         "event_time_ms": at,
         "card": [f"card-{c}" for c in card],
-        "amount": (10.0 + card) * (1 + 0.2 * random.normal(size=N)) * np.where(fraud, 6.0, 1.0),
-        "channel": np.where(fraud & leak, "phone", random.choice(["web", "shop"], N)),
+        "amount": usual * np.where(late, 3.0, 1.0),
+        "channel": np.where(fraud & leak, "phone", random.choice(["web", "shop"], n)),
     }
     lake = Settings().lake(stream)
     lake.append(
         "events",
         lake.frame("events", rows),
         topic=stream.topic("events"),
-        through={0: N - 1},
+        through={0: n - 1},
         arrivals={0: int(at[-1])},
     )
     said = np.where(at < START_MS + flipped_from * (END_MS - START_MS), fraud, ~fraud)
@@ -211,7 +223,7 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     assert "validation_alert_rate" in tags
     uri, name = Settings().tracking_uri(), registry_name(stream)
     first = unmask.promote(path)
-    unlabelled = {"columns", "age", "scores", "alert budget", "score drift", "leaks", "reasons"}
+    unlabelled = {"columns", "age", "history", "scores", "alert budget", "score drift", "leaks", "reasons"}
     assert set(first.checks) == unlabelled | {"baselines", "calibration"}
 
     assert unmask.promote(path, force=True).promoted
@@ -299,7 +311,17 @@ def test_a_stream_without_labels_is_judged_without_and_the_figures_say_so(unmask
     assert tables == {"surprising_fields", "highest_scores"}
     assert "check the reasons of the highest ones" in page
     checks = unmask.promote(path).checks
-    assert set(checks) == {"columns", "age", "scores", "alert budget", "score drift", "leaks", "reasons", "labels"}
+    assert set(checks) == {
+        "columns",
+        "age",
+        "history",
+        "scores",
+        "alert budget",
+        "score drift",
+        "leaks",
+        "reasons",
+        "labels",
+    }
     assert "checked without labels" in checks["labels"].seen
 
 

@@ -18,6 +18,7 @@ from models.ship.registry.runs import (
     note,
     open_run,
     publish_folder,
+    resume_run,
 )
 from models.ship.registry.serving import Serving
 from models.ship.registry.versions import (
@@ -52,6 +53,7 @@ __all__ = [
     "register",
     "resolve",
     "resolve_version",
+    "resume_run",
     "set_alias",
     "set_tag",
     "version_of",

@@ -90,10 +90,28 @@ class Run:
         target, table = f"{name}.json", {key: list(values) for key, values in columns.items()}
         self._softly(target, lambda: self._client.log_table(self.run_id, table, target))
 
+    def log_document(self, name: str, found: Mapping[str, object]) -> None:
+        """Store a document as `<name>.json`."""
+        target = f"{name}.json"
+        self._softly(target, lambda: self._client.log_dict(self.run_id, dict(found), target))
+
     def log_page(self, name: str, html: str) -> None:
         """Store a web page as `<name>.html`, which MLflow shows."""
         target = f"{name}.html"
         self._softly(target, lambda: self._client.log_text(self.run_id, html, target))
+
+    def is_due(self, tag: str, *, every_s: float) -> bool:
+        """Whether something was last done so long ago, by the time in a tag, which is then set to now.
+
+        Raises:
+            RegistryError: MLflow does not answer.
+        """
+        with asked(self.tracking_uri):
+            said = self._client.get_run(self.run_id).data.tags.get(tag, "0")
+            if time.time() - float(said) < every_s:
+                return False
+            self._client.set_tag(self.run_id, tag, str(time.time()))
+        return True
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
         """Show what the run was trained on.
@@ -164,6 +182,26 @@ class FoundRun:
     run_id: str
     tags: Mapping[str, str]
     url: str = ""
+
+
+def resume_run(
+    experiment: str, tag: str, value: str, *, tracking_uri: str, run_name: str, tags: Mapping[str, str]
+) -> Run:
+    """Go on with the newest run of an experiment that has this tag, or start one. The caller ends it.
+
+    Raises:
+        RegistryError: MLflow does not answer, or reports an error.
+    """
+    with asked(tracking_uri):
+        client = client_of(tracking_uri)
+        experiment_id = _experiment(client, experiment)
+        found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            marks = {**tags, tag: value, **_source(experiment, tags)}
+            run_id = client.create_run(experiment_id, run_name=run_name, tags=marks).info.run_id
+    return Run(run_id, experiment_id, tracking_uri.rstrip("/"), client)
 
 
 @contextmanager

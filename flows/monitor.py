@@ -1,0 +1,229 @@
+"""Flow: compare the newest events and scores with those that the champion was trained on, without labels."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from pydantic import Field
+
+from flows import encoder, stages
+from flows.alone import alone
+from flows.condition import Condition, drift_sections
+from flows.lineage import lineage
+from flows.retries import retry_unless_mistaken
+from flows.review import sections
+from flows.settings import Settings, registry_name
+from flows.stages import artifact_key, run_log, run_name, stage
+from flows.streams.shipped import load
+from flows.training_data import TrainingData
+from models.drift import Drift, Moved, TooFewEventsError, drift
+from models.ship import artifact, registry
+from models.ship.artifact import ServedModel
+from pipelines.contracts.stream import HOUR_MS, Stream
+from pipelines.errors import UnmaskError
+
+AGAIN_S = 86_400.0  # between two events about the same champion, so that one drift trains one model
+DRIFT_EVENT = "unmask.drift"
+
+
+def resource_of(stream: str) -> str:
+    """The resource that an event about a stream names."""
+    return f"unmask.stream.{stream}"
+
+
+class NothingToMonitorError(UnmaskError):
+    """There is no champion, or nothing says on what it was trained."""
+
+
+@flow(name="monitor", flow_run_name=run_name, retries=1, retry_delay_seconds=60)
+@retry_unless_mistaken
+@alone
+def monitor(stream: Path, hours: Annotated[int, Field(ge=1)] = 24) -> Condition:
+    """Look for drift in the newest events: which field moved, and whether alerts keep to the budget.
+
+    A drift is an event on the Prefect page, `unmask.drift`; the automation of `unmask deploy` answers it by training.
+
+    Args:
+        stream: path of the stream file, or the name of a shipped stream.
+        hours: how many of the newest hours, by the time of the events.
+    """
+    settings, spec = Settings(), load(stream)
+    champion = _champion(settings, spec)
+    data = stages.read(settings.lake(spec), spec, settings.features(spec), as_of=None)
+    found = _compare(settings, spec, champion, data, hours)
+    _publish(settings, spec, champion, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that serves, its tags, and the end of its training data."""
+
+    version: int
+    tags: dict[str, str]
+    model: ServedModel
+    trained_until_ms: int
+
+
+@stage("find the champion")
+def _champion(settings: Settings, stream: Stream) -> Champion:
+    uri, name = settings.tracking_uri(), registry_name(stream)
+    found = registry.version_of(name, "champion", tracking_uri=uri)
+    if found is None:
+        raise NothingToMonitorError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
+    version, tags = found
+    where, _ = registry.resolve_version(name, version, tracking_uri=uri, cache=settings.model_cache)
+    until = tags.get("as_of_ms", "")
+    if not until.isdecimal():
+        raise NothingToMonitorError(f"tag as_of_ms of version {version} is {until!r}; run `unmask finetune` again")
+    run_log().info(f"version {version}, model {where.digest[:12]}")
+    return Champion(version, tags, artifact.load(where.folder, expect=where.digest), int(until))
+
+
+@stage("compare with the reference")
+def _compare(settings: Settings, stream: Stream, champion: Champion, data: TrainingData, hours: int) -> Condition:
+    table, model = data.table, champion.model
+    end_ms = int(table.time_ms[-1])
+    start = int(np.searchsorted(table.time_ms, end_ms - hours * HOUR_MS, side="right"))
+    trained = int(np.searchsorted(table.time_ms, champion.trained_until_ms, side="right"))
+    now, past = table.take(slice(start, len(table))), table.take(slice(0, min(start, trained)))
+    pretrained = encoder.fetch(
+        settings, encoder.find(settings, stream, run_id=champion.tags.get("encoder.run") or None)
+    )
+    seen: Drift | None = None
+    why = ""
+    try:
+        seen = drift(
+            pretrained.expectation,
+            pretrained.rules.coding,
+            lambda rows: model.score(np.asarray(rows.numeric[:]), np.asarray(rows.categorical[:])),
+            past,
+            now,
+        )
+    except TooFewEventsError as error:
+        why = str(error)
+    alerts = model.score(now.numeric, now.categorical) > model.threshold
+    found = Condition(
+        model.digest,
+        seen,
+        why,
+        alert_rate=float(alerts.mean()),
+        allowed_rate=model.alert_rate,
+        reviewed=_reviewed(model, data, trained, len(table)),
+        reviewed_before=_reviewed(model, data, int(np.searchsorted(table.time_ms, _held_out(champion))), trained),
+    )
+    run_log().info(found.words)
+    return found
+
+
+def _held_out(champion: Champion) -> int:
+    """Start of the labels that were held out when the champion was trained."""
+    said = champion.tags.get("learned_until_ms", "")
+    return int(said) if said.isdecimal() else champion.trained_until_ms
+
+
+def _reviewed(model: ServedModel, data: TrainingData, start: int, end: int) -> tuple[int, int]:
+    """Alerts with a known label among some rows, and how many of them are frauds."""
+    rows = start + np.flatnonzero(data.known[start:end])
+    table = data.table.take(rows)
+    alerts = rows[model.score(table.numeric, table.categorical) > model.threshold]
+    return len(alerts), int((data.label[alerts] == 1).sum())
+
+
+@stage("publish the condition")
+def _publish(settings: Settings, stream: Stream, champion: Champion, found: Condition) -> None:
+    """A report, gauges, a point on each curve in MLflow; a drift is an event on the Prefect page."""
+    folder = settings.monitor_folder(stream)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts, parts = drift_sections(stream, champion.version, found)
+    (folder / "drift.html").write_text(sections.page(f"Drift: {stream.name}", facts, parts), encoding="utf-8")
+    _write_gauges(folder / "drift.prom", stream, found)
+    run = registry.resume_run(
+        f"{stream.name}/monitor",
+        "model.digest",
+        found.model,
+        tracking_uri=settings.tracking_uri(),
+        run_name=f"version {champion.version}",
+        tags=lineage(stream, settings.lake(stream)),
+    )
+    run.log_metrics(_figures(found), step=int(time.time() // 60))
+    sections.log(run, f"Drift: {stream.name}", facts, parts)
+    run.describe(sections.markdown(facts, [f"{found.words}."]))
+    rows = [] if found.drift is None else [_row(one) for one in found.drift.moved]
+    create_table_artifact(key=artifact_key(stream.name, "drift"), table=rows, description=found.words)
+    words = f"{found.words}. [Curves and report in MLflow]({run.url})"
+    create_markdown_artifact(key=artifact_key(stream.name, "monitor"), markdown=words)
+    if found.needs_training and run.is_due("drift.event_at", every_s=AGAIN_S):
+        payload = {"words": found.words, "model": found.model, "version": champion.version}
+        resource = {"prefect.resource.id": resource_of(stream.name), "prefect.resource.name": stream.name}
+        emit_event(DRIFT_EVENT, resource=resource, payload=payload)
+        run_log().warning("drift: %s", found.words)
+    run.end("FINISHED")
+
+
+def _figures(found: Condition) -> dict[str, float]:
+    """The curves in MLflow."""
+    figures = {"alerts/rate": found.alert_rate, "drifted": float(found.needs_training)}
+    if found.allowed_rate:
+        figures["alerts/rate_over_budget"] = found.alert_rate / found.allowed_rate
+    if found.reviewed[0]:
+        figures["alerts/precision"] = found.reviewed[1] / found.reviewed[0]
+    for one in found.drift.moved if found.drift else ():
+        figures[f"severity/{one.name}"] = one.severity
+        figures[f"stability/{one.name}"] = one.stability
+        if one.surprise is not None:
+            figures[f"surprise/{one.name}"] = one.surprise
+        if one.distance is not None:
+            figures[f"distance/{one.name}"] = one.distance
+    return figures
+
+
+def _write_gauges(path: Path, stream: Stream, found: Condition) -> None:
+    """The figures as a file for the textfile collector of Prometheus' node_exporter."""
+    registry_of_file = CollectorRegistry()
+    kinds = {
+        "severity": "How far a field has moved, as a multiple of the limit.",
+        "stability": "Population stability index of a field.",
+        "surprise": "How much more surprising a field is to the encoder, nats.",
+        "distance": "Wasserstein distance of a field, standard deviations.",
+    }
+    gauges = {
+        kind: Gauge(f"unmask_drift_{kind}", words, ["stream", "field"], registry=registry_of_file)
+        for kind, words in kinds.items()
+    }
+    alerts = {
+        "rate": "Share of the newest events that raise an alert.",
+        "rate_over_budget": "The same as a multiple of the budget.",
+        "precision": "Share of the reviewed alerts that are frauds.",
+    }
+    gauges |= {
+        f"alerts/{name}": Gauge(f"unmask_alert_{name}", words, ["stream"], registry=registry_of_file)
+        for name, words in alerts.items()
+    }
+    for name, value in _figures(found).items():
+        kind, _, field = name.partition("/")
+        if name in gauges:
+            gauges[name].labels(stream.name).set(value)
+        elif kind in gauges:
+            gauges[kind].labels(stream.name, field).set(value)
+    seen = Gauge(
+        "unmask_drift",
+        "Whether a field, the score or the precision of alerts has moved.",
+        ["stream"],
+        registry=registry_of_file,
+    )
+    seen.labels(stream.name).set(float(found.needs_training))
+    write_to_textfile(str(path), registry_of_file)
+
+
+def _row(one: Moved) -> dict[str, object]:
+    """A row of the table on the Prefect page."""
+    found = {"field": one.name, "has moved": one.has_moved, "severity": one.severity, "stability": one.stability}
+    found |= {"surprise, nats": one.surprise, "distance, sd": one.distance}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
