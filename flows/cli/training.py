@@ -169,7 +169,7 @@ def monitor(
     stream: StreamOption = None,
     hours: Annotated[int, typer.Option(min=1, help="Compare so many of the newest hours.")] = 24,
 ) -> None:
-    """Look for drift: which fields of the newest events are unlike those that the champion was trained on. Needs no labels.
+    """Look for drift without labels: which fields are unlike those that the champion was trained on.
 
     Exit code 1 if a field or the score has moved, or fewer of the alerts are frauds than before.
 
