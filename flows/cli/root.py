@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import checks, doctor, explain, feedback, history, live, orders, play, refused, servers, topics, training
+from flows.cli import (
+    checks,
+    doctor,
+    explain,
+    feedback,
+    history,
+    live,
+    orders,
+    play,
+    refused,
+    schemas,
+    servers,
+    topics,
+    training,
+)
 from flows.cli.terminal import out
 from flows.offline import commands as offline
 
@@ -30,6 +44,7 @@ app = typer.Typer(
 offline.add_to(app)
 app.add_typer(play.app)
 app.add_typer(topics.app, name="topics", rich_help_panel="Data")
+app.add_typer(schemas.app)
 app.add_typer(training.app)
 app.add_typer(live.app)
 app.add_typer(feedback.app)

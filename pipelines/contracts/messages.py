@@ -215,6 +215,17 @@ UPDATE, OVERFLOW, DELAYED = "alert_update", "alert_overflow", "scoring_delayed"
 SUPPRESSED, REVIEW = "alert_suppressed", "review"
 MESSAGE_FORMATS = {"scores": 2, PACKED: 1, "alerts": 2, UPDATE: 1, OVERFLOW: 1, DELAYED: 1, "refused": 3}
 MESSAGE_FORMATS |= {SUPPRESSED: 1, REVIEW: 1}
+MESSAGE_TYPES: Mapping[str, Any] = {
+    "scores": Score,
+    PACKED: Score,  # of each line
+    "alerts": Alert,
+    UPDATE: AlertUpdate,
+    OVERFLOW: AlertOverflow,
+    SUPPRESSED: SuppressedAlert,
+    REVIEW: Review,
+    DELAYED: ScoringDelayed,
+    "refused": Refused,
+}
 
 
 def encode(value: msgspec.Struct) -> bytes:

@@ -15,8 +15,13 @@ log = logging.getLogger(__name__)
 _InputName = Literal["events", "labels"]
 
 
-class _MarkJson(msgspec.Struct):
-    """A clock mark in JSON; `below_ms` null means the end of time."""
+class ClockMark(msgspec.Struct):
+    """A message of `<stream>.clock`: what lies before `ends` and takes effect before `below_ms` is next.
+
+    - `below_ms`: ms since 1970; null means the end of time.
+    - `ends`: the end of every partition, by kind of topic.
+    - `by`: who wrote it.
+    """
 
     below_ms: float | None
     ends: dict[_InputName, list[int]]
@@ -26,7 +31,7 @@ class _MarkJson(msgspec.Struct):
 def mark_of(record: Received) -> Mark | None:
     """Decode a clock mark; None with a warning if the record is not one (the next mark makes up for it)."""
     try:
-        mark = msgspec.json.decode(record.value or b"", type=_MarkJson)
+        mark = msgspec.json.decode(record.value or b"", type=ClockMark)
     except UNDECODABLE as error:
         log.warning(
             "%s [%d], offset %d, is not a clock mark and was skipped: %s",

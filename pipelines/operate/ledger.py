@@ -26,16 +26,19 @@ class ResendingError(UnmaskError):
     """Another process sends refused events again, or did so until a moment ago."""
 
 
-class _Claim(msgspec.Struct, frozen=True, tag="claim", tag_field="kind"):
-    """A process is about to send these events; `ends` are the end offsets of the events topic before that."""
+class Claim(msgspec.Struct, frozen=True, tag="claim", tag_field="kind"):
+    """A message of `<stream>.resent`: a process is about to send these events again.
+
+    - `ends`: the end offsets of the events topic before that.
+    """
 
     id: str
     places: list[Place]
     ends: dict[int, int]
 
 
-class _Settled(msgspec.Struct, frozen=True, tag="settled", tag_field="kind"):
-    """The events of a claim were sent, except `unsent`."""
+class Settled(msgspec.Struct, frozen=True, tag="settled", tag_field="kind"):
+    """A message of `<stream>.resent`: the events of a claim were sent, except `unsent`."""
 
     id: str
     unsent: list[Place]
@@ -54,7 +57,7 @@ class Ledger:
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection, self._topic, self._events = connection, stream.topic("resent"), stream.topic("events")
         self._holder: dict[Place, str] = {}
-        self._open: dict[str, tuple[_Claim, int]] = {}  # by id: the claim and its time, ms since 1970
+        self._open: dict[str, tuple[Claim, int]] = {}  # by id: the claim and its time, ms since 1970
         self._read_to = 0
         if self._topic in topics.topic_names(connection):
             self._read(topics.bounds(connection, [self._topic])[self._topic, 0])
@@ -80,15 +83,15 @@ class Ledger:
     def claim(self, places: Sequence[Place]) -> tuple[str, set[Place]]:
         """Claim events; returns the id of the claim, and those of them that no earlier claim holds."""
         ends = {p: end for (_, p), (_, end) in topics.bounds(self._connection, [self._events]).items()}
-        claim = _Claim(uuid.uuid4().hex, list(places), ends)
+        claim = Claim(uuid.uuid4().hex, list(places), ends)
         self._write(claim)
         return claim.id, {place for place in places if self._holder.get(place) == claim.id}
 
     def settle(self, claim_id: str, unsent: Iterable[Place] = ()) -> None:
         """The events of a claim are sent, except `unsent`: those may be claimed again."""
-        self._write(_Settled(claim_id, list(unsent)))
+        self._write(Settled(claim_id, list(unsent)))
 
-    def _write(self, note: _Claim | _Settled) -> None:
+    def _write(self, note: Claim | Settled) -> None:
         with self._connection.writer() as writer:
             writer.send(Message(self._topic, encode(note), None, 0))
             [(_, _, offset)] = writer.flush()
@@ -102,13 +105,13 @@ class Ledger:
 
     def _note(self, record: Received) -> None:
         try:
-            note = decode(record.value, _Claim | _Settled)  # type: ignore[arg-type]
+            note = decode(record.value, Claim | Settled)  # type: ignore[arg-type]
         except UNDECODABLE as error:
             raise RestoreError(
                 f"{record.topic}, offset {record.offset}, was not written by this version of Unmask ({error}): what "
                 "was sent again is not known; delete and create this topic if refused events may be sent a second time"
             ) from error
-        if isinstance(note, _Claim):
+        if isinstance(note, Claim):
             for place in note.places:
                 self._holder.setdefault(place, note.id)
             self._open[note.id] = note, record.timestamp_ms
@@ -118,7 +121,7 @@ class Ledger:
                 if self._holder.get(place) == note.id:
                     del self._holder[place]
 
-    def _unsent(self, claim: _Claim) -> list[Place]:
+    def _unsent(self, claim: Claim) -> list[Place]:
         """The events of a claim that did not get into the events topic after it."""
         held = [place for place in claim.places if self._holder.get(place) == claim.id]
         partitions = {place.partition for place in held}
