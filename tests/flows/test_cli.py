@@ -28,7 +28,7 @@ from tests.pipelines.live.rig import Alone, Rig, running
 
 FLOWS = ["ingest", "pretrain", "finetune", "promote", "backtest"]
 COMMANDS = ["demo", "simulate", *FLOWS, "score", "alerts", "label", "reconcile", "recover", "doctor", "explain"]
-COMMANDS += ["labels", "suppress", "unsuppress", "suppressions"]
+COMMANDS += ["schemas", "labels", "suppress", "unsuppress", "suppressions"]
 COMMANDS += ["use-model", "rollback", "set-threshold", "set-budget", "shadow"]
 COMMANDS += ["topics create", "topics live", "refused list", "refused replay"]
 COMMANDS += [f"{server} {action}" for server in ("kafka", "ui") for action in ("start", "stop", "status")]
