@@ -103,7 +103,7 @@ class Rig:
             for _ in range(n):
                 card = f"card-{self._numbers.integers(40)}"
                 is_fraud = self._numbers.random() < 0.2
-                amount = float(50 * (1 + 0.2 * abs(self._numbers.normal())) * (6 if is_fraud else 1))
+                amount = float(50 * np.exp(0.8 * self._numbers.normal()) * (3 if is_fraud else 1))
                 event: dict[str, Any] = {"id": f"e{self.n_events}", "at": now_ms, "card": card}
                 key = card.encode()
                 writer.send(Message(stream.topic("events"), json.dumps(event | {"amount": amount}).encode(), key))
