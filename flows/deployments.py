@@ -108,7 +108,7 @@ def deploy(stream: Path, *, paused: bool = False, plan: Sequence[Planned] = PLAN
         deployment = one.flow.to_deployment(
             name=f"{spec.name}-{one.flow.name}",
             schedules=[schedule] if schedule else None,
-            paused=paused,
+            paused=True if paused else None,  # None: what was paused on the page stays so
             concurrency_limit=ONE_AT_A_TIME,
             parameters={"stream": given, **one.parameters},
             description=(one.flow.description or "").partition("\n\nArgs:")[0],

@@ -6,20 +6,24 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flows import gate
+from flows.serve.model import ColumnsByName, loaded_model
+from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
-from models.errors import ModelError
 from models.fit import leaks
 from models.paired import Difference, paired
-from models.ship import artifact, registry
-from models.ship.artifact import ServedModel
+from models.ship import registry
+from models.ship.manifest import ArtifactError
 from models.table import Table
+from pipelines.contracts.stream import Stream
+from pipelines.lake.labels import is_mature
 
+MIN_COMPARED = 5  # frauds: with fewer, no comparison with a former model says anything
+TOP = 0.01  # share of the events whose scores are the highest
 MAX_EXPLAINED = 200  # alerts whose reasons are tried out
 MAX_SCORED = 200_000  # newest rows that are scored for the distribution of scores
 BATCH, TIMED = 1_024, 15  # rows of a batch whose time is taken, and how often
@@ -78,6 +82,7 @@ class Evidence:
         reasons: share of the alerts that are none any more once the named fields are as expected; None without alerts.
         drift: population stability index of the scores, from before the period to within it.
         leaks: fields that know the label, and why.
+        shared: share of the highest scores that are the highest ones of the champion, too; None without a champion.
         formers: by name: champion, reference (the best former champion).
         not_compared: those that could not be compared, and why.
         shadow: None if it has not scored in shadow.
@@ -96,6 +101,7 @@ class Evidence:
     bias: float | None = None
     reasons: float | None = None
     leaks: tuple[str, ...] = ()
+    shared: float | None = None
     formers: Mapping[str, Versus] = field(default_factory=dict)
     not_compared: Mapping[str, str] = field(default_factory=dict)
     shadow: Shadow | None = None
@@ -114,42 +120,41 @@ class Former:
     """
 
     version: int
-    model: ServedModel | None
+    model: ColumnsByName | None
     learned_until_ms: int | None
     why: str = ""
 
 
-def formers_of(
-    name: str, champion: tuple[int, Mapping[str, str]], candidate: ServedModel, **where: Any
-) -> dict[str, Former]:
+def formers_of(settings: Settings, stream: Stream, champion: tuple[int, Mapping[str, str]]) -> dict[str, Former]:
     """The champion, and the best former champion, named by a tag of the champion if it is another version.
 
-    Args:
-        where: `tracking_uri` and `cache` of the registry.
+    Raises:
+        RegistryError: MLflow does not answer.
     """
     version, tags = champion
     best = tags.get("gate_reference_version", "")
     reference = int(best) if best.isdecimal() else version
-    found = {"champion": _former(name, version, candidate, **where)}
+    found = {"champion": _former(settings, stream, version)}
     if reference == version:
         return found | {"reference": found["champion"]}
-    return found | {"reference": _former(name, reference, candidate, **where)}
+    return found | {"reference": _former(settings, stream, reference)}
 
 
-def _former(name: str, version: int, candidate: ServedModel, **where: Any) -> Former:
+def _former(settings: Settings, stream: Stream, version: int) -> Former:
     try:
-        found, tags = registry.resolve_version(name, version, **where)
-        model = artifact.load(found.folder, expect=found.digest)
-    except ModelError as error:  # deleted, of another format, or damaged
+        found, tags = registry.resolve_version(
+            registry_name(stream), version, tracking_uri=settings.tracking_uri(), cache=settings.model_cache
+        )
+        model = loaded_model(settings, stream, found.digest)
+    except (registry.NoVersionError, ArtifactError) as error:  # deleted, or of another format
         return Former(version, None, None, f"version {version} cannot be loaded: {error}")
-    if model.columns != candidate.columns:
-        return Former(version, None, None, f"version {version} has different columns")
     until = tags.get("learned_until_ms", "")
     return Former(version, model, int(until) if until.isdecimal() else None)
 
 
 def measure(
-    candidate: ServedModel,
+    stream: Stream,
+    candidate: ColumnsByName,
     tags: Mapping[str, str],
     data: TrainingData,
     entities: Mapping[str, NDArray[np.uint32]],
@@ -165,15 +170,16 @@ def measure(
         tags: of its version; `learned_until_ms` and `held_out_from_ms` say on what it was trained.
         entities: of each event; see `training_data.entities_of`.
         has_labels: whether it was trained on labels, so that its scores are probabilities.
-        min_frauds: of fewer frauds no average precision is computed.
+        min_frauds: so many are enough to leave out events that a former model was trained on.
     """
     time_ms = data.table.time_ms
-    judged = np.flatnonzero(data.known & (time_ms >= _ms(tags, "learned_until_ms", time_ms)))
+    final = is_mature(time_ms, stream.labels, as_of_ms=data.as_of_ms)  # early labels are those of fast frauds
+    judged = np.flatnonzero(data.known & final & (time_ms >= _ms(tags, "learned_until_ms", time_ms)))
     since_ms = _ms(tags, "held_out_from_ms", time_ms)
     start = int(np.searchsorted(time_ms, since_ms))
     newest, before = _rows(data.table, start, len(data.table)), _rows(data.table, 0, start)
-    scores, truth = candidate.score(newest.numeric, newest.categorical), data.label[judged]
-    budget, n_frauds = candidate.rules.budget, int((data.label[judged] == 1).sum())
+    scores, truth = candidate.score(*_cells(newest)), data.label[judged]
+    budget, n_frauds = candidate.own.rules.budget, int((data.label[judged] == 1).sum())
     allowed = gate.allowed_share(budget, newest.time_ms, validation_alert_rate=_rate(tags))
     ours = candidate.score(*_cells(data.table.take(judged)))
     can_judge = n_frauds >= min_frauds
@@ -186,15 +192,16 @@ def measure(
         distinct=len(np.unique(scores)),
         alert_rate=float(np.mean(scores > candidate.threshold)),
         allowed_rate=allowed,
-        drift=stability(candidate.score(before.numeric, before.categorical), scores),
+        drift=stability(candidate.score(*_cells(before)), scores),
         cost=gate.cost_of(budget, ours, truth, candidate.threshold) if can_judge else {},
         bias=float(ours.sum()) / n_frauds if can_judge and has_labels else None,
         reasons=_true_reasons(candidate, newest, scores),
         leaks=tuple(f"{one.field}: {one.why}" for one in _leaks(candidate, data, entities)) if n_frauds else (),
+        shared=_shared(scores, newest, formers.get("champion")),
         formers={
-            who: _versus(candidate, ours, former, data, judged, allowed, min_frauds)
+            who: _versus(candidate, ours, former, data, judged, allowed, min(min_frauds, n_frauds))
             for who, former in formers.items()
-            if former.model is not None and can_judge
+            if former.model is not None and n_frauds >= MIN_COMPARED
         },
         not_compared={who: former.why for who, former in formers.items() if former.model is None},
         shadow=shadow,
@@ -202,7 +209,7 @@ def measure(
 
 
 def _versus(
-    candidate: ServedModel,
+    candidate: ColumnsByName,
     ours: NDArray[np.float32],
     former: Former,
     data: TrainingData,
@@ -246,7 +253,16 @@ def stability(before: NDArray[np.floating], now: NDArray[np.floating], *, n_bins
     return float(np.sum((is_now - was) * np.log(is_now / was)))
 
 
-def _true_reasons(model: ServedModel, rows: Table, scores: NDArray[np.float32]) -> float | None:
+def _shared(scores: NDArray[np.float32], rows: Table, champion: Former | None) -> float | None:
+    """Share of the highest `TOP` of the scores that are the champion's highest, too."""
+    if champion is None or champion.model is None:
+        return None
+    n_top = max(1, round(TOP * len(scores)))
+    highest = [set(np.argsort(-one, kind="stable")[:n_top]) for one in (scores, champion.model.score(*_cells(rows)))]
+    return len(highest[0] & highest[1]) / n_top
+
+
+def _true_reasons(model: ColumnsByName, rows: Table, scores: NDArray[np.float32]) -> float | None:
     """Share of the highest alerts whose score is below the threshold once the named fields are as expected."""
     alerts = np.flatnonzero(scores > model.threshold)
     highest = alerts[np.argsort(-scores[alerts], kind="stable")[:MAX_EXPLAINED]]
@@ -256,7 +272,7 @@ def _true_reasons(model: ServedModel, rows: Table, scores: NDArray[np.float32]) 
     return float(np.mean([one.score_if_all_expected <= model.threshold for one in explained]))
 
 
-def _times(ours: ServedModel, theirs: ServedModel, rows: Table) -> float:
+def _times(ours: ColumnsByName, theirs: ColumnsByName, rows: Table) -> float:
     """Time of scoring a batch as a multiple; the two take turns, and the shortest time of each counts."""
     numeric, categorical = _cells(rows.take(slice(0, BATCH)))
     best = [float("inf"), float("inf")]
@@ -268,9 +284,9 @@ def _times(ours: ServedModel, theirs: ServedModel, rows: Table) -> float:
     return best[0] / best[1]
 
 
-def _leaks(model: ServedModel, data: TrainingData, entities: Mapping[str, NDArray[np.uint32]]) -> list[leaks.Leak]:
+def _leaks(model: ColumnsByName, data: TrainingData, entities: Mapping[str, NDArray[np.uint32]]) -> list[leaks.Leak]:
     """Fields of the event that know what is to be predicted and that the model uses."""
-    used = {column.of or column.name for column in model.columns}
+    used = {column.of or column.name for column in model.own.columns}
     found = leaks.find(data.table, label=data.label, known=data.known, entities=entities)
     return [one for one in found if one.field in used]
 

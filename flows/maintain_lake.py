@@ -64,10 +64,13 @@ def _delete_copies(settings: Settings) -> int:
     in_use = {text for path in settings.model_cache.glob("*.json") for text in path.read_text().split('"')}
     n_deleted = 0
     for folder in (settings.model_cache, settings.encoder_cache):
+        for left in folder.glob(".*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         copies = sorted((path for path in folder.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
         for path in copies[:-KEPT_COPIES]:
             if path.name not in in_use:
-                shutil.rmtree(path, ignore_errors=True)
+                gone = path.rename(path.with_name(f".{path.name}"))  # a folder by its digest is complete or absent
+                shutil.rmtree(gone, ignore_errors=True)
                 n_deleted += 1
     run_log().info("%d copies deleted", n_deleted)
     return n_deleted

@@ -6,30 +6,35 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from pydantic import Field
 
-from flows import encoder, stages
+from flows import encoder, gate, moves, stages
 from flows.alone import alone
 from flows.condition import Condition, drift_sections
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.review import sections
+from flows.serve.model import ColumnsByName, loaded_model
 from flows.settings import Settings, registry_name
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from flows.training_data import TrainingData
 from models.drift import Drift, Moved, TooFewEventsError, drift
-from models.ship import artifact, registry
-from models.ship.artifact import ServedModel
+from models.ship import registry
+from models.table import Table
 from pipelines.contracts.stream import HOUR_MS, Stream
 from pipelines.errors import UnmaskError
+from pipelines.lake.labels import is_mature
 
+BLOCK = 16_384  # rows scored at a time
 AGAIN_S = 86_400.0  # between two events about the same champion, so that one drift trains one model
 DRIFT_EVENT = "unmask.drift"
+EVENT_TAG = "drift.event_at"
 
 
 def resource_of(stream: str) -> str:
@@ -67,13 +72,15 @@ class Champion:
 
     version: int
     tags: dict[str, str]
-    model: ServedModel
+    model: ColumnsByName
     trained_until_ms: int
 
 
 @stage("find the champion")
 def _champion(settings: Settings, stream: Stream) -> Champion:
     uri, name = settings.tracking_uri(), registry_name(stream)
+    if healed := moves.heal_alias(settings, stream):
+        run_log().warning(healed)
     found = registry.version_of(name, "champion", tracking_uri=uri)
     if found is None:
         raise NothingToMonitorError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
@@ -83,7 +90,8 @@ def _champion(settings: Settings, stream: Stream) -> Champion:
     if not until.isdecimal():
         raise NothingToMonitorError(f"tag as_of_ms of version {version} is {until!r}; run `unmask finetune` again")
     run_log().info(f"version {version}, model {where.digest[:12]}")
-    return Champion(version, tags, artifact.load(where.folder, expect=where.digest), int(until))
+    model = loaded_model(settings, stream, where.digest)
+    return Champion(version, tags, model.with_threshold(moves.threshold_of(settings, stream, where.digest)), int(until))
 
 
 @stage("compare with the reference")
@@ -93,30 +101,32 @@ def _compare(settings: Settings, stream: Stream, champion: Champion, data: Train
     start = int(np.searchsorted(table.time_ms, end_ms - hours * HOUR_MS, side="right"))
     trained = int(np.searchsorted(table.time_ms, champion.trained_until_ms, side="right"))
     now, past = table.take(slice(start, len(table))), table.take(slice(0, min(start, trained)))
-    pretrained = encoder.fetch(
-        settings, encoder.find(settings, stream, run_id=champion.tags.get("encoder.run") or None)
-    )
+    run_id = champion.tags.get("encoder.run") or None
+    pretrained = encoder.fetch(settings, encoder.find(settings, stream, run_id=run_id))
     seen: Drift | None = None
     why = ""
     try:
         seen = drift(
             pretrained.expectation,
             pretrained.rules.coding,
-            lambda rows: model.score(np.asarray(rows.numeric[:]), np.asarray(rows.categorical[:])),
+            lambda rows: _scores(model, rows),
             past,
             now,
+            width_ms=hours * HOUR_MS,
         )
     except TooFewEventsError as error:
         why = str(error)
-    alerts = model.score(now.numeric, now.categorical) > model.threshold
+    alerts = _scores(model, now) > model.threshold
+    mature = is_mature(table.time_ms, stream.labels, as_of_ms=data.as_of_ms)
+    held_out = int(np.searchsorted(table.time_ms, _held_out(champion)))
     found = Condition(
         model.digest,
         seen,
         why,
         alert_rate=float(alerts.mean()),
-        allowed_rate=model.alert_rate,
-        reviewed=_reviewed(model, data, trained, len(table)),
-        reviewed_before=_reviewed(model, data, int(np.searchsorted(table.time_ms, _held_out(champion))), trained),
+        allowed_rate=_allowed(champion, now),
+        reviewed=_reviewed(model, data, trained, len(table), mature),
+        reviewed_before=_reviewed(model, data, held_out, trained, mature),
     )
     run_log().info(found.words)
     return found
@@ -128,11 +138,28 @@ def _held_out(champion: Champion) -> int:
     return int(said) if said.isdecimal() else champion.trained_until_ms
 
 
-def _reviewed(model: ServedModel, data: TrainingData, start: int, end: int) -> tuple[int, int]:
-    """Alerts with a known label among some rows, and how many of them are frauds."""
-    rows = start + np.flatnonzero(data.known[start:end])
-    table = data.table.take(rows)
-    alerts = rows[model.score(table.numeric, table.categorical) > model.threshold]
+def _allowed(champion: Champion, rows: Table) -> float | None:
+    """Share of alerts that is expected: by the order of an operator, or by the budget of the model."""
+    if champion.model.ordered_threshold is not None:
+        return champion.model.alert_rate
+    validated = float(champion.tags.get("validation_alert_rate") or "nan")
+    found = gate.allowed_share(champion.model.own.rules.budget, rows.time_ms, validation_alert_rate=validated)
+    return None if np.isnan(found) else found
+
+
+def _scores(model: ColumnsByName, rows: Table) -> NDArray[np.float32]:
+    """Scores of rows, **shape (n,)**; `BLOCK` rows are read at a time."""
+    parts = (rows.take(slice(start, start + BLOCK)) for start in range(0, len(rows), BLOCK))
+    found = [model.score(np.asarray(part.numeric[:]), np.asarray(part.categorical[:])) for part in parts]
+    return np.concatenate([np.zeros(0, np.float32), *found])
+
+
+def _reviewed(
+    model: ColumnsByName, data: TrainingData, start: int, end: int, mature: NDArray[np.bool_]
+) -> tuple[int, int]:
+    """Alerts with a final label among some rows, and how many of them are frauds."""
+    rows = start + np.flatnonzero((data.known & mature)[start:end])
+    alerts = rows[_scores(model, data.table.take(rows)) > model.threshold]
     return len(alerts), int((data.label[alerts] == 1).sum())
 
 
@@ -159,10 +186,11 @@ def _publish(settings: Settings, stream: Stream, champion: Champion, found: Cond
     create_table_artifact(key=artifact_key(stream.name, "drift"), table=rows, description=found.words)
     words = f"{found.words}. [Curves and report in MLflow]({run.url})"
     create_markdown_artifact(key=artifact_key(stream.name, "monitor"), markdown=words)
-    if found.needs_training and run.is_due("drift.event_at", every_s=AGAIN_S):
+    if found.needs_training and run.is_due(EVENT_TAG, every_s=AGAIN_S):
         payload = {"words": found.words, "model": found.model, "version": champion.version}
         resource = {"prefect.resource.id": resource_of(stream.name), "prefect.resource.name": stream.name}
         emit_event(DRIFT_EVENT, resource=resource, payload=payload)
+        run.note_time(EVENT_TAG)  # after it: told twice is better than never
         run_log().warning("drift: %s", found.words)
     run.end("FINISHED")
 

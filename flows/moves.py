@@ -12,7 +12,7 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.live.control import Order, Orders, order_of
 from pipelines.live.moves import give
-from pipelines.live.wanted import Wanted
+from pipelines.live.wanted import OrderedThreshold, Wanted
 
 
 def evidence_digest(findings: Mapping[str, Any]) -> str:
@@ -73,19 +73,58 @@ def promote(
     return made
 
 
+def is_promoted(settings: Settings, stream: Stream, digest: str) -> bool:
+    """Whether a promotion of this model is recorded, and scorers use it.
+
+    Raises:
+        UnmaskError: Kafka does not answer.
+    """
+    past = _orders(settings, stream)
+    return Wanted.by(past).digest == digest and any(one.kind == "promote" and one.digest == digest for one in past)
+
+
+def threshold_of(settings: Settings, stream: Stream, digest: str) -> OrderedThreshold | None:
+    """The threshold that an operator has ordered for a model; None without one, or without Kafka."""
+    try:
+        return Wanted.by(_orders(settings, stream)).thresholds.get(digest)
+    except UnmaskError:
+        return None
+
+
+def heal_alias(settings: Settings, stream: Stream) -> str | None:
+    """Move the champion alias to the model in use, if scorers have left what it points to; in words.
+
+    They leave a model that did not pass its trial, and one that was rolled back while MLflow was not available.
+    Without Kafka nothing is known of it, and nothing is done.
+    """
+    try:
+        wanted = Wanted.by(_orders(settings, stream))
+    except UnmaskError:
+        return None
+    found = registry.version_of(registry_name(stream), "champion", tracking_uri=settings.tracking_uri())
+    alias = found[1].get("digest") if found else None
+    if wanted.digest is None or alias in (None, wanted.digest) or alias != wanted.alias:
+        return None
+    used = f"scorers use {wanted.digest[:12]} instead of {str(alias)[:12]}"
+    return f"{used}. {align_alias(settings, stream, wanted.digest)}"
+
+
+def _orders(settings: Settings, stream: Stream) -> list[Order]:
+    orders = Orders(settings.connection(), stream)
+    try:
+        return orders.past()
+    finally:
+        orders.close()
+
+
 def given_up(settings: Settings, stream: Stream, digest: str) -> str | None:
     """By whom and why a model was given up after it had been used; None if it was not, or is in use again.
 
     Raises:
         UnmaskError: Kafka does not answer.
     """
-    orders = Orders(settings.connection(), stream)
-    try:
-        past = orders.past()
-    finally:
-        orders.close()
     wanted, found = Wanted(), None
-    for order in past:
+    for order in _orders(settings, stream):
         after = wanted.after(order)
         if wanted.digest == digest != after.digest:
             found = f"it was given up by {order.by} at {order.at} ({order.kind}: {order.why})"
@@ -116,7 +155,8 @@ def return_model(settings: Settings, stream: Stream, bad: str, *, by: str, why: 
 
     made = give(settings.connection(), stream, decide)
     if made is None:
-        return f"model {bad[:12]} was returned before."
+        healed = heal_alias(settings, stream)
+        return f"model {bad[:12]} was returned before." + (f" {healed}" if healed else "")
     return f"model {bad[:12]} is returned, {made.digest[:12]} is used. {align_alias(settings, stream, made.digest)}"
 
 

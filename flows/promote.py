@@ -1,4 +1,4 @@
-"""Flow: judge the newest model on events that it has not seen, and make it the challenger, then the champion."""
+"""Flow: judge the newest model on events whose labels it has not seen, and make it the challenger, then the champion."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,13 +18,13 @@ from flows.evidence import Evidence, Shadow
 from flows.gate import Figures
 from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
+from flows.serve.model import ColumnsByName, loaded_model
 from flows.serve.shadow_report import shadow_report
 from flows.settings import Settings, registry_name
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from flows.verdict import Check
-from models.ship import artifact, registry
-from models.ship.artifact import ServedModel
+from models.ship import registry
 from models.ship.registry import Alias
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
@@ -53,7 +53,7 @@ class Candidate:
     version: int
     alias: Alias
     tags: Mapping[str, str]
-    model: ServedModel
+    model: ColumnsByName
     champion: tuple[int, dict[str, str]] | None
 
 
@@ -87,7 +87,7 @@ class Decision:
 @retry_unless_mistaken
 @alone
 def promote(stream: Path, as_of: datetime | None = None, force: bool = False, approved_by: str = "") -> Decision:
-    """Judge the newest model beside the champion, on matured events that neither has seen and in shadow.
+    """Judge the newest model beside the champion, on matured labels that neither has seen, and in shadow.
 
     If all checks but the one of the shadow hold, it becomes the challenger; if all hold, the champion. With
     `approval = "person"` in the stream file, the run pauses first, until somebody approves it.
@@ -99,11 +99,13 @@ def promote(stream: Path, as_of: datetime | None = None, force: bool = False, ap
         approved_by: the person who has approved it already; the run does not pause.
     """
     settings, spec = Settings(), load(stream)
-    candidate = _find(settings, spec)
-    if candidate.champion and candidate.champion[0] == candidate.version:
-        return Decision(candidate.version, candidate.model.digest, "champion", {}, why="it is the champion already")
-    found, checks = _judge(settings, spec, candidate, as_of)
-    decision = _decide(spec, candidate, checks, force=force, approved_by=approved_by)
+    for candidate in _find(settings, spec):
+        if _is_settled(settings, spec, candidate):
+            return Decision(candidate.version, candidate.model.digest, "champion", {}, why="it is the champion already")
+        found, checks = _judge(settings, spec, candidate, as_of)
+        if not _failed(checks) - {"shadow"}:
+            break  # otherwise the newer one, if this is a challenger, is judged
+    decision = _decide(settings, spec, candidate, checks, force=force, approved_by=approved_by)
     _carry_out(settings, spec, candidate, decision, found)
     rows = [{"check": name, "found": one.seen, "holds": one.holds} for name, one in checks.items()]
     create_table_artifact(key=artifact_key(spec.name, "gate"), table=rows, description=decision.words)
@@ -111,18 +113,38 @@ def promote(stream: Path, as_of: datetime | None = None, force: bool = False, ap
 
 
 @stage("find the model to judge")
-def _find(settings: Settings, stream: Stream) -> Candidate:
+def _find(settings: Settings, stream: Stream) -> list[Candidate]:
+    """The newest model; before it a challenger that is scoring in shadow, or newer ones would never let it finish."""
     uri, name = settings.tracking_uri(), registry_name(stream)
+    if healed := moves.heal_alias(settings, stream):
+        run_log().warning(healed)
     aliases: tuple[Alias, ...] = ("candidate", "challenger")
-    named = [(alias, found) for alias in aliases if (found := registry.version_of(name, alias, tracking_uri=uri))]
+    named = {alias: found for alias in aliases if (found := registry.version_of(name, alias, tracking_uri=uri))}
     if not named:
         raise NothingToPromoteError(f"{name} has no candidate in MLflow at {uri}; run `unmask finetune` first")
-    alias, (version, tags) = max(named, key=lambda one: one[1][0])
-    where, _ = registry.resolve_version(name, version, tracking_uri=uri, cache=settings.model_cache)
-    model = artifact.load(where.folder, expect=where.digest)
     champion = registry.version_of(name, "champion", tracking_uri=uri)
-    run_log().info(f"version {version}, the {alias}; the champion is {champion[0] if champion else 'none yet'}")
-    return Candidate(version, alias, tags, model, champion)
+    newest = max(named, key=lambda alias: named[alias][0])
+    wanted: list[Alias] = [newest]
+    waits = stream.promotion.shadow_events > 0 and newest == "candidate" and "challenger" in named
+    if waits and (champion is None or named["challenger"][0] > champion[0]):
+        wanted.insert(0, "challenger")
+    judged: list[Candidate] = []
+    for alias in wanted:
+        version, tags = named[alias]
+        where, _ = registry.resolve_version(name, version, tracking_uri=uri, cache=settings.model_cache)
+        judged.append(Candidate(version, alias, tags, loaded_model(settings, stream, where.digest), champion))
+        run_log().info(f"version {version}, the {alias}; the champion is {champion[0] if champion else 'none yet'}")
+    return judged
+
+
+def _is_settled(settings: Settings, stream: Stream, candidate: Candidate) -> bool:
+    """Whether the model is the champion, and scorers have been told so: a kill may have come in between."""
+    is_champion = candidate.champion is not None and candidate.champion[0] == candidate.version
+    return is_champion and moves.is_promoted(settings, stream, candidate.model.digest)
+
+
+def _failed(checks: Mapping[str, Check]) -> set[str]:
+    return {name for name, one in checks.items() if not one.holds}
 
 
 @stage("gather the evidence")
@@ -130,7 +152,7 @@ def _judge(
     settings: Settings, stream: Stream, candidate: Candidate, as_of: datetime | None
 ) -> tuple[Evidence | None, dict[str, Check]]:
     """The evidence, and the checks of it; without the columns of the model there is none."""
-    missing = sorted({c.name for c in candidate.model.columns} - {c.name for c in stream.columns})
+    missing = sorted(candidate.model.missing)
     columns = {"columns": Check(f"the stream does not have {missing}" if missing else "all present", not missing)}
     if missing:
         return None, columns
@@ -138,6 +160,7 @@ def _judge(
     data = stages.read(lake, stream, settings.features(stream), as_of=as_of)
     columns |= {"age": _age(candidate), "history": _history(settings, stream, candidate)}
     found = evidence.measure(
+        stream,
         candidate.model,
         candidate.tags,
         data,
@@ -154,11 +177,17 @@ def _judge(
 
 
 def _decide(
-    stream: Stream, candidate: Candidate, checks: Mapping[str, Check], *, force: bool, approved_by: str
+    settings: Settings,
+    stream: Stream,
+    candidate: Candidate,
+    checks: Mapping[str, Check],
+    *,
+    force: bool,
+    approved_by: str,
 ) -> Decision:
     """What the checks, and a person where one is asked, make of the model."""
     made = candidate.version, candidate.model.digest
-    failed = {name for name, one in checks.items() if not one.holds}
+    failed = _failed(checks)
     if force:
         why = "forced" if failed else "all checks hold"
         return Decision(*made, "champion", dict(checks), by=approved_by or "gate", why=why, forced=bool(failed))
@@ -171,10 +200,14 @@ def _decide(
     answer = _ask(candidate, checks)
     if answer is None:
         return Decision(*made, "challenger", dict(checks), why="nobody has approved it yet")
-    outcome: Outcome = "champion" if answer.approve else "challenger"
-    return Decision(
-        *made, outcome, dict(checks), by=answer.by, why=answer.why or ("" if answer.approve else "declined")
-    )
+    if not answer.approve:
+        return Decision(*made, "challenger", dict(checks), by=answer.by, why=answer.why or "declined")
+    champion = registry.version_of(registry_name(stream), "champion", tracking_uri=settings.tracking_uri())
+    judged = candidate.champion[0] if candidate.champion else None
+    if (champion[0] if champion else None) != judged or not _history(settings, stream, candidate).holds:
+        why = "approved, but the champion has changed meanwhile: run it again"
+        return Decision(*made, "challenger", dict(checks), by=answer.by, why=why)
+    return Decision(*made, "champion", dict(checks), by=answer.by, why=answer.why or "approved")
 
 
 def _ask(candidate: Candidate, checks: Mapping[str, Check]) -> Approval | None:
@@ -234,9 +267,7 @@ def _carry_out(
 
 def _note_reference(settings: Settings, stream: Stream, candidate: Candidate, found: Evidence | None) -> None:
     """Keep the best former champion as the reference, unless the new champion is at least as good."""
-    if candidate.champion is None or found is None or verdict.is_new_reference(found, stream.promotion):
-        return
-    if "reference" not in found.formers:
+    if candidate.champion is None or (found is not None and verdict.is_new_reference(found, stream.promotion)):
         return
     version, tags = candidate.champion
     registry.set_tag(
@@ -264,15 +295,7 @@ def _history(settings: Settings, stream: Stream, candidate: Candidate) -> Check:
 
 
 def _formers(settings: Settings, stream: Stream, candidate: Candidate) -> dict[str, evidence.Former]:
-    if candidate.champion is None:
-        return {}
-    return evidence.formers_of(
-        registry_name(stream),
-        candidate.champion,
-        candidate.model,
-        tracking_uri=settings.tracking_uri(),
-        cache=settings.model_cache,
-    )
+    return {} if candidate.champion is None else evidence.formers_of(settings, stream, candidate.champion)
 
 
 def _shadow(settings: Settings, stream: Stream, digest: str) -> Shadow | None:

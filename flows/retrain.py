@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.exceptions import CancelledRun
 
 from flows.alone import alone
 from flows.finetune import finetune
@@ -12,7 +13,11 @@ from flows.retries import retry_unless_mistaken
 from flows.stages import run_log, run_name
 
 
-@flow(name="retrain", flow_run_name=run_name)
+class BusyError(Exception):
+    """Another run of a stage is going."""
+
+
+@flow(name="retrain", flow_run_name=run_name, retries=3, retry_delay_seconds=900)
 @retry_unless_mistaken
 @alone
 def retrain(stream: Path, why: str = "") -> Decision:
@@ -23,6 +28,9 @@ def retrain(stream: Path, why: str = "") -> Decision:
         why: the reason, for the log.
     """
     run_log().info("training again: %s", why or "no reason was given")
-    pretrain(stream)
-    finetune(stream)
-    return promote(stream)
+    try:
+        pretrain(stream)
+        finetune(stream)
+        return promote(stream)
+    except CancelledRun as error:  # one of them is running already: again after a while
+        raise BusyError(str(error)) from error

@@ -9,6 +9,7 @@ from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Promotion
 
 MIN_EXPECTED = 30  # if the budget allows this many alerts, having none is a failure
+MIN_SHARED = 0.15  # good models share .43 or more, planted bad ones .07 or less (LOG, 30 November 2026)
 BASELINES = ("logistic_regression", "isolation_forest")
 FORMERS = {"champion": "the champion", "reference": "the best former champion"}
 
@@ -48,8 +49,30 @@ def judge(evidence: Evidence, figures: Figures | None, limits: Promotion) -> dic
         checks["shadow"] = _shadow(evidence, limits)
     if evidence.frauds < limits.min_frauds:
         seen = f"{evidence.frauds} known frauds since then, {limits.min_frauds} are needed: checked without labels"
-        return checks | {"labels": Check(seen, True)}
+        return checks | {"labels": Check(seen, True)} | _with_few_labels(evidence)
     return checks | _with_labels(evidence, figures, limits)
+
+
+def _with_few_labels(evidence: Evidence) -> dict[str, Check]:
+    """A model that is surely worse than the champion, or has nothing in common with it, does not pass."""
+    checks: dict[str, Check] = {}
+    if evidence.shared is not None:
+        seen = (
+            f"{evidence.shared:.0%} of the highest scores are the champion's highest, too; {MIN_SHARED:.0%} are needed"
+        )
+        checks["agreement"] = Check(seen, evidence.shared >= MIN_SHARED)
+    for name, words in FORMERS.items():
+        if name in evidence.formers:
+            seen, _ = _former(words, evidence.formers[name], Promotion())
+            checks[name] = Check(seen, not evidence.formers[name].average_precision.is_clear_loss)
+        elif name in evidence.not_compared:
+            checks[name] = _not_compared(name, evidence)
+    return checks
+
+
+def _not_compared(name: str, evidence: Evidence) -> Check:
+    """A champion that cannot be loaded is for a person to judge; a former one does not matter."""
+    return Check(f"not compared: {evidence.not_compared[name]}", name != "champion")
 
 
 def _with_labels(evidence: Evidence, figures: Figures | None, limits: Promotion) -> dict[str, Check]:
@@ -62,7 +85,7 @@ def _with_labels(evidence: Evidence, figures: Figures | None, limits: Promotion)
                 seen = f"{one.time:.1f} times that of {words} for the same events; {limits.max_time:g} is allowed"
                 checks["time"] = Check(seen, one.time <= limits.max_time)
         elif name in evidence.not_compared:
-            checks[name] = Check(f"not compared: {evidence.not_compared[name]}", True)
+            checks[name] = _not_compared(name, evidence)
     baselines = {} if figures is None else figures.comparisons
     checks["baselines"] = _floor({name: baselines[name] for name in BASELINES if name in baselines}, limits)
     if evidence.bias is not None:
@@ -83,7 +106,8 @@ def is_new_reference(evidence: Evidence, limits: Promotion) -> bool:
     """
     before = evidence.formers.get("reference")
     return (
-        before is not None
+        evidence.frauds >= limits.min_frauds
+        and before is not None
         and before.frauds >= limits.min_frauds
         and before.average_precision.ours >= before.average_precision.theirs
     )

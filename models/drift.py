@@ -1,12 +1,13 @@
 """Drift without labels: which fields of the newest events are unlike those that the model was trained on.
 
-The reference is cut into blocks of as many events as the newest ones, so that what differs from day to day is known.
+The reference is cut into blocks of the same time as the newest events, so that what differs from day to day is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from models.net.batches import surprises_of
 from models.net.expectation import Expectation
 from models.table import Table
 
-BLOCKS, MIN_BLOCKS = 14, 5
-MIN_EVENTS = 500  # of the newest events
+BLOCKS, MIN_BLOCKS = 14, 7  # a week at least, with blocks of a day: weekends differ
+MIN_EVENTS, MIN_IN_BLOCK = 500, 200  # of the newest events, and of a block to be compared with
 MAX_READ = 4_000  # events of a block that are read, evenly
 N_BINS, MAX_VALUES = 10, 20
-TIMES = 3.0  # a figure must be so many times as far off as that of any block
+TIMES = 3.0  # a figure must be so many times as far off as that of any block but one, which may be odd itself
 MIN_STABILITY, MIN_NATS = 0.1, 0.05  # and at least so far: less is no reason to do anything
 CLIP = 0.995  # quantile at which surprises are cut, so that few odd events do not decide
 SCORE = "score"
@@ -104,31 +105,33 @@ def drift(
     score: Callable[[Table], NDArray[np.float32]],
     past: Table,
     now: Table,
+    *,
+    width_ms: int,
 ) -> Drift:
     """Compare the newest events with those before.
 
     Args:
         network, coding: the pretrained encoder; it gives the surprise of each field with the field hidden.
         score: scores of a table, **shape (n,)**.
-        past: the events of the reference, in time order; of these the newest `BLOCKS` times as many as `now` has.
+        past: the events of the reference, in time order; of these the newest `BLOCKS` times `width_ms`.
         now: the newest events, in time order.
+        width_ms: time that `now` covers, and each block of the reference.
 
     Raises:
-        TooFewEventsError: `now` has fewer than `MIN_EVENTS`, or `past` fewer than `MIN_BLOCKS` times as many.
+        TooFewEventsError: `now` has fewer than `MIN_EVENTS`, or fewer than `MIN_BLOCKS` blocks have `MIN_IN_BLOCK`.
 
     Source: population stability index (Siddiqi, 2006); Wasserstein distance (scipy). That the prediction error of a
     self-supervised model reveals a shift without labels: Rabanser et al., Failing Loudly (NeurIPS 2019).
     """
-    n_blocks = min(BLOCKS, len(past) // max(len(now), 1))
-    if len(now) < MIN_EVENTS or n_blocks < MIN_BLOCKS:
+    blocks = [block for block in _blocks(past, width_ms) if len(block) >= MIN_IN_BLOCK]
+    if len(now) < MIN_EVENTS or len(blocks) < MIN_BLOCKS:
         raise TooFewEventsError(
-            f"{len(now):,} newest events and {len(past):,} in the reference: at least {MIN_EVENTS:,}, and {MIN_BLOCKS} "
-            "times as many in the reference, are needed to tell a drift from chance; take a longer window"
+            f"{len(now):,} newest events, and {len(blocks)} spans of their length with {MIN_IN_BLOCK} in the reference: "
+            f"{MIN_EVENTS:,} and {MIN_BLOCKS} are needed to tell a drift from chance; take another length"
         )
-    past = past.take(slice(len(past) - n_blocks * len(now), len(past)))
-    blocks = [_even(past.take(slice(i * len(now), (i + 1) * len(now)))) for i in range(n_blocks)]
-    parts = [*blocks, _even(now)]
-    nats, scores = [surprises_of(network, coding.cells(part)) for part in parts], [score(part) for part in parts]
+    parts = [_even(part) for part in (*blocks, now)]
+    nats = [surprises_of(network, coding.cells(part.arranged(coding.columns))) for part in parts]
+    scores = [score(part) for part in parts]
     predicted = {field.name: i for i, field in enumerate(network.fields)}
     found = []
     for name, at, is_number in _judged(now):
@@ -141,10 +144,17 @@ def drift(
         events=len(now),
         since_ms=int(now.time_ms[0]),
         until_ms=int(now.time_ms[-1]),
-        reference=len(past),
-        reference_since_ms=int(past.time_ms[0]),
-        reference_until_ms=int(past.time_ms[-1]),
+        reference=sum(len(block) for block in blocks),
+        reference_since_ms=int(blocks[0].time_ms[0]),
+        reference_until_ms=int(blocks[-1].time_ms[-1]),
     )
+
+
+def _blocks(past: Table, width_ms: int) -> list[Table]:
+    """The newest spans of the reference, the oldest first."""
+    end_ms = int(past.time_ms[-1]) + 1 if len(past) else 0
+    edges = np.searchsorted(past.time_ms, [end_ms - i * width_ms for i in range(BLOCKS, -1, -1)])
+    return [past.take(slice(first, end)) for first, end in pairwise(edges.tolist())]
 
 
 def _judged(table: Table) -> list[tuple[str, int, bool]]:
@@ -179,7 +189,7 @@ def _moved(
     return Moved(
         name,
         stability=_stability(whole, counts[-1]),
-        stability_limit=max(MIN_STABILITY, TIMES * max(usual)),
+        stability_limit=max(MIN_STABILITY, TIMES * sorted(usual)[-2]),
         distance=_distance(np.concatenate(values[:-1]), values[-1]) if is_number else None,
         surprise=shift,
         surprise_limit=limit,
@@ -221,7 +231,7 @@ def _shift(parts: Sequence[NDArray[np.float32]]) -> tuple[float | None, float]:
     cut = float(np.nanquantile(before, CLIP))
     means = [float(np.nanmean(np.minimum(one, cut))) for one in parts if np.isfinite(one).any()]
     usual = float(np.nanmean(np.minimum(before, cut)))
-    return means[-1] - usual, max(MIN_NATS, TIMES * max(abs(one - usual) for one in means[:-1]))
+    return means[-1] - usual, max(MIN_NATS, TIMES * sorted([0.0, 0.0, *(abs(one - usual) for one in means[:-1])])[-2])
 
 
 def _distance(before: NDArray[np.float64], now: NDArray[np.float64]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -159,6 +159,30 @@ class Table:
         """One categorical column, **shape (n,)**."""
         block = self.categorical
         return block.column(index) if isinstance(block, PickedRows) else block[:, index]
+
+    def arranged(self, columns: tuple[Column, ...]) -> Table:
+        """The same rows with other columns, by name; a column that is not there is missing. All rows are read.
+
+        >>> one, two = Column("a", "numeric"), Column("b", "numeric")
+        >>> table = Table((one,), np.array([[1.0]]), np.zeros((1, 0), np.uint64), np.array([5]), {})
+        >>> table.arranged((two, one)).numeric
+        array([[nan,  1.]])
+        """
+        if columns == self.columns:
+            return self
+        have = {column.name: at for at, column in enumerate(self.columns)}
+        parts: list[NDArray[Any]] = []
+        for kind, matrix, missing, first in (
+            ("numeric", np.asarray(self.numeric[:]), np.nan, 0),
+            ("categorical", np.asarray(self.categorical[:]), 0, self.d_num),
+        ):
+            names = [column.name for column in columns if column.kind == kind]
+            picked = np.full((len(self), len(names)), missing, matrix.dtype)
+            for at, name in enumerate(names):
+                if name in have and self.columns[have[name]].kind == kind:
+                    picked[:, at] = matrix[:, have[name] - first]
+            parts.append(picked)
+        return replace(self, columns=columns, numeric=parts[0], categorical=parts[1])
 
     def take(self, rows: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Self:
         """Select rows by a slice, a mask or ascending indices. Rows on disk are not read."""

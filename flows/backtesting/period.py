@@ -15,7 +15,7 @@ from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.lake.feature_table import FeatureTable
-from pipelines.lake.labels import labels_of
+from pipelines.lake.labels import is_mature, labels_of
 from pipelines.lake.replay import PLACE, placed
 from pipelines.lake.tables import Lake
 from pipelines.model import Model
@@ -75,6 +75,7 @@ def period_of(
     span = slice(first, end)
     event_id, time_ms = table.event_id[first:end], np.asarray(table.time_ms[span])
     label, known = labels_of(lake, stream, event_id, time_ms, as_of_ms=lake.end_ms())
+    known &= is_mature(time_ms, stream.labels, as_of_ms=lake.end_ms())  # early labels are those of fast frauds
     if truth is not None:
         label, known = labels_told(
             event_id, truth, is_unknown=stream.labels is not None and stream.labels.reports == "both"

@@ -140,7 +140,7 @@ def promote(
         bool, typer.Option("--approve", help='Approve it, where the stream file has `approval = "person"`.')
     ] = False,
 ) -> None:
-    """Judge the newest model beside the champion on events that neither has seen, and promote it if all checks hold.
+    """Judge the newest model beside the champion on events whose labels neither has seen, and promote it.
 
     It becomes the challenger, then the champion, the model that serves. Exit code 1 if it is not the champion after it.
 

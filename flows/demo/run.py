@@ -178,7 +178,7 @@ class Demo:
             version = finetune.with_options(retries=0)(file, as_of=as_of, seed=self._seed)
             step.outcome = f"Version {version} of the model is the candidate (MLflow experiment {name}/finetune)."
         with self._steps.step(
-            "Promote", "judging the model on events that it has not seen, and making it the champion"
+            "Promote", "judging the model on labels that it has not seen, and making it the champion"
         ) as step:
             from flows.promote import promote
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
@@ -37,7 +38,7 @@ class Live:
 
 def live_of(lake: Lake, stream: Stream, data: TrainingData, *, digest: str) -> Live:
     """Scores that a model published, from the lake, for the events of a training table with a known label."""
-    scores = lake.read("scores", columns=["event_id", "score", "model"]).filter(pl.col("model") == digest)
+    scores = lake.read("scores", columns=["event_id", "score"], where=pc.field("model") == digest)
     rows = np.flatnonzero(data.known)
     events = pl.DataFrame({"event_id": data.event_id.gather(rows), "row": rows})
     found = events.join(scores.unique("event_id", keep="first"), on="event_id", how="inner", maintain_order="left")

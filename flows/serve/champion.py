@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from flows.serve.model import ColumnsByName, champion_alias, loaded_model
 from flows.settings import Settings, registry_name
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 3.0
 ECHO_S = 1.0  # to wait for an order that was just sent
 TRY_AGAIN_S = 60.0  # to load a model that could not be used
+TRIAL_AGAIN_S = 86_400.0  # after a restart: later, the model before may be too old to compare with
 MAX_LOADED = 4  # models in memory, so that going back needs neither disk nor registry
 
 Decide = Callable[[Wanted], Order | None]
@@ -124,11 +126,12 @@ class ChampionFollower(threading.Thread):
         uri, name = self._settings.tracking_uri_or_nowhere(), registry_name(self._stream)
         if not registry.answers(uri):
             return False
+        known = self.wanted.alias
         resolved = registry.resolve(name, "champion", tracking_uri=uri, cache=self._settings.model_cache)
         if not resolved.registry_answered or resolved.digest in (self.wanted.alias, self._announced):
             return False
         why = f"version {resolved.version} is the champion"
-        self._send(_following(order_of("follow", resolved.digest, why=why, by=self._replica)))
+        self._send(_following(order_of("follow", resolved.digest, why=why, by=self._replica), after=known))
         self._announced = resolved.digest
         return True
 
@@ -226,11 +229,12 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     if alias.digest != wanted.alias and (alias.registry_answered or wanted.digest is None):
         order = order_of("follow", alias.digest, why=f"version {alias.version} is the champion", by=name)
         if orders.can_be_given:
-            give(connection, stream, _following(order))
-            wanted = _after_echo(wanted, orders, alias.digest)
+            give(connection, stream, _following(order, after=wanted.alias))
+            past += _echo(wanted, orders, alias.digest)
+            wanted = Wanted.by(past)
         else:
             wanted = wanted.after(order)
-    serving = Serving(first_model(settings, stream, wanted, alias))
+    serving = _serving(settings, stream, wanted, first_model(settings, stream, wanted, alias))
     serving.refused |= wanted.refused
     serving.shadow = Shadow(connection, stream)
     for order in past:
@@ -238,9 +242,36 @@ def following(settings: Settings, stream: Stream, *, name: str) -> ChampionFollo
     return ChampionFollower(settings, stream, serving, orders, wanted, name=name)
 
 
-def _following(order: Order) -> Decide:
-    """An order to follow an alias is given once, however many replicas see it move."""
-    return lambda wanted: None if wanted.alias == order.digest else order
+def _serving(settings: Settings, stream: Stream, wanted: Wanted, first: ColumnsByName) -> Serving:
+    """The models at the start: one that is wanted for less than a day is on trial again, beside the one before."""
+    former = wanted.rollback_to
+    if wanted.is_proven or first.digest != wanted.digest or former is None or _age_s(wanted.since) > TRIAL_AGAIN_S:
+        return Serving(first)
+    try:
+        before = checked_model(settings, stream, former)
+    except (ModelError, OSError) as error:
+        log.warning("model %s has no trial, because %s cannot be loaded: %s", first.digest[:12], former[:12], error)
+        return Serving(first)
+    serving = Serving(before.with_threshold(wanted.thresholds.get(former)))
+    serving.swap(first)
+    return serving
+
+
+def _age_s(at: str) -> float:
+    """Seconds since a time in an order; many if it is none."""
+    try:
+        return time.time() - datetime.fromisoformat(at).timestamp()
+    except (ValueError, OverflowError):
+        return float("inf")
+
+
+def _following(order: Order, *, after: str | None) -> Decide:
+    """An order to follow an alias is given once, however many replicas see it move.
+
+    Args:
+        after: what was the alias in the orders when it was read; if it has moved on since, what was read may be old.
+    """
+    return lambda wanted: order if wanted.alias == after and wanted.alias != order.digest else None
 
 
 def _returning(order: Order) -> Decide:
@@ -248,13 +279,15 @@ def _returning(order: Order) -> Decide:
     return lambda wanted: None if order.refused in wanted.refused else order
 
 
-def _after_echo(wanted: Wanted, orders: Orders, alias: str) -> Wanted:
-    """What is wanted once an order that was just sent has come back, in its place among those of others."""
+def _echo(wanted: Wanted, orders: Orders, alias: str) -> list[Order]:
+    """The new orders, up to the one that was just sent: in its place among those of others."""
+    found: list[Order] = []
     until = time.monotonic() + ECHO_S
     while wanted.alias != alias and time.monotonic() < until:
         for order in orders.new(wait_ms=100):
             wanted = wanted.after(order)
-    return wanted
+            found.append(order)
+    return found
 
 
 def first_model(settings: Settings, stream: Stream, wanted: Wanted, alias: registry.Resolved) -> ColumnsByName:

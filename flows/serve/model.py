@@ -53,6 +53,11 @@ class ColumnsByName:
         return changed
 
     @property
+    def own(self) -> ServedModel:
+        """The model as it was trained, with its own columns and threshold."""
+        return self._own
+
+    @property
     def missing(self) -> list[str]:
         """Columns of the model that the stream does not have."""
         have = {*self.numeric_names, *self.categorical_names}

@@ -91,9 +91,10 @@ class Scorer:
                 "alert": alert,
                 "threshold": np.full(n, self._model.threshold),
                 "reasons": [_reasons(found.get(row), {k: v[row] for k, v in texts.items()}) for row in range(n)],
-                "score_if_all_expected": [
-                    found[row].score_if_all_expected if row in found else np.nan for row in range(n)
-                ],
+                # None, not NaN, which is no JSON
+                "score_if_all_expected": pd.Series(
+                    [found[row].score_if_all_expected if row in found else None for row in range(n)], dtype=object
+                ),
             }
         )
 

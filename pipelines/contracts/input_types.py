@@ -1,5 +1,6 @@
 """Events and labels of a stream as types with their bounds: what a sender can check before it sends."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -70,14 +71,10 @@ def _type_of(field: Field, *, is_number: bool, required: bool) -> Any:
     text = Annotated[str, Meta(min_length=int(required), max_length=field.max_length)]
     bounds = Meta(ge=field.min, le=field.max)
     types: dict[str, Any] = {
-        "int": Annotated[int, Meta(ge=_whole(field.min), le=_whole(field.max))] if is_number else int,
+        "int": Annotated[int, Meta(ge=math.ceil(field.min), le=math.floor(field.max))] if is_number else int,
         "number": Annotated[float, bounds],
         "text": text,
         "category": text | int | bool,
         "time": _WHEN,
     }
     return types[field.type]
-
-
-def _whole(bound: float) -> float:
-    return int(bound) if bound == int(bound) else bound

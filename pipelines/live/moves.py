@@ -30,6 +30,7 @@ def give(
     def next_order(past: list[Order]) -> Order | None:
         wanted = Wanted.by(past)
         order = decide(wanted)
-        return order and msgspec.structs.replace(order, before=wanted.digest or order.before)
+        before = wanted.digest if order and wanted.digest != order.digest else None
+        return order and msgspec.structs.replace(order, before=before or order.before)
 
     return append_order(connection, stream, next_order, before_commit=before_commit)

@@ -397,7 +397,8 @@ class Scorer:
 
     def _judge_model(self) -> None:
         """Return to the previous model if a new one raises far too many alerts, or far too few."""
-        if (why := self.serving.verdict()) and (bad := self.serving.give_back(why)):
+        if (bad := self.serving.give_back()) is not None:
+            why = self.serving.refused[bad]
             log.warning("model %s is returned, %s is used again: %s", bad[:12], self.model.digest[:12], why)
 
     @property

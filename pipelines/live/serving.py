@@ -96,25 +96,36 @@ class Serving:
     def verdict(self) -> str | None:
         """Why the champion must be returned; None if it is not on trial, or nothing is against it so far."""
         with self._lock:
-            if self.trial is not None and self.trial.finding is not None:
-                return self.trial.finding
-            expected = [rate for rate in (self._usual, self.champion.alert_rate) if rate]
-            if self.previous is None or not expected or not MIN_SCORED <= self._n_scored < TRIAL_SCORED:
-                return None
-            n, alerts = self._n_scored, self._n_alerts
-            most, least = TOO_MANY * max(expected) * n + SLACK, TOO_FEW * min(expected) * n
-            if alerts > most or (min(expected) * n >= MIN_EXPECTED and alerts < least):
-                shares = " to ".join(f"{rate:.3%}" for rate in sorted(set(expected)))
-                return f"{alerts} of {n} events raised an alert; expected are {shares}"
-            return None
+            return self._verdict()
 
-    def give_back(self, why: str) -> str | None:
-        """Return to the previous model, whose trial begins anew; the digest of the one that is refused from now on."""
+    def _verdict(self) -> str | None:
+        if self.trial is not None and self.trial.finding is not None:
+            return self.trial.finding
+        expected = [rate for rate in (self._usual, self.champion.alert_rate) if rate]
+        if self.previous is None or not expected or not MIN_SCORED <= self._n_scored < TRIAL_SCORED:
+            return None
+        n, alerts = self._n_scored, self._n_alerts
+        most, least = TOO_MANY * max(expected) * n + SLACK, TOO_FEW * min(expected) * n
+        if alerts > most or (min(expected) * n >= MIN_EXPECTED and alerts < least):
+            shares = " to ".join(f"{rate:.3%}" for rate in sorted(set(expected)))
+            return f"{alerts} of {n} events raised an alert; expected are {shares}"
+        return None
+
+    def give_back(self) -> str | None:
+        """If the verdict is against the champion, return to the model before it, whose trial begins anew.
+
+        Where that one was returned meanwhile, by another replica, the last one that passed is used.
+
+        Returns:
+            The digest of the model that is refused from now on; `refused` says why. None if it stays.
+        """
         with self._lock:
-            if self.previous is None:
+            why = self._verdict()
+            if why is None or self.previous is None:
                 return None
             bad = self.champion.digest
-            self._try(self.previous, instead_of=self._passed)
+            back = self._passed if self.previous.digest in self.refused else self.previous
+            self._try(back, instead_of=self._passed)
             self.refused[bad] = why
             self._n_scored = self._n_alerts = 0
             self.n_swaps += 1

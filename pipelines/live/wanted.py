@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import reduce
 from typing import NamedTuple, Self
 
+from pipelines.contracts.contract import MAX_TIME_MS
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.suppression import Suppression
 from pipelines.live.control import Order
@@ -19,13 +20,26 @@ def obey_suppression(suppressions: Suppressions, order: Order) -> None:
     """Obey an order about an entity; another one changes nothing."""
     match order:
         case Order(kind="suppress", entity=str(entity), id=str(id), until=datetime() as until):
-            until_ms = round(until.timestamp() * 1000)
+            until_ms = _time_ms(until)
             told = Suppression(
                 entity=entity, id=id, until=rfc3339(until_ms), by=order.by, at=order.at, why=order.why
             )  # fmt: skip
             suppressions.add(told, until_ms=until_ms)
         case Order(kind="unsuppress", entity=str(entity), id=str(id)):
             suppressions.remove(entity, id)
+
+
+def _time_ms(moment: datetime) -> int:
+    """Milliseconds since 1970 within the times that events can have; what is beyond is the end of them.
+
+    >>> _time_ms(datetime.fromisoformat("9999-12-31T23:59:59.9999Z")) == MAX_TIME_MS
+    True
+    """
+    try:
+        found = round(moment.timestamp() * 1000)
+    except (OverflowError, ValueError):
+        found = 0 if moment.year == 1 else MAX_TIME_MS
+    return min(max(found, 0), MAX_TIME_MS)
 
 
 class OrderedThreshold(NamedTuple):
@@ -41,6 +55,7 @@ class Wanted:
 
     Args:
         digest: the model to use; None before any order.
+        since: when that was ordered.
         is_proven: it was used before, or a person wants it in spite of its trial: it is not on trial.
         before: models used before it, the newest last.
         alias: what the champion alias pointed to when it was last announced.
@@ -58,6 +73,7 @@ class Wanted:
     """
 
     digest: str | None = None
+    since: str = ""
     is_proven: bool = False
     before: tuple[str, ...] = ()
     alias: str | None = None
@@ -78,6 +94,10 @@ class Wanted:
 
     def after(self, order: Order) -> Self:
         """What is wanted after one more order."""
+        found = self._after(order)
+        return found if found.digest == self.digest else replace(found, since=order.at)
+
+    def _after(self, order: Order) -> Self:
         match order.kind:
             case "use":
                 insists = order.digest in self.refused
@@ -99,7 +119,8 @@ class Wanted:
                 bad = order.refused or order.digest
                 refused = {**self.refused, bad: order.why}
                 told = replace(self, refused=refused)
-                return told._back_to(order.digest) if self.digest in (None, bad) else told
+                back = told.rollback_to if order.digest in refused else order.digest
+                return told._back_to(back) if back is not None and self.digest in (None, bad) else told
             case "threshold":
                 others = {digest: one for digest, one in self.thresholds.items() if digest != order.digest}
                 if order.threshold is not None:

@@ -82,7 +82,7 @@ def rows_of(table: Table, first_day: int, end_day: int) -> slice:
 
 def seen(model: Pretrained, table: Table, day: int) -> Drift:
     past, now = table.take(rows_of(table, 0, SHIFT_DAY)), table.take(rows_of(table, day, day + 1))
-    return drift(model.expectation, model.rules.coding, model.score, past, now)
+    return drift(model.expectation, model.rules.coding, model.score, past, now, width_ms=DAY_MS)
 
 
 def run(seed: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch
 from flows import evidence, verdict
 from flows.evidence import Former
 from flows.gate import Comparison, Figures
+from flows.serve.model import ColumnsByName
 from flows.training_data import TrainingData
 from models.ship import artifact
 from tests.bench.planted import GOOD, trained
@@ -44,9 +45,9 @@ def data_of(world: World) -> TrainingData:
     return TrainingData(table, label, known, world.frame["event_id"], end_ms, "planted")
 
 
-def judged(world: World, folder: Path, champion: artifact.ServedModel) -> dict[str, str]:
+def judged(world: World, folder: Path, champion: ColumnsByName) -> dict[str, str]:
     """The checks that a model does not pass, with what was found."""
-    data, model = data_of(world), artifact.load(folder)
+    data, model = data_of(world), ColumnsByName(artifact.load(folder), world.stream)
     start_ms = int(data.table.time_ms[world.live_from])
     tags = {"learned_until_ms": str(start_ms), "held_out_from_ms": str(start_ms), "validation_alert_rate": "0.005"}
     entities = {
@@ -55,12 +56,13 @@ def judged(world: World, folder: Path, champion: artifact.ServedModel) -> dict[s
     former = Former(1, champion, start_ms)
     limits = world.stream.promotion
     found = evidence.measure(
+        world.stream,
         model,
         tags,
         data,
         entities,
         {"champion": former, "reference": former},
-        has_labels=model.rules.prior is not None,
+        has_labels=model.own.rules.prior is not None,
         min_frauds=limits.min_frauds,
     )
     checks = verdict.judge(found, Figures(100, 1, 0.005, 0.005, REACHED), limits)
@@ -79,7 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         world = World.simulated(asked.seed, days=DAYS, max_steps=150)
         models = trained(world, asked.folder or Path(temporary), asked.planted)
-        champion = artifact.load(models["usual"])
+        champion = ColumnsByName(artifact.load(models["usual"]), world.stream)
         for name, folder in models.items():
             if name == "usual":
                 continue

@@ -15,7 +15,7 @@ from tests.patience import wait_until
 
 __all__ = ["unmask"]
 N, HOURS = 12_000, 36  # 600 events
-BEFORE = at(START_MS + 27 * DAY_MS)
+BEFORE = at(START_MS + 25 * DAY_MS)
 NO_LIMITS = """
 [promotion]
 max_alerts = 100
@@ -46,7 +46,7 @@ def test_a_field_that_moved_is_named_first_and_answered_by_training_which_ends_t
 
     from flows.retrain import retrain
 
-    path, stream = purchases(unmask.home, n=N, shifted_from=27.5 / 30)
+    path, stream = purchases(unmask.home, n=N, shifted_from=25.5 / 30)
     path.write_text(path.read_text() + NO_LIMITS)
     settings = Settings()
     api = settings.prefect_environment()["PREFECT_API_URL"]

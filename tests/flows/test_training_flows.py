@@ -234,7 +234,7 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
 
     promote_fake(stream, unmask.home, GOOD | {"as_of_ms": str(END_MS + 1)})
     newer = unmask.promote(path)
-    assert (newer.promoted, newer.checks["age"].holds) == (False, False)
+    assert (newer.promoted, newer.checks["age"].holds, newer.checks["champion"].holds) == (False, False, False)
     assert "version 3 cannot be loaded" in newer.checks["champion"].seen
     found = registry.version_of(name, "champion", tracking_uri=uri)
     assert found is not None

@@ -66,7 +66,8 @@ def held_out(name: str, theirs: float) -> Figures:
         (beside("champion", replace(versus(0.7, 0.7), time=4.1)), {"time"}),
         (beside("champion", replace(versus(0.7, 0.7), precision=Difference(0.3, 0.4, -0.15, -0.05))), {"champion"}),
         (beside("reference", versus(0.70, 0.721)), {"reference"}),
-        (replace(GOOD, formers={}, not_compared={"champion": "it has other columns"}), set()),
+        (replace(GOOD, formers={}, not_compared={"champion": "it is damaged"}), {"champion"}),
+        (replace(GOOD, not_compared={"reference": "it was deleted"}), set()),
         (replace(GOOD, finite=False), {"scores"}),
         (replace(GOOD, distinct=1), {"scores"}),
         (replace(GOOD, alert_rate=0.0095), set()),
@@ -87,6 +88,10 @@ def held_out(name: str, theirs: float) -> Figures:
         (replace(GOOD, cost={"ours": 101.0, "no_alert": 100.0, "all_alert": 500.0}), {"cost"}),
         (replace(GOOD, cost={"ours": 90.0, "no_alert": 100.0, "all_alert": 50.0}), {"cost"}),
         (replace(beside("champion", versus(0.1, 0.9)), frauds=29), set()),
+        (replace(beside("champion", versus(0.1, 0.9, low=-0.9, high=-0.5)), frauds=29), {"champion"}),
+        (replace(GOOD, frauds=29, formers={}, not_compared={"champion": "it is damaged"}), {"champion"}),
+        (replace(GOOD, frauds=0, formers={}, shared=0.16), set()),
+        (replace(GOOD, frauds=0, formers={}, shared=0.07), {"agreement"}),
         (replace(GOOD, frauds=0, alert_rate=0.5), {"alert budget"}),
         (replace(GOOD, frauds=0, distinct=1), {"scores"}),
     ],
@@ -130,7 +135,8 @@ def test_shadow_is_demanded_where_the_stream_file_says_so(shadow: Shadow | None,
 
 def test_with_too_few_frauds_it_says_that_it_judged_without_labels() -> None:
     checks = judge(replace(GOOD, frauds=29), None, LIMITS)
-    assert set(checks) == {"scores", "alert budget", "score drift", "leaks", "reasons", "labels"}
+    always = {"scores", "alert budget", "score drift", "leaks", "reasons", "labels"}
+    assert set(checks) == always | {"champion", "reference"}
     assert checks["labels"].seen == "29 known frauds since then, 30 are needed: checked without labels"
 
 

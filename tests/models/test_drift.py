@@ -9,6 +9,8 @@ from models.drift import Drift, TooFewEventsError, drift
 from models.fit.pretrain import PretrainConfig, Pretrained, pretrain
 from models.table import Column, Table
 
+DAY_MS = 86_400_000
+
 A_DAY, DAYS = 600, 20
 COLUMNS = (
     Column("amount", "numeric", "amount"),
@@ -26,7 +28,9 @@ def events(seed: int, n: int) -> Table:
     amount = country * 20 * np.exp(0.2 * random.normal(size=n))
     numeric = np.stack([amount, amount / 40, random.uniform(0, 24, n)], axis=1)
     categorical = np.stack([country, country * 10 + random.integers(0, 2, n)], axis=1).astype(np.uint64)
-    return Table(COLUMNS, numeric, categorical, np.arange(n), {}, np.arange(n, dtype=np.uint64) % 50)
+    return Table(
+        COLUMNS, numeric, categorical, np.arange(n) * (DAY_MS // A_DAY), {}, np.arange(n, dtype=np.uint64) % 50
+    )
 
 
 @cache
@@ -38,7 +42,7 @@ def past() -> tuple[Table, Pretrained]:
 
 def of(now: Table) -> Drift:
     table, model = past()
-    return drift(model.expectation, model.rules.coding, model.score, table, now)
+    return drift(model.expectation, model.rules.coding, model.score, table, now, width_ms=DAY_MS)
 
 
 def changed(now: Table, at: int, values: np.ndarray) -> Table:
@@ -80,8 +84,39 @@ def test_a_field_whose_values_are_usual_but_no_longer_fit_the_others_is_found_by
     assert "city" in found.fields
 
 
+def test_one_odd_day_in_the_reference_hides_nothing() -> None:
+    table, model = past()
+    odd = changed(events(50, A_DAY), 0, np.full(A_DAY, np.nan))
+    at = 15 * A_DAY
+    numeric = np.array(table.numeric[:])
+    numeric[at : at + A_DAY] = odd.numeric[:]
+    reference = Table(COLUMNS, numeric, table.categorical, table.time_ms, {}, table.entity)
+    now = events(51, A_DAY)
+    now = changed(now, 0, np.array(now.numeric[:])[:, 0] * 2)
+    found = drift(model.expectation, model.rules.coding, model.score, reference, now, width_ms=DAY_MS)
+    assert found.fields[0] == "amount", found.moved[0]
+
+
+def test_columns_in_another_order_or_more_of_them_are_read_by_name() -> None:
+    _, model = past()
+    now = events(52, A_DAY)
+    more = (Column("new", "numeric", "new"), *COLUMNS)
+    wider = now.arranged(more)
+    assert wider.d_num == 4
+    found = drift(
+        model.expectation,
+        model.rules.coding,
+        lambda rows: model.score(rows.arranged(COLUMNS)),
+        past()[0].arranged(more),
+        wider,
+        width_ms=DAY_MS,
+    )
+    assert not found.has_drifted, found.moved[0]
+
+
 def test_too_few_events_are_no_evidence() -> None:
     table, model = past()
-    for n_past, n_now in ((A_DAY * DAYS, 499), (4 * A_DAY, A_DAY)):
+    for n_past, n_now in ((A_DAY * DAYS, 499), (6 * A_DAY, A_DAY)):
+        before, now = table.take(slice(0, n_past)), events(2, n_now)
         with pytest.raises(TooFewEventsError, match="to tell a drift from chance"):
-            drift(model.expectation, model.rules.coding, model.score, table.take(slice(0, n_past)), events(2, n_now))
+            drift(model.expectation, model.rules.coding, model.score, before, now, width_ms=DAY_MS)

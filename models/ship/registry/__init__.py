@@ -6,7 +6,7 @@ aliases raise `RegistryError`.
 """
 
 from models.ship.registry.cache import Resolved, fetch, resolve, resolve_version
-from models.ship.registry.client import PROBE_S, RegistryError, answers
+from models.ship.registry.client import PROBE_S, NoVersionError, RegistryError, answers
 from models.ship.registry.datasets import Dataset
 from models.ship.registry.runs import (
     FoundRun,
@@ -37,6 +37,7 @@ __all__ = [
     "Alias",
     "Dataset",
     "FoundRun",
+    "NoVersionError",
     "RegistryError",
     "Resolved",
     "Run",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.ship.registry.client import RegistryError, asked, client_of
+from models.ship.registry.client import NoVersionError, RegistryError, asked, client_of
 from models.ship.registry.serving import DATA
 from models.ship.registry.versions import Alias, version_of, version_with
 
@@ -80,7 +80,8 @@ def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) 
     """Download a version into the cache, independent of aliases. Return it and its tags.
 
     Raises:
-        RegistryError: there is no such version, or it has no digest.
+        NoVersionError: there is no such version.
+        RegistryError: it has no digest, or MLflow does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -88,7 +89,9 @@ def resolve_version(name: str, version: int, *, tracking_uri: str, cache: Path) 
         try:
             tags = dict(client_of(tracking_uri).get_model_version(name, str(version)).tags)
         except MlflowException as error:
-            raise RegistryError(f"MLflow has no version {version} of {name!r}: {error.message}") from error
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise NoVersionError(f"MLflow has no version {version} of {name!r}: {error.message}") from error
     digest = _digest_of(name, version, tags)
     if not (cache / digest).is_dir():
         _download(name, version, cache / digest, tracking_uri)

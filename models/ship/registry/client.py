@@ -31,6 +31,10 @@ class RegistryError(ModelError):
     """MLflow does not have the model, or is not available and there is no copy."""
 
 
+class NoVersionError(RegistryError):
+    """MLflow does not have this version of a model."""
+
+
 def answers(url: str) -> bool:
     """Whether a server answers at `url`/health within `PROBE_S`, even if the connection hangs.
 

@@ -101,17 +101,18 @@ class Run:
         self._softly(target, lambda: self._client.log_text(self.run_id, html, target))
 
     def is_due(self, tag: str, *, every_s: float) -> bool:
-        """Whether something was last done so long ago, by the time in a tag, which is then set to now.
+        """Whether something was last done so long ago, by the time in a tag.
 
         Raises:
             RegistryError: MLflow does not answer.
         """
         with asked(self.tracking_uri):
             said = self._client.get_run(self.run_id).data.tags.get(tag, "0")
-            if time.time() - float(said) < every_s:
-                return False
-            self._client.set_tag(self.run_id, tag, str(time.time()))
-        return True
+        return time.time() - float(said) >= every_s
+
+    def note_time(self, tag: str) -> None:
+        """Set a tag to the present time."""
+        self._softly(tag, lambda: self._client.set_tag(self.run_id, tag, str(time.time())))
 
     def log_dataset(self, dataset: Dataset, *, context: str) -> None:
         """Show what the run was trained on.

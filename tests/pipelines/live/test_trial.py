@@ -103,11 +103,27 @@ def test_a_model_after_one_on_trial_is_compared_with_the_last_one_that_passed(ri
     serving.swap(good)
     assert serving.trial is not None
     assert serving.trial.former is first
-    assert serving.give_back("test") == "good"
+    assert serving.give_back() is None  # nothing is against it
+    serving.trial.finding = "test"
+    assert serving.give_back() == "good"
+    assert serving.refused == {"good": "test"}
     assert (serving.champion, serving.previous, serving.trial.former) == (bad, first, first)  # its trial goes on
-    assert serving.give_back("test") == "bad"
+    serving.trial.finding = "test"
+    assert serving.give_back() == "bad"
     assert serving.champion is first
     assert serving.previous is None
+
+
+def test_it_does_not_go_back_to_a_model_that_was_returned_meanwhile(rig: Rig) -> None:
+    first, bad, worse = (Judging(rig, name, usual) for name in ("first", "bad", "worse"))
+    serving = Serving(first)
+    serving.swap(bad)
+    serving.swap(worse)
+    serving.refused["bad"] = "by another replica"
+    assert serving.trial is not None
+    serving.trial.finding = "test"
+    assert serving.give_back() == "worse"
+    assert serving.champion is first
 
 
 def test_what_is_offered_is_a_bounded_sample_and_waits_for_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

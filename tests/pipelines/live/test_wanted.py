@@ -1,5 +1,6 @@
 """What orders add up to: the later one holds, rollbacks go further and further back, a returned model stays away."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -7,7 +8,8 @@ import pytest
 
 from pipelines.contracts.messages import decode, encode
 from pipelines.live.control import Kind, Order, order_of
-from pipelines.live.wanted import Wanted
+from pipelines.live.suppressions import Suppressions
+from pipelines.live.wanted import Wanted, obey_suppression
 
 
 def order(kind: Kind, digest: str, **more: Any) -> Order:
@@ -63,3 +65,20 @@ def test_an_order_that_makes_no_sense_is_none(change: str) -> None:
     parts = [part for part in good.decode()[1:-1].split(",") if not part.startswith(name)]
     with pytest.raises(msgspec.ValidationError):
         decode(("{" + ",".join([*parts, change]) + "}").encode(), Order)
+
+
+def test_of_what_was_returned_meanwhile_none_is_used_again() -> None:
+    given = [("use", "a"), ("use", "b"), ("use", "c")]
+    orders = [order_of(kind, digest, why="", by="ann") for kind, digest in given]  # type: ignore[arg-type]
+    wanted = Wanted.by(orders)
+    for refused, back in (("b", "a"), ("c", "b")):
+        wanted = wanted.after(order_of("return", back, why="bad", by="r", refused=refused))
+    assert wanted.digest == "a"
+
+
+@pytest.mark.parametrize("until", ["9999-12-31T23:59:59.9999Z", "0001-01-01T00:00:00+14:00", "2026-12-24T00:00:00Z"])
+def test_any_time_that_an_order_may_name_can_be_obeyed(until: str) -> None:
+    suppressions = Suppressions()
+    order = order_of("suppress", "", why="", by="ann", entity="card", id="7", until=datetime.fromisoformat(until))
+    obey_suppression(suppressions, order)
+    assert len(suppressions) == 1
