@@ -1,4 +1,4 @@
-"""Flow: judge the newest model on events whose labels it has not seen, and make it the challenger, then the champion."""
+"""Flow: judge the newest model on labels that it has not seen, and make it the challenger, then the champion."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

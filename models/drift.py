@@ -126,7 +126,7 @@ def drift(
     blocks = [block for block in _blocks(past, width_ms) if len(block) >= MIN_IN_BLOCK]
     if len(now) < MIN_EVENTS or len(blocks) < MIN_BLOCKS:
         raise TooFewEventsError(
-            f"{len(now):,} newest events, and {len(blocks)} spans of their length with {MIN_IN_BLOCK} in the reference: "
+            f"{len(now):,} newest events, and {len(blocks)} spans of their length with {MIN_IN_BLOCK} before them: "
             f"{MIN_EVENTS:,} and {MIN_BLOCKS} are needed to tell a drift from chance; take another length"
         )
     parts = [_even(part) for part in (*blocks, now)]
