@@ -146,6 +146,7 @@ def _read_period(
             lake,
             stream,
             settings.features(stream),
+            workers=settings.workers(),
             progress=lambda done, n: show(done / max(n, 1), f"{done:,} of {n:,} events and labels"),
         )
     found = period.period_of(lake, stream, table, from_ms, until_ms, value=value, truth=truth)

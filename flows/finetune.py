@@ -66,7 +66,7 @@ def finetune(
     settings, spec = Settings(), load(stream)
     lake, uri = settings.lake(spec), settings.tracking_uri()
     parent, pretrained = _encoder(settings, spec, encoder_run)
-    data = stages.read(lake, spec, settings.features(spec), as_of=as_of)
+    data = stages.read(settings, lake, spec, as_of=as_of)
     slices = gate.keep_back(data.known)
     past = Past.of(data, slices)
     _refuse_leaks(lake, spec, data, past)

@@ -39,7 +39,7 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
     """
     settings, spec = Settings(), load(stream)
     lake = settings.lake(spec)
-    data = stages.read(lake, spec, settings.features(spec), as_of=as_of)
+    data = stages.read(settings, lake, spec, as_of=as_of)
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     with registry.open_run(
         f"{spec.name}/pretrain",

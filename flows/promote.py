@@ -157,7 +157,7 @@ def _judge(
     if missing:
         return None, columns
     lake = settings.lake(stream)
-    data = stages.read(lake, stream, settings.features(stream), as_of=as_of)
+    data = stages.read(settings, lake, stream, as_of=as_of)
     columns |= {"age": _age(candidate), "history": _history(settings, stream, candidate)}
     found = evidence.measure(
         stream,

@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from pipelines.features.bucket import Place
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import Adapter
+from pipelines.lake.shards import Workers
 from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,12 @@ class Settings(BaseSettings):
         validation_alias="UNMASK_SNAPSHOTS",
         pattern=r"^((s3|gs|az|abfss?)://[^/]+|[^:]+$)",
         description="a folder, or a URL that begins with s3://, gs://, az:// or abfs://",
+    )
+    backfill: str | None = Field(
+        None,
+        validation_alias="UNMASK_BACKFILL",
+        pattern=r"^(dask|(tcp|tls)://[^/\s]+:\d+)$",
+        description="dask, or the address of a Dask scheduler: tcp://host:8786 or tls://host:8786",
     )
     kafka: str | None = Field(
         None,
@@ -208,6 +215,19 @@ class Settings(BaseSettings):
     def features(self, stream: Stream) -> Path:
         """Folder of the stream's feature tables."""
         return self.home / "features" / stream.topics
+
+    def workers(self) -> Workers | None:
+        """What opens the processes that build feature tables; None = the process that needs one builds it.
+
+        Raises:
+            MissingExtraError: Dask is not installed.
+        """
+        if not self.backfill:
+            return None
+        require("grow")
+        from flows.backfill import cluster
+
+        return partial(cluster, self.backfill)
 
     def snapshots(self, stream: Stream) -> Place:
         """Where the scorer's state snapshots lie.

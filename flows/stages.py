@@ -13,6 +13,7 @@ from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 
 from flows import training_data
+from flows.settings import Settings
 from flows.training_data import TrainingData
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
@@ -25,13 +26,13 @@ def stage(name: str) -> Callable[..., Any]:
 
 
 @stage("read events and labels from the lake")
-def read(lake: Lake, stream: Stream, features: Path, *, as_of: datetime | None) -> TrainingData:
+def read(settings: Settings, lake: Lake, stream: Stream, *, as_of: datetime | None) -> TrainingData:
     """The training table of what had arrived by a time; None is now, or the end of the lake if that is earlier.
 
     After the end of the lake, missing labels would look like legitimate events.
     """
     as_of_ms = min(ms_of(None), lake.end_ms()) if as_of is None else ms_of(as_of)
-    data = training_data.load(lake, stream, features, as_of_ms=as_of_ms)
+    data = training_data.load(lake, stream, settings.features(stream), as_of_ms=as_of_ms, workers=settings.workers())
     n, n_known, n_frauds = len(data.table), int(data.known.sum()), int((data.label[data.known] == 1).sum())
     run_log().info(f"{n:,} events until {rfc3339(as_of_ms)}; {n_known:,} labels are known, {n_frauds:,} of them frauds")
     return data

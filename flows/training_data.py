@@ -14,6 +14,7 @@ from models.table import Column, PickedRows, Table
 from pipelines.contracts.stream import Stream
 from pipelines.errors import UnmaskError
 from pipelines.features.offline import features_of
+from pipelines.lake.shards import Workers
 from pipelines.lake.tables import Lake
 from pipelines.lake.training_table import training_table
 
@@ -39,11 +40,20 @@ def columns_of(stream: Stream) -> tuple[Column, ...]:
     return tuple(Column(*msgspec.structs.astuple(column)) for column in stream.columns)
 
 
-def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows: int = 1_000) -> TrainingData:
+def load(
+    lake: Lake,
+    stream: Stream,
+    features: Path,
+    *,
+    as_of_ms: int,
+    min_rows: int = 1_000,
+    workers: Workers | None = None,
+) -> TrainingData:
     """Load all events that had arrived before `as_of_ms`, with the labels that had matured.
 
     Args:
         features: folder of the stream's feature tables. Features are computed only if no table can be used.
+        workers: as in `feature_table`.
 
     Raises:
         TooLittleDataError: fewer than `min_rows` events.
@@ -54,6 +64,7 @@ def load(lake: Lake, stream: Stream, features: Path, *, as_of_ms: int, min_rows:
             stream,
             features,
             as_of_ms=as_of_ms,
+            workers=workers,
             progress=lambda done, n: report(done / max(n, 1), f"{done:,} of {n:,} events and labels"),
         )
     if len(found) < min_rows:

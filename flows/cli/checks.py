@@ -58,6 +58,7 @@ def reconcile(
         here.features(spec),
         models=lambda digest: model_of(here, spec, digest),
         since=found.since,
+        workers=here.workers(),
     )
     out.print(f"{skew.checked:,} scores of the lake were compared; {skew.equal:,} have equal features.")
     for model in skew.models:

@@ -29,17 +29,55 @@ from pipelines.order import KIND_NAMES, Key, Run, Source, by_kind, sources
 _ROWS = 1 << 16  # copied at a time, where nobody waits
 
 
-def plan_of(stream: Stream) -> FeaturePlan:
-    """The stream's window features, compiled."""
+def plan_of(stream: Stream, entity: str | None = None) -> FeaturePlan:
+    """The stream's window features, compiled; or those of one of its entities."""
     return FeaturePlan.of(
-        stream.features,
-        entities=stream.entities,
+        [f for f in stream.features if entity in (None, f.entity)],
+        entities=stream.entities if entity is None else (entity,),
         numbers=stream.numbers,
         hashed=stream.hashed,
         maturity_ms=stream.labels.maturity_ms if stream.labels else None,
         reports=stream.labels.reports if stream.labels else "frauds",
         lifetime_ms=stream.lifetime_memory_ms,
     )
+
+
+class Records(NamedTuple):
+    """What is needed of n accepted records, in the one order, to decide about them; `ids` has the shape (n, 2)."""
+
+    is_event: NDArray[np.bool_]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    clock_ms: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    label: NDArray[np.int8]
+    strength: NDArray[np.int64]  # of the source of a label
+
+    @classmethod
+    def of(cls, block: Block, rows: NDArray[np.int64], stream: Stream, id_key: bytes) -> Self:
+        """Those in some rows of a block; `id_key` is the key for hashing event ids."""
+        is_event, strength = block.is_event[rows], np.zeros(len(rows), np.int64)
+        strength[~is_event] = strengths_of(stream.labels, block.label_source[rows[~is_event]].tolist())
+        ids = hash_ids(block.event_id[rows].tolist(), id_key)
+        places = (block.partition[rows], block.offset[rows], block.clock_ms[rows], block.time_ms[rows])
+        return cls(is_event, *places, ids, block.label[rows], strength)
+
+    def take(self, rows: NDArray[np.bool_]) -> "Records":
+        """The records of a mask."""
+        return Records._make(column[rows] for column in self)
+
+
+class Decided(NamedTuple):
+    """What is decided about n records.
+
+    `duplicate_of` is the offset of the original event (-1: none), `late_ms` the lateness of an event, `changes` what a
+    label changes in the number of known frauds and of known legitimate events, shape (n, 2).
+    """
+
+    duplicate_of: NDArray[np.int64]
+    late_ms: NDArray[np.int64]
+    changes: NDArray[np.int8]
 
 
 class State:
@@ -122,58 +160,64 @@ class State:
 
     def _fold(self, block: Block) -> Block:
         accepted = np.flatnonzero(block.is_accepted)
-        is_event = block.is_event[accepted]
-        originals, changes = self._looked_up(block, accepted, is_event)
-        is_new = originals < 0  # labels, and events that repeat none
-        items, scored = accepted[is_new], accepted[is_new & is_event]
+        records = Records.of(block, accepted, self.stream, self.id_key)
+        decided = self.decide(records)
+        is_new = decided.duplicate_of < 0  # labels, and events that repeat none
+        items, scored = accepted[is_new], accepted[is_new & records.is_event]
         late_ms = np.zeros(len(block), np.int64)
-        late_ms[scored] = self._lateness(block.partition[scored], block.time_ms[scored])
-        if len(accepted):
-            self.clock_ms = int(block.clock_ms[accepted[-1]])
+        late_ms[accepted] = decided.late_ms
         windows = self.windows.fold(
             FoldInput(
-                is_event[is_new],
+                records.is_event[is_new],
                 block.clock_ms[items],
                 block.time_ms[items],
                 block.entity_hashes[items],
                 block.numbers[items],
                 np.concatenate([block.category_hashes[items], block.entity_hashes[items]], axis=1),
-                changes[is_new, 0],
-                changes[is_new, 1],
+                decided.changes[is_new, 0],
+                decided.changes[is_new, 1],
             )
         )
-        features = np.concatenate([block.numbers[scored], _calendar(block.time_ms[scored]), windows], axis=1)
+        features = feature_rows(block.numbers[scored], block.time_ms[scored], windows)
         numeric = np.full((len(block), features.shape[1]), np.nan)
         numeric[scored] = features
         features_hash = np.zeros(len(block), np.uint64)
         features_hash[scored] = hash_rows(features, block.category_hashes[scored])
         duplicate_of = block.duplicate_of.copy()
-        duplicate_of[accepted] = originals
+        duplicate_of[accepted] = decided.duplicate_of
         return replace(block, duplicate_of=duplicate_of, late_ms=late_ms, numeric=numeric, features_hash=features_hash)
 
-    def _looked_up(
-        self, block: Block, rows: NDArray[np.int64], is_event: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """For some rows: offset of the original of each event (-1: none), and the changes by each label, (n, 2)."""
-        ids = hash_ids(block.event_id[rows].tolist(), self.id_key)
-        originals, changes = np.full(len(rows), -1, np.int64), np.zeros((len(rows), 2), np.int8)
-        events, labels = rows[is_event], rows[~is_event]
-        originals[is_event] = self._seen.first_offsets(
-            ids[is_event], block.partition[events], block.offset[events], block.clock_ms[events]
+    def decide(self, records: "Records") -> "Decided":
+        """The part of the fold before the windows: update what is remembered of ids, labels and watermarks.
+
+        Raises:
+            InternalError: an event was folded before.
+        """
+        is_event, offset, clock_ms = records.is_event, records.offset, records.clock_ms
+        n = len(is_event)
+        duplicate_of, late_ms = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        changes = np.zeros((n, 2), np.int8)
+        duplicate_of[is_event] = self._seen.first_offsets(
+            records.ids[is_event], records.partition[is_event], offset[is_event], clock_ms[is_event]
         )
-        if np.any(twice := is_event & (originals == block.offset[rows])):
-            row = rows[np.argmax(twice)]
+        if np.any(twice := is_event & (duplicate_of == offset)):
+            row = np.argmax(twice)
             raise InternalError(
-                f"the event at offset {block.offset[row]} of partition {block.partition[row]} was folded twice"
+                f"the event at offset {offset[row]} of partition {records.partition[row]} was folded twice"
             )
-        changes[~is_event] = self._reported.changes(
-            ids[~is_event],
-            block.clock_ms[labels],
-            block.time_ms[labels],
-            block.label[labels],
-            strengths_of(self.stream.labels, block.label_source[labels].tolist()),
+        is_label = ~is_event
+        changes[is_label] = self._reported.changes(
+            records.ids[is_label],
+            clock_ms[is_label],
+            records.time_ms[is_label],
+            records.label[is_label],
+            records.strength[is_label],
         )
-        return originals, changes
+        scored = is_event & (duplicate_of < 0)
+        late_ms[scored] = self._lateness(records.partition[scored], records.time_ms[scored])
+        if n:
+            self.clock_ms = int(clock_ms[-1])
+        return Decided(duplicate_of, late_ms, changes)
 
     def _lateness(self, partition: NDArray[np.int32], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """Lateness of each event against the newest one of its partition before it, ms; updates the watermarks."""
@@ -343,6 +387,13 @@ class StateCopy:
 
 def _of_windows(arrays: Mapping[str, Pieces]) -> dict[str, Pieces]:
     return {k.removeprefix("windows/"): v for k, v in arrays.items() if k.startswith("windows/")}
+
+
+def feature_rows(
+    numbers: NDArray[np.float64], time_ms: NDArray[np.int64], windows: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The numeric features of n events, shape (n, d): their numbers, the calendar, the window features."""
+    return np.concatenate([numbers, _calendar(time_ms), windows], axis=1)
 
 
 def hash_rows(numeric: NDArray[np.float64], categorical: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -23,6 +23,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.alert_audit import AlertCounts
 from pipelines.lake.feature_table import FeatureTable, feature_table
+from pipelines.lake.shards import Workers
 from pipelines.lake.tables import Lake
 from pipelines.model import Model
 from pipelines.record import Received
@@ -102,6 +103,7 @@ def skew_audit(
     *,
     models: Callable[[str], Model],
     since: Mapping[int, int] | None = None,
+    workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SkewAudit:
     """Recompute the features and score of every score in the lake from its events and labels, and compare.
@@ -112,14 +114,14 @@ def skew_audit(
         folder: folder of the stream's feature tables.
         models: returns the model of a digest or raises `NoModelError`; called once per model.
         since: first offset to compare, per partition; earlier scores used another feature definition.
-        progress: as in `feature_table`.
+        workers, progress: as in `feature_table`.
     """
     lake = lake.snapshot()
     scores = lake.read("scores")
     if since and any(since.values()):
         begin = pl.col("partition").replace_strict(dict(since), default=0, return_dtype=pl.Int64)
         scores = scores.filter(pl.col("offset") >= begin)
-    table = feature_table(lake, stream, folder, progress=progress)
+    table = feature_table(lake, stream, folder, workers=workers, progress=progress)
     offline = pl.DataFrame(
         {
             "partition": table.partition,

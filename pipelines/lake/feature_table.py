@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,9 @@ from pipelines.contracts.stream import Stream
 from pipelines.errors import LakeError
 from pipelines.features.draft import sync
 from pipelines.features.state import State
+from pipelines.lake.arrays import TextFile, growing, mapped, mapped_texts
 from pipelines.lake.replay import fold_lake
+from pipelines.lake.shards import Rows, Workers, fold_in_shards
 from pipelines.lake.tables import Lake
 
 log = logging.getLogger(__name__)
@@ -76,13 +78,20 @@ class FeatureTable:
 
 
 def feature_table(
-    lake: Lake, stream: Stream, folder: Path, *, progress: Callable[[int, int], None] | None = None
+    lake: Lake,
+    stream: Stream,
+    folder: Path,
+    *,
+    workers: Workers | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FeatureTable:
     """Return the feature table of the lake; it is computed if it does not exist.
 
     Args:
         lake: the lake or a `snapshot` of it.
         folder: folder of the stream's tables; the newest `KEPT` are kept.
+        workers: opens an executor that computes it in parallel, with the same result; None = this process does it. If
+            it is stopped, the next call goes on where it was.
         progress: called with the number of items folded and the total.
 
     Raises:
@@ -90,7 +99,7 @@ def feature_table(
     """
     lake = lake.snapshot()
     key = _key(lake, stream)
-    path = folder / key
+    path, shards = folder / key, folder / f".{key}-shards"
     if (found := _open(path, key)) is not None:
         return found
     try:
@@ -98,10 +107,12 @@ def feature_table(
             if (found := _open(path, key)) is not None:  # another process has written it meanwhile
                 return found
             shutil.rmtree(path, ignore_errors=True)  # if it is damaged
-            _clear(folder, keep=KEPT - 1)
+            _clear(folder, keep=KEPT - 1, but=shards if workers else None)
             draft = folder / f".{key}"
-            _write(lake, stream, draft, key, progress)
+            in_shards = workers and fold_in_shards(lake, stream, shards, workers, progress)
+            _write(in_shards or _fold(lake, stream, progress), stream, draft)
             draft.replace(path)
+            shutil.rmtree(shards, ignore_errors=True)
     except OSError as error:
         raise LakeError(
             f"the feature table in {folder} cannot be written ({error}); free disk space, or set UNMASK_HOME to a "
@@ -110,6 +121,7 @@ def feature_table(
     made = _open(path, key)
     if made is None:
         raise LakeError(f"the feature table {path} was removed or changed while it was read; run the command again")
+    log.info("folded %d events of stream %s into the feature table %s", len(made), stream.name, key)
     return made
 
 
@@ -125,8 +137,8 @@ def _open(path: Path, key: str) -> FeatureTable | None:
         if any((path / name).stat().st_size != size for name, size in manifest["files"].items()):
             log.warning("the feature table %s is damaged; it is rebuilt", path)
             return None
-        columns = {name: _mapped(path / f"{name}.npy") for name in _columns(0, 0)}
-        event_ids = pa.ipc.open_file(pa.memory_map(str(path / _EVENT_IDS))).read_all()["event_id"]
+        columns = {name: mapped(path / f"{name}.npy") for name in _columns(0, 0)}
+        event_ids = mapped_texts(path / _EVENT_IDS)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with suppress(OSError):
@@ -134,48 +146,40 @@ def _open(path: Path, key: str) -> FeatureTable | None:
     return FeatureTable(key, **columns, event_ids=event_ids)
 
 
-def _mapped(path: Path) -> NDArray[Any]:
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    empty = 0 in shape  # empty files cannot be mapped
-    return np.empty(shape, dtype) if empty else np.asarray(np.load(path, mmap_mode="r"))
-
-
-def _write(lake: Lake, stream: Stream, draft: Path, key: str, progress: Callable[[int, int], None] | None) -> None:
-    """Fold the lake into a folder, chunk by chunk. The manifest marks completion and is written last."""
+def _write(rows: Iterable[Rows], stream: Stream, draft: Path) -> None:
+    """Write rows to a folder, chunk by chunk. The manifest marks completion and is written last."""
     draft.mkdir()
     shapes = _columns(len(stream.numeric_columns), len(stream.categories))
-    columns = {name: _GrowingArray(draft / f"{name}.npy", *shape) for name, shape in shapes.items()}
-    ids = pa.schema([("event_id", pa.large_string())])
-    n_done = 0
-    with pa.OSFile(str(draft / _EVENT_IDS), "wb") as file, pa.ipc.new_file(file, ids) as event_ids:
-        for block, n_done, n_items in fold_lake(lake, stream):
-            scored, repeated = block.take(block.is_scored), block.take(block.is_duplicate)
-            chunk: Mapping[str, NDArray[Any]] = {
-                "partition": scored.partition,
-                "offset": scored.offset,
-                "clock_ms": scored.clock_ms,
-                "time_ms": scored.time_ms,
-                "entity": scored.entity_hashes[:, 0],
-                "numeric": scored.numeric,
-                "categorical": scored.category_hashes,
-                "hashes": scored.features_hash,
-                "late_ms": scored.late_ms,
-                "duplicates": np.stack([repeated.partition, repeated.offset, repeated.duplicate_of], axis=1),
-            }
-            for name, values in chunk.items():
+    with growing(draft, shapes) as columns, closing(TextFile(draft / _EVENT_IDS)) as event_ids:
+        for chunk in rows:
+            for name, values in chunk.arrays.items():
                 columns[name].append(values)
-            event_ids.write(pa.table([pa.array(scored.event_id.tolist(), pa.large_string())], schema=ids))
-            if progress:
-                progress(n_done, n_items)
-    for column in columns.values():
-        column.close()
-    log.info("folded %d events and labels of stream %s into the feature table %s", n_done, stream.name, key)
+            event_ids.append(chunk.event_ids)
     sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
     (draft / _MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes}))
     for path in (*draft.iterdir(), draft):
         sync(path)
+
+
+def _fold(lake: Lake, stream: Stream, progress: Callable[[int, int], None] | None) -> Iterator[Rows]:
+    """The rows of the lake, folded in this process."""
+    for block, n_done, n_items in fold_lake(lake, stream):
+        scored, repeated = block.take(block.is_scored), block.take(block.is_duplicate)
+        arrays: dict[str, NDArray[Any]] = {
+            "partition": scored.partition,
+            "offset": scored.offset,
+            "clock_ms": scored.clock_ms,
+            "time_ms": scored.time_ms,
+            "entity": scored.entity_hashes[:, 0],
+            "numeric": scored.numeric,
+            "categorical": scored.category_hashes,
+            "hashes": scored.features_hash,
+            "late_ms": scored.late_ms,
+            "duplicates": np.stack([repeated.partition, repeated.offset, repeated.duplicate_of], axis=1),
+        }
+        yield Rows(arrays, pa.array(scored.event_id.tolist(), pa.large_string()))
+        if progress:
+            progress(n_done, n_items)
 
 
 def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
@@ -194,30 +198,6 @@ def _columns(d: int, c: int) -> dict[str, tuple[type, int | None]]:
     }
 
 
-class _GrowingArray:
-    """A .npy file written row by row. Its header has a fixed size and gets the number of rows at the end."""
-
-    def __init__(self, path: Path, dtype: type, width: int | None) -> None:
-        self._dtype, self._width, self._n = np.dtype(dtype), width, 0
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
-        self._head()
-
-    def append(self, rows: NDArray[Any]) -> None:
-        assert rows.shape[1:] == (() if self._width is None else (self._width,))
-        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
-        self._n += len(rows)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._head()
-        self._file.close()
-
-    def _head(self) -> None:
-        shape = (self._n,) if self._width is None else (self._n, self._width)
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        np.lib.format.write_array_header_1_0(self._file, {"descr": descr, "fortran_order": False, "shape": shape})
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """A lock: one process at a time writes or removes tables. It is released when the process ends in any way."""
@@ -231,12 +211,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _clear(folder: Path, *, keep: int) -> None:
-    """Remove incomplete tables of killed processes, and all tables except the `keep` most recently used.
+def _clear(folder: Path, *, keep: int, but: Path | None) -> None:
+    """Remove incomplete tables of killed processes except `but`, and all tables except the `keep` most recently used.
 
     A process that has mapped a removed table can still read it.
     """
-    folders = [path for path in folder.iterdir() if path.is_dir()]
+    folders = [path for path in folder.iterdir() if path.is_dir() and path != but]
     half = [path for path in folders if path.name.startswith(".") or not (path / _MANIFEST).exists()]
     whole = sorted(set(folders) - set(half), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in (*half, *whole[keep:]):

@@ -32,6 +32,9 @@ class Span(NamedTuple):
     until_ms: int
 
 
+_ALWAYS = Span(-_FOREVER_MS, _FOREVER_MS)
+
+
 class Folded(NamedTuple):
     """Records of the lake after the fold."""
 
@@ -57,7 +60,7 @@ def fold_lake(
         until_ms: only records that take effect before this time.
     """
     from_ms = state.last.effective_ms if state is not None and state.last is not None else -_FOREVER_MS
-    spans, n_items, n_partitions = _slices(lake, stream, Span(from_ms, until_ms))
+    spans, n_items, n_partitions = slices(lake, stream, Span(from_ms, until_ms))
     unfolded, fold = None, _fold_by_partition(stream, n_partitions)
     if state is not None:
         unfolded, fold = at_or_after(state.frontier) & pl.col("partition").is_in(state.partitions), state.fold
@@ -90,7 +93,7 @@ def _fold_by_partition(stream: Stream, n_partitions: int) -> Callable[[Block], B
     return fold
 
 
-def _slices(lake: Lake, stream: Stream, within: Span) -> tuple[list[Span], int, int]:
+def slices(lake: Lake, stream: Stream, within: Span = _ALWAYS) -> tuple[list[Span], int, int]:
     """Consecutive spans of about `SLICE` rows, the number of rows, and the number of partitions."""
     kinds = (LABEL, EVENT) if stream.labels else (EVENT,)
     low, high, n_partitions = _FOREVER_MS, -_FOREVER_MS, 1

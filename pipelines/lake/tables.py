@@ -238,6 +238,27 @@ class Lake:
         pinned._pinned = {table: self._open(table) for table in TABLES}
         return pinned
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A snapshot goes to other processes as the versions of its tables; they must reach its folder."""
+        state = self.__dict__ | {"folder": self.folder.resolve()}
+        if self._pinned is not None:
+            state["_pinned"] = {t: None if delta is None else delta.version() for t, delta in self._pinned.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        versions: Mapping[str, int | None] | None = state.pop("_pinned")
+        self.__dict__.update(state, _pinned=None)
+        if versions is None:
+            return
+        try:
+            tables = {t: None if v is None else DeltaTable(self.folder / t, version=v) for t, v in versions.items()}
+        except (DeltaError, OSError) as error:
+            raise LakeError(
+                f"{self.folder} cannot be read ({type(error).__name__}: {error}); all machines that work on it must "
+                "reach it under this path"
+            ) from error
+        self._pinned = tables
+
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to ingest, per topic and partition."""
         return {(topic, p): last + 1 for topic, p, last in self._noted(_app)}

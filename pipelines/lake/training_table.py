@@ -12,6 +12,7 @@ from pipelines.contracts.contract import hash64
 from pipelines.contracts.stream import Stream
 from pipelines.lake.feature_table import FeatureTable, feature_table
 from pipelines.lake.labels import labels_of
+from pipelines.lake.shards import Workers
 from pipelines.lake.tables import Lake
 
 
@@ -47,6 +48,7 @@ def training_table(
     folder: Path,
     *,
     as_of_ms: int,
+    workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainingTable:
     """Events that took effect before a time, with features as of each event and labels as of that time.
@@ -56,10 +58,10 @@ def training_table(
     Args:
         folder: folder of the stream's feature tables.
         as_of_ms: ms since 1970, on the stream's clock; later records are not used.
-        progress: as in `feature_table`.
+        workers, progress: as in `feature_table`.
     """
     lake = lake.snapshot()
-    features = feature_table(lake, stream, folder, progress=progress)
+    features = feature_table(lake, stream, folder, workers=workers, progress=progress)
     n = int(np.searchsorted(features.clock_ms, as_of_ms))
     rows = np.argsort(features.time_ms[:n], kind="stable")
     label, known = labels_of(lake, stream, features.event_id[:n], features.time_ms[:n], as_of_ms=as_of_ms)

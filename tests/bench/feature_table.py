@@ -57,6 +57,7 @@ def fill(lake: Lake, n: int) -> None:
             "arrival_ms": told["arrival_ms"].to_numpy() + 3 * DAY_MS, "event_id": told["event_id"],
             "event_time_ms": told["event_time_ms"], "label": np.ones(k, np.int8),
             "labelled_at_ms": told["arrival_ms"], "source": ["bench"] * k,
+            "labelled_by": [None] * k, "label_why": [None] * k,
             **{name: told[name] for name in stream.entities},
         }  # fmt: skip
         labels = lake.frame("labels", reports)
