@@ -1,9 +1,10 @@
 """Memory and time of the feature table: of the fold that writes it, and of training that reads it.
 
-    python -m tests.bench.feature_table [--events 2000000] [--steps 200]
+    python -m tests.bench.feature_table [--events 2000000] [--entities 20000] [--steps 200] [--backfill dask]
 
 The payments stream with labels, one partition, on a local disk; each part in a process of its own. "Own memory" is
 anonymous memory, sampled every 20 ms; mapped pages of the table are the kernel's to take back and are given beside it.
+With `--backfill` (as UNMASK_BACKFILL) the table is also built by Dask, and compared; no training follows.
 """
 
 import argparse
@@ -14,13 +15,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
 import numpy as np
+import psutil
 
+from flows.backfill import cluster
 from flows.training_data import columns_of
 from models.fit.pretrain import PretrainConfig, pretrain
 from models.table import PickedRows, Table
@@ -35,8 +39,8 @@ DAYS = 180
 MIB = 1024 * 1024
 
 
-def fill(lake: Lake, n: int) -> None:
-    """Append n events, and a report of every 200th of them three days later."""
+def fill(lake: Lake, n: int, n_entities: int) -> None:
+    """Append n events of so many entities of each kind, and a report of every 200th of them three days later."""
     stream, random = lake.stream, np.random.default_rng(0)
     for first in range(0, n, BATCH):
         m = min(BATCH, n - first)
@@ -44,7 +48,7 @@ def fill(lake: Lake, n: int) -> None:
         rows = {
             "partition": np.zeros(m, np.int32), "offset": first + np.arange(m), "arrival_ms": at.astype(np.int64),
             "event_id": [f"event-{first + i}" for i in range(m)], "event_time_ms": at.astype(np.int64),
-            **{name: [f"{name}-{i}" for i in random.integers(0, 20_000, m)] for name in stream.entities},
+            **{name: [f"{name}-{i}" for i in random.integers(0, n_entities, m)] for name in stream.entities},
             **{name: random.lognormal(3.0, 1.0, m) for name in stream.numbers},
             **{name: random.choice(["a", "b", "c", "d"], m) for name in stream.categories},
         }  # fmt: skip
@@ -64,46 +68,66 @@ def fill(lake: Lake, n: int) -> None:
         lake.append("labels", labels, topic=stream.topic("labels"), through={0: begin + k - 1})
 
 
-def resident() -> dict[str, float]:
-    """MiB of this process's memory: its own, and mapped pages of files."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+def resident(pid: int) -> dict[str, float]:
+    """MiB of a process's memory: its own, and mapped pages of files."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
+
+
+def children() -> dict[int, tuple[float, float]]:
+    """MiB of own memory and CPU seconds of each child process."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError, KeyError):
+            spent = child.cpu_times()
+            found[child.pid] = resident(child.pid)["RssAnon"], spent.user + spent.system
+    return found
 
 
 @contextmanager
 def measured(what: str) -> Iterator[None]:
-    """Print how long the block took, and the most memory beyond what there was before it."""
-    before, peak, done = resident(), resident(), threading.Event()
+    """Print how long the block took, and the most memory beyond what there was before it; also of child processes."""
+    own = os.getpid()
+    before, peak, done = resident(own), resident(own), threading.Event()
+    others: dict[int, tuple[float, float]] = {}
 
     def watch() -> None:
         while not done.wait(0.02):
-            now = resident()
+            now = resident(own)
             peak.update({name: max(peak[name], now[name]) for name in peak})
+            for pid, (mib, cpu_s) in children().items():
+                others[pid] = max(mib, others.get(pid, (0.0, 0.0))[0]), cpu_s
 
     watching = threading.Thread(target=watch)
     watching.start()
-    began_s = time.perf_counter()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     yield
-    seconds = time.perf_counter() - began_s
+    seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
     done.set()
     watching.join()
-    own, mapped = (peak[name] - before[name] for name in ("RssAnon", "RssFile"))
-    print(f"{what}: {seconds:.1f} s, at most {own:,.0f} MiB of own memory more, {mapped:,.0f} MiB mapped", flush=True)
+    more, mapped = (peak[name] - before[name] for name in ("RssAnon", "RssFile"))
+    words = f"{what}: {seconds:.1f} s, at most {more:,.0f} MiB of own memory more, {mapped:,.0f} MiB mapped"
+    print(f"{words}, {cpu_s:.1f} CPU seconds", flush=True)
+    for mib, spent_s in sorted(others.values()):
+        print(f"  a child process: at most {mib:,.0f} MiB of own memory, {spent_s:.1f} CPU seconds", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--entities", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--part", choices=("fold", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--backfill")
+    parser.add_argument("--part", choices=("fold", "read", "backfill"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     stream = payments_stream("table")
     if asked.part is None:
         with tempfile.TemporaryDirectory() as folder:
-            fill(Lake(Path(folder) / "lake", stream), asked.events)
-            for part in ("fold", "read"):
+            fill(Lake(Path(folder) / "lake", stream), asked.events, asked.entities)
+            for part in ("fold", "backfill" if asked.backfill else "read"):
                 more = ["--part", part, "--folder", folder, "--steps", str(asked.steps)]
+                more += ["--backfill", asked.backfill] if asked.backfill else []
                 subprocess.run([sys.executable, "-m", "tests.bench.feature_table", *more], check=True)
         return
     lake, features = Lake(asked.folder / "lake", stream), asked.folder / "features"
@@ -112,6 +136,11 @@ def main() -> None:
             table = feature_table(lake, stream, features)
         size = sum(path.stat().st_size for path in (features / table.key).iterdir())
         print(f"table: {len(table):,} rows, {table.numeric.shape[1]} numeric columns, {size / MIB:,.0f} MiB on disk")
+        return
+    if asked.part == "backfill":
+        with measured(f"fold by {asked.backfill}"):
+            built = feature_table(lake, stream, asked.folder / "other", workers=partial(cluster, asked.backfill))
+        assert np.array_equal(built.hashes, feature_table(lake, stream, features).hashes)
         return
     with measured("training table"):
         found = training_table(lake, stream, features, as_of_ms=2**60)

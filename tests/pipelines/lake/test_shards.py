@@ -200,5 +200,5 @@ def test_a_worker_that_cannot_do_the_work_says_why(tmp_path: Path) -> None:
     job = shards.Job(Lake(tmp_path, stream), stream, tmp_path, 1, 0, 1, "0.0")
     with pytest.raises(LakeError, match=r"has version .* of Unmask; install 0\.0 there"):
         job.check()
-    with pytest.raises(LakeError, match="does not see .*; set UNMASK_HOME to a folder that all workers reach"):
+    with pytest.raises(LakeError, match=r"does not see .*; set UNMASK_HOME to a folder that all workers reach"):
         replace(job, version=version("unmask"), folder=tmp_path / "elsewhere").check()
