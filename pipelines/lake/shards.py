@@ -29,7 +29,7 @@ from pipelines.features.layout import FoldInput
 from pipelines.features.state import Decided, Records, State, feature_rows, hash_rows, plan_of
 from pipelines.features.windows import Windows
 from pipelines.lake.arrays import Draft, TextFile, growing, mapped, mapped_texts
-from pipelines.lake.replay import Span, block_in_order, slices
+from pipelines.lake.replay import CHUNK, Span, block_in_order, slices
 from pipelines.lake.tables import Lake
 
 SHARDS = 16  # of each kind of entity; a task holds the state of one
@@ -206,23 +206,39 @@ def _assemble(job: Job, span: int) -> None:
     records, decided = _load(job.records(span)), _load(job.decided)
     duplicate_of = decided["duplicate_of"][start:end]
     scored, repeated = records["is_event"] & (duplicate_of < 0), duplicate_of >= 0
-    windows = np.full((end - start, len(job.stream.features)), np.nan)
+    places = [records["partition"][repeated], records["offset"][repeated], duplicate_of[repeated]]
+    draft = Draft(job.rows(span))
+    draft.save({name: records[name][scored] for name in ("partition", "offset", "clock_ms", "time_ms")})
+    draft.save({"entity": records["entities"][scored, 0], "categorical": records["categories"][scored]})
+    draft.save({"late_ms": decided["late_ms"][start:end][scored]})
+    draft.save({"duplicates": np.stack(places, axis=1)})
+    _save_texts(draft, mapped_texts(job.records(span) / _EVENT_IDS).filter(pa.array(scored)))
+    found, shapes = (
+        _windows(job),
+        {"numeric": (np.float64, len(job.stream.numeric_columns)), "hashes": (np.uint64, None)},
+    )
+    with growing(draft.folder, shapes) as files:
+        for rows in np.split(np.flatnonzero(scored), range(CHUNK, int(scored.sum()), CHUNK)):
+            windows = np.full((len(rows), len(job.stream.features)), np.nan)
+            bounds = start + np.array([rows[0], rows[-1] + 1]) if len(rows) else [0, 0]
+            for columns, row, values in found:
+                first, last = np.searchsorted(row, bounds)
+                windows[np.searchsorted(rows, row[first:last] - start)[:, None], columns] = values[first:last]
+            numeric = feature_rows(records["numbers"][rows], records["time_ms"][rows], windows)
+            files["numeric"].append(numeric)
+            files["hashes"].append(hash_rows(numeric, records["categories"][rows]))
+    draft.finish()
+
+
+def _windows(job: Job) -> list[tuple[list[int], NDArray[np.int64], NDArray[np.float64]]]:
+    """What was folded in each shard: the columns of its features, the rows of their values, the values."""
+    parts = []
     for entity, name in enumerate(job.stream.entities):
         columns = [column for column, feature in enumerate(job.stream.features) if feature.entity == name]
         for shard in range(job.n_shards if columns else 0):
             found = _load(job.windows(entity, shard))
-            first, last = np.searchsorted(found["row"], [start, end])
-            windows[found["row"][first:last, None] - start, columns] = found["values"][first:last]
-    categorical = records["categories"][scored]
-    numeric = feature_rows(records["numbers"][scored], records["time_ms"][scored], windows[scored])
-    places = [records["partition"][repeated], records["offset"][repeated], duplicate_of[repeated]]
-    draft = Draft(job.rows(span))
-    draft.save({name: records[name][scored] for name in ("partition", "offset", "clock_ms", "time_ms")})
-    draft.save({"entity": records["entities"][scored, 0], "late_ms": decided["late_ms"][start:end][scored]})
-    draft.save({"numeric": numeric, "categorical": categorical, "hashes": hash_rows(numeric, categorical)})
-    draft.save({"duplicates": np.stack(places, axis=1)})
-    _save_texts(draft, mapped_texts(job.records(span) / _EVENT_IDS).filter(pa.array(scored)))
-    draft.finish()
+            parts.append((columns, found["row"], found["values"]))
+    return parts
 
 
 def _groups(stream: Stream, partition: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -3,7 +3,7 @@
     python -m tests.bench.feature_table [--events 2000000] [--entities 20000] [--steps 200] [--backfill dask]
 
 The payments stream with labels, one partition, on a local disk; each part in a process of its own. "Own memory" is
-anonymous memory, sampled every 20 ms; mapped pages of the table are the kernel's to take back and are given beside it.
+anonymous memory, sampled every 100 ms; mapped pages of the table are the kernel's to take back and are given beside it.
 With `--backfill` (as UNMASK_BACKFILL) the table is also built by Dask, and compared; no training follows.
 """
 
@@ -92,7 +92,7 @@ def measured(what: str) -> Iterator[None]:
     others: dict[int, tuple[float, float]] = {}
 
     def watch() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.1):
             now = resident(own)
             peak.update({name: max(peak[name], now[name]) for name in peak})
             for pid, (mib, cpu_s) in children().items():

@@ -83,6 +83,7 @@ def test_shards_make_no_difference(
     assert int((whole.late_ms > 0).sum()) > 10
     monkeypatch.setattr(shards, "SHARDS", n_shards)
     monkeypatch.setattr("pipelines.lake.replay.SLICE", 301)
+    monkeypatch.setattr(shards, "CHUNK", 101)
     shares: list[tuple[int, int]] = []
     found = feature_table(
         lake, stream, tmp_path / "shards", workers=threads(), progress=lambda *share: shares.append(share)
