@@ -16,7 +16,9 @@ from flows.review.runs import Trained, name_of, report_encoder
 from flows.settings import Settings
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
+from flows.together import Work, share
 from flows.training_data import TrainingData
+from models.fit import workers
 from models.fit.pretrain import PretrainConfig, Pretrained
 from models.fit.pretrain import pretrain as pretrain_encoder
 from models.ship import registry
@@ -38,7 +40,7 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
         The id of the MLflow run, which contains the encoder.
     """
     settings, spec = Settings(), load(stream)
-    lake = settings.lake(spec)
+    lake = settings.lake(spec).snapshot()
     data = stages.read(settings, lake, spec, as_of=as_of)
     tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     with registry.open_run(
@@ -50,7 +52,9 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
         trained = Trained(run, spec, lake, data, tags)
         trained.log_data()
         curves: dict[str, list[tuple[float, float]]] = {}
-        pretrained = _train(run, data, seed, settings.work_folder(spec, "pretrain") / "checkpoint", curves)
+        checkpoint = (settings.work_folder(spec, "pretrain") / "checkpoint").resolve()
+        work = Work(lake, spec, settings.features(spec).resolve(), data.as_of_ms, PretrainConfig(), seed, checkpoint)
+        pretrained = _train(run, data, work, curves)
         _publish(run, pretrained, tags)
         _report(trained, pretrained, curves)
     create_link_artifact(key=artifact_key(spec.name, "pretrain"), link=run.url, link_text="MLflow run")
@@ -59,25 +63,26 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
 
 @stage("train the encoder")
 def _train(
-    run: registry.Run, data: TrainingData, seed: int, checkpoint: Path, curves: dict[str, list[tuple[float, float]]]
+    run: registry.Run, data: TrainingData, work: Work, curves: dict[str, list[tuple[float, float]]]
 ) -> Pretrained:
     def log(values: Mapping[str, float], step: int) -> None:
         run.log_metrics(values, step)
         for name, value in values.items():
             curves.setdefault(name, []).append((step, value))
 
-    config = PretrainConfig()
-    run.log_params(vars(config) | {"rows": len(data.table), "columns": len(data.table.columns)})
+    share(work)
+    size = {"rows": len(data.table), "columns": len(data.table.columns), "processes": workers.count()}
+    run.log_params(vars(work.config) | size)
     with progress.shown("pretrain") as report:
         pretrained = pretrain_encoder(
             data.table,
-            config=config,
-            seed=seed,
+            config=work.config,
+            seed=work.seed,
             label=data.label,
             known=data.known,
             report=log,
             progress=report,
-            checkpoint=checkpoint,
+            checkpoint=work.checkpoint,
         )
     run_log().info("trained on %s rows of %d columns", f"{len(data.table):,}", len(data.table.columns))
     return pretrained

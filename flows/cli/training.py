@@ -83,9 +83,20 @@ def deploy(
 def pretrain(stream: StreamOption = None, as_of: AsOfOption = None, seed: SeedOption = 0) -> None:
     """Train the encoder on the events of the lake; needs no labels. An interrupted run resumes from its checkpoint.
 
-    [bold]Example[/bold]  unmask pretrain --stream handbook --as-of 2018-07-01
+    Several processes of torch's launcher train together, one for each GPU or share of the cores.
+
+    [bold]Examples[/bold]
+
+    unmask pretrain --stream handbook --as-of 2018-07-01
+
+    torchrun --nproc-per-node 2 -m flows.cli pretrain --stream handbook
     """
     path, spec, until = stream_path(stream), stream_of(stream), moment_of(as_of)
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ["RANK"] != "0":
+        from flows.together import help_to_train
+
+        help_to_train()
+        return
     report_to_prefect()
     from flows.pretrain import pretrain as flow
 

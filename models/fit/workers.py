@@ -1,7 +1,7 @@
 """Several processes that train one network, each on its own rows: one for each GPU, or for each share of the cores.
 
-They are started by torch's launcher, for example `torchrun --nproc-per-node 2 program.py`; a program that is started
-alone is the only worker. Every worker has the same weights; only the first one reports and writes.
+They are started by torch's launcher, for example `torchrun --nproc-per-node 2 -m flows.cli pretrain`; a program that is
+started alone is the only worker. Every worker has the same weights; only the first one reports and writes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=30)  # the others wait while the first one validates
+TIMEOUT = timedelta(hours=12)  # the others wait while the first one builds the feature table, or validates
 T = TypeVar("T")
 
 

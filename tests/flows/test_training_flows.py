@@ -278,6 +278,41 @@ def the_runs_are_worth_reviewing(stream: Stream) -> None:
     assert len(run.outputs.model_outputs) == 1
 
 
+TOGETHER = """
+import sys
+from flows import pretrain
+from flows.cli.entry import main
+from models.fit.pretrain import PretrainConfig
+pretrain.PretrainConfig = lambda: PretrainConfig(width=32, max_steps=60, min_steps=60, batch=256)
+main()
+"""
+
+
+def test_two_processes_of_the_launcher_pretrain_in_one_run(unmask: Unmask) -> None:
+    path, stream = purchases(unmask.home)
+    program = unmask.home / "program.py"
+    program.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(
+        [*command, "pretrain", "--stream", str(path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The encoder is trained.") == 1
+    run, *_ = reviewed(stream, "pretrain")
+    assert (run.info.status, run.data.params["processes"], run.data.params["rows"]) == ("FINISHED", "2", str(N))
+    flow_runs = httpx.post(
+        f"{Settings().prefect}/flow_runs/filter", json={"flow_runs": {"name": {"like_": path.stem}}}
+    ).json()
+    assert [one["state_type"] for one in flow_runs] == ["COMPLETED"]
+    trained = find(Settings(), stream)
+    assert trained is not None
+
+
 def test_labels_kept_for_the_gate_change_nothing_of_the_model(unmask: Unmask) -> None:
     models, run_id = [], None
     for flipped_from in (2.0, 0.875):
