@@ -1,5 +1,6 @@
 """Dask for building feature tables in parallel: its processes on this machine, or a cluster."""
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor
@@ -29,8 +30,8 @@ def cluster(where: str) -> Iterator[Executor]:
         if where == "dask":
             n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             # Dask counts mapped files as memory of a process and would end it.
-            local = LocalCluster(n_workers=n, threads_per_worker=1, memory_limit=None, dashboard_address=None)
-            address = stack.enter_context(local)
+            options = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+            address = stack.enter_context(LocalCluster(n_workers=n, silence_logs=logging.ERROR, **options))
         try:
             client = stack.enter_context(Client(address))
         except OSError as error:

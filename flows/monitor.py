@@ -60,7 +60,7 @@ def monitor(stream: Path, hours: Annotated[int, Field(ge=1)] = 24) -> Condition:
     """
     settings, spec = Settings(), load(stream)
     champion = _champion(settings, spec)
-    data = stages.read(settings.lake(spec), spec, settings.features(spec), as_of=None)
+    data = stages.read(settings, settings.lake(spec), spec, as_of=None)
     found = _compare(settings, spec, champion, data, hours)
     _publish(settings, spec, champion, found)
     return found

@@ -1,6 +1,7 @@
 """Arrays in .npy files: written row by row or as a whole, read memory-mapped, so they may be larger than memory."""
 
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -13,14 +14,19 @@ from numpy.typing import NDArray
 
 from pipelines.features.draft import sync
 
+# numpy parses a header by `ast`, which in Python 3.11 fails now and then in two threads at once (SystemError).
+_parsing = threading.Lock()
+
 
 def mapped(path: Path) -> NDArray[Any]:
     """The array in a file, memory-mapped."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, _parsing:
         np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    empty = 0 in shape  # empty files cannot be mapped
-    return np.empty(shape, dtype) if empty else np.asarray(np.load(path, mmap_mode="r"))
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        begin = file.tell()
+    if 0 in shape:  # empty files cannot be mapped
+        return np.empty(shape, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", begin, shape, "F" if is_fortran else "C"))
 
 
 class GrowingArray:

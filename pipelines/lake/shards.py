@@ -46,13 +46,12 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What every task must know: what is folded, and the folder of the files.
+    """What every task must know: the stream, and the folder of the files.
 
     Raises:
         LakeError: in every task, if the worker has another version of Unmask or does not see the folder.
     """
 
-    lake: Lake
     stream: Stream
     folder: Path
     n_partitions: int
@@ -100,11 +99,11 @@ def fold_in_shards(
     if not (folder / "id_key").exists():
         (folder / "id_key.draft").write_bytes(os.urandom(ID_KEY_BYTES))
         (folder / "id_key.draft").replace(folder / "id_key")
-    job = Job(lake, stream, folder.resolve(), n_partitions, len(spans), SHARDS, version("unmask"))
+    job = Job(stream, folder.resolve(), n_partitions, len(spans), SHARDS, version("unmask"))
     entities = [e for e, name in enumerate(stream.entities) if any(f.entity == name for f in stream.features)]
     shards = [(e, s) for e in entities for s in range(SHARDS)]
     steps: list[tuple[Callable[..., None], list[tuple[Any, ...]], Callable[..., Path]]] = [
-        (_read, list(enumerate(spans)), lambda i, span: job.records(i)),
+        (_read, [(i, lake, span) for i, span in enumerate(spans)], lambda i, *_: job.records(i)),
         (_decide, [()], lambda: job.decided),
         (_fold, shards, job.windows),
         (_assemble, [(i,) for i in range(len(spans))], job.rows),
@@ -132,10 +131,10 @@ def _finished(futures: "list[Future[None]]") -> Iterator[None]:
             future.cancel()
 
 
-def _read(job: Job, number: int, span: Span) -> None:
+def _read(job: Job, number: int, lake: Lake, span: Span) -> None:
     """The records of a span, without texts but for the event ids."""
     job.check()
-    block = block_in_order(job.lake, job.stream, during=span)
+    block = block_in_order(lake, job.stream, during=span)
     draft = Draft(job.records(number))
     id_key = (job.folder / "id_key").read_bytes()
     draft.save(Records.of(block, np.arange(len(block)), job.stream, id_key)._asdict())

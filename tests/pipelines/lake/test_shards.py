@@ -198,7 +198,7 @@ def test_a_snapshot_in_another_process_does_not_show_what_is_appended_later(
 
 def test_a_worker_that_cannot_do_the_work_says_why(tmp_path: Path) -> None:
     stream = payments_stream("t")
-    job = shards.Job(Lake(tmp_path, stream), stream, tmp_path, 1, 0, 1, "0.0")
+    job = shards.Job(stream, tmp_path, 1, 0, 1, "0.0")
     with pytest.raises(LakeError, match=r"has version .* of Unmask; install 0\.0 there"):
         job.check()
     with pytest.raises(LakeError, match=r"does not see .*; set UNMASK_HOME to a folder that all workers reach"):
