@@ -284,7 +284,8 @@ from flows import pretrain
 from flows.cli.entry import main
 from models.fit.pretrain import PretrainConfig
 pretrain.PretrainConfig = lambda: PretrainConfig(width=32, max_steps=60, min_steps=60, batch=256)
-main()
+if __name__ == "__main__":
+    main()
 """
 
 
