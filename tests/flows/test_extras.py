@@ -32,7 +32,7 @@ def test_every_package_of_an_extra_that_a_command_needs_is_named() -> None:
         packages = {Requirement(text).name for text in extras[extra]} - {"unmask"}
         installed = {owner.lower().replace("_", "-") for module in modules for owner in owners.get(module, ())}
         lacking = {name for name in packages if name not in installed}
-        may_lack = {"mlflow"} if extra == "flows" else {"confluent-kafka", "distributed"}  # "serve" names mlflow
+        may_lack = {"mlflow"} if extra == "flows" else {"confluent-kafka"}  # "serve" names mlflow
         assert lacking <= may_lack, extra
 
 
