@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from flows.review.sections import Fact, Plot, Rows, Section
 from models import plots
 from models.drift import Drift, Moved
+from models.evaluation import Share
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 
@@ -20,7 +21,7 @@ class Condition:
         why: that is why.
         alert_rate: share of the newest events that raise an alert.
         allowed_rate: share that its budget allows; None if it does not say.
-        reviewed: newest alerts with a known label, and how many of them are frauds.
+        reviewed: frauds among the newest alerts with a known label.
         reviewed_before: the same of alerts in the reference.
     """
 
@@ -29,14 +30,14 @@ class Condition:
     why: str
     alert_rate: float
     allowed_rate: float | None
-    reviewed: tuple[int, int]
-    reviewed_before: tuple[int, int]
+    reviewed: Share
+    reviewed_before: Share
 
     @property
     def is_worse(self) -> bool:
-        """Whether fewer of the alerts are frauds than before, beyond chance (95 % intervals of Wilson)."""
-        now, before = _interval(*self.reviewed), _interval(*self.reviewed_before)
-        return self.reviewed[0] > 0 and self.reviewed_before[0] > 0 and now[1] < WORSE * before[0]
+        """Whether fewer of the alerts are frauds than before, beyond chance."""
+        now, before = self.reviewed, self.reviewed_before
+        return now.n > 0 and before.n > 0 and now.high < WORSE * before.low
 
     @property
     def needs_training(self) -> bool:
@@ -47,7 +48,7 @@ class Condition:
     def words(self) -> str:
         """The condition in one sentence."""
         if self.is_worse:
-            return f"{self.reviewed[1]} of {self.reviewed[0]} reviewed alerts are frauds, which is fewer than before"
+            return f"{self.reviewed.k} of {self.reviewed.n} reviewed alerts are frauds, which is fewer than before"
         if self.drift is None:
             return self.why
         if not self.drift.has_drifted:
@@ -95,19 +96,7 @@ def _alert_words(found: Condition) -> str:
     words = f"{found.alert_rate:.3%} of the newest events raise an alert"
     if found.allowed_rate:
         words += f"; the budget is {found.allowed_rate:.3%}"
-    for (n, k), when in ((found.reviewed, "since the training"), (found.reviewed_before, "held out in the training")):
-        words += f"; of {n:,} alerts with a known label {when}, {k:,} are frauds" + (f" ({k / n:.0%})" if n else "")
+    for one, when in ((found.reviewed, "since the training"), (found.reviewed_before, "held out in the training")):
+        words += f"; of {one.n:,} alerts with a known label {when}, {one.k:,} are frauds"
+        words += f" ({one.value:.0%})" if one.n else ""
     return f"{words}."
-
-
-def _interval(n: int, k: int) -> tuple[float, float]:
-    """The 95 % interval of a share k / n (Wilson, 1927).
-
-    >>> [round(x, 2) for x in _interval(10, 5)]
-    [0.24, 0.76]
-    """
-    if not n:
-        return 0.0, 1.0
-    z, share = 1.96, k / n
-    middle, width = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)

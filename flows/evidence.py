@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flows import gate
-from flows.serve.model import ColumnsByName, loaded_model
+from flows.serve.model import ColumnsByName, loaded_model, score_table
 from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
+from models.evaluation import stability_index
 from models.fit import leaks
 from models.paired import Difference, paired
 from models.ship import registry
@@ -106,10 +106,6 @@ class Evidence:
     not_compared: Mapping[str, str] = field(default_factory=dict)
     shadow: Shadow | None = None
 
-    def json(self) -> str:
-        """As JSON text, the same for the same measurements."""
-        return json.dumps(asdict(self), sort_keys=True)
-
 
 @dataclass(frozen=True)
 class Former:
@@ -178,10 +174,10 @@ def measure(
     since_ms = _ms(tags, "held_out_from_ms", time_ms)
     start = int(np.searchsorted(time_ms, since_ms))
     newest, before = _rows(data.table, start, len(data.table)), _rows(data.table, 0, start)
-    scores, truth = candidate.score(*_cells(newest)), data.label[judged]
+    scores, truth = score_table(candidate, newest), data.label[judged]
     budget, n_frauds = candidate.own.rules.budget, int((data.label[judged] == 1).sum())
     allowed = gate.allowed_share(budget, newest.time_ms, validation_alert_rate=_rate(tags))
-    ours = candidate.score(*_cells(data.table.take(judged)))
+    ours = score_table(candidate, data.table.take(judged))
     can_judge = n_frauds >= min_frauds
     return Evidence(
         since_ms=int(time_ms[judged[0]] if len(judged) else newest.time_ms[0]),
@@ -192,7 +188,7 @@ def measure(
         distinct=len(np.unique(scores)),
         alert_rate=float(np.mean(scores > candidate.threshold)),
         allowed_rate=allowed,
-        drift=stability(candidate.score(*_cells(before)), scores),
+        drift=stability(score_table(candidate, before), scores),
         cost=gate.cost_of(budget, ours, truth, candidate.threshold) if can_judge else {},
         bias=float(ours.sum()) / n_frauds if can_judge and has_labels else None,
         reasons=_true_reasons(candidate, newest, scores),
@@ -224,7 +220,7 @@ def _versus(
     use = later if (label[later] == 1).sum() >= min_frauds else np.ones(len(judged), bool)
     rows = data.table.take(judged[use])
     n_alerts = max(1, round(allowed * len(rows)))
-    theirs = former.model.score(*_cells(rows))
+    theirs = score_table(former.model, rows)
     found = paired(label[use], ours[use], theirs, data.table.entity[judged[use]], n_alerts=n_alerts)
     return Versus(
         found.average_precision,
@@ -243,14 +239,12 @@ def stability(before: NDArray[np.floating], now: NDArray[np.floating], *, n_bins
     >>> stability(before, before) < 1e-9, stability(before, np.full(50, 99.0)) > 1
     (True, True)
 
-    Source: Siddiqi, Credit Risk Scorecards (2006). Empty bins count as half an event.
     """
     if not (len(before) and len(now)):
         return 0.0
     edges = np.unique(np.quantile(before, np.linspace(0, 1, n_bins + 1)[1:-1]))
     counts = [np.bincount(np.searchsorted(edges, one, side="right"), minlength=len(edges) + 1) for one in (before, now)]
-    was, is_now = (np.maximum(n, 0.5) / np.maximum(n, 0.5).sum() for n in counts)
-    return float(np.sum((is_now - was) * np.log(is_now / was)))
+    return stability_index(*counts)
 
 
 def _shared(scores: NDArray[np.float32], rows: Table, champion: Former | None) -> float | None:
@@ -258,7 +252,7 @@ def _shared(scores: NDArray[np.float32], rows: Table, champion: Former | None) -
     if champion is None or champion.model is None:
         return None
     n_top = max(1, round(TOP * len(scores)))
-    highest = [set(np.argsort(-one, kind="stable")[:n_top]) for one in (scores, champion.model.score(*_cells(rows)))]
+    highest = [set(np.argsort(-one, kind="stable")[:n_top]) for one in (scores, score_table(champion.model, rows))]
     return len(highest[0] & highest[1]) / n_top
 
 

@@ -98,7 +98,7 @@ def finetune(
         _report(trained, found)
         validation = {k: f"{v:.6f}" for k, v in metrics.items() if k.startswith("validation_")}
         validation["has_head"] = f"{model.metrics['has_head']:.0f}"
-        version = _register(run, spec, folder, digest, tags | validation, figures, data.table.take(slices.newest))
+        version = _register(run, spec, folder, served, tags | validation, figures, data.table.take(slices.newest))
         runs.describe_model(trained, found, registry_name(spec), version, _words(figures))
     create_link_artifact(key=artifact_key(spec.name, "finetune"), link=run.url, link_text="MLflow run")
     rows = [{"scorer": scorer, **asdict(one)} for scorer, one in figures.comparisons.items()]
@@ -215,13 +215,13 @@ def _register(
     run: registry.Run,
     stream: Stream,
     folder: Path,
-    digest: str,
+    served: ServedModel,
     tags: Mapping[str, str],
     figures: gate.Figures,
     example: Table,
 ) -> int:
-    name, uri = registry_name(stream), run.tracking_uri
-    serving = serving_of(artifact.load(folder, expect=digest), example)
+    name, uri, digest = registry_name(stream), run.tracking_uri, served.digest
+    serving = serving_of(served, example)
     version = registry.register(
         name, run, folder, digest=digest, tags={**tags, **figures.tags()}, description=_words(figures), serving=serving
     )

@@ -19,19 +19,19 @@ from flows.condition import Condition, drift_sections
 from flows.lineage import lineage
 from flows.retries import retry_unless_mistaken
 from flows.review import sections
-from flows.serve.model import ColumnsByName, loaded_model
+from flows.serve.model import ColumnsByName, loaded_model, score_table
 from flows.settings import Settings, registry_name
 from flows.stages import artifact_key, run_log, run_name, stage
 from flows.streams.shipped import load
 from flows.training_data import TrainingData
 from models.drift import Drift, Moved, TooFewEventsError, drift
+from models.evaluation import Share
 from models.ship import registry
 from models.table import Table
 from pipelines.contracts.stream import HOUR_MS, Stream
 from pipelines.errors import UnmaskError
 from pipelines.lake.labels import is_mature
 
-BLOCK = 16_384  # rows scored at a time
 AGAIN_S = 86_400.0  # between two events about the same champion, so that one drift trains one model
 DRIFT_EVENT = "unmask.drift"
 EVENT_TAG = "drift.event_at"
@@ -109,14 +109,14 @@ def _compare(settings: Settings, stream: Stream, champion: Champion, data: Train
         seen = drift(
             pretrained.expectation,
             pretrained.rules.coding,
-            lambda rows: _scores(model, rows),
+            lambda rows: score_table(model, rows),
             past,
             now,
             width_ms=hours * HOUR_MS,
         )
     except TooFewEventsError as error:
         why = str(error)
-    alerts = _scores(model, now) > model.threshold
+    alerts = score_table(model, now) > model.threshold
     mature = is_mature(table.time_ms, stream.labels, as_of_ms=data.as_of_ms)
     held_out = int(np.searchsorted(table.time_ms, _held_out(champion)))
     found = Condition(
@@ -147,20 +147,11 @@ def _allowed(champion: Champion, rows: Table) -> float | None:
     return None if np.isnan(found) else found
 
 
-def _scores(model: ColumnsByName, rows: Table) -> NDArray[np.float32]:
-    """Scores of rows, **shape (n,)**; `BLOCK` rows are read at a time."""
-    parts = (rows.take(slice(start, start + BLOCK)) for start in range(0, len(rows), BLOCK))
-    found = [model.score(np.asarray(part.numeric[:]), np.asarray(part.categorical[:])) for part in parts]
-    return np.concatenate([np.zeros(0, np.float32), *found])
-
-
-def _reviewed(
-    model: ColumnsByName, data: TrainingData, start: int, end: int, mature: NDArray[np.bool_]
-) -> tuple[int, int]:
-    """Alerts with a final label among some rows, and how many of them are frauds."""
+def _reviewed(model: ColumnsByName, data: TrainingData, start: int, end: int, mature: NDArray[np.bool_]) -> Share:
+    """Frauds among the alerts with a final label of some rows."""
     rows = start + np.flatnonzero((data.known & mature)[start:end])
-    alerts = rows[_scores(model, data.table.take(rows)) > model.threshold]
-    return len(alerts), int((data.label[alerts] == 1).sum())
+    alerts = rows[score_table(model, data.table.take(rows)) > model.threshold]
+    return Share(int((data.label[alerts] == 1).sum()), len(alerts))
 
 
 @stage("publish the condition")
@@ -200,8 +191,8 @@ def _figures(found: Condition) -> dict[str, float]:
     figures = {"alerts/rate": found.alert_rate, "drifted": float(found.needs_training)}
     if found.allowed_rate:
         figures["alerts/rate_over_budget"] = found.alert_rate / found.allowed_rate
-    if found.reviewed[0]:
-        figures["alerts/precision"] = found.reviewed[1] / found.reviewed[0]
+    if found.reviewed.n:
+        figures["alerts/precision"] = found.reviewed.value
     for one in found.drift.moved if found.drift else ():
         figures[f"severity/{one.name}"] = one.severity
         figures[f"stability/{one.name}"] = one.stability

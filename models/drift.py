@@ -15,6 +15,7 @@ from scipy.stats import wasserstein_distance
 
 from models.cells import CellCoding
 from models.errors import ModelError
+from models.evaluation import stability_index
 from models.net.batches import surprises_of
 from models.net.expectation import Expectation
 from models.table import Table
@@ -184,11 +185,11 @@ def _moved(
     """Compare the last part with those before it, by how far each of these is from all of them."""
     counts = _counts(values, is_number=is_number)
     whole = counts[:-1].sum(axis=0)
-    usual = [_stability(whole - one, one) for one in counts[:-1]]
+    usual = [stability_index(whole - one, one) for one in counts[:-1]]
     shift, limit = _shift(surprise) if surprise is not None else (None, MIN_NATS)
     return Moved(
         name,
-        stability=_stability(whole, counts[-1]),
+        stability=stability_index(whole, counts[-1]),
         stability_limit=max(MIN_STABILITY, TIMES * sorted(usual)[-2]),
         distance=_distance(np.concatenate(values[:-1]), values[-1]) if is_number else None,
         surprise=shift,
@@ -215,12 +216,6 @@ def _counts(parts: Sequence[NDArray], *, is_number: bool) -> NDArray[np.float64]
 def _place(top: NDArray, values: NDArray) -> NDArray[np.int64]:
     at = np.minimum(np.searchsorted(top, values), max(len(top) - 1, 0))
     return np.where(top[at] == values, at, len(top)) if len(top) else np.zeros(len(values), np.int64)
-
-
-def _stability(before: NDArray[np.float64], now: NDArray[np.float64]) -> float:
-    """Population stability index of counts by bin. Empty bins count as half an event."""
-    was, is_now = (np.maximum(n, 0.5) / np.maximum(n, 0.5).sum() for n in (before, now))
-    return float(np.sum((is_now - was) * np.log(is_now / was)))
 
 
 def _shift(parts: Sequence[NDArray[np.float32]]) -> tuple[float | None, float]:

@@ -16,11 +16,14 @@ from models.score.explain import Explanation
 from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.ship.manifest import ArtifactError
+from models.table import Table
 from pipelines.contracts.stream import Stream
 from pipelines.lake.audit import NoModelError
 from pipelines.live.wanted import OrderedThreshold
 
 log = logging.getLogger(__name__)
+
+BLOCK = 16_384  # rows scored at a time
 
 
 class ColumnsByName:
@@ -79,6 +82,13 @@ class ColumnsByName:
             np.hstack([numeric, masked])[:, self._numeric],
             np.hstack([categorical, unknown])[:, self._categorical],
         )
+
+
+def score_table(model: ColumnsByName, table: Table) -> NDArray[np.float32]:
+    """Scores of a table with the columns of the stream, **shape (n,)**; `BLOCK` rows are read at a time."""
+    parts = (table.take(slice(start, start + BLOCK)) for start in range(0, len(table), BLOCK))
+    found = [model.score(np.asarray(part.numeric[:]), np.asarray(part.categorical[:])) for part in parts]
+    return np.concatenate([np.zeros(0, np.float32), *found])
 
 
 def _places(wanted: Sequence[str], have: Sequence[str]) -> NDArray[np.int64]:

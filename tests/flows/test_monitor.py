@@ -92,7 +92,7 @@ def test_an_undisturbed_stream_is_left_alone(unmask: Unmask) -> None:
     assert unmask.promote(path, as_of=BEFORE, force=True).promoted
     found = monitored(unmask, path)
     assert not found.needs_training, found.words
-    assert found.reviewed[0] > 0
+    assert found.reviewed.n > 0
 
 
 def test_without_a_champion_there_is_nothing_to_monitor(unmask: Unmask) -> None:
