@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
 from models.evaluation import stability_index
 from models.fit import leaks
+from models.fit.leaks import Alone
 from models.paired import Difference, paired
 from models.ship import registry
 from models.ship.manifest import ArtifactError
@@ -82,6 +83,7 @@ class Evidence:
         reasons: share of the alerts that are none any more once the named fields are as expected; None without alerts.
         drift: population stability index of the scores, from before the period to within it.
         leaks: fields that know the label, and why.
+        strongest: the field of the model that predicts the label best alone; None with too few frauds.
         shared: share of the highest scores that are the highest ones of the champion, too; None without a champion.
         formers: by name: champion, reference (the best former champion).
         not_compared: those that could not be compared, and why.
@@ -101,6 +103,7 @@ class Evidence:
     bias: float | None = None
     reasons: float | None = None
     leaks: tuple[str, ...] = ()
+    strongest: Alone | None = None
     shared: float | None = None
     formers: Mapping[str, Versus] = field(default_factory=dict)
     not_compared: Mapping[str, str] = field(default_factory=dict)
@@ -179,6 +182,7 @@ def measure(
     allowed = gate.allowed_share(budget, newest.time_ms, validation_alert_rate=_rate(tags))
     ours = score_table(candidate, data.table.take(judged))
     can_judge = n_frauds >= min_frauds
+    used = {column.of or column.name for column in candidate.own.columns}
     return Evidence(
         since_ms=int(time_ms[judged[0]] if len(judged) else newest.time_ms[0]),
         until_ms=int(time_ms[-1]),
@@ -192,7 +196,8 @@ def measure(
         cost=gate.cost_of(budget, ours, truth, candidate.threshold) if can_judge else {},
         bias=float(ours.sum()) / n_frauds if can_judge and has_labels else None,
         reasons=_true_reasons(candidate, newest, scores),
-        leaks=tuple(f"{one.field}: {one.why}" for one in _leaks(candidate, data, entities)) if n_frauds else (),
+        leaks=_leaks(used, data, entities) if n_frauds else (),
+        strongest=leaks.strongest(data.table.take(judged), truth, used) if can_judge else None,
         shared=_shared(scores, newest, formers.get("champion")),
         formers={
             who: _versus(candidate, ours, former, data, judged, allowed, min(min_frauds, n_frauds))
@@ -278,11 +283,10 @@ def _times(ours: ColumnsByName, theirs: ColumnsByName, rows: Table) -> float:
     return best[0] / best[1]
 
 
-def _leaks(model: ColumnsByName, data: TrainingData, entities: Mapping[str, NDArray[np.uint32]]) -> list[leaks.Leak]:
-    """Fields of the event that know what is to be predicted and that the model uses."""
-    used = {column.of or column.name for column in model.own.columns}
+def _leaks(used: Collection[str], data: TrainingData, entities: Mapping[str, NDArray[np.uint32]]) -> tuple[str, ...]:
+    """Those of the fields that know what is to be predicted, and why."""
     found = leaks.find(data.table, label=data.label, known=data.known, entities=entities)
-    return [one for one in found if one.field in used]
+    return tuple(f"{one.field}: {one.why}" for one in found if one.field in used)
 
 
 def _rows(table: Table, start: int, end: int) -> Table:

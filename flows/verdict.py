@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from flows.evidence import Evidence, Versus
 from flows.gate import Comparison, Figures
+from models.fit.leaks import Alone
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Promotion
 
@@ -86,6 +87,8 @@ def _with_labels(evidence: Evidence, figures: Figures | None, limits: Promotion)
                 checks["time"] = Check(seen, one.time <= limits.max_time)
         elif name in evidence.not_compared:
             checks[name] = _not_compared(name, evidence)
+    if evidence.strongest is not None:
+        checks["one field"] = _one_field(evidence.strongest, evidence.formers.get("champion"), limits)
     baselines = {} if figures is None else figures.comparisons
     checks["baselines"] = _floor({name: baselines[name] for name in BASELINES if name in baselines}, limits)
     if evidence.bias is not None:
@@ -132,6 +135,21 @@ def _former(words: str, one: Versus, limits: Promotion) -> Check:
     )
     loses = average.is_clear_loss or (precision.is_clear_loss and precision.ours < precision.theirs - limits.max_loss)
     return Check(seen, average.ours >= average.theirs - limits.max_loss and not loses)
+
+
+def _one_field(strongest: Alone, champion: Versus | None, limits: Promotion) -> Check:
+    """A field that alone does what the champion cannot do most often knows what comes later."""
+    before, found = 0.0 if champion is None else champion.average_precision.theirs, strongest.average_precision
+    holds = found <= max(limits.max_one_field, before + limits.max_loss)
+    seen = f"{strongest.field} alone has an average precision of {found:.3f}"
+    if holds:
+        return Check(seen, holds)
+    beside = "" if champion is None else f", the champion {before:.3f}"
+    advice = (
+        "If it is known when an event happens, set max_one_field = 1 in [promotion] of the stream file; if it is "
+        "filled in later, delete it from [fields]"
+    )
+    return Check(f"{seen}{beside}; {limits.max_one_field:g} is allowed. {advice}", holds)
 
 
 def _floor(baselines: Mapping[str, Comparison], limits: Promotion) -> Check:

@@ -162,6 +162,7 @@ class Promotion(msgspec.Struct, frozen=True):
         max_alerts: allowed alerts, as a multiple of the budget.
         max_bias: expected frauds for each known one, or the inverse of it.
         max_drift: stability index of the scores.
+        max_one_field: average precision of a model of one field, if the champion's is lower.
         min_reasons: share of the alerts whose reasons explain them.
         max_time: of scoring, as a multiple of the champion's.
         shadow_events: live events that the candidate must have scored in shadow; 0 = none.
@@ -173,6 +174,7 @@ class Promotion(msgspec.Struct, frozen=True):
     max_alerts: float = 1.5
     max_bias: float = 3.0
     max_drift: float = 1.0
+    max_one_field: float = 0.6
     min_reasons: float = 0.5
     max_time: float = 4.0
     shadow_events: int = 0

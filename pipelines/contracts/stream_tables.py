@@ -231,6 +231,7 @@ class PromotionTable(Struct, kw_only=True):
     max_loss: AtMostOne = 0.02
     max_alerts: Times = 1.5
     max_bias: Times = 3.0
+    max_one_field: AtMostOne = 0.6
     max_drift: Positive = 1.0
     min_reasons: AtMostOne = 0.5
     max_time: Times = 4.0

@@ -8,6 +8,7 @@ import pytest
 from flows.evidence import Evidence, Shadow, Versus
 from flows.gate import Comparison, Figures
 from flows.verdict import is_new_reference, judge
+from models.fit.leaks import Alone
 from models.paired import Difference
 from pipelines.contracts.stream import Promotion
 
@@ -79,6 +80,11 @@ def held_out(name: str, theirs: float) -> Figures:
         (replace(GOOD, drift=1.01), {"score drift"}),
         (replace(GOOD, drift=NAN), {"score drift"}),
         (replace(GOOD, leaks=("channel: it tells the label",)), {"leaks"}),
+        (replace(GOOD, strongest=Alone("hint", 0.60)), set()),
+        (replace(GOOD, strongest=Alone("hint", 0.73)), {"one field"}),
+        (replace(GOOD, strongest=Alone("hint", 0.72)), set()),
+        (replace(GOOD, strongest=Alone("hint", 0.61), formers={}), {"one field"}),
+        (replace(GOOD, strongest=Alone("hint", NAN)), {"one field"}),
         (replace(GOOD, reasons=0.4), {"reasons"}),
         (replace(GOOD, reasons=None), set()),
         (replace(GOOD, bias=3.1), {"calibration"}),

@@ -154,6 +154,33 @@ def test_all_large_amounts_may_be_frauds() -> None:
     assert leaks.find(table, label=label, known=np.ones(n, bool)) == []
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_blurred_copy_is_the_strongest_field_and_none_of_the_payments_is_strong(
+    frame: pl.DataFrame, table: Table, missing: bool
+) -> None:
+    random, label = np.random.default_rng(0), frame["label"].to_numpy().astype(np.int8)
+    hint = random.normal(size=len(frame)) + np.where(label == 1, np.nan if missing else 6.0, 0.0)
+    found = leaks.strongest(with_field(frame, hint), label, ["amount", "planted"])
+    assert found is not None
+    assert found.field == "planted"
+    assert found.average_precision > 0.9
+    honest = leaks.strongest(table, label, ["amount", "channel", "category", "country"])
+    assert honest is not None
+    assert honest.average_precision < 0.3
+
+
+def test_a_category_may_be_the_strongest_field_and_without_frauds_there_is_none(frame: pl.DataFrame) -> None:
+    n, label = len(frame), frame["label"].to_numpy().astype(np.int8)
+    codes = (np.arange(n) % 5 + 5 * label + 1).astype(np.uint64)
+    table = Table((Column("status", "categorical", "status"),), np.zeros((n, 0)), codes[:, None], np.arange(n), {})
+    found = leaks.strongest(table, label, ["status"])
+    assert found is not None
+    assert found.average_precision == 1.0
+    assert leaks.strongest(table, label, ["other"]) is None
+    early = np.where(np.arange(n) < n // 2, label, 0).astype(np.int8)
+    assert leaks.strongest(table, early, ["status"]) is None
+
+
 def test_numbers_about_the_past_of_an_entity_are_no_leaks(frame: pl.DataFrame) -> None:
     label, known = frame["label"].to_numpy().astype(np.int8), np.ones(len(frame), bool)
     for entity in ("customer_id", "terminal_id"):
