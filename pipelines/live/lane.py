@@ -147,6 +147,8 @@ class Lane:
         before, model = self.progress, self._setting.serving.champion
         if before.next_offset < self.outbox.complete_from:
             raise InternalError(f"partition {self.partition}: the outbox lacks events that are not published")
+        if len(batch.rows) and int(batch.rows.offset[0]) < before.next_offset:
+            raise InternalError(f"partition {self.partition}: the outbox holds events that are published already")
         outcomes, progress = self._messages(batch, shortening, model)
         fault = self._setting.fault
         try:
