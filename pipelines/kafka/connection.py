@@ -1,13 +1,15 @@
 """Connection settings of Kafka. All readers, writers and admin clients are opened here."""
 
+import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
+from pipelines.errors import BrokerError
 from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import (
     DELIVERY_MS,
@@ -15,11 +17,16 @@ from pipelines.kafka.port import (
     Admin,
     Client,
     Member,
+    Message,
     Position,
     Reader,
     TransactionalWriter,
     Writer,
 )
+
+log = logging.getLogger(__name__)
+
+ABORTS = 3  # the partition may have no leader again
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,42 @@ class Connection:
         """An idempotent writer."""
         return self.client.writer(linger_ms=linger_ms)
 
-    def transactional_writer(self, transactional_id: str) -> TransactionalWriter:
-        """The writer of a transactional id; fences the previous producer of the id."""
-        return self.client.transactional_writer(transactional_id)
+    def transactional_writer(self, transactional_id: str, positions: Collection[Position] = ()) -> TransactionalWriter:
+        """The writer of a transactional id; fences the previous producer of the id and aborts its open transaction.
+
+        Kafka (seen with 4.4.0) takes a partition that has no leader for a deleted one and writes no end of the
+        transaction to it. The next commit of the id would then commit the records of the old transaction, too; so they
+        are aborted here.
+
+        Args:
+            positions: the partitions that only this id writes transactions to; without any, nothing is looked for.
+
+        Raises:
+            BrokerError: no answer, or a transaction stays open.
+        """
+        writer = self.client.transactional_writer(transactional_id)
+        try:
+            for _ in range(ABORTS):
+                if not (left_open := self._left_open(positions)):
+                    return writer
+                log.warning("%s: Kafka has not ended a transaction in %s; it is aborted", transactional_id, left_open)
+                writer.abort([Message(topic, b"", None, partition) for topic, partition in left_open])
+            raise BrokerError(f"{transactional_id}: a transaction in {left_open} stays open")
+        except BaseException:
+            writer.close()
+            raise
+
+    def _left_open(self, positions: Collection[Position]) -> list[Position]:
+        """Those of the partitions that hold records of a transaction that has not ended."""
+        if not positions:
+            return []
+        with self.reading({}) as reader:
+            committed = {position: end for position, (_, end) in reader.spans(positions).items()}
+            reader.assign(committed)
+            ends = reader.ends(timeout_ms=DELIVERY_MS)
+        if missing := committed.keys() - ends.keys():
+            raise BrokerError(f"no answer about the ends of {sorted(missing)}")
+        return sorted(position for position, end in ends.items() if committed[position] < end)
 
     @contextmanager
     def asking(self, *, opening_ms: int = DELIVERY_MS) -> Iterator[Admin]:

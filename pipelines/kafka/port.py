@@ -158,6 +158,13 @@ class TransactionalWriter(Closing, Protocol):
                 before continuing.
         """
 
+    def abort(self, messages: Iterable[Message]) -> None:
+        """Write all messages in a transaction that is aborted: no reader of committed records sees them.
+
+        Raises:
+            BrokerError: see `commit`.
+        """
+
 
 class Admin(Closing, Protocol):
     """Administration of topics and groups. Every method raises BrokerError if the broker does not answer."""

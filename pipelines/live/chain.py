@@ -111,7 +111,7 @@ def append(
         for n in range(N_TRIES):
             began_s = time.monotonic()
             try:
-                with shared.transactional_writer(transactional_id) as writer:
+                with shared.transactional_writer(transactional_id, [(topic, 0)]) as writer:
                     past = records_of(shared, topic)
                     if any(record.value in tried for record in past):
                         return True
@@ -132,7 +132,7 @@ def append(
                 has_failed = True
             except BaseException:
                 with suppress(BrokerError):  # aborts the open transaction, which readers would wait for
-                    shared.transactional_writer(transactional_id).close()
+                    shared.transactional_writer(transactional_id, [(topic, 0)]).close()
                 raise
     raise AssertionError
 

@@ -11,11 +11,19 @@ import msgspec
 from pipelines.contracts.delays import OpenDelay
 from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
-from pipelines.errors import BrokerError, FencedError, InternalError, RejectedError, TooLargeError, UnmaskError
+from pipelines.errors import (
+    BrokerError,
+    FencedError,
+    InternalError,
+    RejectedError,
+    RestoreError,
+    TooLargeError,
+    UnmaskError,
+)
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
-from pipelines.kafka.progress import read_progress, transactional_id
+from pipelines.kafka.progress import published_to, read_progress, transactional_id
 from pipelines.live.alerting import Outcomes, outcomes_of, without_scores
 from pipelines.live.delays import Delays
 from pipelines.live.metrics import Lag, Published
@@ -261,6 +269,12 @@ class Lane:
                 wait_s = min(2 * wait_s, 5.0)
                 continue
             self._check_owner(progress)
+            assert progress is not None
+            if self.progress is not None and progress.next_offset < self.progress.next_offset:
+                raise RestoreError(
+                    f"partition {self.partition}: Kafka has lost a transaction that it had confirmed: events from "
+                    f"offset {progress.next_offset} are not published; start the scorer again, it goes on from there"
+                )
             self.progress = progress
             return
 
@@ -279,7 +293,10 @@ class Lane:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
     def _open(self) -> TransactionalWriter:
-        return self._setting.connection.transactional_writer(transactional_id(self._setting.stream, self.partition))
+        stream = self._setting.stream
+        return self._setting.connection.transactional_writer(
+            transactional_id(stream, self.partition), published_to(stream, self.partition)
+        )
 
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)

@@ -24,7 +24,7 @@ from pipelines.features.state import State
 from pipelines.kafka import topics
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, Position, TransactionalWriter
-from pipelines.kafka.progress import progress_of, transactional_id
+from pipelines.kafka.progress import progress_of, published_to, transactional_id
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.beside import snapshots_beside
@@ -157,7 +157,9 @@ class Recovery:
         with ExitStack() as stack:
             writers = []
             for p in range(n_partitions):
-                writer = self._connection.transactional_writer(transactional_id(self._stream, p))
+                writer = self._connection.transactional_writer(
+                    transactional_id(self._stream, p), published_to(self._stream, p)
+                )
                 stack.callback(writer.close)
                 writers.append(writer)
             yield writers[0]

@@ -38,6 +38,9 @@ class _Nowhere(TransactionalWriter):
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         list(messages)
 
+    def abort(self, messages: Iterable[Message]) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 

@@ -70,11 +70,7 @@ class ConfluentTransactions(TransactionalWriter):
             raise
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
-        try:
-            self._send_all(messages)
-        except BrokerError as error:
-            traceback.clear_frames(error.__traceback__)  # they refer to the producer, which could not be destroyed
-            raise self._telling_most(error) from error
+        self._store(messages)
         if before_commit is not None:
             before_commit()
         with self._errors():
@@ -84,6 +80,19 @@ class ConfluentTransactions(TransactionalWriter):
             self._producer.poll(0)
         if self._log.about_coordinator:
             raise BrokerError(f"{self._id}: {SENT_AGAIN} ({self._log.about_coordinator[0]})")
+
+    def abort(self, messages: Iterable[Message]) -> None:
+        self._store(messages)
+        with self._errors():
+            self._producer.abort_transaction(_DEADLINE_S)
+
+    def _store(self, messages: Iterable[Message]) -> None:
+        """Begin a transaction and wait until all records are stored."""
+        try:
+            self._send_all(messages)
+        except BrokerError as error:
+            traceback.clear_frames(error.__traceback__)  # they refer to the producer, which could not be destroyed
+            raise self._telling_most(error) from error
 
     def _send_all(self, messages: Iterable[Message]) -> None:
         producer = self._producer

@@ -65,12 +65,7 @@ class KafkaPythonTransactions(TransactionalWriter):
             raise
 
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
-        futures: list[Any] = []
-        try:
-            self._send_all(messages, futures)
-            self._wait_until_stored(futures)
-        except BrokerError as error:
-            raise self._telling_most(error, futures) from error
+        futures = self._stored(messages)
         if before_commit is not None:
             before_commit()
         self._n_commits_sent = 0
@@ -79,6 +74,20 @@ class KafkaPythonTransactions(TransactionalWriter):
             raise BrokerError(f"{self._id}: the transaction was committed, but a record is missing from it")
         if self._n_commits_sent > 1:
             raise BrokerError(f"{self._id}: {SENT_AGAIN}")
+
+    def abort(self, messages: Iterable[Message]) -> None:
+        self._stored(messages)
+        self._within(DELIVERY_MS / 1000, self._producer.abort_transaction)
+
+    def _stored(self, messages: Iterable[Message]) -> list[Any]:
+        """The futures of the records, all of which are stored in a transaction that is open."""
+        futures: list[Any] = []
+        try:
+            self._send_all(messages, futures)
+            self._wait_until_stored(futures)
+        except BrokerError as error:
+            raise self._telling_most(error, futures) from error
+        return futures
 
     def _count_commits(self) -> None:
         """Count each commit request that the client queues, also if it is queued again."""

@@ -101,6 +101,9 @@ class SimulatedWriter(TransactionalWriter):
         world.epochs[partition] += 1
         self._epoch = world.epochs[partition]
 
+    def abort(self, messages: Iterable[Message]) -> None:
+        raise NotImplementedError
+
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         world, stream = self._world, self._world.stream
         if self._epoch != world.epochs[self._partition]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream_file import parse
 from pipelines.errors import BrokerError, RestoreError
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Adapter, Message, TransactionalWriter
+from pipelines.kafka.port import Adapter, Message, Position, TransactionalWriter
 from pipelines.kafka.progress import read_progress
 from pipelines.lake.audit import reconcile
 from pipelines.live.scorer import Scorer
@@ -42,6 +42,9 @@ class FaultyWriter(TransactionalWriter):
     def commit(self, messages: Iterable[Message], *, before_commit: Callable[[], None] | None = None) -> None:
         self._writer.commit(list(filter(None, map(self._edited, messages))), before_commit=before_commit)
 
+    def abort(self, messages: Iterable[Message]) -> None:
+        self._writer.abort(messages)
+
     def _edited(self, message: Message) -> Message | None:
         if not message.topic.endswith(".scores"):
             return message
@@ -57,8 +60,8 @@ class FaultyConnection(Connection):
 
     edit: Edit
 
-    def transactional_writer(self, transactional_id: str) -> TransactionalWriter:
-        return FaultyWriter(super().transactional_writer(transactional_id), self.edit)
+    def transactional_writer(self, transactional_id: str, positions: Collection[Position] = ()) -> TransactionalWriter:
+        return FaultyWriter(super().transactional_writer(transactional_id, positions), self.edit)
 
 
 class Audited(Rig):
