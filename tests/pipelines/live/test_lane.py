@@ -4,12 +4,20 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from flows.local.kafka_server import Broker
+from pipelines.errors import BrokerError, RestoreError
 from pipelines.kafka.progress import transactional_id
+from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
+from pipelines.live.serving import Serving
+from pipelines.live.takeover import first_progress
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.kill_stream import stream_named
+from tests.pipelines.live.live_scorer import Linear
 from tests.pipelines.live.rig import N_PARTITIONS, Rig, at_passage, broken_events, running
 
 
@@ -97,3 +105,18 @@ def test_another_producer_with_the_id_of_a_lane_costs_a_pause_and_no_event(kafka
         assert run.is_alive
         assert all(lane.n_rebuilt for lane in run.scorer.lanes)
     assert sorted(score["event_id"] for score in rig.scores()) == sorted(f"e{n}" for n in range(100))
+
+
+def test_a_lane_ends_where_kafka_has_lost_what_it_had_confirmed(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    lane = Lane(LaneSetting(rig.connection, rig.stream, Serving(Linear(rig.stream)), "", "me"), 0)
+    lane.claim(
+        first_progress(7, n_partitions=N_PARTITIONS, definition="", model="", owner="me", bounds={}, topic_ids={})
+    )
+    assert lane.progress is not None
+    lane._rebuild(BrokerError("no answer came"))
+    assert lane.progress.next_offset == 7
+    lane.progress = msgspec.structs.replace(lane.progress, next_offset=9)
+    with pytest.raises(RestoreError, match="events from offset 7 are not published; start the scorer again"):
+        lane._rebuild(BrokerError("no answer came"))
+    lane.leave()
