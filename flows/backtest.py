@@ -223,14 +223,16 @@ def _publish(settings: Settings, stream: Stream, lake: Lake, found: Backtest) ->
     drawn = charts(found)
     tags = lineage(stream, lake) | {
         "model.digest": ",".join(dict.fromkeys(one.digest for one in found.outcomes)),
-        "since_ms": str(found.from_ms),
-        "until_ms": str(found.until_ms),
+        "since": rfc3339(found.from_ms),
+        "until": rfc3339(found.until_ms),
     }
     name = f"{day_or_time(found.from_ms)} to {day_or_time(found.until_ms)}"
     with registry.open_run(
         f"{stream.name}/backtest", tracking_uri=settings.tracking_uri(), run_name=name, tags=tags | flow_run_tag()
     ) as run:
         found = replace(found, url=run.url)
+        words = f"{report.headline(found)}.\n\n" + "\n".join(f"- {note}" for note in found.notes())
+        run.describe(words)
         run.log_params({"capacity": found.capacity or "all", "value": found.value or "", "period": name})
         run.log_metrics({"events": found.n_events, "frauds": found.n_frauds} | dict(found.comparison))
         for one in found.outcomes:
@@ -251,8 +253,7 @@ def _publish(settings: Settings, stream: Stream, lake: Lake, found: Backtest) ->
         table=[dict(zip(head, row, strict=True)) for row in rows],
         description=report.headline(found),
     )
-    notes = "\n".join(f"- {note}" for note in found.notes())
-    markdown = f"{report.headline(found)}.\n\n{notes}\n\nPlots, days and the report: [MLflow run]({found.url})\n"
+    markdown = f"{words}\n\nPlots, days and the report: [MLflow run]({found.url})\n"
     create_markdown_artifact(key=artifact_key(stream.name, "backtest-notes"), markdown=markdown)
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows import gate
+from flows.lineage import HELD_OUT_FROM, LEARNED_UNTIL, time_of
 from flows.serve.model import ColumnsByName, loaded_model, score_table
 from flows.settings import Settings, registry_name
 from flows.training_data import TrainingData
@@ -147,8 +148,7 @@ def _former(settings: Settings, stream: Stream, version: int) -> Former:
         model = loaded_model(settings, stream, found.digest)
     except (registry.NoVersionError, ArtifactError) as error:  # deleted, or of another format
         return Former(version, None, None, f"version {version} cannot be loaded: {error}")
-    until = tags.get("learned_until_ms", "")
-    return Former(version, model, int(until) if until.isdecimal() else None)
+    return Former(version, model, time_of(tags, LEARNED_UNTIL))
 
 
 def measure(
@@ -166,15 +166,15 @@ def measure(
     """Measure a candidate on the events of `data` that it was not trained on.
 
     Args:
-        tags: of its version; `learned_until_ms` and `held_out_from_ms` say on what it was trained.
+        tags: of its version; `learned_until` and `held_out_from` say on what it was trained.
         entities: of each event; see `training_data.entities_of`.
         has_labels: whether it was trained on labels, so that its scores are probabilities.
         min_frauds: so many are enough to leave out events that a former model was trained on.
     """
     time_ms = data.table.time_ms
     final = is_mature(time_ms, stream.labels, as_of_ms=data.as_of_ms)  # early labels are those of fast frauds
-    judged = np.flatnonzero(data.known & final & (time_ms >= _ms(tags, "learned_until_ms", time_ms)))
-    since_ms = _ms(tags, "held_out_from_ms", time_ms)
+    judged = np.flatnonzero(data.known & final & (time_ms >= _ms(tags, LEARNED_UNTIL, time_ms)))
+    since_ms = _ms(tags, HELD_OUT_FROM, time_ms)
     start = int(np.searchsorted(time_ms, since_ms))
     newest, before = _rows(data.table, start, len(data.table)), _rows(data.table, 0, start)
     scores, truth = score_table(candidate, newest), data.label[judged]
@@ -300,8 +300,8 @@ def _cells(rows: Table) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
 
 def _ms(tags: Mapping[str, str], name: str, time_ms: NDArray[np.int64]) -> int:
     """A time from the tags; without it, the end of the data, so that nothing is judged that may have been learned."""
-    said = tags.get(name, "")
-    return int(said) if said.isdecimal() else int(time_ms[-1])
+    said = time_of(tags, name)
+    return int(time_ms[-1]) if said is None else said
 
 
 def _rate(tags: Mapping[str, str]) -> float:

@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows import encoder, gate, progress, stages, training_data
 from flows.alone import alone
-from flows.lineage import flow_run_tag, lineage
+from flows.lineage import AS_OF, ENCODER_AS_OF, HELD_OUT_FROM, LEARNED_UNTIL, flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.review import periods, runs
 from flows.serve.pyfunc import serving_of
@@ -31,6 +31,7 @@ from models.ship import artifact, registry
 from models.ship.artifact import ServedModel
 from models.ship.registry import FoundRun
 from models.table import Table
+from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 from pipelines.lake.tables import Lake
 
@@ -72,13 +73,13 @@ def finetune(
     _refuse_leaks(lake, spec, data, past)
     kept = slices.labelled if slices.labelled.any() else slices.newest
     tags = lineage(spec, lake) | {
-        "as_of_ms": str(data.as_of_ms),
+        AS_OF: rfc3339(data.as_of_ms),
         "features": data.features_key,
         "seed": str(seed),
         "encoder.run": parent.run_id,
-        "encoder_as_of_ms": parent.tags.get("as_of_ms", ""),
-        "learned_until_ms": str(int(data.table.time_ms[kept][0])),
-        "held_out_from_ms": str(int(data.table.time_ms[slices.newest][0])),
+        ENCODER_AS_OF: parent.tags.get(AS_OF, ""),
+        LEARNED_UNTIL: rfc3339(int(data.table.time_ms[kept][0])),
+        HELD_OUT_FROM: rfc3339(int(data.table.time_ms[slices.newest][0])),
     }
     with registry.open_run(
         f"{spec.name}/finetune", tracking_uri=uri, run_name=runs.name_of(data), tags=tags | flow_run_tag()

@@ -1,6 +1,9 @@
 """Lineage tags of MLflow runs and model versions."""
 
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +11,8 @@ from pipelines.contracts.stream import Stream
 from pipelines.lake.tables import Lake
 
 FLOW_RUN_TAG = "prefect.flow_run"
+AS_OF, ENCODER_AS_OF = "as_of", "encoder_as_of"  # the end of the training data
+LEARNED_UNTIL, HELD_OUT_FROM = "learned_until", "held_out_from"  # the beginning of the labels and events not trained on
 
 
 def lineage(stream: Stream, lake: Lake) -> dict[str, str]:
@@ -26,6 +31,18 @@ def flow_run_tag() -> dict[str, str]:
     from prefect.runtime import flow_run
 
     return {FLOW_RUN_TAG: flow_run.get_id() or ""}
+
+
+def time_of(tags: Mapping[str, str], name: str) -> int | None:
+    """The time in a tag, ms since 1970; None if there is none.
+
+    >>> time_of({"as_of": "1970-01-01T00:00:01.000Z"}, "as_of")
+    1000
+    """
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(tags.get(name, ""))
+        return round(moment.timestamp() * 1000) if moment.tzinfo else None
+    return None
 
 
 def _commit() -> str:

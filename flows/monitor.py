@@ -16,7 +16,7 @@ from pydantic import Field
 from flows import encoder, gate, moves, stages
 from flows.alone import alone
 from flows.condition import Condition, drift_sections
-from flows.lineage import lineage
+from flows.lineage import AS_OF, LEARNED_UNTIL, lineage, time_of
 from flows.retries import retry_unless_mistaken
 from flows.review import sections
 from flows.serve.model import ColumnsByName, loaded_model, score_table
@@ -86,12 +86,13 @@ def _champion(settings: Settings, stream: Stream) -> Champion:
         raise NothingToMonitorError(f"{name} has no champion in MLflow at {uri}; run `unmask promote` first")
     version, tags = found
     where, _ = registry.resolve_version(name, version, tracking_uri=uri, cache=settings.model_cache)
-    until = tags.get("as_of_ms", "")
-    if not until.isdecimal():
-        raise NothingToMonitorError(f"tag as_of_ms of version {version} is {until!r}; run `unmask finetune` again")
+    until_ms = time_of(tags, AS_OF)
+    if until_ms is None:
+        said = tags.get(AS_OF, "")
+        raise NothingToMonitorError(f"tag {AS_OF} of version {version} is {said!r}; run `unmask finetune` again")
     run_log().info(f"version {version}, model {where.digest[:12]}")
     model = loaded_model(settings, stream, where.digest)
-    return Champion(version, tags, model.with_threshold(moves.threshold_of(settings, stream, where.digest)), int(until))
+    return Champion(version, tags, model.with_threshold(moves.threshold_of(settings, stream, where.digest)), until_ms)
 
 
 @stage("compare with the reference")
@@ -134,8 +135,8 @@ def _compare(settings: Settings, stream: Stream, champion: Champion, data: Train
 
 def _held_out(champion: Champion) -> int:
     """Start of the labels that were held out when the champion was trained."""
-    said = champion.tags.get("learned_until_ms", "")
-    return int(said) if said.isdecimal() else champion.trained_until_ms
+    said = time_of(champion.tags, LEARNED_UNTIL)
+    return champion.trained_until_ms if said is None else said
 
 
 def _allowed(champion: Champion, rows: Table) -> float | None:

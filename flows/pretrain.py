@@ -10,7 +10,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows import encoder, progress, stages
 from flows.alone import alone
-from flows.lineage import flow_run_tag, lineage
+from flows.lineage import AS_OF, flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.review.runs import Trained, name_of, report_encoder
 from flows.settings import Settings
@@ -23,6 +23,7 @@ from models.fit.pretrain import PretrainConfig, Pretrained
 from models.fit.pretrain import pretrain as pretrain_encoder
 from models.ship import registry
 from models.ship.pretrained import save_pretrained
+from pipelines.contracts.messages import rfc3339
 
 
 @flow(name="pretrain", flow_run_name=run_name, retries=1, retry_delay_seconds=10)
@@ -42,7 +43,7 @@ def pretrain(stream: Path, as_of: datetime | None = None, seed: int = 0) -> str:
     settings, spec = Settings(), load(stream)
     lake = settings.lake(spec).snapshot()
     data = stages.read(settings, lake, spec, as_of=as_of)
-    tags = lineage(spec, lake) | {"as_of_ms": str(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
+    tags = lineage(spec, lake) | {AS_OF: rfc3339(data.as_of_ms), "features": data.features_key, "seed": str(seed)}
     with registry.open_run(
         f"{spec.name}/pretrain",
         tracking_uri=settings.tracking_uri(),

@@ -16,7 +16,7 @@ from flows import evidence, moves, stages, training_data, verdict
 from flows.alone import alone
 from flows.evidence import Evidence, Shadow
 from flows.gate import Figures
-from flows.lineage import flow_run_tag, lineage
+from flows.lineage import AS_OF, flow_run_tag, lineage, time_of
 from flows.retries import retry_unless_mistaken
 from flows.serve.model import ColumnsByName, loaded_model
 from flows.serve.shadow_report import shadow_report
@@ -283,7 +283,7 @@ def _age(candidate: Candidate) -> Check:
     """Whether the model was trained on data at least as new as that of the champion."""
     if candidate.champion is None:
         return Check("there is no champion", True)
-    ours, theirs = (int(tags.get("as_of_ms") or 0) for tags in (candidate.tags, candidate.champion[1]))
+    ours, theirs = (time_of(tags, AS_OF) or 0 for tags in (candidate.tags, candidate.champion[1]))
     seen = "trained on older data than the champion" if ours < theirs else "its data is as new as the champion's"
     return Check(seen, ours >= theirs)
 

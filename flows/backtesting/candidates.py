@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flows.lineage import AS_OF, ENCODER_AS_OF, LEARNED_UNTIL, time_of
 from flows.settings import Settings, registry_name
 from models.ship import registry
 from pipelines.contracts.messages import rfc3339
@@ -12,7 +13,7 @@ from pipelines.errors import UnmaskError
 ALIASES = ("champion", "challenger", "candidate")
 SHORTEST = 12  # digits of a digest
 UNKNOWN_MS = 2**62
-_TRAINED = ("as_of_ms", "encoder_as_of_ms")
+_TRAINED = (AS_OF, ENCODER_AS_OF)
 
 
 class NothingToTestError(UnmaskError):
@@ -56,19 +57,21 @@ def candidates(settings: Settings, stream: Stream, names: Sequence[str]) -> list
 def _candidate(settings: Settings, stream: Stream, name: str) -> Candidate:
     version, tags = _version(settings, stream, name)
     run_id = tags.get("encoder.run", "")
-    times = {f"{name} saw events up to {{}} ({tag})": tags.get(tag, "") for tag in _TRAINED}
+    times: dict[str, tuple[Mapping[str, str], str]] = {
+        f"{name} saw events up to {{}} ({tag})": (tags, tag) for tag in _TRAINED
+    }
     encoder = registry.find_run(run_id, tracking_uri=settings.tracking_uri()) if run_id else None
     if encoder is not None:
-        times[f"the encoder of {name} saw events up to {{}} (as_of_ms)"] = encoder.tags.get("as_of_ms", "")
+        times[f"the encoder of {name} saw events up to {{}} ({AS_OF})"] = (encoder.tags, AS_OF)
     seen_until_ms, why = _seen(name, times)
-    learned = tags.get("learned_until_ms", "")
+    learned_ms = time_of(tags, LEARNED_UNTIL)
     return Candidate(
         name=name if name in ALIASES else tags["digest"][:SHORTEST],
         version=version,
         digest=tags["digest"],
         seen_until_ms=seen_until_ms,
         why=why,
-        learned_until_ms=int(learned) if learned.isdecimal() else seen_until_ms,
+        learned_until_ms=seen_until_ms if learned_ms is None else learned_ms,
         encoder_run=run_id,
     )
 
@@ -94,14 +97,16 @@ def _version(settings: Settings, stream: Stream, name: str) -> tuple[int, dict[s
     return versions[0]
 
 
-def _seen(name: str, times: Mapping[str, str]) -> tuple[int, str]:
-    """The latest of some times, and which it is."""
-    for words, said in times.items():
-        if not said.isdecimal():
-            tag = words.rpartition("(")[2].rstrip(")")
+def _seen(name: str, times: Mapping[str, tuple[Mapping[str, str], str]]) -> tuple[int, str]:
+    """The latest of the times in some tags, and which it is."""
+    found: dict[str, int] = {}
+    for words, (tags, tag) in times.items():
+        said_ms = time_of(tags, tag)
+        if said_ms is None:
             return UNKNOWN_MS, (
-                f"tag {tag} of {name} is {said!r}; it must be the end of its training data, in ms since 1970. Without "
-                "it, the period may include training events"
+                f"tag {tag} of {name} is {tags.get(tag, '')!r}; it must be the end of its training data, such as "
+                f"{rfc3339(0)}. Without it, the period may include training events"
             )
-    latest = max(times, key=lambda words: int(times[words]))
-    return int(times[latest]), latest.format(rfc3339(int(times[latest])))
+        found[words] = said_ms
+    latest = max(found, key=lambda words: found[words])
+    return found[latest], latest.format(rfc3339(found[latest]))

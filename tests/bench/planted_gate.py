@@ -25,9 +25,11 @@ import torch
 from flows import evidence, verdict
 from flows.evidence import Former
 from flows.gate import Comparison, Figures
+from flows.lineage import HELD_OUT_FROM, LEARNED_UNTIL
 from flows.serve.model import ColumnsByName
 from flows.training_data import TrainingData
 from models.ship import artifact
+from pipelines.contracts.messages import rfc3339
 from tests.bench.planted import GOOD, trained
 from tests.bench.planted_models import World
 
@@ -49,7 +51,8 @@ def judged(world: World, folder: Path, champion: ColumnsByName) -> dict[str, str
     """The checks that a model does not pass, with what was found."""
     data, model = data_of(world), ColumnsByName(artifact.load(folder), world.stream)
     start_ms = int(data.table.time_ms[world.live_from])
-    tags = {"learned_until_ms": str(start_ms), "held_out_from_ms": str(start_ms), "validation_alert_rate": "0.005"}
+    start = rfc3339(start_ms)
+    tags = {LEARNED_UNTIL: start, HELD_OUT_FROM: start, "validation_alert_rate": "0.005"}
     entities = {
         name: world.frame[name].fill_null("").rank("dense").cast(pl.UInt32).to_numpy() for name in world.stream.entities
     }

@@ -21,12 +21,14 @@ from safetensors.numpy import load_file
 from flows import verdict
 from flows.encoder import NoEncoderError, find
 from flows.gate import Figures
+from flows.lineage import time_of
 from flows.local.servers import Servers, drain_prefect
 from flows.settings import Settings, registry_name
 from models.fit.finetune import FinetuneConfig
 from models.fit.leaks import LeakError
 from models.fit.pretrain import PretrainConfig
 from models.ship import registry
+from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
 from pipelines.contracts.stream_file import load
 from pipelines.errors import UnmaskError
@@ -44,9 +46,10 @@ def at(time_ms: int) -> datetime:
 
 
 END = at(END_MS)
-MIDDLE, AFTER_MIDDLE = str(START_MS + 24 * DAY_MS), str(START_MS + 25 * DAY_MS)
-BEFORE = {"as_of_ms": MIDDLE, "encoder_as_of_ms": MIDDLE}
-GOOD = {"as_of_ms": str(END_MS), "encoder_as_of_ms": str(END_MS)}
+MIDDLE_MS = START_MS + 24 * DAY_MS
+MIDDLE, AFTER_MIDDLE = rfc3339(MIDDLE_MS), rfc3339(START_MS + 25 * DAY_MS)
+BEFORE = {"as_of": MIDDLE, "encoder_as_of": MIDDLE}
+GOOD = {"as_of": rfc3339(END_MS), "encoder_as_of": rfc3339(END_MS)}
 STREAM = """
 [stream]
 name = "{name}"
@@ -218,13 +221,13 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     assert figures.frauds >= 30
     assert set(figures.comparisons) == {"label_free", *verdict.BASELINES}
     known_until = END_MS - DAY_MS - 60_000
-    assert int(tags["learned_until_ms"]) == pytest.approx(known_until - 0.1 * (known_until - START_MS), abs=DAY_MS)
-    assert (tags["encoder.run"], tags["encoder_as_of_ms"]) == (run_id, str(END_MS))
+    assert time_of(tags, "learned_until") == pytest.approx(known_until - 0.1 * (known_until - START_MS), abs=DAY_MS)
+    assert (tags["encoder.run"], tags["encoder_as_of"]) == (run_id, rfc3339(END_MS))
     assert "validation_alert_rate" in tags
     uri, name = Settings().tracking_uri(), registry_name(stream)
     first = unmask.promote(path)
     unlabelled = {"columns", "age", "history", "scores", "alert budget", "score drift", "leaks", "reasons"}
-    assert set(first.checks) == unlabelled | {"baselines", "calibration"}
+    assert set(first.checks) == unlabelled | {"baselines", "calibration", "one field"}
 
     assert unmask.promote(path, force=True).promoted
     unmask.finetune(path, as_of=END, seed=1)
@@ -232,7 +235,7 @@ def test_the_gate_judges_on_events_that_chose_nothing_and_against_champion_refer
     assert {"champion", "reference", "time"} <= set(second.checks)
     assert "trained on" not in second.checks["champion"].seen  # its own slice was the same one
 
-    promote_fake(stream, unmask.home, GOOD | {"as_of_ms": str(END_MS + 1)})
+    promote_fake(stream, unmask.home, GOOD | {"as_of": rfc3339(END_MS + 1)})
     newer = unmask.promote(path)
     assert (newer.promoted, newer.checks["age"].holds, newer.checks["champion"].holds) == (False, False, False)
     assert "version 3 cannot be loaded" in newer.checks["champion"].seen
@@ -453,12 +456,12 @@ def test_a_killed_pretrain_leaves_no_half_encoder(unmask: Unmask) -> None:
 @pytest.mark.parametrize(
     ("tags", "told"),
     [
-        (BEFORE | {"as_of_ms": AFTER_MIDDLE}, r"champion saw events up to .* \(as_of_ms\): 100 of the 600 events"),
-        (BEFORE | {"encoder_as_of_ms": AFTER_MIDDLE}, r"champion saw events up to .* \(encoder_as_of_ms\)"),
-        ({"encoder_as_of_ms": MIDDLE}, "tag as_of_ms of champion is ''; it must be the end of its training data"),
-        ({"as_of_ms": MIDDLE}, "tag encoder_as_of_ms of champion is ''; it must be the end of its training data"),
-        (BEFORE | {"as_of_ms": "-5"}, "tag as_of_ms of champion is '-5'"),
-        (BEFORE | {"encoder_as_of_ms": "yesterday"}, "tag encoder_as_of_ms of champion is 'yesterday'"),
+        (BEFORE | {"as_of": AFTER_MIDDLE}, r"champion saw events up to .* \(as_of\): 100 of the 600 events"),
+        (BEFORE | {"encoder_as_of": AFTER_MIDDLE}, r"champion saw events up to .* \(encoder_as_of\)"),
+        ({"encoder_as_of": MIDDLE}, "tag as_of of champion is ''; it must be the end of its training data"),
+        ({"as_of": MIDDLE}, "tag encoder_as_of of champion is ''; it must be the end of its training data"),
+        (BEFORE | {"as_of": "-5"}, "tag as_of of champion is '-5'"),
+        (BEFORE | {"encoder_as_of": "yesterday"}, "tag encoder_as_of of champion is 'yesterday'"),
     ],
 )
 def test_a_backtest_refuses_a_champion_whose_head_or_encoder_may_have_seen_the_period(
@@ -469,7 +472,7 @@ def test_a_backtest_refuses_a_champion_whose_head_or_encoder_may_have_seen_the_p
 
     promote_fake(stream, tmp_path, tags)
     with pytest.raises(NothingToTestError, match=told):
-        unmask.backtest(path, since=at(int(MIDDLE)))
+        unmask.backtest(path, since=at(MIDDLE_MS))
 
 
 def test_a_backtest_refuses_an_encoder_run_that_saw_the_period_whatever_the_model_says(
@@ -477,14 +480,14 @@ def test_a_backtest_refuses_an_encoder_run_that_saw_the_period_whatever_the_mode
 ) -> None:
     path, stream = purchases(unmask.home)
     uri = Settings().tracking_uri()
-    run_tags = {"as_of_ms": AFTER_MIDDLE}
+    run_tags = {"as_of": AFTER_MIDDLE}
     with registry.open_run(f"{stream.name}/pretrain", tracking_uri=uri, run_name="p", tags=run_tags) as parent:
         pass
     from flows.backtesting.candidates import NothingToTestError
 
     promote_fake(stream, tmp_path, BEFORE | {"encoder.run": parent.run_id})
     with pytest.raises(NothingToTestError, match=r"the encoder of champion saw events up to .*use --from 2023-12"):
-        unmask.backtest(path, since=at(int(MIDDLE)))
+        unmask.backtest(path, since=at(MIDDLE_MS))
 
 
 def promote_fake(stream: Stream, folder: Path, tags: dict[str, str]) -> None:
@@ -502,8 +505,8 @@ def test_a_backtest_tries_models_and_budgets_side_by_side_on_what_none_of_them_h
 ) -> None:
     caplog.set_level(logging.INFO, "pipelines.lake.feature_table")
     path, _ = purchases(unmask.home)
-    unmask.pretrain(path, as_of=at(int(MIDDLE)))
-    unmask.finetune(path, as_of=at(int(MIDDLE)))
+    unmask.pretrain(path, as_of=at(MIDDLE_MS))
+    unmask.finetune(path, as_of=at(MIDDLE_MS))
     assert unmask.promote(path, force=True).promoted
     unmask.pretrain(path, as_of=END)  # a newer encoder, which has seen the test period, is not looked at
     found = unmask.backtest(
@@ -511,7 +514,7 @@ def test_a_backtest_tries_models_and_budgets_side_by_side_on_what_none_of_them_h
     )
     # two pretrainings, a fine-tuning, the backtest and both tables of its baselines, each as of another time
     assert sum(record.getMessage().startswith("folded ") for record in caplog.records) == 1
-    assert (found.from_ms, found.n_events) == (int(MIDDLE), 600)  # by default, from the end of the training
+    assert (found.from_ms, found.n_events) == (MIDDLE_MS, 600)  # by default, from the end of the training
     assert {"champion_average_precision", "label_free_average_precision"} <= set(found.comparison)
     assert found.comparison["champion_average_precision"] > 0.5
     assert found.n_judged == pytest.approx(500, abs=2)  # labels of the last day are not final
@@ -532,7 +535,7 @@ def test_a_backtest_tries_models_and_budgets_side_by_side_on_what_none_of_them_h
     assert any("scored no event of the period live" in note for note in found.notes())
 
     digest = own.digest
-    again = unmask.backtest(path, since=at(int(MIDDLE)), models=["challenger", digest[:12], digest])
+    again = unmask.backtest(path, since=at(MIDDLE_MS), models=["challenger", digest[:12], digest])
     assert [one.digest for one in again.outcomes] == [digest]
     from flows.backtesting.candidates import NothingToTestError
 
@@ -561,8 +564,8 @@ def test_a_backtest_tries_models_and_budgets_side_by_side_on_what_none_of_them_h
 
 def test_a_backtest_without_labels_counts_the_work_only(unmask: Unmask) -> None:
     path, _ = purchases(unmask.home, labelled=False, maturity="40d")
-    unmask.pretrain(path, as_of=at(int(MIDDLE)))
-    unmask.finetune(path, as_of=at(int(MIDDLE)))
+    unmask.pretrain(path, as_of=at(MIDDLE_MS))
+    unmask.finetune(path, as_of=at(MIDDLE_MS))
     assert unmask.promote(path, force=True).promoted
     found = unmask.backtest(path, capacity=3)
     assert (found.n_judged, found.has_labels) == (0, False)
