@@ -251,10 +251,10 @@ def _metrics(served: ServedModel, figures: gate.Figures, rows: Table, label: NDA
 
 
 def _words(figures: gate.Figures) -> str:
-    beside = ", ".join(
-        f"{name} {one.theirs:.4g} (this model {one.ours:.4g})" for name, one in figures.comparisons.items()
-    )
-    return (
-        f"Held out for the gate: {figures.frauds} known frauds. Alert rate: {figures.alert_rate:.3%}, allowed: "
-        f"{figures.allowed_rate:.3%}" + (f". Average precision: {beside}" if beside else "")
-    )
+    rate = f"{figures.alert_rate:.3%} of the newest events raise an alert, {figures.allowed_rate:.3%} is the budget"
+    found = figures.comparisons
+    if not found:
+        return f"Held out for the gate: no known fraud. {rate}"
+    ours = next(iter(found.values())).ours
+    others = ", ".join(f"{name.replace('_', ' ')} {one.theirs:.3f}" for name, one in found.items())
+    return f"Held out for the gate: {figures.frauds} known frauds, average precision {ours:.3f} ({others}). {rate}"
