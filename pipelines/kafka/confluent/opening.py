@@ -36,6 +36,17 @@ _SETTINGS: Mapping[str, Any] = {
 }
 
 
+class ClientLog:
+    """The log of a client, without the failures to connect: there are dozens a second while a broker is away.
+
+    What they mean is told by the request that fails for it.
+    """
+
+    def log(self, level: int, text: str, *values: object) -> None:
+        """Called by the client, as the method of a `logging.Logger`."""
+        log.log(logging.DEBUG if "FAIL" in values else level, text, *values)
+
+
 class Reasons:
     """Keeps the reason why connections failed, which librdkafka reports only to a callback.
 
@@ -82,7 +93,7 @@ def connecting(server: Server, kind: Any, settings: Mapping[str, Any], reasons: 
         LoginError: the client rejects its settings.
     """
     try:
-        return kind({**config(server), **_SETTINGS, "logger": log, **settings, "error_cb": reasons})
+        return kind({**config(server), **_SETTINGS, "logger": ClientLog(), **settings, "error_cb": reasons})
     except KafkaException as error:
         raise login.wrong_settings(error.args[0].str()) from error
 

@@ -9,19 +9,17 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipelines.errors import BrokerError, FencedError, RejectedError
 from pipelines.kafka.confluent.errors import broker_error, of_client
-from pipelines.kafka.confluent.opening import ANY_TOPIC, closed, opened
+from pipelines.kafka.confluent.opening import ANY_TOPIC, ClientLog, closed, opened
 from pipelines.kafka.confluent.sending import SETTINGS, send
 from pipelines.kafka.port import DELIVERY_MS, SENT_AGAIN, TRANSACTION_MS, Message, TransactionalWriter
 from pipelines.kafka.server import Server
-
-log = logging.getLogger(__name__)
 
 _DEADLINE_S = DELIVERY_MS / 1000
 _LINGER_MS = 100  # a flush sends at once; with several full batches in a transaction, librdkafka's thread spins
 _LOG_LEVEL = 6  # of syslog: with "info", which is the level at which a lost connection to the coordinator is told
 
 
-class _Log:
+class _Log(ClientLog):
     """The log of a producer; keeps what it says about the connection to the transaction coordinator.
 
     librdkafka tells nowhere else that it has sent a commit again.
@@ -31,12 +29,11 @@ class _Log:
         self.about_coordinator: list[str] = []
 
     def log(self, level: int, text: str, *values: object) -> None:
-        """Called by the client, as the method of a `logging.Logger`."""
         told = text % values
         if "TxnCoordinator" in told:
             self.about_coordinator.append(told)
         if level >= logging.ERROR:
-            log.log(level, "%s", told)
+            super().log(level, text, *values)
 
 
 class ConfluentTransactions(TransactionalWriter):
