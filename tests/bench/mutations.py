@@ -103,6 +103,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/pipelines/kafka/kafka_python/test_transactions.py", "-k", "while_it_is_committed"),
     ),
     Mutation(
+        "what-a-dead-owner-left-open-stays",
+        "pipelines/kafka/connection.py",
+        "if not (left_open := self._left_open(positions)):",
+        "if (left_open := self._left_open(positions)) is not None:",
+        ("tests/pipelines/kafka/test_lost_ends.py",),
+    ),
+    Mutation(
         "gaps-are-not-looked-into",
         "pipelines/kafka/confluent/fetch.py",
         "n = min(n_consecutive(messages, expected), n_small(messages))",
