@@ -24,7 +24,7 @@ from flows.lineage import flow_run_tag, lineage
 from flows.retries import retry_unless_mistaken
 from flows.serve.model import model_of
 from flows.settings import Settings
-from flows.stages import artifact_key, ms_of, run_log, stage
+from flows.stages import artifact_key, ms_of, run_log, stage, stream_named
 from flows.streams.shipped import load
 from models.ship import registry
 from pipelines.contracts.messages import rfc3339
@@ -38,7 +38,7 @@ def _run_name() -> str:
     begin, end = given.get("since"), given.get("until")
     since = day_or_time(ms_of(begin)) if isinstance(begin, datetime) else "the end of the training"
     until = day_or_time(ms_of(end)) if isinstance(end, datetime) else "the end of the lake"
-    return f"{Path(str(given.get('stream', 'no stream'))).stem} {since} to {until}"
+    return f"{stream_named(given.get('stream'))} {since} to {until}"
 
 
 @flow(name="backtest", flow_run_name=_run_name, retries=1, retry_delay_seconds=10)

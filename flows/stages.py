@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,11 @@ from prefect.runtime import flow_run
 
 from flows import training_data
 from flows.settings import Settings
+from flows.streams.shipped import load
 from flows.training_data import TrainingData
 from pipelines.contracts.messages import rfc3339
 from pipelines.contracts.stream import Stream
+from pipelines.errors import UnmaskError
 from pipelines.lake.tables import Lake
 
 
@@ -51,7 +54,14 @@ def run_name() -> str:
     given = flow_run.get_parameters()
     end = given.get("as_of")
     moment = f"until {minute(end)}" if isinstance(end, datetime) else minute(flow_run.get_scheduled_start_time())
-    return f"{Path(str(given.get('stream', 'no stream'))).stem} {moment}"
+    return f"{stream_named(given.get('stream'))} {moment}"
+
+
+def stream_named(given: object) -> str:
+    """Name of the stream that a run is given; that of its file, if it cannot be read."""
+    with suppress(UnmaskError, OSError):
+        return load(Path(str(given))).name
+    return Path(str(given)).stem
 
 
 def artifact_key(stream: str, what: str) -> str:
