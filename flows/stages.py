@@ -58,7 +58,11 @@ def run_name() -> str:
 
 
 def stream_named(given: object) -> str:
-    """Name of the stream that a run is given; that of its file, if it cannot be read."""
+    """Name of the stream that a run is given; that of its file, if it cannot be read.
+
+    >>> stream_named("payments"), stream_named("gone/logins.toml")
+    ('payments', 'logins')
+    """
     with suppress(UnmaskError, OSError):
         return load(Path(str(given))).name
     return Path(str(given)).stem
