@@ -38,7 +38,7 @@ def _run_name() -> str:
     begin, end = given.get("since"), given.get("until")
     since = day_or_time(ms_of(begin)) if isinstance(begin, datetime) else "the end of the training"
     until = day_or_time(ms_of(end)) if isinstance(end, datetime) else "the end of the lake"
-    return f"{stream_named(given.get('stream'))} {since} to {until}"
+    return f"{stream_named(given.get('stream', 'no stream'))} {since} to {until}"
 
 
 @flow(name="backtest", flow_run_name=_run_name, retries=1, retry_delay_seconds=10)

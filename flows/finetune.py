@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from flows import encoder, gate, progress, stages, training_data
 from flows.alone import alone
-from flows.lineage import AS_OF, ENCODER_AS_OF, HELD_OUT_FROM, LEARNED_UNTIL, flow_run_tag, lineage
+from flows.lineage import AS_OF, ENCODER_AS_OF, HELD_OUT_FROM, LEARNED_UNTIL, flow_run_tag, lineage, time_of
 from flows.retries import retry_unless_mistaken
 from flows.review import periods, runs
 from flows.serve.pyfunc import serving_of
@@ -72,12 +72,13 @@ def finetune(
     past = Past.of(data, slices)
     _refuse_leaks(lake, spec, data, past)
     kept = slices.labelled if slices.labelled.any() else slices.newest
+    encoder_as_of = time_of(parent.tags, AS_OF)
     tags = lineage(spec, lake) | {
         AS_OF: rfc3339(data.as_of_ms),
         "features": data.features_key,
         "seed": str(seed),
         "encoder.run": parent.run_id,
-        ENCODER_AS_OF: parent.tags.get(AS_OF, ""),
+        ENCODER_AS_OF: "" if encoder_as_of is None else rfc3339(encoder_as_of),
         LEARNED_UNTIL: rfc3339(int(data.table.time_ms[kept][0])),
         HELD_OUT_FROM: rfc3339(int(data.table.time_ms[slices.newest][0])),
     }

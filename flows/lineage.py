@@ -34,7 +34,7 @@ def flow_run_tag() -> dict[str, str]:
 
 
 def time_of(tags: Mapping[str, str], name: str) -> int | None:
-    """The time in a tag, ms since 1970; None if there is none.
+    """The time in a tag, ms since 1970; None if there is none. Version 0.1.0 wrote milliseconds, to `<name>_ms`.
 
     >>> time_of({"as_of": "1970-01-01T00:00:01.000Z"}, "as_of")
     1000
@@ -42,7 +42,8 @@ def time_of(tags: Mapping[str, str], name: str) -> int | None:
     with suppress(ValueError):
         moment = datetime.fromisoformat(tags.get(name, ""))
         return round(moment.timestamp() * 1000) if moment.tzinfo else None
-    return None
+    before = tags.get(f"{name}_ms", "")
+    return int(before) if before.isdecimal() else None
 
 
 def _commit() -> str:

@@ -54,7 +54,7 @@ def run_name() -> str:
     given = flow_run.get_parameters()
     end = given.get("as_of")
     moment = f"until {minute(end)}" if isinstance(end, datetime) else minute(flow_run.get_scheduled_start_time())
-    return f"{stream_named(given.get('stream'))} {moment}"
+    return f"{stream_named(given.get('stream', 'no stream'))} {moment}"
 
 
 def stream_named(given: object) -> str:

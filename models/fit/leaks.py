@@ -131,10 +131,10 @@ def find(
 
 
 def strongest(table: Table, label: NDArray[np.int8], fields: Collection[str]) -> Alone | None:
-    """The field that predicts the label best alone; None without one, or without frauds in both halves of the rows.
+    """The field that predicts the label best alone; None without one, or with less than two frauds.
 
-    Each half is predicted by a model of the other one: a small tree for a number, the share of frauds of each value
-    for a category.
+    The rows are cut where half of the frauds are passed, and each part is predicted by a model of the other one: a
+    small tree for a number, the share of frauds of each value for a category.
 
     Args:
         label: 1 = fraud, all of them known, **shape (n,)**.
@@ -147,8 +147,11 @@ def strongest(table: Table, label: NDArray[np.int8], fields: Collection[str]) ->
     >>> strongest(table, fraud, ["amount", "chargeback"])
     Alone(field='chargeback', average_precision=1.0)
     """
-    halves = np.array_split(np.arange(len(label)), 2)
-    if not all((label[half] == 1).any() and (label[half] != 1).any() for half in halves):
+    frauds = np.flatnonzero(label == 1)
+    if len(frauds) < 2:
+        return None
+    halves = np.split(np.arange(len(label)), [int(frauds[len(frauds) // 2])])
+    if not all((label[half] != 1).any() for half in halves):
         return None
     found = list[Alone]()
     for column, x in _fields(table):

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from pipelines.errors import BrokerError
 from pipelines.kafka.kafka_python.client import KafkaPython
 from pipelines.kafka.port import (
     DELIVERY_MS,
+    REQUEST_MS,
     Adapter,
     Admin,
     Client,
@@ -61,7 +62,13 @@ class Connection:
         """An idempotent writer."""
         return self.client.writer(linger_ms=linger_ms)
 
-    def transactional_writer(self, transactional_id: str, positions: Collection[Position] = ()) -> TransactionalWriter:
+    def transactional_writer(
+        self,
+        transactional_id: str,
+        positions: Collection[Position] = (),
+        *,
+        is_confirmed: Callable[[list[Position]], bool] = lambda _left_open: False,
+    ) -> TransactionalWriter:
         """The writer of a transactional id; fences the previous producer of the id and aborts its open transaction.
 
         Kafka (seen with 4.4.0) takes a partition that has no leader for a deleted one and writes no end of the
@@ -70,6 +77,8 @@ class Connection:
 
         Args:
             positions: the partitions that only this id writes transactions to; without any, nothing is looked for.
+            is_confirmed: whether what is left open in these partitions is part of a committed transaction. Then the
+                next commit publishes it.
 
         Raises:
             BrokerError: no answer, or a transaction stays open.
@@ -79,9 +88,15 @@ class Connection:
             for _ in range(ABORTS):
                 if not (left_open := self._left_open(positions)):
                     return writer
-                log.warning("%s: Kafka has not ended a transaction in %s; it is aborted", transactional_id, left_open)
+                if is_confirmed(left_open):
+                    log.warning("%s: Kafka did not end a commit in %s; the next one does", transactional_id, left_open)
+                    return writer
                 writer.abort([Message(topic, b"", None, partition) for topic, partition in left_open])
-            raise BrokerError(f"{transactional_id}: a transaction in {left_open} stays open")
+                log.warning("%s: Kafka did not end a transaction in %s; it was aborted", transactional_id, left_open)
+            raise BrokerError(
+                f"{transactional_id}: a transaction of another producer stays open in {left_open}; if this goes on for "
+                "minutes, run `unmask recover`, or end it with Kafka's kafka-transactions.sh (find-hanging, abort)"
+            )
         except BaseException:
             writer.close()
             raise
@@ -93,7 +108,7 @@ class Connection:
         with self.reading({}) as reader:
             committed = {position: end for position, (_, end) in reader.spans(positions).items()}
             reader.assign(committed)
-            ends = reader.ends(timeout_ms=DELIVERY_MS)
+            ends = reader.ends(timeout_ms=REQUEST_MS)
         if missing := committed.keys() - ends.keys():
             raise BrokerError(f"no answer about the ends of {sorted(missing)}")
         return sorted(position for position, end in ends.items() if committed[position] < end)

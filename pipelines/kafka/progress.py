@@ -5,21 +5,13 @@ from pipelines.contracts.messages import PROGRESS_FORMAT, Progress, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import RestoreError
 from pipelines.kafka.connection import Connection
-from pipelines.kafka.port import Position
 from pipelines.kafka.topics import last_record, last_records
 from pipelines.record import Received
-
-PUBLISHED = ("scores", "alerts", "refused", "progress")
 
 
 def transactional_id(stream: Stream, partition: int) -> str:
     """The transactional id of a partition. A producer that opens it fences the previous one."""
     return f"unmask.{stream.topics}.{partition}"
-
-
-def published_to(stream: Stream, partition: int) -> list[Position]:
-    """The partitions that only the owner of a partition writes to."""
-    return [(stream.topic(kind), partition) for kind in PUBLISHED]
 
 
 def all_progress(connection: Connection, stream: Stream, n_partitions: int) -> dict[int, Progress | None]:

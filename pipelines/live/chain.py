@@ -108,6 +108,7 @@ def append(
     """
     tried, has_failed = set[bytes](), False
     with Shared.of(connection) as shared:
+        topics.partitions_of(shared, topic)
         for n in range(N_TRIES):
             began_s = time.monotonic()
             try:
@@ -132,7 +133,7 @@ def append(
                 has_failed = True
             except BaseException:
                 with suppress(BrokerError):  # aborts the open transaction, which readers would wait for
-                    shared.transactional_writer(transactional_id, [(topic, 0)]).close()
+                    shared.transactional_writer(transactional_id).close()
                 raise
     raise AssertionError
 

@@ -23,11 +23,12 @@ from pipelines.errors import (
 from pipelines.faults import Fault, no_fault
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Message, TransactionalWriter
-from pipelines.kafka.progress import published_to, read_progress, transactional_id
+from pipelines.kafka.progress import read_progress
 from pipelines.live.alerting import Outcomes, outcomes_of, without_scores
 from pipelines.live.delays import Delays
 from pipelines.live.metrics import Lag, Published
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, progress_after
+from pipelines.live.owner import open_owner
 from pipelines.live.serving import Serving
 from pipelines.live.stopping import FINISH_S, LEAVE_S
 from pipelines.live.storms import storm_of
@@ -293,10 +294,7 @@ class Lane:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
     def _open(self) -> TransactionalWriter:
-        stream = self._setting.stream
-        return self._setting.connection.transactional_writer(
-            transactional_id(stream, self.partition), published_to(stream, self.partition)
-        )
+        return open_owner(self._setting.connection, self._setting.stream, self.partition)
 
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)

@@ -7,27 +7,27 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from pipelines.contracts.contract import UNDECODABLE
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Progress, RecordSource, decode_lines, encode
+from pipelines.contracts.messages import Progress, encode
 from pipelines.contracts.stream import Stream
-from pipelines.errors import LakeError, RestoreError
+from pipelines.errors import BrokerError, LakeError, RestoreError
 from pipelines.features.bucket import Place
 from pipelines.features.snapshot import Snapshot, SnapshotStore
 from pipelines.features.state import State
 from pipelines.kafka import topics
-from pipelines.kafka.connection import Connection
+from pipelines.kafka.connection import Connection, Shared
 from pipelines.kafka.port import Message, Position, TransactionalWriter
-from pipelines.kafka.progress import progress_of, published_to, transactional_id
+from pipelines.kafka.progress import progress_of, transactional_id
 from pipelines.lake.ingest import ingest
 from pipelines.lake.tables import Lake
 from pipelines.live.beside import snapshots_beside
+from pipelines.live.owner import PUBLISHED, open_owner, outcomes_in
 from pipelines.live.rebuild import snapshot_from_lake
 from pipelines.live.recovery_plan import OUTPUTS, Facts, Published, RecoveryPlan, plan
 from pipelines.live.replica import is_ahead
@@ -35,7 +35,6 @@ from pipelines.live.shards import place_of, shards_of
 from pipelines.live.takeover import unfit, widened
 from pipelines.live.topic_checks import input_ids, partition_counts
 from pipelines.order import EVENT, KIND_NAMES, Frontier, Source, SourceClock, sources
-from pipelines.record import Received
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Recovery:
         counts = partition_counts(self._connection, self._stream)
         steps = Steps(on_progress)
         beside = self._built_beside(steps) if told.name == "redefined" else {}
-        with self._fenced(max(counts.values())) as writer:
+        with self._fenced(counts) as writer:
             facts = self._facts()
             now = plan(facts)
             if now is None or now.name != told.name:
@@ -152,14 +151,20 @@ class Recovery:
         return n / seconds if n else 0.0
 
     @contextmanager
-    def _fenced(self, n_partitions: int) -> Iterator[TransactionalWriter]:
-        """Open the producers of all lanes, so that a running scorer cannot publish any more. Yields the first."""
-        with ExitStack() as stack:
+    def _fenced(self, counts: Mapping[str, int]) -> Iterator[TransactionalWriter]:
+        """Open the producers of all lanes, so that a running scorer cannot publish any more. Yields the first.
+
+        The first writes the progress of all partitions in one transaction. If that of an earlier recovery was left
+        open, only the first can end it.
+        """
+        every_progress = [(self._stream.topic("progress"), p) for p in range(counts["progress"])]
+        with suppress(BrokerError):
+            self._connection.transactional_writer(transactional_id(self._stream, 0), every_progress).close()
+        with ExitStack() as stack, Shared.of(self._connection) as shared:
             writers = []
-            for p in range(n_partitions):
-                writer = self._connection.transactional_writer(
-                    transactional_id(self._stream, p), published_to(self._stream, p)
-                )
+            for p in range(max(counts.values())):
+                kinds = tuple(kind for kind in PUBLISHED if p < counts[kind])
+                writer = open_owner(shared, self._stream, p, kinds=kinds)
                 stack.callback(writer.close)
                 writers.append(writer)
             yield writers[0]
@@ -248,7 +253,7 @@ class Recovery:
         for batch in topics.read_between(self._connection, spans):
             for record in batch:
                 is_score = record.topic == stream.topic("scores")
-                for outcome in _outcomes_in(record):
+                for outcome in outcomes_in(record):
                     at = outcome.source
                     if (at.topic, at.partition) != (stream.topic("events"), partition):
                         continue
@@ -371,20 +376,3 @@ class Recovery:
             partitions = [p for (t, p) in self._lake.positions() if t == topic]
             topic_id = topics.topic_ids(self._connection, [topic]).get(topic)
             self._lake.reset(table, topic, dict.fromkeys(partitions, -1), topic_id)
-
-
-class _Outcome(msgspec.Struct):
-    """The fields of a score or dead letter that are needed to rebuild the progress."""
-
-    source: RecordSource
-    model: str = ""
-    out_of_order: bool = False
-    duplicate_of: int | None = None
-
-
-def _outcomes_in(record: Received) -> list[_Outcome]:
-    """The scores or the dead letter in a record; none if it was not written by Unmask."""
-    try:
-        return decode_lines(record.value, _Outcome)
-    except UNDECODABLE:
-        return []

@@ -22,8 +22,9 @@ from typing import Any
 
 from flows.local.kafka_server import Broker, start_broker
 from pipelines.kafka import connection
+from tests.patience import wait_until
 from tests.pipelines.kafka.adapters import ADAPTERS
-from tests.pipelines.live.rig import Rig, running
+from tests.pipelines.live.rig import Rig, Running
 
 BURSTS = 300, 800, 2_000  # events of a scorer just before a kill
 AFTER = 200  # events once the broker is back
@@ -55,6 +56,26 @@ def wrong(rig: Rig) -> dict[str, int]:
     return {event: found[event] for n in range(rig.n_sent) if found[event := f"e{n}"] != 1}
 
 
+def stop(runs: list[Running]) -> None:
+    for run in runs:
+        run.stop()
+
+
+def settled(rigs: list[Rig], runs: list[Running]) -> list[str]:
+    """Wait until all events are out; a scorer that has ended is started again. Returns why any has ended."""
+    ended = list[str]()
+
+    def are_out() -> bool:
+        for k, run in enumerate(runs):
+            if not run.is_alive:
+                ended.append(str(run.error))
+                runs[k] = Running(rigs[k].scorer())
+        return all(rig.n_out() == rig.n_sent for rig in rigs)
+
+    wait_until(are_out, seen=lambda: [rig.n_out() for rig in rigs])
+    return ended
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
@@ -73,7 +94,8 @@ def main() -> int:
                 Rig(broker.bootstrap, folder / str(k), adapter=ADAPTERS[asked.client]) for k in range(asked.scorers)
             ]
             with ExitStack() as stack:
-                runs = [stack.enter_context(running(rig.scorer())) for rig in rigs]
+                runs = [Running(rig.scorer()) for rig in rigs]
+                stack.callback(stop, runs)
                 while len(kills) < asked.kills and not any(kill["wrong"] for kill in kills):
                     for rig in rigs:
                         rig.send(rng.choice(BURSTS))
@@ -82,9 +104,7 @@ def main() -> int:
                     broker = killed(broker, folder / "kafka", rng.choice((0, 0, 0.5, 2.0)))
                     for rig in rigs:
                         rig.send(AFTER)
-                    for rig in rigs:
-                        rig.wait_until_out()
-                    ended = [str(run.error) for run in runs if not run.is_alive]
+                    ended = settled(rigs, runs)
                     found = {rig.stream.name: bad for rig in rigs if (bad := wrong(rig))}
                     kills.append({"wrong": found, "ended": ended, "pause_s": round(time.monotonic() - began_s, 1)})
                     print(
@@ -94,6 +114,8 @@ def main() -> int:
                 n_events = sum(rig.n_sent for rig in rigs)
         finally:
             broker.stop()
+            if asked.out:
+                asked.out.write_text(json.dumps(kills, indent=1) + "\n")
     n_wrong = sum(len(events) for kill in kills for events in kill["wrong"].values())
     figures = {"kills": len(kills), "events": n_events, "wrong": n_wrong, "left_open": told.n, "client": asked.client}
     print(json.dumps(figures, indent=1))

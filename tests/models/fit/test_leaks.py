@@ -177,8 +177,12 @@ def test_a_category_may_be_the_strongest_field_and_without_frauds_there_is_none(
     assert found is not None
     assert found.average_precision == 1.0
     assert leaks.strongest(table, label, ["other"]) is None
-    early = np.where(np.arange(n) < n // 2, label, 0).astype(np.int8)
-    assert leaks.strongest(table, early, ["status"]) is None
+    first = int(np.flatnonzero(label)[0])
+    assert leaks.strongest(table, label * (np.arange(n) <= first), ["status"]) is None  # one fraud
+    assert leaks.strongest(table, np.maximum(label, np.arange(n) < 100), ["status"]) is not None
+    assert (
+        leaks.strongest(table, (np.arange(n) < 100).astype(np.int8), ["status"]) is None
+    )  # only frauds before the cut
 
 
 def test_numbers_about_the_past_of_an_entity_are_no_leaks(frame: pl.DataFrame) -> None:

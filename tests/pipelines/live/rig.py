@@ -151,15 +151,14 @@ class Rig:
 
     def wait_until_out(self) -> None:
         """Until progress says that everything sent is out."""
-        n_out = [0] * self.n_partitions
+        wait_until(lambda: self.n_out() == self.n_sent, seen=lambda: f"of {self.n_sent} events {self.n_out()} are out")
 
-        def all_is_out() -> bool:
-            with suppress(BrokerError):  # it may stand still: that is tested
-                told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
-                n_out[:] = [progress.next_offset if progress else 0 for progress in told]
-            return sum(n_out) == self.n_sent
-
-        wait_until(all_is_out, seen=lambda: f"of {self.n_sent} events sent {n_out} are out")
+    def n_out(self) -> int:
+        """Number of events that are out by the progress records; 0 while the broker does not answer."""
+        with suppress(BrokerError):  # it may stand still: that is tested
+            told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
+            return sum(progress.next_offset for progress in told if progress)
+        return 0
 
 
 class Running:

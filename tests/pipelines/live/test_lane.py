@@ -2,16 +2,21 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from flows.local.kafka_server import Broker
-from pipelines.errors import BrokerError, RestoreError
-from pipelines.kafka.progress import transactional_id
+from pipelines.contracts.messages import encode
+from pipelines.errors import BrokerError, InternalError, RestoreError
+from pipelines.kafka.connection import Connection
+from pipelines.kafka.port import Position
+from pipelines.kafka.progress import read_progress, transactional_id
 from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
+from pipelines.live.owner import open_owner
 from pipelines.live.serving import Serving
 from pipelines.live.takeover import first_progress
 from tests.patience import wait_until
@@ -120,3 +125,37 @@ def test_a_lane_ends_where_kafka_has_lost_what_it_had_confirmed(kafka: str, tmp_
     with pytest.raises(RestoreError, match="events from offset 7 are not published; start the scorer again"):
         lane._rebuild(BrokerError("no answer came"))
     lane.leave()
+
+
+def test_a_lane_refuses_to_publish_what_is_published(kafka: str, tmp_path: Path) -> None:
+    rig = Rig(kafka, tmp_path)
+    lane = Lane(LaneSetting(rig.connection, rig.stream, Serving(Linear(rig.stream)), "", "me"), 0)
+    lane.claim(
+        first_progress(2, n_partitions=N_PARTITIONS, definition="", model="", owner="me", bounds={}, topic_ids={})
+    )
+    lane.outbox.put(Put(broken_events(rig.stream, 1, 4), [], {"events": [4, 0]}))
+    with pytest.raises(InternalError, match="the outbox holds events that are published already"):
+        lane._publish(taken(lane.outbox))
+    lane.leave()
+    assert rig.refused() == []
+
+
+def test_what_is_left_open_is_confirmed_if_progress_tells_of_more_than_the_outcomes(
+    kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(kafka, tmp_path)
+    with running(rig.scorer()):
+        rig.send(20)
+        rig.wait_until_out()
+    questions = list[Callable[[list[Position]], bool]]()
+    monkeypatch.setattr(Connection, "transactional_writer", lambda *_, is_confirmed: questions.append(is_confirmed))
+    open_owner(rig.connection, rig.stream, 0)
+    [is_confirmed] = questions
+    scores, progress = (rig.stream.topic("scores"), 0), (rig.stream.topic("progress"), 0)
+    assert not is_confirmed([scores])  # the outcome of the last event is there: what is open came after it
+    told = read_progress(rig.connection, rig.stream, 0)
+    assert told is not None
+    ahead = msgspec.structs.replace(told, next_offset=told.next_offset + 1, n_scored=told.n_scored + 1)
+    rig.send_many([encode(ahead)], None, kind="progress", partition=0)
+    assert is_confirmed([scores])
+    assert not is_confirmed([progress, scores])

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -60,8 +61,10 @@ class FaultyConnection(Connection):
 
     edit: Edit
 
-    def transactional_writer(self, transactional_id: str, positions: Collection[Position] = ()) -> TransactionalWriter:
-        return FaultyWriter(super().transactional_writer(transactional_id, positions), self.edit)
+    def transactional_writer(
+        self, transactional_id: str, positions: Collection[Position] = (), **named: Any
+    ) -> TransactionalWriter:
+        return FaultyWriter(super().transactional_writer(transactional_id, positions, **named), self.edit)
 
 
 class Audited(Rig):
