@@ -18,6 +18,13 @@ from typing import Any, ParamSpec, TypeVar, cast
 import psutil
 from httpx import HTTPError
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
@@ -51,6 +58,7 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
                 )
                 return cast(R, Cancelled(message=words))
             _close_zombie(held.read(), f"{stream.name}/{run.__name__}")
+            _close_unborn()
             held.seek(0)
             held.truncate()
             json.dump(_this_run(), held)
@@ -90,6 +98,29 @@ def _close_zombie(left: str, experiment: str) -> None:
                 client.set_flow_run_state(last["flow_run"], Crashed(message=words), force=True)
     except (ValueError, KeyError, TypeError, ObjectNotFound):
         return  # there is no earlier run, or Prefect does not have it
+    except (HTTPError, PrefectException) as error:
+        log.warning("Prefect may still show a killed run as running: %s: %s", type(error).__name__, error)
+
+
+def _close_unborn() -> None:
+    """Mark runs of this deployment as crashed whose worker was killed with them before they could take the lock.
+
+    A deployment has a limit of one run, and this one has the lock: none of them lives.
+    """
+    context = FlowRunContext.get()
+    this = context.flow_run if context else None
+    if this is None or this.deployment_id is None:
+        return
+    begun = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    asked = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]), state=FlowRunFilterState(type=begun)
+    )
+    try:
+        with get_client(sync_client=True) as client:
+            for run in client.read_flow_runs(flow_run_filter=asked):
+                if run.id != this.id:
+                    words = "its process and its worker were killed; detected by the next run"
+                    client.set_flow_run_state(run.id, Crashed(message=words), force=True)
     except (HTTPError, PrefectException) as error:
         log.warning("Prefect may still show a killed run as running: %s: %s", type(error).__name__, error)
 

@@ -12,6 +12,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import CancelledRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Running
 
 from flows.alone import alone
 from flows.local import processes
@@ -88,12 +89,16 @@ def test_after_sigkill_the_next_run_of_a_deployment_runs_and_closes_the_zombie(
     assert state(killed) == "Running"
 
     (tmp_path / "block").unlink()
+    unborn = [
+        client.create_flow_run_from_deployment(deployment, state=as_left).id
+        for as_left in (Pending(name="Submitting"), Running())
+    ]
     following = client.create_flow_run_from_deployment(deployment).id
     second = worker("second")
     try:
         until(lambda: state(following) in ("Completed", "Cancelled", "Crashed", "Failed"), second)
         assert state(following) == "Completed", second.printed()
-        assert state(killed) == "Crashed"
+        assert [state(run) for run in (killed, *unborn)] == ["Crashed"] * 3
     finally:
         second.stop()
 
