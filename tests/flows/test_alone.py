@@ -12,7 +12,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import CancelledRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending, Running
+from prefect.states import Pending, Running, State
 
 from flows.alone import alone
 from flows.local import processes
@@ -89,10 +89,8 @@ def test_after_sigkill_the_next_run_of_a_deployment_runs_and_closes_the_zombie(
     assert state(killed) == "Running"
 
     (tmp_path / "block").unlink()
-    unborn = [
-        client.create_flow_run_from_deployment(deployment, state=as_left).id
-        for as_left in (Pending(name="Submitting"), Running())
-    ]
+    left: list[State[None]] = [Pending(name="Submitting"), Running()]
+    unborn = [client.create_flow_run_from_deployment(deployment, state=one).id for one in left]
     following = client.create_flow_run_from_deployment(deployment).id
     second = worker("second")
     try:
