@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending, Running, State
+from prefect.states import Pending, Running
 
 from flows.alone import alone
 from flows.local import processes
