@@ -43,7 +43,7 @@ from pipelines.play.producer import Replayer, create_stream_topics
 from tests.bench.planted_models import World, stream_text
 from tests.patience import wait_until
 
-N_PARTITIONS, DAYS, WARM = 2, 80, 2_000
+N_PARTITIONS, DAYS, WARM = 2, 120, 2_000
 STEPS = 150  # of pretraining
 GOOD = ("other encoder", "a tenth of the labels", "usual", "label-free", "usual")  # each after the one before
 
