@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -102,9 +103,21 @@ class Connection:
             raise
 
     def _left_open(self, positions: Collection[Position]) -> list[Position]:
-        """Those of the partitions that hold records of a transaction that has not ended."""
-        if not positions:
-            return []
+        """Those of the partitions that hold records of a transaction that has not ended.
+
+        A partition of a new topic has no leader for a moment: it is asked again.
+        """
+        until = time.monotonic() + REQUEST_MS / 1000
+        while positions:
+            try:
+                return self._open_now(positions)
+            except BrokerError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+        return []
+
+    def _open_now(self, positions: Collection[Position]) -> list[Position]:
         with self.reading({}) as reader:
             committed = {position: end for position, (_, end) in reader.spans(positions).items()}
             reader.assign(committed)

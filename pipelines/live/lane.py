@@ -73,12 +73,17 @@ class Lane:
 
     A batch that the broker rejects for its size is split until the row is found, which is then published in a shorter
     form (`Shortening`). Any other rejection ends the lane, and with it the scorer.
+
+    Args:
+        asked: the connection of a take-over; without it, the lane asks for itself.
     """
 
-    def __init__(self, setting: LaneSetting, partition: int, outbox: Outbox | None = None) -> None:
+    def __init__(
+        self, setting: LaneSetting, partition: int, outbox: Outbox | None = None, *, asked: Connection | None = None
+    ) -> None:
         self._setting = setting
         self.partition = partition
-        self._writer = self._open()
+        self._writer = self._open(asked)
         self.progress: Progress | None = None
         self.outbox = Outbox() if outbox is None else outbox
         self._stopping = threading.Event()
@@ -293,8 +298,8 @@ class Lane:
         if progress is None or progress.owner != self._setting.owner:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
-    def _open(self) -> TransactionalWriter:
-        return open_owner(self._setting.connection, self._setting.stream, self.partition)
+    def _open(self, asked: Connection | None = None) -> TransactionalWriter:
+        return open_owner(asked or self._setting.connection, self._setting.stream, self.partition)
 
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)

@@ -110,7 +110,7 @@ class TakeOver:
         return sorted(lanes, key=lambda lane: lane.partition)
 
     def _claim(self, partition: int, outbox: Outbox, lanes: list[Lane]) -> None:
-        lane = Lane(self._lane_setting, partition, outbox)
+        lane = Lane(self._lane_setting, partition, outbox, asked=self.setting.connection)
         lanes.append(lane)
         if outbox.is_warm:
             self._cover(outbox, partition)

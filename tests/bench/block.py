@@ -46,7 +46,7 @@ class _Nowhere(TransactionalWriter):
 
 
 class _BenchLane(Lane):
-    def _open(self) -> _Nowhere:
+    def _open(self, asked: Connection | None = None) -> _Nowhere:
         return _Nowhere()
 
 

@@ -142,7 +142,7 @@ class SimulatedLane(Lane):
         self._world = world
         super().__init__(LaneSetting(Connection("nowhere"), world.stream, world.serving, "", owner), partition, outbox)
 
-    def _open(self) -> SimulatedWriter:
+    def _open(self, asked: Connection | None = None) -> SimulatedWriter:
         return SimulatedWriter(self._world, self.partition)
 
     def _read_progress(self) -> Progress:

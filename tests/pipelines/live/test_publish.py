@@ -20,6 +20,7 @@ from pipelines.contracts.messages import (
 )
 from pipelines.errors import BrokerError, FencedError, InternalError, RejectedError, TooLargeError
 from pipelines.kafka import topics
+from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import TransactionalWriter
 from pipelines.live import lane as lane_module
 from pipelines.live.alert_records import alert_of
@@ -147,10 +148,10 @@ def test_a_rebuild_gives_up_after_the_deadline(rig: Rig) -> None:
     lane = lane_of(rig, "a", stall_deadline_s=1.0)
     lane.claim(claim_of("a"))
 
-    def never() -> TransactionalWriter:
+    def never(asked: Connection | None = None) -> TransactionalWriter:
         raise BrokerError("no Kafka")
 
-    lane._open = never  # type: ignore[method-assign]
+    lane._open = never  # type: ignore[assignment,method-assign]
     with pytest.raises(BrokerError, match=r"nothing could be published for 1 s \(no Kafka\); nothing is lost"):
         lane._rebuild(BrokerError("the link is down"))
     lane.stop()
