@@ -69,6 +69,7 @@ class Connection:
         positions: Collection[Position] = (),
         *,
         is_confirmed: Callable[[list[Position]], bool] = lambda _left_open: False,
+        asked: "Connection | None" = None,
     ) -> TransactionalWriter:
         """The writer of a transactional id; fences the previous producer of the id and aborts its open transaction.
 
@@ -80,6 +81,7 @@ class Connection:
             positions: the partitions that only this id writes transactions to; without any, nothing is looked for.
             is_confirmed: whether what is left open in these partitions is part of a committed transaction. Then the
                 next commit publishes it.
+            asked: the connection that is asked about the partitions; by default this one.
 
         Raises:
             BrokerError: no answer, or a transaction stays open.
@@ -87,7 +89,7 @@ class Connection:
         writer = self.client.transactional_writer(transactional_id)
         try:
             for _ in range(ABORTS):
-                if not (left_open := self._left_open(positions)):
+                if not (left_open := (asked or self)._left_open(positions)):
                     return writer
                 if is_confirmed(left_open):
                     log.warning("%s: Kafka did not end a commit in %s; the next one does", transactional_id, left_open)

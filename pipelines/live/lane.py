@@ -299,7 +299,7 @@ class Lane:
             raise FencedError(f"partition {self.partition}: another scorer has taken over")
 
     def _open(self, asked: Connection | None = None) -> TransactionalWriter:
-        return open_owner(asked or self._setting.connection, self._setting.stream, self.partition)
+        return open_owner(self._setting.connection, self._setting.stream, self.partition, asked=asked)
 
     def _read_progress(self) -> Progress | None:
         return read_progress(self._setting.connection, self._setting.stream, self.partition)

@@ -32,12 +32,18 @@ def outcomes_in(record: Received) -> list[Outcome]:
 
 
 def open_owner(
-    connection: Connection, stream: Stream, partition: int, *, kinds: tuple[str, ...] = PUBLISHED
+    connection: Connection,
+    stream: Stream,
+    partition: int,
+    *,
+    kinds: tuple[str, ...] = PUBLISHED,
+    asked: Connection | None = None,
 ) -> TransactionalWriter:
     """The writer of a partition's owner; fences the one before.
 
     Args:
         kinds: topics that have the partition.
+        asked: the connection that is asked about the partitions; by default the same.
 
     Raises:
         BrokerError: Kafka does not answer, or a transaction stays open.
@@ -46,12 +52,14 @@ def open_owner(
     def is_confirmed(left_open: list[Position]) -> bool:
         """Whether the progress record of what is left open is committed, but not the outcomes that it tells of."""
         progress_at = (stream.topic("progress"), partition)
-        progress = None if progress_at in left_open else read_progress(connection, stream, partition)
+        progress = None if progress_at in left_open else read_progress(asked or connection, stream, partition)
         if progress is None or not progress.n_scored + progress.n_refused + progress.n_duplicates:
             return False
-        last = last_records(connection, [(stream.topic(kind), partition) for kind in ("scores", "refused")])
+        last = last_records(asked or connection, [(stream.topic(kind), partition) for kind in ("scores", "refused")])
         ends = [outcome.source.offset + 1 for record in last.values() for outcome in outcomes_in(record)]
         return max(ends, default=0) < progress.next_offset
 
     positions = [(stream.topic(kind), partition) for kind in kinds]
-    return connection.transactional_writer(transactional_id(stream, partition), positions, is_confirmed=is_confirmed)
+    return connection.transactional_writer(
+        transactional_id(stream, partition), positions, is_confirmed=is_confirmed, asked=asked
+    )

@@ -105,8 +105,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what-a-dead-owner-left-open-stays",
         "pipelines/kafka/connection.py",
-        "if not (left_open := self._left_open(positions)):",
-        "if (left_open := self._left_open(positions)) is not None:",
+        "if not (left_open := (asked or self)._left_open(positions)):",
+        "if (left_open := (asked or self)._left_open(positions)) is not None:",
         ("tests/pipelines/kafka/test_lost_ends.py",),
     ),
     Mutation(

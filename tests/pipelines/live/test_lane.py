@@ -148,7 +148,9 @@ def test_what_is_left_open_is_confirmed_if_progress_tells_of_more_than_the_outco
         rig.send(20)
         rig.wait_until_out()
     questions = list[Callable[[list[Position]], bool]]()
-    monkeypatch.setattr(Connection, "transactional_writer", lambda *_, is_confirmed: questions.append(is_confirmed))
+    monkeypatch.setattr(
+        Connection, "transactional_writer", lambda *_, is_confirmed, **_named: questions.append(is_confirmed)
+    )
     open_owner(rig.connection, rig.stream, 0)
     [is_confirmed] = questions
     scores, progress = (rig.stream.topic("scores"), 0), (rig.stream.topic("progress"), 0)
