@@ -10,21 +10,23 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 import psutil
 from httpx import HTTPError
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
@@ -72,10 +74,13 @@ def alone(run: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-def _this_run() -> dict[str, Any]:
+def _flow_run() -> FlowRun | None:
     context = FlowRunContext.get()
-    found = context.flow_run if context else None
-    process = psutil.Process()
+    return context.flow_run if context else None
+
+
+def _this_run() -> dict[str, Any]:
+    found, process = _flow_run(), psutil.Process()
     return {
         "flow_run": str(found.id) if found else None,
         "host": socket.gethostname(),
@@ -90,16 +95,13 @@ def _close_zombie(left: str, experiment: str) -> None:
         last = json.loads(left)
         if last["flow_run"] is None or _lives(last):
             return
-        registry.end_runs(experiment, FLOW_RUN_TAG, last["flow_run"], tracking_uri=Settings().tracking_uri_or_nowhere())
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(last["flow_run"]).state
-            if state is None or not state.is_final():
-                words = "its process was killed; detected by the next run"
-                client.set_flow_run_state(last["flow_run"], Crashed(message=words), force=True)
-    except (ValueError, KeyError, TypeError, ObjectNotFound):
-        return  # there is no earlier run, or Prefect does not have it
-    except (HTTPError, PrefectException) as error:
-        log.warning("Prefect may still show a killed run as running: %s: %s", type(error).__name__, error)
+    except (ValueError, KeyError, TypeError):
+        return  # there is no earlier run
+    registry.end_runs(experiment, FLOW_RUN_TAG, last["flow_run"], tracking_uri=Settings().tracking_uri_or_nowhere())
+    with _prefect() as client, suppress(ObjectNotFound):
+        state = client.read_flow_run(last["flow_run"]).state
+        if state is None or not state.is_final():
+            _crashed(client, last["flow_run"], "its process was killed; detected by the next run")
 
 
 def _close_unborn() -> None:
@@ -107,22 +109,31 @@ def _close_unborn() -> None:
 
     A deployment has a limit of one run, and this one has the lock: none of them lives.
     """
-    context = FlowRunContext.get()
-    this = context.flow_run if context else None
+    this = _flow_run()
     if this is None or this.deployment_id is None:
         return
     begun = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     asked = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]), state=FlowRunFilterState(type=begun)
     )
+    with _prefect() as client:
+        for run in client.read_flow_runs(flow_run_filter=asked):
+            if run.id != this.id:
+                _crashed(client, run.id, "its process and its worker were killed; detected by the next run")
+
+
+@contextmanager
+def _prefect() -> Iterator[SyncPrefectClient]:
+    """Prefect's client; that it does not answer is a warning."""
     try:
         with get_client(sync_client=True) as client:
-            for run in client.read_flow_runs(flow_run_filter=asked):
-                if run.id != this.id:
-                    words = "its process and its worker were killed; detected by the next run"
-                    client.set_flow_run_state(run.id, Crashed(message=words), force=True)
+            yield client
     except (HTTPError, PrefectException) as error:
         log.warning("Prefect may still show a killed run as running: %s: %s", type(error).__name__, error)
+
+
+def _crashed(client: SyncPrefectClient, run: UUID, words: str) -> None:
+    client.set_flow_run_state(run, Crashed(message=words), force=True)
 
 
 def _lives(run: dict[str, Any]) -> bool:

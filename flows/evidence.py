@@ -180,7 +180,8 @@ def measure(
     scores, truth = score_table(candidate, newest), data.label[judged]
     budget, n_frauds = candidate.own.rules.budget, int((data.label[judged] == 1).sum())
     allowed = gate.allowed_share(budget, newest.time_ms, validation_alert_rate=_rate(tags))
-    ours = score_table(candidate, data.table.take(judged))
+    rows = data.table.take(judged)
+    ours = score_table(candidate, rows)
     can_judge = n_frauds >= min_frauds
     used = {column.of or column.name for column in candidate.own.columns}
     return Evidence(
@@ -197,7 +198,7 @@ def measure(
         bias=float(ours.sum()) / n_frauds if can_judge and has_labels else None,
         reasons=_true_reasons(candidate, newest, scores),
         leaks=_leaks(used, data, entities) if n_frauds else (),
-        strongest=leaks.strongest(data.table.take(judged), truth, used) if can_judge else None,
+        strongest=leaks.strongest(rows, truth, used) if can_judge else None,
         shared=_shared(scores, newest, formers.get("champion")),
         formers={
             who: _versus(candidate, ours, former, data, judged, allowed, min(min_frauds, n_frauds))

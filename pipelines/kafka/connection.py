@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pipelines.errors import BrokerError
 from pipelines.kafka.kafka_python.client import KafkaPython
@@ -29,6 +29,35 @@ from pipelines.kafka.port import (
 log = logging.getLogger(__name__)
 
 ABORTS = 3  # the partition may have no leader again
+LEADER_S = 5.0
+
+Answer = TypeVar("Answer")
+
+
+def asked_again(ask: Callable[[], Answer]) -> Answer:
+    """An answer about partitions; those of a new topic have no leader for a moment, so it is asked for again.
+
+    Raises:
+        BrokerError: there was no answer within `LEADER_S`.
+    """
+    until = time.monotonic() + LEADER_S
+    while True:
+        try:
+            return ask()
+        except BrokerError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def _open_in(reader: Reader, positions: Collection[Position]) -> list[Position]:
+    """Those of the partitions that end after what is committed."""
+    committed = {position: end for position, (_, end) in reader.spans(positions).items()}
+    reader.assign(committed)
+    ends = reader.ends(timeout_ms=REQUEST_MS)
+    if missing := committed.keys() - ends.keys():
+        raise BrokerError(f"no answer about the ends of {sorted(missing)}")
+    return sorted(position for position, end in ends.items() if committed[position] < end)
 
 
 @dataclass(frozen=True)
@@ -105,28 +134,11 @@ class Connection:
             raise
 
     def _left_open(self, positions: Collection[Position]) -> list[Position]:
-        """Those of the partitions that hold records of a transaction that has not ended.
-
-        A partition of a new topic has no leader for a moment: it is asked again.
-        """
-        until = time.monotonic() + REQUEST_MS / 1000
-        while positions:
-            try:
-                return self._open_now(positions)
-            except BrokerError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-        return []
-
-    def _open_now(self, positions: Collection[Position]) -> list[Position]:
+        """Those of the partitions that hold records of a transaction that has not ended."""
+        if not positions:
+            return []
         with self.reading({}) as reader:
-            committed = {position: end for position, (_, end) in reader.spans(positions).items()}
-            reader.assign(committed)
-            ends = reader.ends(timeout_ms=REQUEST_MS)
-        if missing := committed.keys() - ends.keys():
-            raise BrokerError(f"no answer about the ends of {sorted(missing)}")
-        return sorted(position for position, end in ends.items() if committed[position] < end)
+            return asked_again(lambda: _open_in(reader, positions))
 
     @contextmanager
     def asking(self, *, opening_ms: int = DELIVERY_MS) -> Iterator[Admin]:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from pipelines.errors import BrokerError, LoginError
-from pipelines.kafka.connection import Connection
+from pipelines.kafka.connection import Connection, asked_again
 from pipelines.kafka.kafka_python.partitioner import partition_of as partition_of
 from pipelines.kafka.port import Position, TopicFacts
 from pipelines.record import Received
 
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1  # what a date can show; a stamp may be any number
-LEADER_S = 5.0
 KEEP_FOR_EVER = {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
@@ -171,20 +170,12 @@ def _described(connection: Connection, topics: Iterable[str]) -> dict[str, Topic
 def bounds(connection: Connection, topics: Iterable[str]) -> dict[Position, tuple[int, int]]:
     """First available offset and end offset (of committed records) of every partition of the topics.
 
-    A partition of a new topic has no leader for a moment: it is asked again.
-
     Raises:
         BrokerError: a topic does not exist, or Kafka did not answer within `LEADER_S`.
     """
-    partitions, until = _partitions(connection, topics), time.monotonic() + LEADER_S
+    partitions = _partitions(connection, topics)
     with connection.reading({}) as reader:
-        while True:
-            try:
-                return reader.spans(partitions)
-            except BrokerError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
+        return asked_again(lambda: reader.spans(partitions))
 
 
 def read_between(

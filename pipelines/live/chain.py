@@ -108,7 +108,7 @@ def append(
     """
     tried, has_failed = set[bytes](), False
     with Shared.of(connection) as shared:
-        topics.partitions_of(shared, topic)
+        topics.partitions_of(shared, topic)  # raises: a missing topic is not asked about its transactions
         for n in range(N_TRIES):
             began_s = time.monotonic()
             try:

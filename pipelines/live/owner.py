@@ -48,14 +48,15 @@ def open_owner(
     Raises:
         BrokerError: Kafka does not answer, or a transaction stays open.
     """
+    asked = asked or connection
 
     def is_confirmed(left_open: list[Position]) -> bool:
         """Whether the progress record of what is left open is committed, but not the outcomes that it tells of."""
         progress_at = (stream.topic("progress"), partition)
-        progress = None if progress_at in left_open else read_progress(asked or connection, stream, partition)
+        progress = None if progress_at in left_open else read_progress(asked, stream, partition)
         if progress is None or not progress.n_scored + progress.n_refused + progress.n_duplicates:
             return False
-        last = last_records(asked or connection, [(stream.topic(kind), partition) for kind in ("scores", "refused")])
+        last = last_records(asked, [(stream.topic(kind), partition) for kind in ("scores", "refused")])
         ends = [outcome.source.offset + 1 for record in last.values() for outcome in outcomes_in(record)]
         return max(ends, default=0) < progress.next_offset
 

@@ -9,7 +9,6 @@ sometimes writes no end of it. A minute for each kill. Exit code 1 if a score is
 import argparse
 import json
 import logging
-import os
 import random
 import signal
 import sys
@@ -25,6 +24,7 @@ from pipelines.kafka import connection
 from tests.patience import wait_until
 from tests.pipelines.kafka.adapters import ADAPTERS
 from tests.pipelines.live.rig import Rig, Running
+from tests.pipelines.live.test_broker_restarts import end
 
 BURSTS = 300, 800, 2_000  # events of a scorer just before a kill
 AFTER = 200  # events once the broker is back
@@ -43,9 +43,7 @@ class Warnings(logging.Handler):
 
 def killed(broker: Broker, folder: Path, pause_s: float) -> Broker:
     """The broker after kill -9 and a restart."""
-    assert broker.process is not None
-    os.kill(broker.process.pid, signal.SIGKILL)
-    broker.stop()
+    end(broker, signal.SIGKILL)
     time.sleep(pause_s)
     return start_broker(folder, log=lambda _line: None)
 
@@ -70,9 +68,9 @@ def settled(rigs: list[Rig], runs: list[Running]) -> list[str]:
             if not run.is_alive:
                 ended.append(str(run.error))
                 runs[k] = Running(rigs[k].scorer())
-        return all(rig.n_out() == rig.n_sent for rig in rigs)
+        return all(rig.all_is_out() for rig in rigs)
 
-    wait_until(are_out, seen=lambda: [rig.n_out() for rig in rigs])
+    wait_until(are_out, seen=lambda: [rig.n_out for rig in rigs])
     return ended
 
 

@@ -1,6 +1,6 @@
 """Kills flows with SIGKILL at random, under a real Prefect worker, and checks what the lake and the registry hold.
 
-python -m tests.faults.flow_kills --kills 30 --seed 1 --out flows.json     15 minutes
+python -m tests.faults.flow_kills --kills 30 --seed 1 --out flows.json     30 minutes
 
 Each round sends events and labels to Kafka, starts a run of a deployment, kills its process at a random time (in every
 seventh round the worker, too), and lets the next run finish. In the end every record must be in the lake once, every

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.contracts.block import Block
 from pipelines.contracts.decode import Decoder
-from pipelines.contracts.messages import Refused, decode
+from pipelines.contracts.messages import Progress, Refused, decode
 from pipelines.contracts.stream import Stream
 from pipelines.errors import BrokerError
 from pipelines.faults import Fault
@@ -21,6 +21,7 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Adapter, Assignment, Member, Message
 from pipelines.kafka.progress import read_progress
 from pipelines.kafka.topics import KEEP_FOR_EVER
+from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.scorer import Scorer
 from pipelines.live.serving import Serving
 from pipelines.live.setting import ScorerSetting, StartFrom
@@ -96,6 +97,7 @@ class Rig:
             self.connection, {self.stream.topic("clock"): 1}, config=KEEP_FOR_EVER, replication=replication
         )
         self.n_sent, self.n_cards = 0, 7
+        self.n_out = [0] * n_partitions  # of each partition, when last looked at
 
     def send(self, n: int) -> None:
         """Valid events, stored."""
@@ -151,14 +153,14 @@ class Rig:
 
     def wait_until_out(self) -> None:
         """Until progress says that everything sent is out."""
-        wait_until(lambda: self.n_out() == self.n_sent, seen=lambda: f"of {self.n_sent} events {self.n_out()} are out")
+        wait_until(self.all_is_out, seen=lambda: f"of {self.n_sent} events sent {self.n_out} are out")
 
-    def n_out(self) -> int:
-        """Number of events that are out by the progress records; 0 while the broker does not answer."""
+    def all_is_out(self) -> bool:
+        """Look at the progress records, once."""
         with suppress(BrokerError):  # it may stand still: that is tested
             told = [read_progress(self.connection, self.stream, p) for p in range(self.n_partitions)]
-            return sum(progress.next_offset for progress in told if progress)
-        return 0
+            self.n_out = [progress.next_offset if progress else 0 for progress in told]
+        return sum(self.n_out) == self.n_sent
 
 
 class Running:
@@ -201,6 +203,21 @@ def running(scorer: Scorer) -> Iterator[Running]:
         run.stop()
     if run.error:
         raise run.error
+
+
+def lane_of(rig: Rig, owner: str, *, stall_deadline_s: float = 60.0) -> Lane:
+    """A lane of partition 0 that has not claimed it."""
+    setting = LaneSetting(
+        rig.connection, rig.stream, Serving(Linear(rig.stream)), "definition", owner, stall_deadline_s=stall_deadline_s
+    )
+    return Lane(setting, 0)
+
+
+def claim_of(owner: str, *, next_offset: int = 0) -> Progress:
+    return Progress(
+        next_offset=next_offset, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, n_partitions=2,
+        owner=owner, definition="definition", model="linear", origin={"events": [0, 0]}, frontier=None, out_of_turn=[],
+    )  # fmt: skip
 
 
 def at_passage(point: str, nth: int, act: Callable[[], None]) -> Fault:

@@ -14,16 +14,12 @@ from pipelines.errors import BrokerError, InternalError, RestoreError
 from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import Position
 from pipelines.kafka.progress import read_progress, transactional_id
-from pipelines.live.lane import Lane, LaneSetting
 from pipelines.live.outbox import MAX_ROWS, Outbox, OutboxBatch, Put
 from pipelines.live.owner import open_owner
-from pipelines.live.serving import Serving
-from pipelines.live.takeover import first_progress
 from tests.patience import wait_until
 from tests.pipelines.kafka.link import Linked
 from tests.pipelines.live.kill_stream import stream_named
-from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.rig import N_PARTITIONS, Rig, at_passage, broken_events, running
+from tests.pipelines.live.rig import N_PARTITIONS, Rig, at_passage, broken_events, claim_of, lane_of, running
 
 
 def signal_to(own: Broker, kind: signal.Signals) -> None:
@@ -114,10 +110,8 @@ def test_another_producer_with_the_id_of_a_lane_costs_a_pause_and_no_event(kafka
 
 def test_a_lane_ends_where_kafka_has_lost_what_it_had_confirmed(kafka: str, tmp_path: Path) -> None:
     rig = Rig(kafka, tmp_path)
-    lane = Lane(LaneSetting(rig.connection, rig.stream, Serving(Linear(rig.stream)), "", "me"), 0)
-    lane.claim(
-        first_progress(7, n_partitions=N_PARTITIONS, definition="", model="", owner="me", bounds={}, topic_ids={})
-    )
+    lane = lane_of(rig, "me")
+    lane.claim(claim_of("me", next_offset=7))
     assert lane.progress is not None
     lane._rebuild(BrokerError("no answer came"))
     assert lane.progress.next_offset == 7
@@ -129,10 +123,8 @@ def test_a_lane_ends_where_kafka_has_lost_what_it_had_confirmed(kafka: str, tmp_
 
 def test_a_lane_refuses_to_publish_what_is_published(kafka: str, tmp_path: Path) -> None:
     rig = Rig(kafka, tmp_path)
-    lane = Lane(LaneSetting(rig.connection, rig.stream, Serving(Linear(rig.stream)), "", "me"), 0)
-    lane.claim(
-        first_progress(2, n_partitions=N_PARTITIONS, definition="", model="", owner="me", bounds={}, topic_ids={})
-    )
+    lane = lane_of(rig, "me")
+    lane.claim(claim_of("me", next_offset=2))
     lane.outbox.put(Put(broken_events(rig.stream, 1, 4), [], {"events": [4, 0]}))
     with pytest.raises(InternalError, match="the outbox holds events that are published already"):
         lane._publish(taken(lane.outbox))

@@ -11,7 +11,6 @@ from pipelines.contracts.contract import Refusal
 from pipelines.contracts.messages import (
     MAX_KEY_BYTES,
     MAX_TEXT,
-    Progress,
     Reason,
     RecordSource,
     Score,
@@ -24,13 +23,11 @@ from pipelines.kafka.connection import Connection
 from pipelines.kafka.port import TransactionalWriter
 from pipelines.live import lane as lane_module
 from pipelines.live.alert_records import alert_of
-from pipelines.live.lane import Lane, LaneSetting
+from pipelines.live.lane import Lane
 from pipelines.live.outbox import Put
-from pipelines.live.serving import Serving
 from pipelines.model import Explained
 from tests.patience import wait_until
-from tests.pipelines.live.live_scorer import Linear
-from tests.pipelines.live.rig import Rig, Running, broken_events, running
+from tests.pipelines.live.rig import Rig, Running, broken_events, claim_of, lane_of, running
 
 SECOND = timedelta(seconds=1)
 
@@ -189,20 +186,6 @@ def test_a_lane_whose_thread_is_gone_ends_the_scorer(rig: Rig) -> None:
     run.join()
     assert isinstance(run.error, InternalError)
     assert "the thread of partition 1 ended" in str(run.error)
-
-
-def lane_of(rig: Rig, owner: str, *, stall_deadline_s: float = 60.0) -> Lane:
-    setting = LaneSetting(
-        rig.connection, rig.stream, Serving(Linear(rig.stream)), "definition", owner, stall_deadline_s=stall_deadline_s
-    )
-    return Lane(setting, 0)
-
-
-def claim_of(owner: str) -> Progress:
-    return Progress(
-        next_offset=0, start=0, n_scored=0, n_refused=0, n_duplicates=0, n_out_of_turn=0, n_partitions=2, owner=owner,
-        definition="definition", model="linear", origin={"events": [0, 0]}, frontier=None, out_of_turn=[],
-    )  # fmt: skip
 
 
 def fenced_in_the_middle(rig: Rig) -> tuple[Lane, Lane]:
